@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
+
+.PHONY: help install demo test test-slow lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(INSTALLED) ## make .venv with everything in it (again when the dependencies changed)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,demo,weights]"
+	touch $@
+
+demo: $(INSTALLED) ## digits: teachers, baseline, distilled student, runs/demo/report.html
+	$(BIN)/dfmsd demo
+
+test: $(INSTALLED) ## the unit tests: offline, no data needed
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and writes benchmarks/results/*.json
+	@test -n "$(BENCHMARKS)" || { echo "make bench: no script under benchmarks/" >&2; exit 1; }
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove caches and builds; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

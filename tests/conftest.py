@@ -1,0 +1,88 @@
+"""Fixtures for every test: fixed seeds, one thread, a tiny COCO data set, the shared data sets where they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)
+
+TINY_CATEGORIES = {1: "square", 3: "disc"}  # a gap, as in COCO's own ids
+TINY_COLOURS = {1: (200, 40, 40), 3: (40, 60, 200)}
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of the data sets that lie beside the repository, not in it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data sets at {folder}")
+    return folder
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Path:
+    """Root of a data set in the COCO layout: classes ("square", "disc"), 8 train and 4 val images of 64 to 96 px.
+
+    The last train image has no box; each other one has one to three.
+    """
+    root = tmp_path / "tiny_coco"
+    rng = np.random.default_rng(0)
+    _write_split(root, "train", rng, count=8, empty=7)
+    _write_split(root, "val", rng, count=4, empty=None)
+    return root
+
+
+def _write_split(root: Path, split: str, rng: np.random.Generator, count: int, empty: int | None) -> None:
+    (root / split).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for index in range(count):
+        width, height = (int(side) for side in rng.integers(64, 97, size=2))
+        image = Image.fromarray(rng.integers(90, 130, size=(height, width, 3), dtype=np.uint8))
+        name = f"{split}_{index}.jpg"
+        for _ in range(0 if index == empty else int(rng.integers(1, 4))):
+            category, box = _draw_object(image, rng)
+            x0, y0, side = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": category,
+                    "bbox": [x0, y0, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+        image.save(root / split / name, quality=95)
+        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+    categories = [{"id": key, "name": name} for key, name in TINY_CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _draw_object(image: Image.Image, rng: np.random.Generator) -> tuple[int, tuple[int, int, int]]:
+    """Draw one object; gives its category id and x0, y0, side in pixels."""
+    category = int(rng.choice(list(TINY_CATEGORIES)))
+    side = int(rng.integers(16, 33))
+    x0, y0 = (int(rng.integers(0, limit - side + 1)) for limit in image.size)
+    draw = ImageDraw.Draw(image)
+    shape = draw.rectangle if TINY_CATEGORIES[category] == "square" else draw.ellipse
+    shape((x0, y0, x0 + side - 1, y0 + side - 1), fill=TINY_COLOURS[category])
+    return category, (x0, y0, side)
