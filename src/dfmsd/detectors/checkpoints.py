@@ -1,0 +1,166 @@
+"""A detector alone on disk: ``student.safetensors`` (torchvision's state dict) and ``student.json`` (the rest)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from safetensors.torch import save_file
+
+from dfmsd.detectors.base import Detector
+from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.registry import build_model
+from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
+from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
+from dfmsd.errors import DfmsdError
+
+FORMAT_VERSION = 1
+STUDENT_NAME = "student"
+_UNUSED_CATEGORIES = ("__background__", "N/A")
+_ADAPTERS_TO_COME = {"mmdet": "dfmsd[mmdet]", "hf": "dfmsd[transformers]"}
+_FAMILIES = ("fcos", "retinanet", "fasterrcnn")
+
+
+def save_detector(detector: Detector, path: str | Path) -> Path:
+    """Write weights and description side by side, each atomically.
+
+    Args:
+        detector: one built by :func:`~dfmsd.detectors.build_detector` or loaded from its files.
+        path: a folder, which gets ``student.safetensors`` and ``student.json``; or a file ``<stem>.safetensors``,
+            which gets ``<stem>.json`` beside it.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        DfmsdError: if the detector was not built from a configuration.
+    """
+    if not isinstance(detector, TorchvisionDetector) or detector.config is None:
+        raise DfmsdError(
+            f"this {type(detector).__name__} was not built from a configuration and cannot be saved alone:"
+            " use build_detector, or refer to it by the name that it was loaded from"
+        )
+    weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / f"{STUDENT_NAME}.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in detector.model.state_dict().items()}
+    description = json.dumps(_describe(detector, detector.config), indent=2) + "\n"
+    _write_atomically(weights, lambda file: save_file(state, file))
+    _write_atomically(weights.with_suffix(".json"), lambda file: file.write_text(description, encoding="utf-8"))
+    return weights
+
+
+def load_detector(reference: str | Path) -> TorchvisionDetector:
+    """Load a detector, in eval mode, on the CPU.
+
+    Args:
+        reference: a run folder, a student file (``.safetensors`` or its ``.json``), or the name of torchvision
+            weights such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``.
+
+    Raises:
+        DfmsdError: if there is no such detector, or its file does not fit.
+    """
+    path, text = Path(reference), str(reference)
+    if path.is_dir():
+        path = path / f"{STUDENT_NAME}.safetensors"
+        if not path.is_file():
+            raise DfmsdError(f"folder {reference} holds no {path.name}: give the folder of a finished run")
+    if path.is_file():
+        return _load_files(path).eval()
+    if re.fullmatch(r"\w+_Weights\.\w+", text):
+        return _load_torchvision(text).eval()
+    prefix = re.match(r"(\w+):", text)
+    if prefix:
+        raise _no_such_prefix(text, prefix[1])
+    raise DfmsdError(
+        f"no detector at {text!r}: looked for a run folder, a student file and the name of torchvision weights"
+        " such as FCOS_ResNet50_FPN_Weights.COCO_V1"
+    )
+
+
+def _describe(detector: TorchvisionDetector, config: DetectorConfig) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "detector": asdict(config),
+        "class_names": list(detector.class_names),
+        "image_mean": list(detector.model.transform.image_mean),
+        "image_std": list(detector.model.transform.image_std),
+        "levels": [level._asdict() for level in detector.levels],
+    }
+
+
+def _load_files(path: Path) -> TorchvisionDetector:
+    if path.suffix not in (".safetensors", ".json"):
+        raise DfmsdError(f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json beside it")
+    weights, described = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    description = _read_description(described)
+    try:
+        config = DetectorConfig(**description["detector"])
+        class_names: list[str] = description["class_names"]
+        # The file holds the backbone too: no ImageNet weights are fetched to be overwritten.
+        model = build_model(replace(config, pretrained=False), len(class_names))
+        model.transform.image_mean = description["image_mean"]
+        model.transform.image_std = description["image_std"]
+        levels = [tuple(level.values()) for level in description["levels"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DfmsdError(f"{described} does not describe a detector of dfmsd ({error!r})") from error
+    load_strictly(model, read_state_dict(weights), weights)
+    detector = wrap_torchvision(model, class_names)
+    detector.config = config
+    if levels != [tuple(level) for level in detector.levels]:
+        raise DfmsdError(f"{described} tells of levels {levels}, but this version of timm builds {detector.levels}")
+    return detector
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DfmsdError(f"{path} is missing: it belongs beside the weights, copy both files") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DfmsdError(f"{path} is not a checkpoint's description: it is no JSON ({error})") from error
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise DfmsdError(f"{path} has format_version {version}, this dfmsd reads {FORMAT_VERSION}: update dfmsd")
+    return dict(description)
+
+
+def _load_torchvision(name: str) -> TorchvisionDetector:
+    names = {
+        f"{enum.__name__}.{member}": (builder, weights)
+        for builder in torchvision.models.list_models(module=torchvision.models.detection)
+        if builder.startswith(_FAMILIES)
+        for enum in [torchvision.models.get_model_weights(builder)]
+        for member, weights in enum.__members__.items()
+    }
+    if name not in names:
+        raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(names)}")
+    builder, weights = names[name]
+    # torchvision's builder unpickles the cached file without restrictions, so let it be read safely first. The builder
+    # is needed: it freezes the batch normalisation and sets its epsilon as the weights were trained with.
+    download_weights(weights)
+    categories = weights.meta["categories"]
+    label_ids = [label for label, category in enumerate(categories) if category not in _UNUSED_CATEGORIES]
+    model = torchvision.models.get_model(builder, weights=weights)
+    return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids)
+
+
+def _no_such_prefix(reference: str, prefix: str) -> DfmsdError:
+    extra = _ADAPTERS_TO_COME.get(prefix)
+    if extra:
+        return DfmsdError(f"{reference} needs the adapter of {extra}, which this version of dfmsd does not have yet")
+    return DfmsdError(f"unknown prefix {prefix + ':'!r} in {reference!r}: expected a path or a torchvision weight name")
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

