@@ -1,0 +1,277 @@
+"""Read and check a data set in the COCO layout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Target
+
+logger = logging.getLogger("dfmsd")
+
+CONVERT_HINT = "`dfmsd convert SRC --from voc|yolo --out DIR` makes it from VOC or YOLO data"
+
+
+class ImageRecord(NamedTuple):
+    """What the annotation file says of one image."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    boxes: Tensor
+    """float32, ``M x 4``, xyxy in original pixels, inside the image, no crowds, no zero areas."""
+    labels: Tensor
+    """int64, ``M``, indices into the class names."""
+
+
+class CocoDetection(Dataset[tuple[Tensor, Target]]):
+    """One split of ``root/annotations/instances_{split}.json`` + ``root/{split}/``, wholly checked when it is opened.
+
+    Class names come from the file's ``categories``, sorted by id; label ``i`` is ``category_ids[i]``, so ids may
+    have gaps. Images without boxes are kept. Item ``i`` is the decoded image (uint8, ``3 x H x W``, RGB, original size)
+    and its target in original pixels.
+
+    Args:
+        root: Folder of the data set.
+        split: ``train`` or ``val``.
+
+    Raises:
+        DfmsdError: Something is missing, malformed or contradictory; later, when an image cannot be decoded or its
+            size is not the one in the annotation file.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        root = Path(root).expanduser()
+        self.file = _annotation_file(root, split)
+        raw = _read_json(self.file)
+        categories = sorted(_entries(raw, "categories", self.file), key=lambda category: category["id"])
+        images = _entries(raw, "images", self.file)
+        annotations = _entries(raw, "annotations", self.file)
+        for key, entries in (("categories", categories), ("images", images)):
+            if not entries:
+                raise DfmsdError(
+                    f"{self.file}: `{key}` is empty; list at least one, or point data.root at another folder"
+                )
+        self.class_names = _class_names(categories, self.file)
+        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
+        _check_images(images, root / split, self.file)
+        _check_annotations(annotations, {image["id"] for image in images}, set(self.category_ids), self.file)
+        self.records = _records(images, annotations, self.category_ids, root / split, self.file)
+        self.ground_truth: dict[str, list[dict[str, Any]]] = _ground_truth(images, annotations, categories)
+        """What COCO evaluation needs of the file, crowds included."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Decode image ``index``."""
+        record = self.records[index]
+        image = read_image(record.path)
+        height, width = image.shape[-2:]
+        if (height, width) != (record.height, record.width):
+            raise DfmsdError(
+                f"{record.path} is {width} x {height} pixels (EXIF orientation applied), but {self.file} says "
+                f"{record.width} x {record.height}; correct width, height and boxes of image id {record.id} there"
+            )
+        return image, Target(boxes=record.boxes, labels=record.labels)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Decode any image file to uint8 RGB ``3 x H x W``, turned as its EXIF orientation says.
+
+    Raises:
+        DfmsdError: The file is missing, broken, or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip it at 255
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DfmsdError(f"{path}: cannot be decoded as an image ({error}); replace or remove it") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise DfmsdError(
+            f"data.root: no folder {root.absolute()}; give a folder in the COCO layout "
+            "(annotations/instances_train.json, train/, ...), or `digits` for the embedded data set"
+        )
+    file = root / "annotations" / f"instances_{split}.json"
+    if not file.is_file():
+        raise DfmsdError(
+            f"data.root: {file} is missing; put the COCO annotations of the {split} images there; {CONVERT_HINT}"
+        )
+    return file
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DfmsdError(f"{file}: not valid JSON ({error}); write the file again") from error
+    if not isinstance(raw, dict):
+        raise DfmsdError(
+            f"{file}: expected a JSON object with images, annotations, categories, got a {type(raw).__name__}"
+        )
+    return raw
+
+
+def _entries(raw: dict[str, Any], key: str, file: Path) -> list[dict[str, Any]]:
+    """Give ``raw[key]``, a list of objects with unique integer ids."""
+    entries = raw.get(key)
+    if not isinstance(entries, list):
+        raise DfmsdError(
+            f"{file}: no list `{key}`; a COCO detection file has images, annotations and categories; {CONVERT_HINT}"
+        )
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int:
+            raise DfmsdError(f"{file}: {key}[{position}] has no integer `id`; give every entry its own")
+    _check_unique((entry["id"] for entry in entries), f"{key} id", file)
+    return entries
+
+
+def _check_unique(values: Iterable[Hashable], what: str, file: Path) -> None:
+    seen: set[Hashable] = set()
+    for value in values:
+        if value in seen:
+            raise DfmsdError(f"{file}: {what} {value!r} occurs more than once; make it unique")
+        seen.add(value)
+
+
+def _class_names(categories: list[dict[str, Any]], file: Path) -> tuple[str, ...]:
+    for category in categories:
+        if not isinstance(category.get("name"), str) or not category["name"]:
+            raise DfmsdError(f"{file}: category id {category['id']} has no `name`; name it")
+    names: tuple[str, ...] = tuple(category["name"] for category in categories)
+    _check_unique(names, "category name", file)
+    return names
+
+
+def _check_images(images: list[dict[str, Any]], folder: Path, file: Path) -> None:
+    for image in images:
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise DfmsdError(f"{file}: image id {image['id']} has no `file_name`; add it")
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DfmsdError(
+                f"{file}: image id {image['id']}: file_name {name!r} leaves {folder}; write it relative to that folder"
+            )
+        if any(type(image.get(key)) is not int or image[key] < 1 for key in ("width", "height")):
+            raise DfmsdError(
+                f"{file}: image id {image['id']} ({name}) has no positive integer `width` and `height`; add them"
+            )
+    missing = _missing_files((image["file_name"] for image in images), folder)
+    if missing:
+        raise DfmsdError(
+            f"{folder}: {len(missing)} of the {len(images)} images in {file} are missing, the first is {missing[0]}; "
+            "add the files or remove their entries"
+        )
+
+
+def _missing_files(names: Iterable[str], folder: Path) -> list[str]:
+    """List the names without a file; one scan a folder instead of one `stat` an image (slow on network disks)."""
+    by_parent: dict[PurePosixPath, list[PurePosixPath]] = defaultdict(list)
+    for path in map(PurePosixPath, names):
+        by_parent[path.parent].append(path)
+    missing = []
+    for parent, paths in by_parent.items():
+        try:
+            with os.scandir(folder / parent) as entries:
+                present = {entry.name for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            present = set()
+        missing += [str(path) for path in paths if path.name not in present]
+    return missing
+
+
+def _check_annotations(
+    annotations: list[dict[str, Any]], image_ids: Collection[int], category_ids: Collection[int], file: Path
+) -> None:
+    for annotation in annotations:
+        where = f"{file}: annotation id {annotation['id']}"
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            value = annotation.get(key)
+            if type(value) is not int or value not in known:
+                raise DfmsdError(f"{where} has the unknown {key} {value!r}; correct or remove it")
+        if not _is_box(annotation.get("bbox")):
+            raise DfmsdError(
+                f"{where}: bbox {annotation.get('bbox')!r} is not 4 finite numbers [x, y, width, height]; correct it"
+            )
+
+
+def _is_box(box: object) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in box)
+
+
+def _records(
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    category_ids: tuple[int, ...],
+    folder: Path,
+    file: Path,
+) -> list[ImageRecord]:
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            of_image[annotation["image_id"]].append(annotation)
+    records, dropped = [], 0
+    for image in images:
+        own = of_image[image["id"]]
+        boxes = np.array([annotation["bbox"] for annotation in own], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.clip(0, (image["width"], image["height"]) * 2).astype(np.float32)
+        keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        dropped += int((~keep).sum())
+        labels = np.array([label_of[annotation["category_id"]] for annotation in own], dtype=np.int64)
+        records.append(
+            ImageRecord(
+                image["id"],
+                folder / image["file_name"],
+                image["height"],
+                image["width"],
+                torch.from_numpy(boxes[keep]),
+                torch.from_numpy(labels[keep]),
+            )
+        )
+    if dropped:
+        logger.warning("%s: %d boxes without area or wholly outside their image are not trained on", file, dropped)
+    return records
+
+
+def _ground_truth(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "images": [{key: image[key] for key in ("id", "width", "height")} for image in images],
+        "categories": [{key: category[key] for key in ("id", "name")} for category in categories],
+        "annotations": [
+            {
+                "id": number,  # ours, from 1: the evaluation takes id 0 for "no match"
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": annotation["bbox"],
+                "area": annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3],
+                "iscrowd": int(bool(annotation.get("iscrowd"))),
+            }
+            for number, annotation in enumerate(annotations, 1)
+        ],
+    }

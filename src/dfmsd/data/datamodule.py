@@ -1,0 +1,155 @@
+"""Train and val loaders for the training engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from dfmsd.data.coco import CocoDetection
+from dfmsd.data.dataset import DetectionDataset, EpochSampler
+from dfmsd.data.digits import cached_digits
+from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate
+from dfmsd.errors import DfmsdError
+
+logger = logging.getLogger("dfmsd")
+
+CACHE_BYTES = 4 * 2**30
+"""Most RAM that a process spends on decoded images."""
+
+
+@dataclass
+class DataConfig:
+    """Where the data are and how they are fed.
+
+    Attributes:
+        root: Folder in the COCO layout, or `digits` for the embedded data set (a folder of that name is `./digits`).
+        image_size: Longer side in pixels after resizing, a multiple of 32.
+        batch_size: Images in a batch of one process.
+        pad: Pad to a square of image_size (`square`), or to the batch's largest sides rounded up to 32 (`batch`).
+        flip: Probability of a horizontal flip in training, 0..1.
+        scale_jitter: Lowest and highest random factor of the content's size in training, or none.
+        workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one per core
+            of this process.
+        cache: Keep resized images in RAM (uint8) if all of them fit into 4 GiB and there are no loader processes.
+    """
+
+    root: str = "digits"
+    image_size: int = 256
+    batch_size: int = 16
+    pad: Literal["square", "batch"] = "square"
+    flip: float = 0.5
+    scale_jitter: tuple[float, float] | None = None
+    workers: int | None = None
+    cache: bool = True
+
+
+class CocoDataModule(pl.LightningDataModule):
+    """Both splits of a data set, checked at once, and their loaders of :class:`dfmsd.types.Batch`.
+
+    Args:
+        config: Where and how.
+        seed: Order and augmentation of the training images follow from it, at least 0.
+
+    Raises:
+        DfmsdError: A value is out of its range, the data set is damaged, or the splits name different classes.
+    """
+
+    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+        super().__init__()
+        _check(config, seed)
+        self.config = config
+        self.seed = seed
+        root = cached_digits() if config.root == "digits" else config.root
+        train, val = CocoDetection(root, "train"), CocoDetection(root, "val")
+        if train.class_names != val.class_names:
+            raise DfmsdError(
+                f"{val.file}: classes {list(val.class_names)} differ from those of the train split, "
+                f"{list(train.class_names)}; give both files the same categories"
+            )
+        self.class_names: tuple[str, ...] = train.class_names
+        cache = _use_cache(config, (train, val))
+        self.workers = _workers(config.workers, cache)
+        augmentation = Augmentation(config.image_size, config.flip, config.scale_jitter)
+        self.train = DetectionDataset(train, config.image_size, augmentation, cache=cache, seed=seed)
+        self.val = DetectionDataset(val, config.image_size, cache=cache)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled and augmented; a last, smaller batch is left out (its statistics harm BatchNorm)."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(len(self.train), self.seed, rank=rank, world=world)
+        return self._loader(self.train, sampler, drop_last=len(sampler) >= self.config.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every image once, in the order of the annotation file, without augmentation."""
+        return self._loader(self.val, None, drop_last=False)
+
+    def _loader(
+        self, dataset: DetectionDataset, sampler: Sampler[Any] | None, *, drop_last: bool
+    ) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.config.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(collate, image_size=self.config.image_size if self.config.pad == "square" else None),
+            drop_last=drop_last,
+            generator=torch.Generator(),  # a loader without its own draws from the global one
+        )
+
+
+def _check(config: DataConfig, seed: int) -> None:
+    jitter = config.scale_jitter
+    rules = (
+        (
+            config.image_size >= STRIDE and config.image_size % STRIDE == 0,
+            "image_size",
+            f"a positive multiple of {STRIDE}",
+        ),
+        (config.batch_size >= 1, "batch_size", "at least 1"),
+        (config.pad in ("square", "batch"), "pad", "`square` or `batch`"),
+        (0 <= config.flip <= 1, "flip", "a probability, 0 to 1"),
+        (jitter is None or 0 < jitter[0] <= jitter[1], "scale_jitter", "[low, high] with 0 < low <= high, or null"),
+        (config.workers is None or config.workers >= 0, "workers", "at least 0, or null for automatic"),
+    )
+    for valid, key, expected in rules:
+        if not valid:
+            raise DfmsdError(f"data.{key}: expected {expected}, got {getattr(config, key)!r}; change it")
+    if seed < 0:
+        raise DfmsdError(f"seed: expected at least 0, got {seed}; change it")
+
+
+def _use_cache(config: DataConfig, splits: Iterable[CocoDetection]) -> bool:
+    """Decide on the cache beforehand: the annotation files tell the size of every resized image."""
+    if not config.cache or config.workers:
+        return False
+    need = sum(
+        3 * config.image_size**2 * min(record.height, record.width) // max(record.height, record.width)
+        for split in splits
+        for record in split.records
+    )
+    if need > CACHE_BYTES:
+        logger.info(
+            "decoded images would take %.1f GiB of RAM, more than %.1f: they are decoded anew in every epoch",
+            need / 2**30,
+            CACHE_BYTES / 2**30,
+        )
+    return need <= CACHE_BYTES
+
+
+def _workers(asked: int | None, cached: bool) -> int:
+    if asked is not None:
+        return asked
+    if cached:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,136 @@
+"""Geometry of images and boxes: resize, augmentation, padding into a batch.
+
+The content of an image always sits in the top left corner of its padded frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from dfmsd.types import Batch, Target
+
+STRIDE = 32
+"""Padded sizes are multiples of this, the coarsest stride of common backbones."""
+
+
+class Sample(NamedTuple):
+    """One image of a batch, not padded yet."""
+
+    image: Tensor
+    """uint8, ``3 x H x W``, RGB."""
+    target: Target
+    """In pixels of ``image``."""
+    scale: tuple[float, float]
+    """Pixels of ``image`` per original pixel, vertical and horizontal."""
+    image_id: int
+
+
+def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sample:
+    """Resize so that the longer side is ``image_size``; the aspect is kept.
+
+    Args:
+        image: uint8, ``3 x H x W``.
+        target: Boxes in pixels of ``image``.
+        image_size: Longer side of the result, in pixels.
+        image_id: Carried along.
+    """
+    height, width = image.shape[-2:]
+    longer = max(height, width)
+    size = (max(1, round(height * image_size / longer)), max(1, round(width * image_size / longer)))
+    return _resize(Sample(image, target, (1.0, 1.0), image_id), size)
+
+
+def hflip(sample: Sample) -> Sample:
+    """Mirror the content left to right within its own, unpadded width."""
+    boxes = F.horizontal_flip(_boxes(sample))
+    return sample._replace(image=F.horizontal_flip(sample.image), target=_with_boxes(sample.target, boxes))
+
+
+def random_rescale(sample: Sample, factor: float, frame: int, rng: np.random.Generator) -> Sample:
+    """Scale the content by ``factor`` and cut a random window of at most ``frame x frame`` pixels.
+
+    Boxes are clipped to the window; those left with a side below 1 pixel are dropped. The offset of the window is not
+    recorded: detections in such an image cannot be mapped back to the original.
+    """
+    height, width = sample.image.shape[-2:]
+    sample = _resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
+    height, width = sample.image.shape[-2:]
+    size = min(height, frame), min(width, frame)
+    top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
+    boxes = F.crop(_boxes(sample), top, left, *size)
+    boxes, keep = F.sanitize_bounding_boxes(boxes, min_size=1.0)
+    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"][keep])
+    return sample._replace(image=F.crop(sample.image, top, left, *size), target=target)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random geometry of a training sample: rescaling, then a horizontal flip.
+
+    Attributes:
+        image_size: Side of the frame, in pixels.
+        flip: Probability of a horizontal flip, 0..1.
+        scale_jitter: Lowest and highest factor of the content's size, or none.
+    """
+
+    image_size: int
+    flip: float = 0.5
+    scale_jitter: tuple[float, float] | None = None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Augment one sample; every draw comes from ``rng``."""
+        if self.scale_jitter is not None:
+            sample = random_rescale(sample, rng.uniform(*self.scale_jitter), self.image_size, rng)
+        return hflip(sample) if rng.random() < self.flip else sample
+
+
+def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
+    """Pad samples at the right and the bottom with black, and stack them.
+
+    Args:
+        samples: At least one.
+        image_size: Side of the square frame in pixels; none = the largest height and width among the samples, rounded
+            up to a multiple of 32.
+    """
+    sizes = [(int(sample.image.shape[-2]), int(sample.image.shape[-1])) for sample in samples]
+    height, width = (image_size or -(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
+    frames = torch.zeros(len(samples), 3, height, width).contiguous(memory_format=torch.channels_last)
+    for frame, sample, (h, w) in zip(frames, samples, sizes, strict=True):
+        frame[:, :h, :w] = sample.image
+    return Batch(
+        images=frames.div_(255),
+        targets=[sample.target for sample in samples],
+        sizes=sizes,
+        scales=[sample.scale for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+    )
+
+
+def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    height, width = sample.image.shape[-2:]
+    boxes = F.resize(_boxes(sample), list(size))
+    vertical, horizontal = sample.scale
+    return Sample(
+        F.resize(sample.image, list(size), antialias=True),
+        _with_boxes(sample.target, boxes),
+        (vertical * size[0] / height, horizontal * size[1] / width),
+        sample.image_id,
+    )
+
+
+def _boxes(sample: Sample) -> tv_tensors.BoundingBoxes:
+    height, width = sample.image.shape[-2:]
+    boxes = sample.target["boxes"].clone()  # v2 may write into its input
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+
+
+def _with_boxes(target: Target, boxes: Tensor) -> Target:
+    return Target(boxes=boxes.as_subclass(Tensor), labels=target["labels"])

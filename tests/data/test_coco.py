@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dfmsd.data import CocoDetection, read_image
+from dfmsd.errors import DfmsdError
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edit(root: Path, change: Edit, split: str = "train") -> None:
+    file = root / "annotations" / f"instances_{split}.json"
+    raw = json.loads(file.read_text())
+    change(raw)
+    file.write_text(json.dumps(raw))
+
+
+def set_boxes(*boxes: list[float], **extra: object) -> Edit:
+    """Give the first image (100 x 80 pixels, say) these boxes of category 3, and no other image any."""
+    return lambda raw: raw.update(
+        annotations=[
+            {"id": i, "image_id": raw["images"][0]["id"], "category_id": 3, "bbox": box, **extra}
+            for i, box in enumerate(boxes)
+        ]
+    )
+
+
+def test_classes_come_from_the_categories_sorted_by_id_with_gaps(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda raw: raw["categories"].reverse())
+    coco = CocoDetection(tiny_coco, "train")
+    assert coco.class_names == ("square", "disc")
+    assert coco.category_ids == (1, 3)
+
+
+def test_item_is_the_decoded_image_with_xyxy_boxes_and_contiguous_labels(tiny_coco: Path) -> None:
+    coco = CocoDetection(tiny_coco, "train")
+    raw = json.loads((tiny_coco / "annotations" / "instances_train.json").read_text())
+    for index, entry in enumerate(raw["images"]):
+        image, target = coco[index]
+        pixels = np.array(Image.open(tiny_coco / "train" / entry["file_name"]))
+        assert image.dtype == torch.uint8
+        assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+        own = [a for a in raw["annotations"] if a["image_id"] == entry["id"]]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]
+        assert target["boxes"].tolist() == corners
+        assert target["labels"].tolist() == [{1: 0, 3: 1}[a["category_id"]] for a in own]
+
+
+def test_an_image_without_boxes_is_kept(tiny_coco: Path) -> None:
+    coco = CocoDetection(tiny_coco, "train")
+    _, target = coco[7]
+    assert len(coco) == 8
+    assert target["boxes"].shape == (0, 4)
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].shape == (0,)
+    assert target["labels"].dtype == torch.int64
+
+
+def test_boxes_are_clipped_and_useless_ones_dropped_with_one_counted_warning(
+    tiny_coco: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    width = CocoDetection(tiny_coco, "train").records[0].width
+    partly_out = [-5.0, -5.0, 15.0, 25.0]
+    edit(tiny_coco, set_boxes(partly_out, [3, 3, 0, 5], [width + 1, 0, 9, 9], [9, 9, -4, 4]))
+    with caplog.at_level(logging.WARNING, "dfmsd"):
+        coco = CocoDetection(tiny_coco, "train")
+    assert coco.records[0].boxes.tolist() == [[0, 0, 10, 20]]
+    assert coco.records[0].labels.tolist() == [1]
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "3 boxes without area or wholly outside their image are not trained on"
+    ]
+
+
+def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tiny_coco: Path) -> None:
+    edit(tiny_coco, set_boxes([2, 2, 10, 10], iscrowd=1))
+    coco = CocoDetection(tiny_coco, "train")
+    assert len(coco.records[0].labels) == 0
+    assert [a["iscrowd"] for a in coco.ground_truth["annotations"]] == [1]
+
+
+def test_ground_truth_fills_in_a_missing_area(tiny_coco: Path) -> None:
+    edit(tiny_coco, set_boxes([2, 2, 10, 20]))
+    assert CocoDetection(tiny_coco, "train").ground_truth["annotations"][0]["area"] == 200
+
+
+def delete(key: str) -> Edit:
+    return lambda raw: raw.pop(key)
+
+
+def change(key: str, **values: object) -> Edit:
+    return lambda raw: raw[key][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (delete("categories"), "no list `categories`"),
+        (delete("annotations"), "no list `annotations`"),
+        (lambda raw: raw.update(categories=[], annotations=[]), "`categories` is empty"),
+        (lambda raw: raw.update(images=[], annotations=[]), "`images` is empty"),
+        (lambda raw: raw["images"].append(7), r"images\[8\] has no integer `id`"),
+        (change("annotations", id=None), r"annotations\[0\] has no integer `id`"),
+        (change("images", id=2), "images id 2 occurs more than once"),
+        (change("annotations", id=2), "annotations id 2 occurs more than once"),
+        (change("categories", id=3), "categories id 3 occurs more than once"),
+        (change("categories", name="disc"), "category name 'disc' occurs more than once"),
+        (change("categories", name=""), "category id 1 has no `name`"),
+        (change("annotations", image_id=99), "annotation id 1 has the unknown image_id 99"),
+        (change("annotations", category_id=2), "annotation id 1 has the unknown category_id 2"),
+        (change("annotations", bbox=[1, 2, 3]), "is not 4 finite numbers"),
+        (change("annotations", bbox=[1, 2, 3, float("nan")]), "is not 4 finite numbers"),
+        (change("annotations", bbox=[1, 2, 3, "4"]), "is not 4 finite numbers"),
+        (change("annotations", bbox=None), "is not 4 finite numbers"),
+        (change("images", width=0), "no positive integer `width` and `height`"),
+        (change("images", file_name=None), "image id 1 has no `file_name`"),
+        (change("images", file_name="../val/val_0.jpg"), "leaves"),
+        (change("images", file_name="/etc/hostname"), "leaves"),
+    ],
+)
+def test_damage_is_refused_in_one_line_that_names_the_file(tiny_coco: Path, damage: Edit, message: str) -> None:
+    edit(tiny_coco, damage)
+    with pytest.raises(DfmsdError, match=message) as caught:
+        CocoDetection(tiny_coco, "train")
+    assert "instances_train.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_images_are_counted_and_the_first_is_named(tiny_coco: Path) -> None:
+    for index in (2, 5):
+        (tiny_coco / "train" / f"train_{index}.jpg").unlink()
+    with pytest.raises(DfmsdError, match=r"2 of the 8 images .* are missing, the first is train_2.jpg"):
+        CocoDetection(tiny_coco, "train")
+
+
+def test_a_missing_image_folder_is_missing_images(tiny_coco: Path) -> None:
+    shutil.rmtree(tiny_coco / "train")
+    with pytest.raises(DfmsdError, match="8 of the 8 images"):
+        CocoDetection(tiny_coco, "train")
+
+
+def test_images_may_lie_in_subfolders(tiny_coco: Path) -> None:
+    (tiny_coco / "train" / "a").mkdir()
+    (tiny_coco / "train" / "train_0.jpg").rename(tiny_coco / "train" / "a" / "train_0.jpg")
+    edit(tiny_coco, change("images", file_name="a/train_0.jpg"))
+    assert CocoDetection(tiny_coco, "train")[0][0].shape[0] == 3
+
+
+def test_a_missing_root_points_to_the_layout_and_to_the_embedded_data(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"no folder .*nowhere; .*instances_train.json.*`digits`"):
+        CocoDetection(tmp_path / "nowhere", "train")
+
+
+def test_a_missing_annotation_file_points_to_the_converter(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"instances_val.json is missing; .*dfmsd convert"):
+        CocoDetection(tmp_path, "val")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON object .* got a list")])
+def test_a_file_that_is_no_json_object_is_refused(tiny_coco: Path, text: str, message: str) -> None:
+    (tiny_coco / "annotations" / "instances_train.json").write_text(text)
+    with pytest.raises(DfmsdError, match=message):
+        CocoDetection(tiny_coco, "train")
+
+
+def test_a_size_that_contradicts_the_file_is_an_error_when_the_image_is_read(tiny_coco: Path) -> None:
+    edit(tiny_coco, change("images", width=11, height=12))
+    coco = CocoDetection(tiny_coco, "train")
+    with pytest.raises(DfmsdError, match=r"train_0.jpg is .* says 11 x 12; .*image id 1"):
+        coco[0]
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, :10] = 255  # white at the left, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png")
+    assert image.shape == (3, 40, 20)
+    assert bool((image[:, :10] == 255).all())
+    assert bool((image[:, 10:] == 0).all())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
+def test_every_pixel_format_becomes_rgb_of_the_same_brightness(tmp_path: Path, mode: str) -> None:
+    grey = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(grey.astype(np.int32) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+    file = tmp_path / ("image.tif" if mode in ("CMYK", "I") else "image.png")
+    image.save(file)
+    assert torch.equal(read_image(file), torch.from_numpy(grey).expand(3, 2, 2))
+
+
+def test_sixteen_bit_grey_keeps_its_middle_tones(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").unique().tolist() == [128]
+
+
+def test_a_broken_image_is_named(tiny_coco: Path) -> None:
+    file = tiny_coco / "train" / "train_0.jpg"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DfmsdError, match=r"train_0.jpg: cannot be decoded"):
+        CocoDetection(tiny_coco, "train")[0]

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from dfmsd.data import CocoDataModule, DataConfig, datamodule
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Batch
+
+
+def config(root: Path, **values: Any) -> DataConfig:
+    return DataConfig(**{"root": str(root), "image_size": 64, "batch_size": 3, **values})
+
+
+def test_loaders_give_batches(tiny_coco: Path) -> None:
+    data = CocoDataModule(config(tiny_coco))
+    assert data.class_names == ("square", "disc")
+    for batch in (*data.train_dataloader(), *data.val_dataloader()):
+        assert isinstance(batch, Batch)
+        assert batch.images.shape[1:] == (3, 64, 64)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.min() >= 0
+        assert batch.images.max() <= 1
+        assert all(max(size) == 64 for size in batch.sizes)
+
+
+def test_val_is_every_image_once_in_the_order_of_the_file_and_always_the_same(tiny_coco: Path) -> None:
+    data = CocoDataModule(config(tiny_coco, flip=1.0, scale_jitter=(0.5, 2.0)))
+    first, second = list(data.val_dataloader()), list(data.val_dataloader())
+    assert [i for batch in first for i in batch.image_ids] == [1, 2, 3, 4]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+    coco = data.val.coco
+    for sample, record in zip((data.val[i] for i in range(4)), coco.records, strict=True):
+        vertical, horizontal = sample.scale
+        back = sample.target["boxes"] / torch.tensor([horizontal, vertical] * 2)
+        assert torch.allclose(back, record.boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize(("batch_size", "lengths"), [(3, [3, 3]), (7, [7]), (8, [8]), (16, [8])])
+def test_train_leaves_out_a_short_last_batch_unless_it_is_the_only_one(
+    tiny_coco: Path, batch_size: int, lengths: list[int]
+) -> None:
+    loader = CocoDataModule(config(tiny_coco, batch_size=batch_size)).train_dataloader()
+    assert [len(batch.image_ids) for batch in loader] == lengths
+
+
+def test_pad_batch_makes_frames_no_larger_than_needed(tiny_coco: Path) -> None:
+    data = CocoDataModule(config(tiny_coco, image_size=96, batch_size=1, pad="batch"))
+    for batch in data.val_dataloader():
+        assert tuple(batch.images.shape[-2:]) == tuple(-(-side // 32) * 32 for side in batch.sizes[0])
+
+
+def test_loaders_leave_the_global_generator_alone(tiny_coco: Path) -> None:
+    data = CocoDataModule(config(tiny_coco))
+    before = torch.get_rng_state()
+    assert len(list(data.train_dataloader())) + len(list(data.val_dataloader())) == 4
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Recorder(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: list[tuple[int, ...]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append(tuple(batch.image_ids))
+        return self.weight * batch.images.mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_path: Path) -> None:
+    data, module = CocoDataModule(config(tiny_coco, batch_size=4), seed=5), Recorder()
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=data)
+    expected = []
+    for epoch in range(3):
+        loader = CocoDataModule(config(tiny_coco, batch_size=4), seed=5).train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        expected += [tuple(batch.image_ids) for batch in loader]
+    assert module.seen == expected
+    assert len(set(module.seen)) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 100}, "data.image_size: expected a positive multiple of 32, got 100"),
+        ({"image_size": 0}, "data.image_size"),
+        ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
+        ({"pad": "mirror"}, "data.pad"),
+        ({"flip": 1.5}, "data.flip"),
+        ({"scale_jitter": (2.0, 0.5)}, "data.scale_jitter"),
+        ({"scale_jitter": (0.0, 0.5)}, "data.scale_jitter"),
+        ({"workers": -1}, "data.workers"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_read(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        CocoDataModule(config(tmp_path / "nowhere", **values))
+
+
+def test_a_negative_seed_is_refused(tiny_coco: Path) -> None:
+    with pytest.raises(DfmsdError, match="seed: expected at least 0, got -1"):
+        CocoDataModule(config(tiny_coco), seed=-1)
+
+
+def test_splits_with_other_classes_are_refused(tiny_coco: Path) -> None:
+    file = tiny_coco / "annotations" / "instances_val.json"
+    raw = json.loads(file.read_text())
+    raw["categories"][0]["name"] = "circle"
+    file.write_text(json.dumps(raw))
+    with pytest.raises(DfmsdError, match=r"instances_val.json: classes \['circle', 'disc'\] differ"):
+        CocoDataModule(config(tiny_coco))
+
+
+def test_cache_needs_room_and_no_workers(
+    tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fits = CocoDataModule(config(tiny_coco))
+    assert fits.workers == 0
+    assert fits.train._cache is not None
+    need = sum(fits.train[i].image.nbytes + (fits.val[i].image.nbytes if i < 4 else 0) for i in range(8))
+    assert CocoDataModule(config(tiny_coco, workers=1)).train._cache is None
+    assert CocoDataModule(config(tiny_coco, cache=False)).train._cache is None
+    monkeypatch.setattr(datamodule, "CACHE_BYTES", int(need * 0.9))
+    with caplog.at_level(logging.INFO, "dfmsd"):
+        large = CocoDataModule(config(tiny_coco))
+    assert large.train._cache is None
+    assert large.workers >= 1
+    assert sum("decoded anew" in record.getMessage() for record in caplog.records) == 1
+    monkeypatch.setattr(datamodule, "CACHE_BYTES", int(need * 1.1))
+    assert CocoDataModule(config(tiny_coco)).train._cache is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "images", "classes"),
+    [("bccd", (292, 72), 3), ("aquarium", (448, 190), 7), ("hituav_tiles", (967, 548), 3), ("tinycoco", (50, 50), 80)],
+)
+def test_real_data_sets_load_whole(shared_data: Path, name: str, images: tuple[int, int], classes: int) -> None:
+    data = CocoDataModule(config(shared_data / name, image_size=192, batch_size=16))
+    assert (len(data.train), len(data.val)) == images
+    assert len(data.class_names) == classes
+    for dataset in (data.train, data.val):
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            height, width = sample.image.shape[-2:]
+            boxes = sample.target["boxes"]
+            assert max(height, width) == 192
+            assert bool(((boxes >= 0) & (boxes <= torch.tensor([width, height] * 2) + 1e-3)).all())
+            assert bool((boxes[:, 2:] > boxes[:, :2]).all())

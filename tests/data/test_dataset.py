@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, EpochSampler, Sample, collate
+from dfmsd.types import Batch
+
+
+@pytest.fixture
+def coco(tiny_coco: Path) -> CocoDetection:
+    return CocoDetection(tiny_coco, "train")
+
+
+def augmented(coco: CocoDetection, *, seed: int = 0, cache: bool = False) -> DetectionDataset:
+    return DetectionDataset(coco, 64, Augmentation(64, scale_jitter=(0.5, 1.5)), cache=cache, seed=seed)
+
+
+def epoch_of(dataset: DetectionDataset, epoch: int, workers: int = 0) -> list[Batch]:
+    sampler = EpochSampler(len(dataset), dataset.seed)
+    sampler.set_epoch(epoch)
+    fn = partial(collate, image_size=64)
+    return list(DataLoader(dataset, batch_size=3, sampler=sampler, num_workers=workers, collate_fn=fn))
+
+
+def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    return all(
+        x.image_ids == y.image_ids
+        and torch.equal(x.images, y.images)
+        and all(torch.equal(s["boxes"], t["boxes"]) for s, t in zip(x.targets, y.targets, strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_data_do_not_depend_on_the_global_generators(coco: CocoDetection) -> None:
+    first = epoch_of(augmented(coco), 3)
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert same(first, epoch_of(augmented(coco), 3))
+
+
+def test_data_are_the_same_with_and_without_workers_and_cache(coco: CocoDetection) -> None:
+    dataset = augmented(coco, cache=True)
+    epochs = [epoch_of(dataset, epoch) for epoch in range(2)]  # the second from the cache
+    assert same(epochs[1], epoch_of(augmented(coco), 1))
+    assert same(epochs[1], epoch_of(augmented(coco), 1, workers=2))
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_augmentation(coco: CocoDetection) -> None:
+    dataset = augmented(coco)
+    assert not torch.equal(dataset[0, 0].image, dataset[1, 0].image)
+    assert not torch.equal(dataset[0, 0].image, augmented(coco, seed=1)[0, 0].image)
+    orders = {
+        tuple(i for b in epoch_of(augmented(coco, seed=s), e) for i in b.image_ids) for s in (0, 1) for e in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_a_plain_index_is_epoch_0_and_iteration_ends(coco: CocoDetection) -> None:
+    dataset = augmented(coco)
+    assert torch.equal(dataset[2].image, dataset[0, 2].image)
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+    with pytest.raises(IndexError):
+        dataset[0, -1]
+
+
+def test_cache_decodes_each_image_once_and_gives_untouched_samples(
+    coco: CocoDetection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    original = CocoDetection.__getitem__
+    monkeypatch.setattr(CocoDetection, "__getitem__", lambda self, i: (decoded.append(i), original(self, i))[1])
+    plain = DetectionDataset(coco, 64)
+    dataset = augmented(coco, cache=True)
+    for epoch in range(3):
+        for index in range(len(dataset)):
+            dataset[epoch, index]
+    assert sorted(decoded) == list(range(len(dataset)))
+
+    def content(sample: Sample) -> tuple[object, ...]:
+        return sample.image.tolist(), sample.target["boxes"].tolist(), sample.scale
+
+    assert [content(dataset._resized(i)) for i in range(8)] == [content(plain[i]) for i in range(8)]
+
+
+def test_sampler_gives_every_index_once_with_the_epoch() -> None:
+    sampler = EpochSampler(10, seed=4)
+    sampler.set_epoch(7)
+    keys = list(sampler)
+    assert len(sampler) == 10
+    assert {epoch for epoch, _ in keys} == {7}
+    assert sorted(index for _, index in keys) == list(range(10))
+    assert keys == list(sampler)
+    assert [index for _, index in EpochSampler(10, shuffle=False)] == list(range(10))
+
+
+def test_processes_share_one_epoch_evenly() -> None:
+    parts = [list(EpochSampler(10, seed=1, rank=rank, world=4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [3] * 4
+    interleaved = [parts[k % 4][k // 4] for k in range(10)]
+    assert interleaved == list(EpochSampler(10, seed=1))
