@@ -1,0 +1,78 @@
+"""Which student level learns from which teacher level, and how their shapes are made equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfmsd.errors import DfmsdError
+from dfmsd.types import LevelSpec
+
+Pairing = Literal["stride", "index"]
+MIN_PAIRS = 2
+
+
+class LevelPair(NamedTuple):
+    """A student level and the teacher level that it learns from."""
+
+    student: LevelSpec
+    teacher: LevelSpec
+
+
+def format_levels(levels: Sequence[LevelSpec]) -> str:
+    """Describe levels in one line: name, stride and channels of each."""
+    return ", ".join(f"{level.name} /{level.stride} x{level.channels}" for level in levels) or "none"
+
+
+def pair_levels(
+    student: Sequence[LevelSpec], teacher: Sequence[LevelSpec], pairing: Pairing = "stride"
+) -> tuple[LevelPair, ...]:
+    """Pair the levels of two pyramids, finest first.
+
+    Args:
+        student: levels of the student.
+        teacher: levels of the teacher.
+        pairing: ``stride`` pairs equal strides; ``index`` the first with the first and so on, whatever
+            their strides (what PKD's released configs do).
+
+    Raises:
+        DfmsdError: fewer than two pairs.
+    """
+    if pairing == "index":
+        pairs = tuple(LevelPair(s, t) for s, t in zip(student, teacher, strict=False))
+    else:
+        by_stride = {level.stride: level for level in reversed(teacher)}  # the first of several with one stride
+        pairs = tuple(LevelPair(level, by_stride[level.stride]) for level in student if level.stride in by_stride)
+    if len(pairs) < MIN_PAIRS:
+        raise DfmsdError(
+            f"student and teacher share {len(pairs)} pyramid level(s) by {pairing}, {MIN_PAIRS} are needed: "
+            f"student has {format_levels(student)}; teacher has {format_levels(teacher)}; "
+            "choose a detector with common strides or loss.pairing: index"
+        )
+    return pairs
+
+
+class Align(nn.Module):
+    """Bring a student level to a teacher level's shape: 1x1 convolution, then bilinear resize.
+
+    The convolution is the identity when the channels agree, the resize when the sizes do. The convolution
+    is dropped after training.
+
+    Args:
+        pair: the two levels.
+    """
+
+    def __init__(self, pair: LevelPair) -> None:
+        super().__init__()
+        student, teacher = pair.student.channels, pair.teacher.channels
+        self.project: nn.Module = nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
+
+    def forward(self, student: Tensor, size: tuple[int, int]) -> Tensor:
+        """Align ``N x C_S x H' x W'`` to ``N x C_T x`` ``size``."""
+        aligned: Tensor = self.project(student)
+        if aligned.shape[-2:] != size:
+            aligned = F.interpolate(aligned, size=size, mode="bilinear", align_corners=False)
+        return aligned

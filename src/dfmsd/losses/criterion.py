@@ -1,0 +1,97 @@
+"""A method on all levels of two pyramids: pairing, alignment, precision and weight, once for all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.align import Align, Pairing, pair_levels
+from dfmsd.functional import full_precision, pearson
+from dfmsd.losses.method import LossContext, Method
+from dfmsd.types import FeaturePyramid, LevelSpec
+
+
+class Criterion(nn.Module):
+    """Compare two pyramids with one method per level.
+
+    Its parameters (alignment, generation) belong into the optimiser and are dropped after training.
+
+    Args:
+        method: builds the loss of one level from its channels and the options.
+        options: of the method.
+        student_levels: levels of the student.
+        teacher_levels: levels of the teacher.
+        pairing: see `dfmsd.align.pair_levels`.
+        weight: factor on every term.
+
+    Attributes:
+        pairs: the paired levels.
+        terms: names of the terms of each level.
+        needs_previous: whether the method wants the previous stage's teacher from the second stage on.
+        diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached: the honest
+            measure of progress. A falling ``mask`` with a flat pearson means that the generation blocks
+            learn and the student does not.
+    """
+
+    def __init__(
+        self,
+        method: type[Method],
+        options: object,
+        student_levels: Sequence[LevelSpec],
+        teacher_levels: Sequence[LevelSpec],
+        *,
+        pairing: Pairing = "stride",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.pairs = pair_levels(student_levels, teacher_levels, pairing)
+        self.weight = weight
+        self.align = nn.ModuleList(Align(pair) for pair in self.pairs)
+        methods = [method(pair.teacher.channels, options) for pair in self.pairs]
+        self.methods = nn.ModuleList(methods)
+        self.terms: tuple[str, ...] = methods[0].terms
+        self.needs_previous: bool = methods[0].needs_previous
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        student: FeaturePyramid,
+        teacher: FeaturePyramid,
+        *,
+        boxes: Sequence[Tensor],
+        size: tuple[int, int],
+        stage: int = 1,
+        previous: FeaturePyramid | None = None,
+    ) -> dict[str, Tensor]:
+        """Give named, weighted scalars whose sum is the loss.
+
+        Args:
+            student: pyramid of the student, level name -> ``N x C_S x H' x W'``.
+            teacher: pyramid of the teacher, level name -> ``N x C_T x H x W``; never gets a gradient.
+            boxes: per image ``M x 4``, xyxy in pixels of the padded input.
+            size: height and width of the padded input.
+            stage: from 1.
+            previous: pyramid of the previous stage's teacher, for enhancement ``agreement``.
+
+        Returns:
+            ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
+        """
+        terms: dict[str, Tensor] = {}
+        with torch.autocast(next(iter(student.values())).device.type, enabled=False):
+            for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
+                target = full_precision(teacher[pair.teacher.name].detach())
+                aligned = align(full_precision(student[pair.student.name]), target.shape[-2:])
+                former = self._previous_level(previous, pair.teacher)
+                context = LossContext(boxes, size, pair.teacher.stride, stage, former)
+                for name, value in method(aligned, target, context).items():
+                    terms[f"{name}/{pair.student.name}"] = self.weight * value
+                with torch.no_grad():
+                    self.diagnostics[f"pearson/{pair.student.name}"] = pearson(aligned.detach(), target)
+        return terms
+
+    @staticmethod
+    def _previous_level(previous: FeaturePyramid | None, level: LevelSpec) -> Tensor | None:
+        feature = None if previous is None else previous.get(level.name)
+        return None if feature is None else full_precision(feature.detach())

@@ -1,0 +1,126 @@
+"""Which positions and channels are masked: attention -> masks of zeros and ones.
+
+A reconstruction from the abstract of DFMSD and from the lineage MGD, AMD, DMKD; see docs/concepts.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+Selection = Literal["topk", "sample", "threshold"]
+Direction = Literal["important", "unimportant", "random"]
+Enhancement = Literal["none", "error", "object", "agreement", "ratio", "error+object"]
+
+
+def select_mask(
+    attention: Tensor,
+    ratio: float,
+    *,
+    selection: Selection = "topk",
+    direction: Direction = "important",
+    threshold: float = 1.0,
+) -> Tensor:
+    """Choose what is masked in each image.
+
+    - ``topk``: exactly ``round(ratio * L)`` of the ``L`` entries, those with the largest attention.
+    - ``sample``: as many, drawn without replacement with probability proportional to the attention
+      (Gumbel top-k).
+    - ``threshold``: those with attention >= ``threshold``; the share follows the scale of the features.
+
+    Args:
+        attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), > 0, mean 1 per image.
+        ratio: masked share, 0..1; not used by ``threshold``.
+        selection: see above.
+        direction: mask what is ``important``, what is ``unimportant``, or at ``random``.
+        threshold: attention from which on ``threshold`` masks.
+
+    Returns:
+        Mask of the attention's shape and type: 0 = masked, 1 = kept.
+
+    Raises:
+        ValueError: ``threshold`` together with ``random``, which has no meaning.
+    """
+    flat = attention.detach().flatten(1)
+    if selection == "threshold":
+        if direction == "random":
+            raise ValueError("selection 'threshold' has no random direction; use 'topk' or 'sample'")
+        masked = flat >= threshold if direction == "important" else flat < threshold
+        return (~masked).to(attention.dtype).view_as(attention)
+    count = math.floor(ratio * flat.shape[1] + 0.5)
+    if direction == "random":
+        score = torch.rand_like(flat)
+    else:
+        score = flat.clamp_min(torch.finfo(flat.dtype).tiny).log()
+        score = score if direction == "important" else -score
+        if selection == "sample":
+            score = score - torch.empty_like(score).exponential_().log()  # + Gumbel noise
+    mask = torch.ones_like(flat)
+    return mask.scatter_(1, score.topk(count, dim=1, sorted=False).indices, 0.0).view_as(attention)
+
+
+def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) -> Tensor:
+    """Mark the feature cells whose centre lies in a box.
+
+    Args:
+        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; ``M`` may be 0.
+        stride: input pixels per cell.
+        size: height and width of the feature map.
+
+    Returns:
+        ``N x 1 x H x W``, float32, 1 inside objects.
+
+    Differs from the official code of FGD in dividing by the stride: there boxes are stretched in padded
+    images.
+    """
+    padded = pad_sequence([box.reshape(-1, 4).float() for box in boxes], batch_first=True)
+    x1, y1, x2, y2 = padded.unsqueeze(-1).unbind(dim=2)  # each N x M x 1; a padding row holds no cell
+    rows, columns = ((torch.arange(n, device=padded.device) + 0.5) * stride for n in size)
+    inside_rows = ((rows >= y1) & (rows < y2)).float()
+    inside_columns = ((columns >= x1) & (columns < x2)).float()
+    return (inside_rows.mT @ inside_columns).clamp_max(1.0).unsqueeze(1)
+
+
+def enhance_attention(
+    attention: Tensor,
+    *,
+    error: Tensor | None = None,
+    objects: Tensor | None = None,
+    previous: Tensor | None = None,
+    gamma: float = 1.0,
+    delta: float = 1.0,
+) -> Tensor:
+    r"""Masking enhancement: strengthen the attention where it matters.
+
+    $A' \propto A_s (1 + \gamma\, e / \mathrm{mean}(e)) (1 + \delta\, O) (1 + \gamma\, A_{prev})$,
+    renormalised to mean 1; a factor whose input is None is left out.
+
+    Args:
+        attention: ``N x 1 x H x W``, spatial attention of the teacher.
+        error: ``N x 1 x H x W``, >= 0: how far the student still is from the teacher.
+        objects: ``N x 1 x H x W``, 1 inside objects.
+        previous: ``N x 1 x H x W``, spatial attention of the previous stage's teacher.
+        gamma: strength of error and agreement, >= 0.
+        delta: strength of objects, >= 0.
+
+    Source: reconstruction (the abstract: "object-aware masking regions are adaptively strengthened").
+    """
+    enhanced = attention
+    if error is not None:
+        mean = error.mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(error.dtype).tiny)
+        enhanced = enhanced * (1 + gamma * error / mean)
+    if objects is not None:
+        enhanced = enhanced * (1 + delta * objects)
+    if previous is not None:
+        enhanced = enhanced * (1 + gamma * previous)
+    return enhanced / enhanced.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def stage_ratio(ratio: float, stage: int, step: float, maximum: float) -> float:
+    """Masked share of a stage: ``min(ratio + (stage - 1) * step, maximum)``, never below ``ratio``."""
+    return max(ratio, min(ratio + (stage - 1) * step, maximum))

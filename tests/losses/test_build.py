@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from dfmsd import losses
+from dfmsd.errors import DfmsdError
+from dfmsd.types import LevelSpec
+
+LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        pytest.param("dfmds", {}, r"loss\.name: unknown loss 'dfmds'; .*\bdfmsd\b", id="unknown loss"),
+        pytest.param("dfmsd", {"alhpa": 1.0}, r"loss\.alhpa: .*did you mean 'alpha'\?", id="near option"),
+        pytest.param("dfmsd", {"wieght": 1.0}, r"loss\.wieght: .*did you mean 'weight'\?", id="near shared option"),
+        pytest.param("dfmsd", {"q": 1.0}, r"loss\.q: no option of dfmsd; dfmsd has alpha, .*weight", id="far option"),
+        pytest.param(
+            "dfmsd", {"selection": "top"}, r"loss\.selection: 'top' is not one of 'topk', 'sample'", id="choice"
+        ),
+        pytest.param("dfmsd", {"pairing": "name"}, r"loss\.pairing: 'name' is not one of 'stride', 'index'", id="pair"),
+        pytest.param("dfmsd", {"spatial": 1}, r"loss\.spatial: 1 is not true or false", id="bool"),
+        pytest.param("dfmsd", {"alpha": "high"}, r"loss\.alpha: 'high' is not a number", id="number"),
+        pytest.param("dfmsd", {"tau": True}, r"loss\.tau: True is not a number", id="bool as number"),
+        pytest.param("dfmsd", {"weight": None}, r"loss\.weight: None is not a number", id="none"),
+        pytest.param("dfmsd", {"ratio": 2.0}, r"loss\.ratio: 2\.0 is not a share", id="out of range"),
+        pytest.param("dfmsd", {"weight": 0}, r"loss\.weight: 0 .*above 0", id="weight 0"),
+        pytest.param("dfmsd", {"weight": -1.0}, r"loss\.weight: -1\.0 .*above 0", id="negative weight"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(name: str, options: dict[str, object], message: str) -> None:
+    for call in (
+        lambda: losses.check_options(name, **options),
+        lambda: losses.build(name, LEVELS, LEVELS, **options),
+    ):
+        with pytest.raises(DfmsdError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_every_loss_builds_with_its_defaults(name: str) -> None:
+    criterion = losses.build(name, LEVELS, LEVELS)
+    assert len(criterion.pairs) == 2
+    assert criterion.terms
+    assert losses.check_options(name) == {}
+
+
+def test_options_reach_method_and_criterion() -> None:
+    options = {"alpha": 2, "selection": "sample", "pairing": "index", "weight": 3}
+    assert losses.check_options("dfmsd", **options) == options
+    criterion = losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)), **options)
+    assert criterion.weight == 3
+    assert [pair.teacher.stride for pair in criterion.pairs] == [4, 8]
+    assert all(method.options.selection == "sample" and method.options.alpha == 2 for method in criterion.methods)
+
+
+def test_pyramids_without_common_levels_are_refused() -> None:
+    with pytest.raises(DfmsdError, match=r"share 1 pyramid level\(s\) by stride"):
+        losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)))

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.testing import assert_close
+
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import DFMSD, DFMSDOptions, LossContext
+
+N, C, H, W, STRIDE = 2, 4, 5, 6, 8
+BOXES = (torch.tensor([[3.0, 9.0, 30.0, 33.0], [25.0, 0.0, 44.0, 12.0]]), torch.zeros(0, 4))
+SIZE = (H * STRIDE, W * STRIDE)
+
+
+def context(stage: int = 1, previous: Tensor | None = None, boxes: Sequence[Tensor] = BOXES) -> LossContext:
+    return LossContext(boxes, SIZE, STRIDE, stage, previous)
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    student, teacher = torch.randn(2, N, C, H, W, dtype=torch.float64)
+    return student.requires_grad_(), 2 * teacher + 0.3
+
+
+def method(**options: object) -> DFMSD:
+    loss = DFMSD(C, DFMSDOptions(**options)).double()
+    if loss.fusion is not None:
+        torch.nn.init.normal_(loss.fusion.theta)  # equal weights would hide a swap of the branches
+    return loss
+
+
+# A slow, literal rendering of the formulas, one image and one cell at a time.
+
+
+def slow_standardized(feature: Tensor, statistics: Tensor, eps: float) -> Tensor:
+    columns = []
+    for c in range(C):
+        values = statistics[:, c].flatten()
+        mean = values.sum() / len(values)
+        std = ((values - mean) ** 2).sum().div(len(values) - 1).sqrt()
+        columns.append((feature[:, c] - mean) / (std + eps))
+    return torch.stack(columns, dim=1)
+
+
+def slow_attention(energies: list[float], tau: float) -> list[float]:
+    powers = [math.exp(energy / tau) for energy in energies]
+    return [len(powers) * power / sum(powers) for power in powers]
+
+
+def slow_spatial_attention(image: Tensor, tau: float) -> list[float]:
+    return slow_attention([sum(abs(float(image[c, i, j])) for c in range(C)) / C for i, j in cells()], tau)
+
+
+def slow_top(attention: list[float], ratio: float) -> list[float]:
+    count = int(ratio * len(attention) + 0.5)
+    order = sorted(range(len(attention)), key=lambda k: attention[k], reverse=True)
+    return [0.0 if k in order[:count] else 1.0 for k in range(len(attention))]
+
+
+def cells() -> list[tuple[int, int]]:
+    return [(i, j) for i in range(H) for j in range(W)]
+
+
+def slow_enhanced(
+    n: int, attention: list[float], student: Tensor, teacher: Tensor, past: Tensor, o: DFMSDOptions
+) -> list[float]:
+    distance = (slow_standardized(teacher, teacher, o.eps) - slow_standardized(student, student, o.eps)).abs()
+    error = [float(distance[n, :, i, j].sum()) / C for i, j in cells()]
+    centres = [((j + 0.5) * STRIDE, (i + 0.5) * STRIDE) for i, j in cells()]
+    inside = [any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in BOXES[n].tolist()) for x, y in centres]
+    former = slow_spatial_attention(past[n], o.tau)
+    rules = {
+        "error": lambda k: 1 + o.gamma * error[k] / (sum(error) / len(error)),
+        "object": lambda k: 1 + o.delta * inside[k],
+        "agreement": lambda k: 1 + o.gamma * former[k],
+        "ratio": lambda k: 1.0,
+    }
+    for rule in o.enhancement.split("+"):
+        attention = [a * rules[rule](k) for k, a in enumerate(attention)]
+    return [a * len(attention) / sum(attention) for a in attention]
+
+
+def slow_masks(student: Tensor, teacher: Tensor, past: Tensor, stage: int, o: DFMSDOptions) -> tuple[Tensor, Tensor]:
+    spatial, channel = [], []
+    for n in range(N):
+        attention, ratio = slow_spatial_attention(teacher[n], o.tau), o.ratio
+        if stage > 1 and o.enhancement != "none":
+            attention = slow_enhanced(n, attention, student, teacher, past, o)
+            ratio = min(o.ratio + (stage - 1) * o.ratio_step, o.ratio_max)
+        spatial.append(slow_top(attention, ratio))
+        energies = [sum(abs(float(teacher[n, c, i, j])) for i, j in cells()) / (H * W) for c in range(C)]
+        channel.append(slow_top(slow_attention(energies, o.tau), o.channel_ratio))
+    return torch.tensor(spatial).view(N, 1, H, W).double(), torch.tensor(channel).view(N, C, 1, 1).double()
+
+
+def slow_generation(loss: DFMSD, branch: str, feature: Tensor) -> Tensor:
+    weights = dict(loss.generation[branch].named_parameters())
+    hidden = conv2d(feature, weights["0.weight"], weights["0.bias"], padding=1)
+    return conv2d(hidden * (hidden > 0), weights["2.weight"], weights["2.bias"], padding=1)
+
+
+@torch.no_grad()
+def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, past: Tensor, stage: int) -> dict[str, float]:
+    o = loss.options
+    spatial, channel = slow_masks(student, teacher, past, stage, o)
+    visible = slow_standardized(student, teacher, o.eps) if o.target == "teacher" else student
+    target = teacher if o.target == "raw" else slow_standardized(teacher, teacher, o.eps)
+    theta = [math.exp(value) for value in loss.fusion.theta.tolist()]
+    rebuilt = (
+        theta[0] * slow_generation(loss, "spatial", visible * spatial)
+        + theta[1] * slow_generation(loss, "channel", visible * channel)
+    ) / sum(theta)
+    gap = slow_standardized(student, student, o.eps) - slow_standardized(teacher, teacher, o.eps)
+    count = N * C * H * W
+    return {
+        "mask": o.alpha * float(((rebuilt - target) ** 2).sum()) / count,
+        "sfa": o.beta * float((gap**2).sum()) / count / 2,
+    }
+
+
+@pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
+@pytest.mark.parametrize("enhancement", ["none", "error", "object", "agreement", "ratio", "error+object"])
+@pytest.mark.parametrize("stage", [1, 2, 4])
+def test_a_step_equals_the_formulas_written_out(enhancement: str, stage: int, target: str) -> None:
+    loss = method(enhancement=enhancement, target=target, tau=0.2, gamma=1.7, delta=2.5, alpha=1.3, beta=0.7)
+    student, teacher = pair()
+    past = 1.5 * torch.randn(N, C, H, W, dtype=torch.float64)
+    terms = loss(student, teacher, context(stage, past))
+    expected = slow_terms(loss, student.detach(), teacher, past, stage)
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-9)
+
+
+def slow_spatial_mask(enhancement: str, stage: int) -> Tensor:
+    torch.manual_seed(3)
+    student, teacher = (tensor.detach() for tensor in pair())
+    past = 1.5 * torch.randn(N, C, H, W, dtype=torch.float64)
+    options = DFMSDOptions(enhancement=enhancement, gamma=3, delta=5)
+    return slow_masks(student, teacher, past, stage, options)[0]
+
+
+def test_the_written_out_enhancements_are_told_apart_by_their_masks() -> None:
+    rules = ("none", "error", "object", "agreement", "ratio", "error+object")
+    masks = torch.stack([slow_spatial_mask(rule, stage=2).flatten() for rule in rules])
+    assert len(masks.unique(dim=0)) == len(rules)
+    assert len({tuple(slow_spatial_mask(rule, stage=1).flatten().tolist()) for rule in rules}) == 1
+
+
+# Each part switched off in turn.
+
+
+def rebuilt_from(loss: DFMSD, branch: str, student: Tensor, teacher: Tensor) -> Tensor:
+    masks = loss.masks(teacher, context())
+    target = slow_standardized(teacher, teacher, loss.options.eps)
+    return (slow_generation(loss, branch, student * masks[branch]) - target).square().mean()
+
+
+@pytest.mark.parametrize(("off", "left"), [("spatial", "channel"), ("channel", "spatial")])
+def test_without_one_branch_the_other_rebuilds_alone(off: str, left: str) -> None:
+    both, single = method(), method(**{off: False})
+    single.generation[left].load_state_dict(both.generation[left].state_dict())
+    student, teacher = pair()
+    terms = single(student, teacher, context())
+    assert_close(terms["mask"], rebuilt_from(single, left, student, teacher))
+    assert set(single.masks(teacher, context())) == set(single.generation) == {left}
+    assert single.fusion is None
+    reference = both(student, teacher, context())
+    assert terms["mask"] != reference["mask"]
+    assert_close(terms["sfa"], reference["sfa"])
+
+
+def test_beta_zero_drops_the_alignment_and_nothing_else() -> None:
+    loss, without = method(), method(beta=0.0)
+    without.load_state_dict(loss.state_dict())
+    student, teacher = pair()
+    terms = without(student, teacher, context())
+    assert without.terms == tuple(terms) == ("mask",)
+    assert_close(terms["mask"], loss(student, teacher, context())["mask"])
+
+
+def test_alpha_zero_drops_the_masking_with_its_layers() -> None:
+    without = method(alpha=0.0)
+    student, teacher = pair()
+    terms = without(student, teacher, context(stage=2))
+    assert without.terms == tuple(terms) == ("sfa",)
+    assert not list(without.parameters())
+    assert_close(terms["sfa"], method()(student, teacher, context())["sfa"])
+
+
+@pytest.mark.parametrize(("enhancement", "same"), [("none", True), ("ratio", False), ("error+object", False)])
+def test_only_enhancement_makes_a_later_stage_mask_differently(enhancement: str, same: bool) -> None:
+    loss = method(enhancement=enhancement)
+    student, teacher = pair()
+    first, second = (loss(student, teacher, context(stage)) for stage in (1, 2))
+    assert bool(first["mask"] == second["mask"]) is same
+    assert first["sfa"] == second["sfa"]
+
+
+def test_a_later_stage_masks_more_positions_and_as_many_channels() -> None:
+    loss = method(ratio=0.5, ratio_step=0.1, ratio_max=0.75, channel_ratio=0.5)
+    _, teacher = pair()
+    error = torch.rand(N, 1, H, W, dtype=torch.float64)
+    for stage, positions in ((1, 15), (2, 18), (3, 21), (9, 23)):  # of 30; 0.75 is 22.5
+        masks = loss.masks(teacher, context(stage), error if stage > 1 else None)
+        assert (masks["spatial"] == 0).flatten(1).sum(1).tolist() == [positions] * N
+        assert (masks["channel"] == 0).flatten(1).sum(1).tolist() == [2] * N
+
+
+def test_objects_draw_the_mask_in_a_later_stage() -> None:
+    loss = method(enhancement="object", delta=1e6, ratio=0.1, ratio_step=0.0)
+    _, teacher = pair()
+    box = torch.tensor([[8.0, 8.0, 24.0, 16.0]])  # cells (1, 1) and (1, 2)
+    mask = loss.masks(teacher, context(stage=2, boxes=[box, box]))["spatial"]
+    assert (mask[:, 0, 1, 1:3] == 0).all()
+
+
+# What the terms mean.
+
+
+def test_a_student_equal_to_its_teacher_has_no_alignment_error() -> None:
+    _, teacher = pair()
+    terms = method()(teacher.clone(), teacher, context())
+    assert terms["sfa"] == 0
+    assert terms["mask"] > 0  # the layers have not learnt to rebuild it yet
+
+
+def test_standardized_terms_are_blind_to_scale_and_shift_of_the_teachers_channels() -> None:
+    loss = method(direction="random", eps=1e-12)
+    student, teacher = pair()
+    scale, shift = 10 ** torch.randn(2, 1, C, 1, 1, dtype=torch.float64)
+    values = []
+    for target in (teacher, scale * teacher + shift):
+        torch.manual_seed(1)  # equal masks: the attention follows the magnitude
+        values.append(loss(student, target, context()))
+    assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("target", ["raw", "teacher"])
+def test_other_targets_keep_what_standardising_takes_away(target: str) -> None:
+    loss = method(direction="random", target=target)
+    student, teacher = pair()
+    values = []
+    for feature in (teacher, 3 * teacher):
+        torch.manual_seed(1)
+        values.append(loss(student, feature, context())["mask"])
+    assert not torch.isclose(*values)
+
+
+def test_target_teacher_puts_both_on_the_teachers_statistics() -> None:
+    loss = method(target="teacher", ratio=0.0, channel_ratio=0.0, direction="random", eps=1e-12)
+    student, teacher = pair()
+    scale, shift = 10 ** torch.randn(2, 1, C, 1, 1, dtype=torch.float64)
+    same = loss(scale * student + shift, scale * teacher + shift, context())
+    assert_close(same["mask"], loss(student, teacher, context())["mask"])
+    moved = loss(scale * student + shift, teacher, context())
+    assert not torch.isclose(moved["mask"], same["mask"])
+
+
+def test_random_masks_are_drawn_anew_at_every_step() -> None:
+    loss = method(direction="random")
+    _, teacher = pair()
+    first, second = (loss.masks(teacher, context()) for _ in range(2))
+    assert (first["spatial"] != second["spatial"]).any()
+
+
+# Gradients.
+
+
+def test_the_alignment_reaches_every_value_of_the_student() -> None:
+    student, teacher = pair()
+    (gradient,) = torch.autograd.grad(method()(student, teacher, context())["sfa"], student)
+    assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
+def test_the_reconstruction_reaches_the_student_wherever_a_branch_still_sees_it(target: str) -> None:
+    loss = method(target=target)
+    student, teacher = pair()
+    masks = loss.masks(teacher, context())
+    (gradient,) = torch.autograd.grad(loss(student, teacher, context())["mask"], student)
+    seen = (masks["spatial"] + masks["channel"]) > 0
+    assert 0 < int((~seen).sum()) < seen.numel()
+    assert_close(gradient != 0, seen)
+
+
+def test_all_layers_of_both_branches_and_the_fusion_learn() -> None:
+    loss = method()
+    loss(*pair(), context())["mask"].backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradcheck(target: str, stage: int) -> None:
+    loss = DFMSD(2, DFMSDOptions(target=target, channel_ratio=0.5)).double()
+    student, teacher = torch.randn(2, 1, 2, 3, 3, dtype=torch.float64)
+    boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0]])]
+
+    def total(feature: Tensor) -> Tensor:
+        terms = loss(feature, teacher, LossContext(boxes, (24, 24), 8, stage))
+        return sum(terms.values())
+
+    assert torch.autograd.gradcheck(total, student.requires_grad_())
+
+
+@pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
+@pytest.mark.parametrize(
+    "size", [pytest.param((1, C, 1, 1), id="one value per channel"), pytest.param((2, C, 3, 3), id="dead teacher")]
+)
+def test_degenerate_levels_stay_finite(size: tuple[int, ...], target: str) -> None:
+    loss = method(target=target)
+    student, teacher = torch.randn(size, dtype=torch.float64).requires_grad_(), torch.zeros(size, dtype=torch.float64)
+    boxes = [torch.zeros(0, 4)] * size[0]
+    for stage in (1, 2):
+        total = sum(loss(student, teacher, context(stage, boxes=boxes)).values())
+        (gradient,) = torch.autograd.grad(total, student)
+        assert torch.isfinite(total)
+        assert torch.isfinite(gradient).all()
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.2}, r"loss\.ratio: 1\.2 is not a share"),
+        ({"channel_ratio": -0.1}, r"loss\.channel_ratio: -0\.1 is not a share"),
+        ({"ratio_max": 75}, r"loss\.ratio_max: 75 is not a share"),
+        ({"alpha": -1.0}, r"loss\.alpha: -1\.0 is negative"),
+        ({"ratio_step": -0.1}, r"loss\.ratio_step: -0\.1 is negative"),
+        ({"tau": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
+        ({"eps": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
+        ({"alpha": 0.0, "beta": 0.0}, r"nothing to distil; use --no-distill"),
+        ({"spatial": False, "channel": False}, r"both off: switch one on"),
+        ({"selection": "threshold", "direction": "random"}, r"'threshold' has no random direction"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as caught:
+        DFMSDOptions(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_alignment_alone_needs_no_branch() -> None:
+    assert method(alpha=0.0, spatial=False, channel=False).terms == ("sfa",)
+
+
+def test_agreement_without_a_former_teacher_is_refused() -> None:
+    loss = method(enhancement="agreement")
+    student, teacher = pair()
+    loss(student, teacher, context(stage=1))
+    with pytest.raises(DfmsdError, match="'agreement' needs the previous stage's teacher"):
+        loss(student, teacher, context(stage=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({}, False),
+        ({"enhancement": "agreement"}, True),
+        ({"enhancement": "agreement", "spatial": False}, False),
+        ({"enhancement": "agreement", "alpha": 0.0}, False),
+    ],
+)
+def test_the_former_teacher_runs_only_where_its_attention_is_used(options: dict[str, object], needed: bool) -> None:
+    assert method(**options).needs_previous is needed
