@@ -1,0 +1,78 @@
+"""Weights of the distillation terms by measurement instead of by guess."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.types import FeaturePyramid
+
+
+def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum terms over the levels: ``mask/p3``, ``mask/p4`` -> ``mask``."""
+    groups: dict[str, Tensor] = {}
+    for name, value in terms.items():
+        group = name.partition("/")[0]
+        groups[group] = groups[group] + value if group in groups else value
+    return groups
+
+
+def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
+    """Euclidean norm of the gradient of a scalar on a whole pyramid; the graph is kept."""
+    gradients = torch.autograd.grad(value, list(pyramid.values()), retain_graph=True, allow_unused=True)
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    return torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+
+
+class GradientBalance(nn.Module):
+    """Scale each distillation term to ``ratio`` times the task's gradient on the student's pyramid.
+
+    During the first ``batches`` calls the norms of task and terms are averaged; from then on the factors
+    ``ratio * norm(task) / norm(term)`` stay as they are. The state is saved with the run.
+
+    Args:
+        groups: names of the terms, such as ``mask`` and ``sfa``.
+        ratio: wanted size of each term's gradient, relative to the task's; > 0.
+        batches: calls that are measured.
+    """
+
+    sums: Tensor
+    count: Tensor
+
+    def __init__(self, groups: tuple[str, ...], ratio: float, batches: int = 20) -> None:
+        super().__init__()
+        self.groups = groups
+        self.ratio = ratio
+        self.batches = batches
+        self.register_buffer("sums", torch.zeros(len(groups) + 1, dtype=torch.float64))  # task first
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def factors(self) -> dict[str, float]:
+        """Factor of each group, as measured so far; 1 before the first call and for a term without gradient."""
+        task, *norms = self.sums.tolist()
+        return {
+            group: self.ratio * task / norm if norm > 0 else 1.0 for group, norm in zip(self.groups, norms, strict=True)
+        }
+
+    @property
+    def settled(self) -> bool:
+        """Whether the measurement is over."""
+        return int(self.count) >= self.batches
+
+    def forward(self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid) -> dict[str, Tensor]:
+        """Scale the terms, and measure while that goes on.
+
+        Args:
+            terms: ``<group>/<level>`` -> scalar.
+            task: the detector's own loss, a scalar.
+            pyramid: the student's, part of the graph of both.
+        """
+        if not self.settled:
+            grouped = term_groups(terms)
+            norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
+            self.sums += torch.stack(norms).to(self.sums)
+            self.count += 1
+        factors = self.factors()
+        return {name: factors[name.partition("/")[0]] * value for name, value in terms.items()}

@@ -1,0 +1,90 @@
+"""Stage-wise adaptation: which teacher when, and the learning rate over the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal
+
+from dfmsd.errors import DfmsdError
+
+Schedule = Literal["restart", "continuous"]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run.
+
+    Args:
+        teacher: run folder, student file, torchvision weight name, or the YAML of a training run, which is
+            made on first use; None is plain training on the labels.
+        epochs: length of the stage, >= 1.
+        loss: options that replace those of the run's loss in this stage.
+        fresh: new alignment and generation layers; false takes over those of the stage before.
+    """
+
+    epochs: int
+    teacher: str | None = None
+    loss: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = True
+
+
+def check_stages(stages: Sequence[StageConfig]) -> None:
+    """Refuse an impossible plan.
+
+    Raises:
+        DfmsdError: no stage, a stage without epochs, or a first stage that takes layers over.
+    """
+    if not stages:
+        raise DfmsdError(
+            "stages: the list is empty; give at least one stage, such as {teacher: runs/teacher, epochs: 10}"
+        )
+    for index, stage in enumerate(stages):
+        if stage.epochs < 1:
+            raise DfmsdError(f"stages.{index}.epochs: {stage.epochs} is below 1; give the stage an epoch or remove it")
+        if not stage.fresh and (index == 0 or stages[index - 1].teacher is None or stage.teacher is None):
+            raise DfmsdError(f"stages.{index}.fresh: false needs a stage with a teacher before it, to take layers from")
+
+
+def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:
+    """Index of the stage that epoch ``epoch`` (from 0) belongs to; past the end it is the last stage."""
+    ends = accumulate(stage.epochs for stage in stages)
+    return next((index for index, end in enumerate(ends) if epoch < end), len(stages) - 1)
+
+
+def starts_stage(stages: Sequence[StageConfig], epoch: int) -> bool:
+    """Whether a stage begins with this epoch."""
+    return epoch == 0 or stage_of_epoch(stages, epoch) != stage_of_epoch(stages, epoch - 1)
+
+
+def learning_rate_factor(
+    step: int, epochs: Sequence[int], steps_per_epoch: int, *, warmup: int, schedule: Schedule = "continuous"
+) -> float:
+    """Linear warm-up, then a cosine down to 0: once over all stages, or again in each.
+
+    Args:
+        step: optimiser step, from 0.
+        epochs: epochs of each stage.
+        steps_per_epoch: optimiser steps in an epoch.
+        warmup: steps of the warm-up; at most half of what the cosine spans.
+        schedule: ``continuous`` for one cosine, ``restart`` for one a stage.
+
+    Returns:
+        Factor of the base learning rate, 0..1.
+    """
+    spans = [n * steps_per_epoch for n in (epochs if schedule == "restart" else [sum(epochs)])]
+    start = 0
+    for span in spans[:-1]:
+        if step < start + span:
+            break
+        start += span
+    else:
+        span = spans[-1]
+    warmup = min(warmup, span // 2)
+    local = step - start
+    if local < warmup:
+        return (local + 1) / warmup
+    progress = min((local - warmup) / max(span - warmup, 1), 1.0)
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,161 @@
+"""A training step of a student under its teachers, as named losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dfmsd import losses
+from dfmsd.detectors.base import Detector
+from dfmsd.distill.balance import GradientBalance
+from dfmsd.distill.stages import StageConfig
+from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.errors import DfmsdError
+from dfmsd.types import FeaturePyramid, Target
+
+
+class DistillationTask(nn.Module):
+    """The student, the training-only layers of every stage, and the teachers, who stay outside the module tree.
+
+    All stages' layers exist from the start, so that one optimiser, one checkpoint layout and one DDP wrapper
+    serve the whole run.
+
+    Args:
+        student: trained in place.
+        stages: the plan.
+        teachers: one per stage; None where the stage has none.
+        loss: ``name`` and options of the loss; a stage's own options replace them.
+        balance: size of each term's gradient relative to the task's, see `GradientBalance`; None keeps the
+            stated weights.
+
+    Attributes:
+        trainable: student, alignment and generation: what the optimiser, DDP and resume see. Holds every
+            parameter and buffer of this module.
+        stage: index of the current stage, from 0.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        stages: Sequence[StageConfig],
+        teachers: Sequence[FrozenTeacher | None],
+        loss: Mapping[str, Any],
+        balance: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = tuple(stages)
+        self.teachers = tuple(teachers)
+        self.stage = 0
+        criteria, balances = nn.ModuleDict(), nn.ModuleDict()
+        for index, (stage, teacher) in enumerate(zip(stages, teachers, strict=True)):
+            if teacher is None:
+                continue
+            options = {**loss, **stage.loss}
+            try:
+                criterion = losses.build(options.pop("name"), student.levels, teacher.levels, **options)
+            except DfmsdError as error:
+                raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
+            criteria[str(index)] = criterion
+            if balance is not None:
+                balances[str(index)] = GradientBalance(criterion.terms, balance)
+        self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
+        self._check_takeover()
+
+    @property
+    def student(self) -> Detector:
+        """The detector that is handed over in the end."""
+        student = self.trainable["student"]
+        assert isinstance(student, Detector)
+        return student
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The current stage's teacher."""
+        return self.teachers[self.stage]
+
+    @property
+    def criterion(self) -> losses.Criterion | None:
+        """The current stage's criterion."""
+        criterion: losses.Criterion | None = self._of_stage("criteria", self.stage)
+        return criterion
+
+    @property
+    def balance(self) -> GradientBalance | None:
+        """The current stage's balance of terms."""
+        balance: GradientBalance | None = self._of_stage("balance", self.stage)
+        return balance
+
+    def enter_stage(self, index: int, *, begins: bool = True) -> None:
+        """Make a stage the current one.
+
+        Args:
+            index: from 0.
+            begins: False when a run is resumed in the middle of the stage, whose layers then are as saved.
+        """
+        self.stage = index
+        if begins and self.criterion is not None and not self.stages[index].fresh:
+            former = self._of_stage("criteria", index - 1)
+            self.criterion.load_state_dict(former.state_dict())
+
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Give the named losses of one batch; their sum is the loss.
+
+        Args:
+            images: ``N x 3 x H x W``, RGB in [0, 1].
+            targets: ground truth of each image.
+
+        Returns:
+            ``task/<detector's loss>``, ``<term>/<level>`` -> scalar.
+        """
+        teacher, criterion = self.teacher, self.criterion
+        teacher_pyramid = None if teacher is None else teacher.features(images)  # first: its peak is over by then
+        pyramid, task_losses = self.student(images, targets)
+        named = {f"task/{name}": value for name, value in task_losses.items()}
+        if teacher_pyramid is None or criterion is None:
+            return named
+        terms = criterion(
+            pyramid,
+            teacher_pyramid,
+            boxes=[target["boxes"] for target in targets],
+            size=(images.shape[-2], images.shape[-1]),
+            stage=self.stage + 1,
+            previous=self._previous_pyramid(images),
+        )
+        if self.balance is not None:
+            terms = self.balance(terms, sum(task_losses.values()), pyramid)
+        return {**named, **terms}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """``pearson/<level>`` of the last batch; empty in a stage without teacher."""
+        return {} if self.criterion is None else self.criterion.diagnostics
+
+    def _previous_pyramid(self, images: Tensor) -> FeaturePyramid | None:
+        """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""
+        previous = self.teachers[self.stage - 1] if self.stage else None
+        if previous is None or self.criterion is None or not self.criterion.needs_previous:
+            return None
+        pyramid = previous.features(images)
+        names = {level.stride: level.name for level in previous.levels}
+        return {
+            pair.teacher.name: pyramid[names[pair.teacher.stride]]
+            for pair in self.criterion.pairs
+            if pair.teacher.stride in names
+        }
+
+    def _of_stage(self, kind: str, index: int) -> Any:
+        modules = self.trainable[kind]
+        assert isinstance(modules, nn.ModuleDict)
+        return dict(modules.items()).get(str(index))
+
+    def _check_takeover(self) -> None:
+        for index, stage in enumerate(self.stages):
+            if stage.fresh or self.teachers[index] is None:
+                continue
+            own, former = (self._of_stage("criteria", i).state_dict() for i in (index, index - 1))
+            if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in former.items()}:
+                raise DfmsdError(
+                    f"stages.{index}.fresh: the layers of stage {index} and {index + 1} differ in shape, "
+                    "so nothing can be taken over; set fresh: true"
+                )
