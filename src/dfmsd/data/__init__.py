@@ -1,10 +1,17 @@
 """Data sets in the COCO layout: reading, geometry, loaders, and the embedded digits."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from dfmsd.data.coco import CocoDetection, ImageRecord, read_image
-from dfmsd.data.datamodule import CocoDataModule, DataConfig
+from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits, make_digits
 from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
+
+if TYPE_CHECKING:
+    from dfmsd.data.datamodule import CocoDataModule
 
 __all__ = [
     "Augmentation",
@@ -23,3 +30,12 @@ __all__ = [
     "random_rescale",
     "read_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the engine, half of the start-up time, only where its data module is asked for."""
+    if name == "CocoDataModule":
+        from dfmsd.data.datamodule import CocoDataModule
+
+        return CocoDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

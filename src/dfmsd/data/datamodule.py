@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from dfmsd.data.coco import CocoDetection
+from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate
@@ -23,32 +23,6 @@ logger = logging.getLogger("dfmsd")
 
 CACHE_BYTES = 4 * 2**30
 """Most RAM that a process spends on decoded images."""
-
-
-@dataclass
-class DataConfig:
-    """Where the data are and how they are fed.
-
-    Attributes:
-        root: Folder in the COCO layout, or `digits` for the embedded data set (a folder of that name is `./digits`).
-        image_size: Longer side in pixels after resizing, a multiple of 32.
-        batch_size: Images in a batch of one process.
-        pad: Pad to a square of image_size (`square`), or to the batch's largest sides rounded up to 32 (`batch`).
-        flip: Probability of a horizontal flip in training, 0..1.
-        scale_jitter: Lowest and highest random factor of the content's size in training, or none.
-        workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one per core
-            of this process.
-        cache: Keep resized images in RAM (uint8) if all of them fit into 4 GiB and there are no loader processes.
-    """
-
-    root: str = "digits"
-    image_size: int = 256
-    batch_size: int = 16
-    pad: Literal["square", "batch"] = "square"
-    flip: float = 0.5
-    scale_jitter: tuple[float, float] | None = None
-    workers: int | None = None
-    cache: bool = True
 
 
 class CocoDataModule(pl.LightningDataModule):

@@ -22,7 +22,7 @@ logger = logging.getLogger("dfmsd")
 
 VERSION = 1
 """Raised whenever the same parameters would give other images, so that old folders are not taken for new ones."""
-DEFAULTS = {"train": 1000, "val": 200, "size": 128, "seed": 0}
+DEFAULTS = {"train": 600, "val": 150, "size": 128, "seed": 0}
 """Parameters of the embedded default data set."""
 TRAIN_SHARE = 0.7
 """Part of the digits, and of each photograph's width, that belongs to the train split."""
@@ -46,7 +46,7 @@ def cached_digits() -> Path:
     return root
 
 
-def make_digits(root: str | Path, train: int = 1000, val: int = 200, size: int = 128, seed: int = 0) -> Path:
+def make_digits(root: str | Path, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> Path:
     """Paste real handwritten digits at several scales and colours onto real photographs.
 
     Ten classes, ``0`` to ``9``; 0 to 5 digits an image, 3/16 to 7/16 of its side high. The splits share neither digits

@@ -1,0 +1,5 @@
+"""``python -m dfmsd`` is ``dfmsd``."""
+
+from dfmsd.cli import main
+
+main()

@@ -1,0 +1,205 @@
+"""The command line: thin functions over the Python API."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+from rich.console import Console
+from rich.logging import RichHandler
+
+from dfmsd.data import DataConfig
+from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
+from dfmsd.engine.configfile import apply_list_flags, build_config, command_parser, config_parser, explain, one_line
+from dfmsd.errors import DfmsdError
+
+if TYPE_CHECKING:
+    from dfmsd.engine.run import Result
+
+# The commands import what they need themselves: the engine takes longer to import than most of them to refuse bad input.
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def _train_parser() -> jsonargparse.ArgumentParser:
+    parser = config_parser(TrainConfig)
+    _add_run_flags(parser)
+    return parser
+
+
+def _train(values: Any) -> None:
+    from dfmsd.engine.run import train
+
+    config = build_config(TrainConfig, values)
+    _finish(train(config, resume=values.resume, overwrite=values.overwrite))
+
+
+def _distill_parser() -> jsonargparse.ArgumentParser:
+    parser = config_parser(DistillConfig)
+    _add_run_flags(parser)
+    _add_check_flags(parser)
+    parser.add_argument("--no-distill", action="store_true", help="the baseline: the same loop without teachers")
+    return parser
+
+
+def _distill(values: Any) -> None:
+    from dfmsd.engine.run import distill
+
+    result = distill(
+        build_config(DistillConfig, values),
+        no_distill=values.no_distill,
+        resume=values.resume,
+        overwrite=values.overwrite,
+        allow_weak_teacher=values.allow_weak_teacher,
+        check_images=values.check_images,
+    )
+    _finish(result)
+
+
+def _finish(result: Result) -> None:
+    from dfmsd.engine.run import is_first_process
+    from dfmsd.report import run_report
+
+    if not result.finished:
+        sys.exit(INTERRUPTED)
+    if is_first_process():
+        print(run_report(result.run))
+
+
+def _check_parser() -> jsonargparse.ArgumentParser:
+    parser = config_parser(DistillConfig)
+    _add_check_flags(parser)
+    return parser
+
+
+def _check(values: Any) -> None:
+    from dfmsd.engine.run import check
+
+    config = build_config(DistillConfig, values)
+    check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
+
+
+def _evaluate_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("COCO metrics of a detector.")
+    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser.add_argument(
+        "--data", type=DataConfig, default=DataConfig(), help="folder in the COCO layout, or --data.root"
+    )
+    parser.add_argument("--out", type=Path | None, default=None, help="write the metrics to this JSON file")
+    return parser
+
+
+def _evaluate(values: Any) -> None:
+    from dfmsd.data import CocoDataModule
+    from dfmsd.detectors import load_detector
+    from dfmsd.engine.evaluate import evaluate
+    from dfmsd.engine.files import write_json
+    from dfmsd.engine.run import device
+
+    detector, data = load_detector(values.model), CocoDataModule(values.data)
+    metrics = evaluate(detector, data.val_dataloader(), device=device())
+    print(json.dumps(metrics, indent=2))
+    if values.out:
+        write_json(values.out, metrics)
+
+
+def _demo_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("Teachers, baseline and distilled student on the embedded data set, with a report.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the four runs and the report")
+    return parser
+
+
+def _demo(values: Any) -> None:
+    from dfmsd.demo import demo
+
+    demo(values.out)
+
+
+def _list_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("What there is to choose from.")
+    parser.add_argument("what", choices=["losses", "detectors", "backbones"])
+    return parser
+
+
+def _list(values: Any) -> None:
+    from dfmsd.detectors import DETECTORS, list_backbones
+    from dfmsd.losses import LOSSES
+
+    names = {"losses": lambda: sorted(LOSSES), "detectors": lambda: sorted(DETECTORS), "backbones": list_backbones}
+    print("\n".join(names[values.what]()))
+
+
+def _add_run_flags(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="delete what is in --out first")
+
+
+def _add_check_flags(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher that measures badly")
+    parser.add_argument(
+        "--check-images", type=int | None, default=None, help="images of the pre-flight; all by default"
+    )
+
+
+Command = tuple[Callable[[], jsonargparse.ArgumentParser], Callable[[Any], None]]
+COMMANDS: dict[str, Command] = {
+    "demo": (_demo_parser, _demo),
+    "train": (_train_parser, _train),
+    "distill": (_distill_parser, _distill),
+    "check": (_check_parser, _check),
+    "evaluate": (_evaluate_parser, _evaluate),
+    "list": (_list_parser, _list),
+}
+
+
+CONFIGS: dict[str, type[RunConfig]] = {"train": TrainConfig, "distill": DistillConfig, "check": DistillConfig}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one command.
+
+    Raises:
+        DfmsdError: what a user can mend.
+    """
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    parser = command_parser("Distil big object detectors into a small, better one.")
+    parser.prog = "dfmsd"  # also as python -m dfmsd
+    commands = parser.add_subcommands(dest="command")
+    for name, (build, _) in COMMANDS.items():
+        commands.add_subcommand(name, build())
+    try:
+        if CONFIGS.get(command) is DistillConfig:
+            arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], "stages")]
+        if command == "evaluate":
+            arguments = ["--data.root" if argument == "--data" else argument for argument in arguments]
+        values = parser.instantiate(parser.parse_args(list(arguments)))
+    except jsonargparse.ArgumentError as error:
+        see = f"dfmsd {command} --help" if command else "dfmsd --help"
+        raise DfmsdError(f"{explain(error, CONFIGS.get(command))}; see {see}") from error
+    COMMANDS[values.command][1](values[values.command])
+
+
+def main() -> None:
+    """Run the command line: status 2 and one line for what the user can mend, 130 after Ctrl-C."""
+    logging.basicConfig(
+        format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)]
+    )
+    logging.getLogger("dfmsd").setLevel(logging.INFO)
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        run([argument for argument in arguments if argument != "--debug"])
+    except DfmsdError as error:
+        if debug:
+            raise
+        print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dfmsd: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

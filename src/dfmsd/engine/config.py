@@ -1,0 +1,200 @@
+"""What a run is made of: the same object in YAML, as flags and in Python."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dfmsd.data import DataConfig
+from dfmsd.detectors import DetectorConfig
+from dfmsd.distill.stages import Schedule, StageConfig, check_stages
+from dfmsd.engine.files import write_text
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import check_options
+
+Precision = Literal["32", "bf16", "16"]
+
+
+@dataclass
+class OptimConfig:
+    """How weights are updated.
+
+    Args:
+        name: AdamW, or SGD with momentum 0.9.
+        lr: highest learning rate.
+        weight_decay: on everything but biases and norms.
+        warmup: optimiser steps of linear warm-up.
+        clip: largest gradient norm; 0 switches clipping off.
+        schedule: one cosine over all stages (``continuous``) or a new warm-up, cosine and optimiser state in each
+            stage (``restart``).
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    clip: float = 10.0
+    schedule: Schedule = "continuous"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            DfmsdError: such a value.
+        """
+        if not self.lr > 0:
+            raise DfmsdError(f"optim.lr: {self.lr} is out of range; give a number above 0")
+        for name in ("weight_decay", "warmup", "clip"):
+            if not getattr(self, name) >= 0:
+                raise DfmsdError(f"optim.{name}: {getattr(self, name)} is out of range; give 0 or more")
+
+
+@dataclass
+class RunConfig:
+    """What supervised training and distillation share.
+
+    Args:
+        out: run folder.
+        data: images and annotations.
+        optim: optimiser.
+        seed: of weights, data order, augmentation and masks.
+        precision: arithmetic of the networks; distillation terms are always float32.
+        deliver: hand over the ``last`` weights or those of the epoch with the ``best`` AP. The best epoch is chosen
+            on the validation images, so its AP is an optimistic one: comparisons use ``last``.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        devices: processes, each with a GPU where there are any, else a CPU process.
+    """
+
+    out: str
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    precision: Precision = "32"
+    deliver: Literal["last", "best"] = "last"
+    eval_every: int = 1
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            DfmsdError: such a value.
+        """
+        if self.eval_every < 1 or self.devices < 1:
+            raise DfmsdError(f"eval_every and devices must be at least 1, got {self.eval_every} and {self.devices}")
+        if not 0 <= self.seed < 2**32:
+            raise DfmsdError(f"seed: {self.seed} is out of range; give a number of 0 to {2**32 - 1}")
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Supervised training of any detector.
+
+    Args:
+        out: run folder.
+        data: images and annotations.
+        optim: optimiser.
+        seed: of weights, data order and augmentation.
+        precision: arithmetic of the network.
+        deliver: ``last`` or ``best`` weights.
+        eval_every: epochs between evaluations.
+        devices: processes.
+        model: the detector.
+        epochs: passes over the training images.
+    """
+
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    epochs: int = 12
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            DfmsdError: such a value.
+        """
+        super().__post_init__()
+        if self.epochs < 1:
+            raise DfmsdError(f"epochs: {self.epochs} is below 1; give at least one")
+
+    def as_distillation(self) -> DistillConfig:
+        """Give the same run as a distillation with one stage and no teacher: there is only one loop."""
+        shared = {name: getattr(self, name) for name in RunConfig.__dataclass_fields__}
+        return DistillConfig(**shared, student=self.model, stages=[StageConfig(epochs=self.epochs)])
+
+
+@dataclass
+class DistillConfig(RunConfig):
+    """Stage-wise distillation.
+
+    Args:
+        out: run folder.
+        data: images and annotations.
+        optim: optimiser.
+        seed: of weights, data order, augmentation and masks.
+        precision: arithmetic of the networks.
+        deliver: ``last`` or ``best`` weights.
+        eval_every: epochs between evaluations.
+        devices: processes.
+        student: the detector that is trained.
+        stages: who teaches, and for how long.
+        loss: ``name`` of the loss and its options.
+        balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
+            over the first steps of each stage; null keeps the stated weights.
+    """
+
+    student: DetectorConfig = field(default_factory=DetectorConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "dfmsd"})
+    balance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible plan, loss or balance.
+
+        Raises:
+            DfmsdError: what is wrong.
+        """
+        super().__post_init__()
+        check_stages(self.stages)
+        for index, stage in enumerate(self.stages):
+            options = {"name": "dfmsd", **self.loss, **stage.loss}
+            try:
+                check_options(**options)
+            except DfmsdError as error:
+                raise DfmsdError(f"stages.{index}: {error}" if stage.loss else str(error)) from error
+        self.loss = {"name": "dfmsd", **self.loss}
+        if self.balance is not None and self.balance <= 0:
+            raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def without_teachers(self) -> DistillConfig:
+        """Give the baseline: the same loop, data, schedule and stages, without any distillation term."""
+        return replace(self, stages=[replace(s, teacher=None, loss={}, fresh=True) for s in self.stages], balance=None)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write a config as YAML that gives the same config again."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def write_config(config: RunConfig, run: Path) -> None:
+    """Write ``config.yaml`` into a run folder."""
+    write_text(run / "config.yaml", to_yaml(config))
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (run / "config.yaml").exists()
+
+
+def same_run(config: RunConfig, run: Path) -> bool:
+    """Whether the ``config.yaml`` of a folder describes this run; where it lies does not matter."""
+    own: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    written: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return {**own, "out": None} == {**written, "out": None}

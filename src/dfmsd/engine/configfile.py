@@ -1,0 +1,123 @@
+"""YAML files and flags -> config objects, through jsonargparse."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+import yaml
+
+from dfmsd.distill.stages import StageConfig
+from dfmsd.engine.config import RunConfig
+from dfmsd.errors import DfmsdError
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def command_parser(description: str) -> jsonargparse.ArgumentParser:
+    """Build an empty parser that raises instead of exiting, and takes no shortened flags: they may be typos."""
+    return jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+
+
+def config_parser(config: type[RunConfig]) -> jsonargparse.ArgumentParser:
+    """Build a parser whose flags are the keys of ``config``, with ``--config FILE``."""
+    parser = command_parser((config.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file; flags that follow it win")
+    parser.add_class_arguments(config, nested_key=None, fail_untyped=False)
+    return parser
+
+
+def build_config(config: type[C], values: Any) -> C:
+    """Build the config object from parsed values, leaving out what is no field of it."""
+    fields = config.__dataclass_fields__
+    return config(**{name: value for name, value in vars(values).items() if name in fields})
+
+
+def read_config(config: type[C], path: Path) -> C:
+    """Read one YAML file.
+
+    Raises:
+        DfmsdError: the file is missing, or holds something that the config does not know.
+    """
+    parser = config_parser(config)
+    try:
+        return build_config(config, parser.instantiate(parser.parse_args(["--config", str(path)])))
+    except jsonargparse.ArgumentError as error:
+        raise DfmsdError(f"{path}: {explain(error, config)}") from error
+
+
+def one_line(error: object) -> str:
+    """Fold a parser's message into one line."""
+    return " ".join(str(error).split())
+
+
+def explain(error: jsonargparse.ArgumentError, config: type[RunConfig] | None) -> str:
+    """Give a parser's complaint in one line; for a key that ``config`` does not know with the one that may be meant."""
+    message = one_line(error).removesuffix(".")
+    unknown = re.search(r"accept option '([\w.]+)'|ption '([\w.]+)' is not accepted", message)
+    if config is None or unknown is None:
+        return message
+    near = get_close_matches(unknown[1] or unknown[2], [*_keys(config), *_keys(StageConfig)], n=1)
+    return f"{message}; did you mean {near[0]}?" if near else message
+
+
+def _keys(config: type[Any]) -> Iterator[str]:
+    """Name the fields of a dataclass, those of a dataclass in it as ``data.root``."""
+    for name, kind in get_type_hints(config).items():
+        yield name
+        if is_dataclass(kind):
+            yield from (f"{name}.{key}" for key in _keys(kind))
+
+
+def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[str], key: str) -> list[str]:
+    """Turn ``--stages.0.epochs 3`` into a whole ``--stages [...]``, since jsonargparse knows no flags into lists.
+
+    Args:
+        parser: knows the rest of the arguments.
+        arguments: of the command.
+        key: of the list.
+
+    Raises:
+        DfmsdError: the list has no such entry, or the flag has no value.
+    """
+    rest: list[str] = []
+    changes: dict[str, str] = {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        if re.match(rf"--{key}\.\d", argument):
+            flag, equals, value = argument.partition("=")
+            changes[flag] = value if equals else next(remaining, "")
+        else:
+            rest.append(argument)
+    if not changes:
+        return rest
+    readable = [argument for argument in rest if not argument.startswith("--print_config")]  # it would print and exit
+    entries = json.loads(json.dumps(parser.parse_args(readable).as_dict().get(key) or []))
+    for flag, value in changes.items():
+        _, position, *path = flag.split(".")
+        if not position.isdigit() or int(position) >= len(entries):
+            raise DfmsdError(f"{flag}: there are {len(entries)} {key}, counted from 0")
+        if not path:
+            raise DfmsdError(f"{flag}: name the key too, such as --{key}.{position}.epochs")
+        _set(entries[int(position)], path, flag, value)
+    return [*rest, f"--{key}", json.dumps(entries)]
+
+
+def _set(entry: dict[str, Any], path: Sequence[str], flag: str, value: str) -> None:
+    *parents, last = path
+    for parent in parents:
+        entry = entry.setdefault(parent, {})
+        if not isinstance(entry, dict):
+            raise DfmsdError(f"{flag}: {parent} has no keys")
+    try:
+        entry[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise DfmsdError(f"{flag}: {value!r} is no value ({one_line(error)})") from error
+    if not value:
+        raise DfmsdError(f"{flag}: give it a value")

@@ -1,0 +1,22 @@
+"""Where a run took place."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+PACKAGES = ("dfmsd", "torch", "torchvision", "timm", "pytorch-lightning", "faster-coco-eval")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Name the versions and the hardware that results depend on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,81 @@
+"""The Lightning shell around a distillation task: optimiser, schedule, stages. No method lives here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from torch import Tensor
+
+from dfmsd.distill.balance import term_groups
+from dfmsd.distill.stages import learning_rate_factor, stage_of_epoch, starts_stage
+from dfmsd.distill.task import DistillationTask
+from dfmsd.engine.config import OptimConfig
+from dfmsd.types import Batch
+
+
+class DistillationModule(pl.LightningModule):
+    """Train a task's `trainable` part.
+
+    Args:
+        task: what is trained.
+        optim: how.
+        seed: the global generator is seeded from it, the epoch and the rank at the start of every epoch, so that a
+            resumed run draws the same masks.
+    """
+
+    def __init__(self, task: DistillationTask, optim: OptimConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.task = task
+        self.optim = optim
+        self.seed = seed
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and learning-rate schedule over `task.trainable`."""
+        groups = param_groups_weight_decay(self.task.trainable, self.optim.weight_decay)
+        optimizer: torch.optim.Optimizer
+        if self.optim.name == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=self.optim.lr, momentum=0.9)
+        epochs = [stage.epochs for stage in self.task.stages]
+        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // sum(epochs)
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(
+                step, epochs, steps_per_epoch, warmup=self.optim.warmup, schedule=self.optim.schedule
+            )
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Enter the epoch's stage and seed the generator."""
+        stages, epoch = self.task.stages, self.current_epoch
+        index, begins = stage_of_epoch(stages, epoch), starts_stage(stages, epoch)
+        self.task.enter_stage(index, begins=begins)
+        for teacher in self.task.teachers[max(index - 1, 0) : index + 1]:
+            if teacher is not None:
+                teacher.to(self.device)
+        if begins and index and self.optim.schedule == "restart":
+            self.trainer.optimizers[0].state.clear()
+        torch.manual_seed((self.seed * 100_003 + epoch) * 1009 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Compute the loss of one batch and its named parts."""
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        named = self.task(images, batch.targets)
+        loss = torch.stack(list(named.values())).sum()
+        parts = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict(parts)
+        self.log_dict(term_groups(correlations_as_mean(parts)), prog_bar=True, logger=False)
+        return {"loss": loss, "named": {"loss": loss.detach(), **parts}}
+
+
+def correlations_as_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scale the correlations so that their sum over levels is their mean; other values are sums."""
+    correlations = sum(name.startswith("pearson/") for name in values)
+    return {name: value / correlations if name.startswith("pearson/") else value for name, value in values.items()}

@@ -1,0 +1,127 @@
+"""Everything that can be refused before the first step, and the tables that let a user see what will happen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dfmsd.align import format_levels
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
+from dfmsd.distill.task import DistillationTask
+from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.engine.evaluate import evaluate
+from dfmsd.types import LevelSpec
+
+
+@dataclass
+class Preflight:
+    """What the checks found.
+
+    Attributes:
+        levels: one line per detector: its pyramid.
+        pairs: one line per stage with a teacher: which level learns from which.
+        ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name.
+        parameters: count by owner.
+        terms: size of every term of every stage on one batch.
+    """
+
+    levels: dict[str, str] = field(default_factory=dict)
+    pairs: dict[str, str] = field(default_factory=dict)
+    ap: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    terms: list[TermScale] = field(default_factory=list)
+
+
+def preflight(
+    task: DistillationTask,
+    data: CocoDataModule,
+    *,
+    images: int | None = None,
+    allow_weak_teacher: bool = False,
+    device: torch.device | str = "cpu",
+) -> Preflight:
+    """Check a distillation before its first step; the task is left as it was.
+
+    Args:
+        task: student, teachers and losses.
+        data: the data set of the run.
+        images: validation images that AP is measured on; None takes all.
+        allow_weak_teacher: go on with a teacher that lacks classes, measures about 0 or is below the student.
+        device: where to measure.
+
+    Raises:
+        DfmsdError: a teacher that cannot teach, or a term that would not.
+    """
+    found = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
+    teachers = {teacher.name: teacher for teacher in task.teachers if teacher is not None}
+    for name, teacher in teachers.items():
+        found.levels[name] = format_levels(teacher.levels)
+    for index, stage_teacher in enumerate(task.teachers):
+        if stage_teacher is not None:
+            task.stage = index
+            found.pairs[f"stage {index + 1}: {stage_teacher.name}"] = _pairs(task)
+    task.stage = 0
+    if not allow_weak_teacher:
+        for name, teacher in teachers.items():
+            check_classes(name, teacher.detector.class_names, data.class_names)
+    task.to(device)
+    _measure(found, task, data, list(teachers.values()), images, device)
+    if not allow_weak_teacher:
+        for name in teachers:
+            check_teacher_ap(name, found.ap[name], found.ap["student"])
+    if teachers:
+        found.terms = term_scales(task, next(iter(data.train_dataloader())).to(device))
+    return found
+
+
+def _pairs(task: DistillationTask) -> str:
+    assert task.criterion is not None
+    return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in task.criterion.pairs)
+
+
+def _level(level: LevelSpec) -> str:
+    return f"{level.name} (/{level.stride}, {level.channels})"
+
+
+def _measure(
+    found: Preflight,
+    task: DistillationTask,
+    data: CocoDataModule,
+    teachers: Sequence[FrozenTeacher],
+    images: int | None,
+    device: torch.device | str,
+) -> None:
+    for teacher in teachers:
+        known = set(teacher.detector.class_names) & set(data.class_names)
+        teacher.to(device)
+        metrics = evaluate(teacher.detector, data.val_dataloader(), limit=images) if known else {"AP": 0.0}
+        found.ap[teacher.name] = metrics["AP"] or 0.0
+    if teachers:
+        found.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
+
+
+def print_preflight(found: Preflight, console: Console) -> None:
+    """Print the findings as tables."""
+    table = Table("detector", "levels: name /stride xchannels", "AP before", title="pre-flight")
+    for name, levels in found.levels.items():
+        table.add_row(name, levels, f"{100 * found.ap[name]:.1f}" if name in found.ap else "-")
+    console.print(table)
+    for stage, pairs in found.pairs.items():
+        console.print(f"{stage}: {pairs}", highlight=False)
+    counts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
+    if found.terms:
+        table = Table("stage", "term", "value", "gradient norm on the student", "relative to the detector's own loss")
+        for number in sorted({term.stage for term in found.terms}):
+            rows = [term for term in found.terms if term.stage == number]
+            own = next(term.gradient for term in rows if term.name == "task")
+            for term in rows:
+                table.add_row(
+                    str(number), term.name, f"{term.value:.3f}", f"{term.gradient:.3f}", f"{term.gradient / own:.2f}"
+                )
+        console.print(table)

@@ -1,0 +1,301 @@
+"""A run from its config to its folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import Detector, build_detector, load_detector, save_detector
+from dfmsd.distill.checks import ownership
+from dfmsd.distill.task import DistillationTask
+from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt, percent
+from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
+from dfmsd.engine.configfile import read_config
+from dfmsd.engine.environment import describe_environment
+from dfmsd.engine.evaluate import evaluate
+from dfmsd.engine.files import write_json
+from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.preflight import Preflight, preflight, print_preflight
+from dfmsd.errors import DfmsdError
+
+console = Console(stderr=True)
+LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+@dataclass
+class Result:
+    """What a run hands back.
+
+    Attributes:
+        metrics: COCO metrics of the delivered student on the validation images, 0..1; empty when not finished.
+        run: the run folder.
+        student: the delivered detector, in eval mode.
+        finished: False when the run was interrupted.
+    """
+
+    metrics: Mapping[str, Any]
+    run: Path
+    student: Detector
+    finished: bool = True
+
+
+def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Result:
+    """Train a detector on labels alone, through the loop of `distill`.
+
+    Args:
+        config: the run.
+        resume: go on with an unfinished run in ``config.out``.
+        overwrite: delete what is in ``config.out`` first.
+
+    Raises:
+        DfmsdError: bad input, or a folder that already holds a run.
+    """
+    return distill(config.as_distillation(), resume=resume, overwrite=overwrite, written=config)
+
+
+def distill(
+    config: DistillConfig,
+    *,
+    no_distill: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    student: Detector | None = None,
+    teachers: Mapping[str, Detector] | None = None,
+    written: RunConfig | None = None,
+) -> Result:
+    """Distil teachers into a student, stage by stage.
+
+    Args:
+        config: the run.
+        no_distill: the baseline: the same loop without teachers.
+        resume: go on with an unfinished run in ``config.out``.
+        overwrite: delete what is in ``config.out`` first.
+        allow_weak_teacher: do not refuse a teacher that measures badly.
+        check_images: validation images of the pre-flight; None takes all.
+        student: a detector to train instead of building ``config.student``.
+        teachers: detectors that the stages refer to by these names; the other references are loaded.
+        written: what ``config.yaml`` shall hold, if not ``config``.
+
+    Returns:
+        Metrics, run folder and student. After Ctrl-C ``finished`` is False and the student as far as it got.
+
+    Raises:
+        DfmsdError: bad input, or a folder that already holds a run.
+    """
+    if no_distill:
+        config = config.without_teachers()
+    run = Path(config.out)
+    first = is_first_process()  # the others join later, when the folder is no longer empty
+    if first:
+        _check_folder(run, written or config, resume=resume, overwrite=overwrite)
+    data = CocoDataModule(config.data, seed=config.seed)
+    task = build_task(config, data.class_names, student=student, teachers=teachers)
+    checkpoint = run / "last.ckpt" if resume and (run / "last.ckpt").exists() else None
+    if first and any(task.teachers) and checkpoint is None:
+        found = preflight(task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device())
+        print_preflight(found, console)
+    if first:
+        _open_folder(run, written or config, task, overwrite=overwrite)
+    return _fit(config, run, data, task, checkpoint)
+
+
+def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
+    """Run the pre-flight of `distill` and nothing else; nothing is written but teachers that are made on first use."""
+    data = CocoDataModule(config.data, seed=config.seed)
+    task = build_task(config, data.class_names)
+    found = preflight(task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device())
+    print_preflight(found, console)
+    return found
+
+
+def build_task(
+    config: DistillConfig,
+    class_names: Sequence[str],
+    *,
+    student: Detector | None = None,
+    teachers: Mapping[str, Detector] | None = None,
+) -> DistillationTask:
+    """Build student, teachers and losses of a run; weights follow from the seed alone.
+
+    Raises:
+        DfmsdError: student, teachers and data do not fit each other.
+    """
+    pl.seed_everything(config.seed, verbose=False)
+    student = student or build_detector(config.student, class_names)
+    if student.class_names != tuple(class_names):
+        raise DfmsdError(
+            f"student: its classes {', '.join(student.class_names)} are not those of the data, "
+            f"{', '.join(class_names)}; build it with the class names of the data, in their order"
+        )
+    names = [stage.teacher for stage in config.stages]
+    given = teachers or {}
+    loaded = load_teachers([name for name in names if name and name not in given], class_names, Path(config.out))
+    frozen = {name: FrozenTeacher(detector, name) for name, detector in {**loaded, **given}.items()}
+    pl.seed_everything(config.seed, verbose=False)  # again: a teacher may just have been trained
+    return DistillationTask(
+        student, config.stages, [frozen[name] if name else None for name in names], config.loss, config.balance
+    )
+
+
+def load_teachers(references: Sequence[str], class_names: Sequence[str], out: Path) -> dict[str, Detector]:
+    """Load teachers; those described by the YAML of a training run are trained first, unless they were already.
+
+    Args:
+        references: see `StageConfig`.
+        class_names: of the data.
+        out: folder of the student's run.
+
+    Raises:
+        DfmsdError: one of the references is of no use; no teacher has been trained then.
+    """
+    recipes = {name: read_config(TrainConfig, Path(name)) for name in references if name.endswith((".yaml", ".yml"))}
+    for name in references:
+        folder = Path(recipes[name].out if name in recipes else name)
+        if folder.resolve() == out.resolve():
+            raise DfmsdError(f"teacher {name}: {folder} is the student's own run folder; choose another `out`")
+    loaded: dict[str, Detector] = {name: load_detector(name) for name in references if name not in recipes}
+    missing = [name for name, recipe in recipes.items() if not _is_trained(name, recipe, class_names)]
+    for name in missing:
+        recipe = recipes[name]
+        console.print(f"teacher {name} is trained first, into {recipe.out}")
+        if not train(recipe, resume=holds_run(Path(recipe.out))).finished:
+            raise KeyboardInterrupt
+    return loaded | {name: load_detector(recipe.out) for name, recipe in recipes.items()}
+
+
+def _is_trained(name: str, recipe: TrainConfig, class_names: Sequence[str]) -> bool:
+    run = Path(recipe.out)
+    if holds_run(run) and not same_run(recipe, run):
+        raise DfmsdError(f"{run} holds another run than {name} describes; remove it or change `out` in {name}")
+    if (run / "metrics.json").exists():
+        return True
+    build_detector(recipe.model, class_names)  # refuses what cannot be built before any other teacher is trained
+    return False
+
+
+def is_first_process() -> bool:
+    """Whether this is the process, of possibly several, that writes and reports."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def device() -> torch.device:
+    """Where detectors are measured: the first GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_folder(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise DfmsdError("--resume keeps what is in the run folder and --overwrite deletes it; pass one of them")
+    if run.exists() and not run.is_dir():
+        raise DfmsdError(f"out: {run} is a file; name a folder")
+    if resume and not holds_run(run):
+        raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out --resume")
+    if resume and not same_run(config, run):
+        raise DfmsdError(f"{run}/config.yaml differs from this config; resume with --config {run}/config.yaml")
+    if not resume and not overwrite and holds_run(run):
+        raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
+
+
+def _open_folder(run: Path, config: RunConfig, task: DistillationTask, *, overwrite: bool) -> None:
+    """Make the run folder, as late as this: an input that is refused costs nobody an older run."""
+    if overwrite and holds_run(run):
+        shutil.rmtree(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_config(config, run)
+    except OSError as error:
+        raise DfmsdError(f"out: cannot write to {run} ({error.strerror}); choose another folder") from error
+    write_json(run / "environment.json", {**describe_environment(), "parameters": ownership(task)})
+
+
+def _fit(
+    config: DistillConfig, run: Path, data: CocoDataModule, task: DistillationTask, checkpoint: Path | None
+) -> Result:
+    module = DistillationModule(task, config.optim, config.seed).to(memory_format=torch.channels_last)
+    epoch_end = EpochEnd(run, data.val_dataloader(), config.eval_every, _say)
+    # Two, since Lightning's save_last skips an epoch that is not the best one; the last one keeps the other's state.
+    save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(run, "best", monitor="AP", mode="max", **save)
+    last = ModelCheckpoint(run, "last", **save)
+    callbacks: list[Callback] = [StepLog(run), epoch_end, BalanceReport(run, _say), StopOnInterrupt(), best, last]
+    if console.is_terminal:
+        callbacks.append(RichProgressBar())
+    trainer = pl.Trainer(
+        max_epochs=config.epochs,
+        accelerator="auto",
+        devices=config.devices,
+        strategy="ddp_find_unused_parameters_true" if config.devices > 1 else "auto",
+        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+        gradient_clip_val=config.optim.clip or None,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(run, name="tensorboard", version=""),
+        log_every_n_steps=10,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=console.is_terminal,
+        enable_model_summary=False,
+        default_root_dir=run,
+    )
+    start = time.perf_counter()
+    with _quiet():
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except Interrupted:
+            return _deliver_unfinished(run, task)
+    metrics = epoch_end.metrics
+    if config.deliver == "best":
+        module.load_state_dict(torch.load(run / "best.ckpt", weights_only=True, map_location="cpu")["state_dict"])
+        metrics = evaluate(task.student, data.val_dataloader(), device=device())
+    assert metrics is not None
+    student = task.student.cpu().eval()
+    if is_first_process():
+        save_detector(student, run)
+        write_json(run / "metrics.json", metrics)
+        _say(f"AP {percent(metrics['AP'])}  {time.perf_counter() - start:.0f} s  {run}")
+    return Result(metrics, run, student)
+
+
+def _deliver_unfinished(run: Path, task: DistillationTask) -> Result:
+    student = task.student.cpu().eval()
+    if is_first_process():
+        save_detector(student, run)
+        rest = "goes on from the last whole epoch" if (run / "last.ckpt").exists() else "starts again"
+        _say(f"interrupted: {run}/student.safetensors is the student so far, not evaluated; --resume {rest}")
+    return Result({}, run, student, finished=False)
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False)
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a statement
+    """Leave out Lightning's advice on things that are decided here."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        for message in (
+            ".*does not have many workers.*",
+            ".*`isinstance.treespec.*",
+            ".*Checkpoint directory.*",
+            ".*could not find the monitored key.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        return entered

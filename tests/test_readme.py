@@ -1,0 +1,87 @@
+"""The README's Python runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfmsd
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_plain_loop_trains_student_and_layers() -> None:
+    loop = next(block for block in blocks("python") if "loader" in block)
+    assert len(loop.strip().splitlines()) <= 17
+    sizes = [32, 16, 8, 4, 2]
+    student_convs = torch.nn.ModuleList(torch.nn.Conv2d(3, 64, 1) for _ in sizes)
+
+    class Student(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = student_convs
+
+        def forward(self, images: torch.Tensor, targets: object) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+            pooled = [torch.nn.functional.adaptive_avg_pool2d(images, size) for size in sizes]
+            pyramid = {f"p{i}": conv(p) for i, conv, p in zip(range(3, 8), self.convs, pooled, strict=True)}
+            return pyramid, pyramid["p7"].square().mean()
+
+    def teacher(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {f"p{i}": torch.randn(len(images), 256, 256 // 2**i, 256 // 2**i) for i in range(2, 7)}
+
+    boxes = [torch.tensor([[10.0, 10.0, 90.0, 120.0]]), torch.zeros(0, 4)]
+    loader = [(torch.rand(2, 3, 256, 256), boxes, None)] * 2
+    student = Student()
+    before = [p.clone() for p in student.parameters()]
+    names = {"student": student, "teacher": teacher, "loader": loader}
+    exec(compile(loop, str(README), "exec"), names)
+    layers = list(names["criterion"].parameters())
+    assert torch.isfinite(names["loss"])
+    assert all(p.grad is not None for p in layers)
+    moved = [not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    code = next(block for block in blocks("python") if "dfmsd.distill" in block)
+    assert len(code.strip().splitlines()) <= 8
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    tiny_coco.rename(tmp_path / "path" / "to" / "coco")
+    config = dfmsd.DetectorConfig(fpn_channels=16, head_convs=1)
+    for name in ("teacher_a", "teacher_b"):
+        dfmsd.save_detector(dfmsd.build_detector(config, ("square", "disc")), tmp_path / "runs" / name)
+    # an untrained teacher of one epoch at a small size: what is tested is that the lines run
+    code = code.replace("epochs=24)", "epochs=2, allow_weak_teacher=True)")
+    code = code.replace('data="path/to/coco"', 'data=dfmsd.DataConfig("path/to/coco", image_size=64, batch_size=4)')
+    exec(compile(code, str(README), "exec"), {})
+    assert (tmp_path / "runs" / "student" / "student.safetensors").exists()
+    assert "student.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
+    from dfmsd.engine.config import DistillConfig
+    from dfmsd.engine.configfile import read_config
+
+    path = tmp_path / "config.yaml"
+    path.write_text(block)
+    assert [stage.epochs for stage in read_config(DistillConfig, path).stages] == [14, 28]
+
+
+@pytest.mark.parametrize("path", sorted((README.parent / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_are_read_and_short(path: Path) -> None:
+    from dfmsd.engine.config import DistillConfig, TrainConfig
+    from dfmsd.engine.configfile import read_config
+
+    text = path.read_text()
+    assert len(text.splitlines()) <= 25
+    config = read_config(DistillConfig if "stages:" in text else TrainConfig, path)
+    assert config.epochs > 0
