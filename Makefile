@@ -19,7 +19,7 @@ demo: $(INSTALLED) ## digits: teachers, baseline, distilled student, runs/demo/r
 	$(BIN)/dfmsd demo
 
 test: $(INSTALLED) ## the unit tests: offline, no data needed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow

@@ -41,7 +41,29 @@ def tiny_coco(tmp_path: Path) -> Path:
 
     The last train image has no box; each other one has one to three.
     """
-    root = tmp_path / "tiny_coco"
+    return _write_tiny(tmp_path / "tiny_coco")
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `tiny_coco`, made once, for those who only read it."""
+    return _write_tiny(tmp_path_factory.mktemp("data") / "tiny_coco")
+
+
+@pytest.fixture(scope="session")
+def tiny_teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two folders, each with an untrained detector of another family, that knows the classes of `tiny_coco`."""
+    from dfmsd.detectors import DetectorConfig, build_detector, save_detector
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("teachers")
+    for arch, channels in (("fcos", 32), ("faster_rcnn", 16)):
+        config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=channels, head_convs=1)
+        save_detector(build_detector(config, list(TINY_CATEGORIES.values())), folder / arch)
+    return str(folder / "fcos"), str(folder / "faster_rcnn")
+
+
+def _write_tiny(root: Path) -> Path:
     rng = np.random.default_rng(0)
     _write_split(root, "train", rng, count=8, empty=7)
     _write_split(root, "val", rng, count=4, empty=None)

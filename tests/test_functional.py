@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from dfmsd.functional import (
     alignment_error,
     channel_attention,
+    channel_statistics,
     full_precision,
     pearson,
     spatial_attention,
@@ -71,6 +72,24 @@ def test_standardize_gives_each_channel_mean_zero_and_unbiased_deviation_one() -
 def test_standardize_adds_eps_to_the_deviation() -> None:
     feature = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)
     assert_close(standardize(feature, eps=0.5)[0, 0, 0, 1], torch.tensor(1 / (math.sqrt(2) + 0.5)))
+
+
+@given(size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(2, 5), st.integers(1, 5)))
+def test_standardize_and_its_gradient_equal_those_of_torchs_own_deviation(size: tuple[int, int, int, int]) -> None:
+    feature = (5 + 3 * torch.randn(size, dtype=torch.float64)).requires_grad_()
+    upstream = torch.randn(size, dtype=torch.float64)
+    std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
+    slow = (feature - mean) / (std + 1e-3)
+    fast = standardize(feature)
+    assert_close(fast, slow)
+    assert_close(*(torch.autograd.grad(value, feature, upstream)[0] for value in (fast, slow)))
+    assert_close(channel_statistics(feature), (mean, std + 1e-3))
+
+
+def test_standardize_is_exact_where_a_channels_mean_dwarfs_its_deviation() -> None:
+    feature = 1000 + torch.randn(4, 3, 24, 24, dtype=torch.float64)
+    assert_close(standardize(feature.float()), standardize(feature).float(), atol=1e-3, rtol=0)
+    assert (standardize(torch.full((4, 3, 24, 24), 1234.567)) == 0).all()
 
 
 @given(scale=st.floats(0.1, 100), shift=st.floats(-50, 50))

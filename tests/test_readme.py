@@ -66,6 +66,18 @@ def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: py
     assert "student.safetensors" in capsys.readouterr().out
 
 
+def test_the_documented_loss_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (README.parent / "docs" / "add-a-loss.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(dfmsd.losses, "LOSSES", registry := dict(dfmsd.losses.LOSSES))
+    exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "add-a-loss.md", "exec"), {})
+    assert "feature_l1" in registry
+    levels = [dfmsd.LevelSpec("p3", 2, 8), dfmsd.LevelSpec("p4", 2, 16)]
+    criterion = dfmsd.losses.build("feature_l1", levels, levels, scale=2.0, weight=0.5)
+    ones, zeros = ({level.name: torch.full((1, 2, 4, 4), v) for level in levels} for v in (1.0, 0.0))
+    terms = criterion(ones, zeros, boxes=[torch.zeros(0, 4)], size=(32, 32))
+    assert {name: float(value) for name, value in terms.items()} == {"l1/p3": 1.0, "l1/p4": 1.0}
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
     from dfmsd.engine.config import DistillConfig

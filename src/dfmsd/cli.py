@@ -21,7 +21,7 @@ from dfmsd.errors import DfmsdError
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
 
-# The commands import what they need themselves: the engine takes longer to import than most of them to refuse bad input.
+# The commands import what they need themselves: the engine takes longer to import than most input to be refused.
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -34,9 +34,10 @@ def _train_parser() -> jsonargparse.ArgumentParser:
 
 
 def _train(values: Any) -> None:
+    config = build_config(TrainConfig, values)
+
     from dfmsd.engine.run import train
 
-    config = build_config(TrainConfig, values)
     _finish(train(config, resume=values.resume, overwrite=values.overwrite))
 
 
@@ -49,10 +50,12 @@ def _distill_parser() -> jsonargparse.ArgumentParser:
 
 
 def _distill(values: Any) -> None:
+    config = build_config(DistillConfig, values)
+
     from dfmsd.engine.run import distill
 
     result = distill(
-        build_config(DistillConfig, values),
+        config,
         no_distill=values.no_distill,
         resume=values.resume,
         overwrite=values.overwrite,
@@ -74,14 +77,18 @@ def _finish(result: Result) -> None:
 
 def _check_parser() -> jsonargparse.ArgumentParser:
     parser = config_parser(DistillConfig)
+    parser.description = (
+        "Pre-flight of a distillation: levels, teachers' AP, parameters, loss scales. Nothing is trained."
+    )
     _add_check_flags(parser)
     return parser
 
 
 def _check(values: Any) -> None:
+    config = build_config(DistillConfig, values)
+
     from dfmsd.engine.run import check
 
-    config = build_config(DistillConfig, values)
     check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
 
 
@@ -172,7 +179,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.prog = "dfmsd"  # also as python -m dfmsd
     commands = parser.add_subcommands(dest="command")
     for name, (build, _) in COMMANDS.items():
-        commands.add_subcommand(name, build())
+        subparser = build()
+        commands.add_subcommand(name, subparser, help=subparser.description)
     try:
         if CONFIGS.get(command) is DistillConfig:
             arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], "stages")]

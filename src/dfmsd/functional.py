@@ -111,7 +111,7 @@ def _centred(feature: Tensor) -> Tensor:
 def _deviation(centred: Tensor) -> Tensor:
     # A norm, since torch.std over these three dimensions is scalar code, several times as slow on a CPU, and since
     # the square root of a sum has no gradient at 0, a dead channel.
-    norm = torch.linalg.vector_norm(centred, dim=PER_CHANNEL, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=PER_CHANNEL, keepdim=True)
     return norm / math.sqrt(max(centred.numel() // centred.shape[1] - 1, 1))
 
 

@@ -34,6 +34,19 @@ def test_any_width_is_built(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["fcos", "retinanet"])
+@pytest.mark.parametrize("channels", [2, 16, 32])
+def test_one_small_image_on_a_narrow_pyramid_is_seen(arch: str, channels: int) -> None:
+    detector = build_detector(replace(SMALL, arch=arch, fpn_channels=channels), ["a"]).eval()
+    image, heads = torch.rand(1, 3, 64, 64), []  # the coarsest level is 1 x 1
+    for norm in (module for module in detector.modules() if isinstance(module, nn.GroupNorm)):
+        norm.register_forward_hook(lambda _module, _args, output: heads.append(output))
+    detector.detect(image, [(64, 64)])
+    single = [output for output in heads if output.shape[-2:] == (1, 1)]
+    assert single
+    assert all(output.abs().max() > 0 for output in single)
+
+
+@pytest.mark.parametrize("arch", ["fcos", "retinanet"])
 @pytest.mark.parametrize("convs", [1, 3, 5])
 def test_towers_have_the_wanted_depth(arch: str, convs: int) -> None:
     head = build_detector(replace(SMALL, arch=arch, head_convs=convs), ["a", "b"]).model.head

@@ -225,8 +225,8 @@ def test_the_stage_number_reaches_the_masks() -> None:
 
 def test_a_stages_own_options_replace_those_of_the_run() -> None:
     stages = [StageConfig(1, "a", loss={"alpha": 0.0}), StageConfig(1, "b")]
-    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], {**LOSS, "beta": 2.0})
-    assert [task.criterion.terms] == [("sfa",)]
+    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], {**LOSS, "alpha": 3.0, "beta": 2.0})
+    assert task.criterion.terms == ("sfa",)
     task.enter_stage(1)
     assert task.criterion.terms == ("mask", "sfa")
     assert {method.options.beta for method in task.criterion.methods} == {2.0}

@@ -50,11 +50,16 @@ def test_each_level_is_the_method_on_its_aligned_pair() -> None:
         assert_close({name: terms[f"{name}/{ours}"] for name in expected}, expected)
 
 
-def test_index_pairing_resizes_the_student_to_the_teacher() -> None:
-    criterion = losses.build("dfmsd", STUDENT, TEACHER, pairing="index")
-    terms = run(criterion, pyramid(STUDENT), pyramid(TEACHER))
+def test_index_pairing_resizes_the_student_and_reads_boxes_at_the_teachers_stride() -> None:
+    criterion = losses.build("dfmsd", STUDENT, TEACHER, pairing="index", enhancement="object", delta=10.0)
+    student, teacher = pyramid(STUDENT), pyramid(TEACHER)
+    terms = run(criterion, student, teacher, stage=2)
     assert {name.partition("/")[2] for name in terms} == {"p3", "p4", "p5"}
-    assert all(torch.isfinite(term) for term in terms.values())
+    resized = torch.nn.functional.interpolate(
+        criterion.align[0].project(student["p3"]), scale_factor=2, mode="bilinear"
+    )
+    expected = criterion.methods[0](resized, teacher["0"].detach(), losses.LossContext(BOXES, SIZE, 4, 2))
+    assert_close({name: terms[f"{name}/p3"] for name in expected}, expected)
 
 
 def test_weight_scales_every_term() -> None:

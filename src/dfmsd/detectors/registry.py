@@ -139,7 +139,10 @@ def _tower(channels: int, num_convs: int) -> nn.Sequential:
 
 
 def _group_norm(channels: int) -> Callable[[int], nn.Module]:
-    return partial(nn.GroupNorm, math.gcd(32, channels))
+    groups = math.gcd(32, channels)
+    if groups == channels > 1:  # one channel alone would be nothing to normalise over where a level is 1 x 1
+        groups //= 2
+    return partial(nn.GroupNorm, groups)
 
 
 def _pyramid(backbone: Backbone, config: DetectorConfig, extra: ExtraFPNBlock) -> PyramidBackbone:

@@ -46,7 +46,7 @@ class GradientBalance(nn.Module):
         self.groups = groups
         self.ratio = ratio
         self.batches = batches
-        self.register_buffer("sums", torch.zeros(len(groups) + 1, dtype=torch.float64))  # task first
+        self.register_buffer("sums", torch.zeros(len(groups) + 1))  # task first
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def factors(self) -> dict[str, float]:

@@ -54,7 +54,7 @@ class DistillationTask(nn.Module):
                 continue
             options = {**loss, **stage.loss}
             try:
-                criterion = losses.build(options.pop("name"), student.levels, teacher.levels, **options)
+                criterion = losses.build(options.pop("name", "dfmsd"), student.levels, teacher.levels, **options)
             except DfmsdError as error:
                 raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
             criteria[str(index)] = criterion
@@ -109,8 +109,8 @@ class DistillationTask(nn.Module):
         Returns:
             ``task/<detector's loss>``, ``<term>/<level>`` -> scalar.
         """
-        teacher, criterion = self.teacher, self.criterion
-        teacher_pyramid = None if teacher is None else teacher.features(images)  # first: its peak is over by then
+        criterion = self.criterion
+        teacher_pyramid = self._teacher_pyramid(images)  # before the student: its peak of memory is over by then
         pyramid, task_losses = self.student(images, targets)
         named = {f"task/{name}": value for name, value in task_losses.items()}
         if teacher_pyramid is None or criterion is None:
@@ -130,6 +130,13 @@ class DistillationTask(nn.Module):
     def diagnostics(self) -> dict[str, Tensor]:
         """``pearson/<level>`` of the last batch; empty in a stage without teacher."""
         return {} if self.criterion is None else self.criterion.diagnostics
+
+    def _teacher_pyramid(self, images: Tensor) -> FeaturePyramid | None:
+        """The levels that the criterion pairs; the others need not stay in memory."""
+        if self.teacher is None or self.criterion is None:
+            return None
+        pyramid = self.teacher.features(images)
+        return {pair.teacher.name: pyramid[pair.teacher.name] for pair in self.criterion.pairs}
 
     def _previous_pyramid(self, images: Tensor) -> FeaturePyramid | None:
         """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""

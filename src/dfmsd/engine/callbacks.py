@@ -87,12 +87,19 @@ class StepLog(pl.Callback):
     def __init__(self, run: Path, interval: int = 20) -> None:
         self.table = CsvTable(run / "log.csv")
         self.interval = interval
+        self.lr = 0.0
         self.pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget rows that this run makes again."""
         if trainer.is_global_zero:
             self.table.keep("step", trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate: at the end of the step it is the next one's."""
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,7 +110,7 @@ class StepLog(pl.Callback):
             "step": trainer.global_step - 1,
             "epoch": trainer.current_epoch,
             "stage": pl_module.task.stage + 1,
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "lr": f"{self.lr:.6g}",
         }
         self.pending.append((row, outputs["named"]))
         if len(self.pending) >= self.interval:

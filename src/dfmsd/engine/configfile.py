@@ -60,10 +60,11 @@ def one_line(error: object) -> str:
 def explain(error: jsonargparse.ArgumentError, config: type[RunConfig] | None) -> str:
     """Give a parser's complaint in one line; for a key that ``config`` does not know with the one that may be meant."""
     message = one_line(error).removesuffix(".")
-    unknown = re.search(r"accept option '([\w.]+)'|ption '([\w.]+)' is not accepted", message)
+    unknown = re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([\w.]+)'", message)
     if config is None or unknown is None:
         return message
-    near = get_close_matches(unknown[1] or unknown[2], [*_keys(config), *_keys(StageConfig)], n=1)
+    key = ".".join(filter(None, unknown.groups()))
+    near = get_close_matches(key, [*_keys(config), *_keys(StageConfig)], n=1)
     return f"{message}; did you mean {near[0]}?" if near else message
 
 
@@ -71,7 +72,7 @@ def _keys(config: type[Any]) -> Iterator[str]:
     """Name the fields of a dataclass, those of a dataclass in it as ``data.root``."""
     for name, kind in get_type_hints(config).items():
         yield name
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from (f"{name}.{key}" for key in _keys(kind))
 
 

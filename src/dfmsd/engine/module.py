@@ -10,6 +10,7 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor
 
 from dfmsd.distill.balance import term_groups
+from dfmsd.distill.checks import check_optimizer
 from dfmsd.distill.stages import learning_rate_factor, stage_of_epoch, starts_stage
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.config import OptimConfig
@@ -40,6 +41,7 @@ class DistillationModule(pl.LightningModule):
             optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
         else:
             optimizer = torch.optim.SGD(groups, lr=self.optim.lr, momentum=0.9)
+        check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // sum(epochs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dfmsd.align import format_levels
 from dfmsd.data.datamodule import CocoDataModule
@@ -107,7 +107,9 @@ def _measure(
 
 def print_preflight(found: Preflight, console: Console) -> None:
     """Print the findings as tables."""
-    table = Table("detector", "levels: name /stride xchannels", "AP before", title="pre-flight")
+    table = Table(
+        Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
+    )
     for name, levels in found.levels.items():
         table.add_row(name, levels, f"{100 * found.ap[name]:.1f}" if name in found.ap else "-")
     console.print(table)

@@ -6,7 +6,8 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ from dfmsd.errors import DfmsdError
 
 console = Console(stderr=True)
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+ADVICE = (
+    ".*does not have many workers",
+    ".*`isinstance.treespec",
+    ".*Checkpoint directory",
+    ".*could not find the monitored key",
+    ".*have no `validation_step`",
+)
+"""How Lightning's warnings begin that concern what is decided here."""
 
 
 @dataclass
@@ -237,24 +246,24 @@ def _fit(
     callbacks: list[Callback] = [StepLog(run), epoch_end, BalanceReport(run, _say), StopOnInterrupt(), best, last]
     if console.is_terminal:
         callbacks.append(RichProgressBar())
-    trainer = pl.Trainer(
-        max_epochs=config.epochs,
-        accelerator="auto",
-        devices=config.devices,
-        strategy="ddp_find_unused_parameters_true" if config.devices > 1 else "auto",
-        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
-        gradient_clip_val=config.optim.clip or None,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(run, name="tensorboard", version=""),
-        log_every_n_steps=10,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=console.is_terminal,
-        enable_model_summary=False,
-        default_root_dir=run,
-    )
     start = time.perf_counter()
     with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=config.epochs,
+            accelerator="auto",
+            devices=config.devices,
+            strategy="ddp_find_unused_parameters_true" if config.devices > 1 else "auto",
+            precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+            gradient_clip_val=config.optim.clip or None,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(run, name="tensorboard", version=""),
+            log_every_n_steps=10,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=console.is_terminal,
+            enable_model_summary=False,
+            default_root_dir=run,
+        )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted:
@@ -285,17 +294,16 @@ def _say(line: str) -> None:
     console.print(line, highlight=False)
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a statement
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Leave out Lightning's advice on things that are decided here."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        for message in (
-            ".*does not have many workers.*",
-            ".*`isinstance.treespec.*",
-            ".*Checkpoint directory.*",
-            ".*could not find the monitored key.*",
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-        return entered
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in ADVICE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)

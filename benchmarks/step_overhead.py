@@ -1,0 +1,210 @@
+"""What distillation costs: a whole step beside the least that it could cost, in time and memory.
+
+The floor of a step is the student's own training step, the teacher's forward pass to its neck, and the bare
+convolutions of alignment and generation, forward and backward, on the same shapes; the rest is overhead.
+No optimiser step on either side.
+
+    python benchmarks/step_overhead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _measure import interleaved_medians, peak_bytes
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import dfmsd
+from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
+from dfmsd.engine.environment import describe_environment
+
+CLASSES = tuple(f"class {i}" for i in range(7))
+STUDENTS = (
+    DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_convs=2),
+    DetectorConfig("fcos", "tf_efficientnet_lite0", fpn_channels=64, head_convs=4),
+)
+TEACHER = DetectorConfig("faster_rcnn", "tf_efficientnet_lite2", fpn_channels=64)
+LOSS = {"name": "dfmsd"}
+STAGES = (1, 2)
+BATCH, SIDE, BOXES = 8, 192, 6
+THREADS = 1
+RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
+
+
+class Setup(NamedTuple):
+    """Everything that a step needs, on shared weights."""
+
+    plain: DistillationTask
+    """The student without a teacher: what ``--no-distill`` trains."""
+    distilled: DistillationTask
+    teacher: FrozenTeacher
+    images: Tensor
+    targets: list[Target]
+
+
+def build(student_config: DetectorConfig, stage: int) -> Setup:
+    """Build student, teacher and both tasks with random weights, and one batch, in the layout that training uses."""
+    torch.manual_seed(0)
+    student = dfmsd.build_detector(student_config, CLASSES)
+    teacher = FrozenTeacher(dfmsd.build_detector(TEACHER, CLASSES), TEACHER.backbone)
+    teacher.detector.to(memory_format=torch.channels_last)
+    stages = [StageConfig(epochs=1) for _ in range(stage)]
+    plain = DistillationTask(student, stages, [None] * stage, LOSS)
+    distilled = DistillationTask(student, stages, [teacher] * stage, LOSS).to(memory_format=torch.channels_last)
+    for task in (plain, distilled):
+        task.train().enter_stage(stage - 1)
+    images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    return Setup(plain, distilled, teacher, images, [random_target() for _ in range(BATCH)])
+
+
+def random_target() -> Target:
+    """Draw boxes of 12 to 64 pixels."""
+    sides = torch.empty(BOXES, 2).uniform_(12, 64)
+    corners = torch.rand(BOXES, 2) * (SIDE - sides)
+    return {"boxes": torch.cat([corners, corners + sides], dim=1), "labels": torch.randint(len(CLASSES), (BOXES,))}
+
+
+def training_step(task: DistillationTask, setup: Setup) -> None:
+    """Run one step without the optimiser: forward, losses, backward, gradients dropped."""
+    torch.stack(list(task(setup.images, setup.targets).values())).sum().backward()
+    task.zero_grad()
+
+
+def teacher_then_plain_step(setup: Setup) -> None:
+    """Run what distillation needs at the very least; the teacher's pyramid is dropped at once."""
+    setup.teacher.features(setup.images)
+    training_step(setup.plain, setup)
+
+
+def record_convolutions(setup: Setup) -> list[tuple[nn.Conv2d, Tensor]]:
+    """Give each convolution of alignment and generation with the input of a real step."""
+    calls: list[tuple[nn.Conv2d, Tensor]] = []
+
+    def record(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        calls.append((module, inputs[0].detach().clone().requires_grad_()))
+
+    convolutions = [module for module in setup.distilled.criterion.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_pre_hook(record) for module in convolutions]
+    training_step(setup.distilled, setup)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def bare_convolutions(calls: list[tuple[nn.Conv2d, Tensor]]) -> Callable[[], None]:
+    """Give the forward and backward passes of these convolutions alone, as one call."""
+    upstream = [torch.ones_like(module(value)) for module, value in calls]
+
+    def run() -> None:
+        for (module, value), gradient in zip(calls, upstream, strict=True):
+            torch.autograd.grad(module(value), [value, *module.parameters()], gradient)
+
+    return run
+
+
+def measure(student_config: DetectorConfig, stage: int, repeats: int) -> dict[str, Any]:
+    """Measure one student in one stage: a row of the results."""
+    setup = build(student_config, stage)
+    convolutions = record_convolutions(setup)
+    whole, plain = partial(training_step, setup.distilled, setup), partial(training_step, setup.plain, setup)
+    medians = interleaved_medians(
+        {
+            "distillation_step": whole,
+            "student_step": plain,
+            "teacher_forward": partial(setup.teacher.features, setup.images),
+            "bare_convolutions": bare_convolutions(convolutions),
+        },
+        repeats,
+    )
+    shapes = Counter(f"{dimensions(value)} * {dimensions(module.weight)}" for module, value in convolutions)
+    del convolutions
+    gc.collect()
+    peaks = {
+        "distillation_step": peak_bytes(whole),
+        "student_step": peak_bytes(plain),
+        "teacher_forward_then_student_step": peak_bytes(partial(teacher_then_plain_step, setup)),
+    }
+    return {
+        "student": asdict(student_config),
+        "stage": stage,
+        **ratios({name: median.wall for name, median in medians.items()}),
+        **{f"{key}_cpu": ratio for key, ratio in ratios({name: m.cpu for name, m in medians.items()}).items()},
+        "memory_ratio": peaks["distillation_step"] / peaks["teacher_forward_then_student_step"],
+        "median_ms": {name: median._asdict() for name, median in medians.items()},
+        "peak_bytes": peaks,
+        "levels": {pair.student.name: pair.teacher.name for pair in setup.distilled.criterion.pairs},
+        "convolutions": shapes,
+    }
+
+
+def dimensions(value: Tensor) -> str:
+    """Write a shape as ``8x64x24x24``."""
+    return "x".join(map(str, value.shape))
+
+
+def ratios(durations: dict[str, float]) -> dict[str, float]:
+    """Relate the whole step to its floor and to the student's own step."""
+    floor = durations["student_step"] + durations["teacher_forward"] + durations["bare_convolutions"]
+    whole = durations["distillation_step"]
+    return {"ratio_to_floor": whole / floor, "ratio_to_plain": whole / durations["student_step"]}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table = Table(title=f"one distillation step, batch {BATCH}, {SIDE} px, {THREADS} thread; wall (cpu)")
+    for heading in (
+        "student",
+        "stage",
+        "step ms",
+        "student ms",
+        "teacher ms",
+        "convolutions ms",
+        "to floor",
+        "to plain",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("memory", justify="right")
+    for row in rows:
+        durations = [f"{m['wall']:.0f} ({m['cpu']:.0f})" for m in row["median_ms"].values()]
+        relative = [f"{row[key]:.3f} ({row[key + '_cpu']:.3f})" for key in ("ratio_to_floor", "ratio_to_plain")]
+        memory = f"{row['memory_ratio']:.3f}"
+        table.add_row(row["student"]["backbone"], str(row["stage"]), *durations, *relative, memory)
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure every row, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=21, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    rows = [measure(student, stage, options.repeats) for student in STUDENTS for stage in STAGES]
+    worst = {key: max(row[key] for row in rows) for key in rows[0] if "ratio" in key}
+    result = {
+        **worst,
+        "note": "top level: the worst of the rows; ratios are of wall-clock medians, *_cpu of processor time",
+        "repeats": options.repeats,
+        "configuration": {"teacher": asdict(TEACHER), "loss": LOSS, "batch": BATCH, "image_size": SIDE},
+        "rows": rows,
+        "environment": describe_environment(),
+    }
+    show(rows)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

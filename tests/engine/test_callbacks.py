@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dfmsd.distill.task import DistillationTask
+from dfmsd.engine import callbacks
+from dfmsd.engine.callbacks import (
+    BalanceReport,
+    CsvTable,
+    EpochEnd,
+    Interrupted,
+    StepLog,
+    StopOnInterrupt,
+    percent,
+)
+from dfmsd.engine.config import OptimConfig
+from dfmsd.engine.evaluate import Metrics
+from dfmsd.engine.module import DistillationModule
+from dfmsd.errors import DfmsdError
+
+NO_OBJECTS = Metrics(AP=None, AP50=None, AP75=None, APs=None, APm=None, APl=None, per_class={"disc": None})
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def trainer_at(step: int = 0, epoch: int = 0, max_epochs: int = 3, lr: float = 0.125) -> Any:
+    """What the callbacks look at in a trainer of one process."""
+    strategy = SimpleNamespace(broadcast=lambda value: value, reduce_boolean_decision=lambda value, all: value)
+    optimizer = SimpleNamespace(param_groups=[{"lr": lr}])
+    return SimpleNamespace(
+        global_step=step,
+        current_epoch=epoch,
+        max_epochs=max_epochs,
+        is_global_zero=True,
+        optimizers=[optimizer],
+        strategy=strategy,
+    )
+
+
+@pytest.fixture
+def module(task: DistillationTask) -> DistillationModule:
+    return DistillationModule(task, OptimConfig())
+
+
+def test_a_table_grows_by_rows_and_by_columns(tmp_path: Path) -> None:
+    table = CsvTable(tmp_path / "t.csv")
+    assert table.rows() == []
+    table.append([{"step": 0, "a": 1}])
+    table.append([{"step": 1, "b": 2}, {"step": 2, "a": 3, "b": 4}])
+    assert read(tmp_path / "t.csv") == [
+        {"step": "0", "a": "1", "b": ""},
+        {"step": "1", "a": "", "b": "2"},
+        {"step": "2", "a": "3", "b": "4"},
+    ]
+    again = CsvTable(tmp_path / "t.csv")
+    again.append([{"step": 3, "b": 5}])
+    assert again.rows()[-1] == {"step": "3", "a": "", "b": "5"}
+    assert len(again.rows()) == 4
+
+
+def test_a_resumed_table_drops_the_steps_that_come_again_and_a_row_that_a_kill_cut(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table = CsvTable(path)
+    table.append([{"step": step, "a": step * step} for step in range(14)])
+    path.write_bytes(path.read_bytes()[: -len("3,169\r\n")])  # the last row now reads "1", as if it were step 1
+    resumed = CsvTable(path)
+    resumed.keep("step", 12)
+    resumed.append([{"step": 12, "a": 0}])
+    assert [int(row["step"]) for row in read(path)] == list(range(13))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_table_that_does_not_exist_has_nothing_to_keep(tmp_path: Path) -> None:
+    CsvTable(tmp_path / "t.csv").keep("step", 3)
+    assert not (tmp_path / "t.csv").exists()
+
+
+def note(log: StepLog, module: DistillationModule, step: int, **named: float) -> None:
+    """Tell the log of the step that has just ended."""
+    outputs = {"named": {name: torch.tensor(value) for name, value in named.items()}}
+    log.on_train_batch_start(trainer_at(step, lr=0.125 / (step + 1)), module, None, 0)
+    log.on_train_batch_end(trainer_at(step + 1, lr=99.0), module, outputs, None, 0)  # by now it is the next step's
+
+
+def test_steps_are_written_in_portions_and_at_the_end_of_the_epoch(module: DistillationModule, tmp_path: Path) -> None:
+    log = StepLog(tmp_path, interval=3)
+    for step in range(4):
+        note(log, module, step, loss=1.0 + step, mask=0.5)
+        assert len(CsvTable(tmp_path / "log.csv").rows()) == (3 if step >= 2 else 0)
+    log.on_train_epoch_end(trainer_at(4), module)
+    assert read(tmp_path / "log.csv")[3] == {
+        "step": "3",
+        "epoch": "0",
+        "stage": "1",
+        "lr": "0.03125",
+        "loss": "4",
+        "mask": "0.5",
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_term_that_is_not_finite_stops_the_run_with_its_name_and_step(
+    module: DistillationModule, tmp_path: Path, value: float
+) -> None:
+    log = StepLog(tmp_path)
+    module.task.enter_stage(1)
+    for step in range(6):
+        bad = value if step >= 4 else 0.5
+        note(log, module, step, **{"loss": bad, "task/cls": 1.0, "mask/p3": bad})
+    with pytest.raises(DfmsdError, match=r"^step 4 \(stage 2\): mask/p3 is not finite; lower optim.lr") as error:
+        log.on_train_epoch_end(trainer_at(6), module)
+    assert "\n" not in str(error.value)
+    assert len(read(tmp_path / "log.csv")) == 6
+
+
+def test_a_crash_leaves_the_steps_before_it_in_the_log(module: DistillationModule, tmp_path: Path) -> None:
+    log = StepLog(tmp_path)
+    note(log, module, 0, loss=1.0)
+    log.on_exception(trainer_at(1), module, RuntimeError("out of memory"))
+    assert [row["step"] for row in read(tmp_path / "log.csv")] == ["0"]
+
+
+def test_an_epoch_without_objects_to_find_has_no_ap_but_goes_on(
+    module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "evaluate", lambda *_: NO_OBJECTS)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    lines: list[str] = []
+    end = EpochEnd(tmp_path, None, every=1, say=lines.append)  # type: ignore[arg-type]
+    end.on_train_epoch_end(trainer_at(2), module)
+    assert lines == ["epoch 1/3  stage 1  AP -  AP50 -"]
+    assert logged == {"AP": 0.0}
+    assert read(tmp_path / "epochs.csv")[0]["AP"] == ""
+    assert (tmp_path / "student.safetensors").exists()
+
+
+def test_evaluation_comes_every_so_many_epochs_and_after_the_last_one(
+    module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "evaluate", lambda *_: {**NO_OBJECTS, "AP": 0.25, "AP50": 0.5})
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    end = EpochEnd(tmp_path, None, every=3, say=lambda _: None)  # type: ignore[arg-type]
+    for epoch in range(5):
+        end.on_train_epoch_end(trainer_at(2 * epoch + 2, epoch, max_epochs=5), module)
+    assert [(row["epoch"], row["step"], row["AP"]) for row in read(tmp_path / "epochs.csv")] == [
+        ("2", "6", "0.25"),
+        ("4", "10", "0.25"),
+    ]
+    resumed = EpochEnd(tmp_path, None, every=3)  # type: ignore[arg-type]
+    resumed.load_state_dict(end.state_dict())
+    assert resumed.metrics == end.metrics
+    resumed.on_train_start(trainer_at(6, epoch=3), module)
+    assert [row["epoch"] for row in read(tmp_path / "epochs.csv")] == ["2"]
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.0"), (0.12345, "12.3"), (1.0, "100.0")])
+def test_percent(value: float | None, text: str) -> None:
+    assert percent(value) == text
+
+
+def test_the_first_ctrl_c_waits_for_the_step_and_the_second_one_does_not(module: DistillationModule) -> None:
+    former = signal.getsignal(signal.SIGINT)
+    stop = StopOnInterrupt()
+    stop.on_train_start(trainer_at(), module)
+    stop.on_train_batch_end(trainer_at(1))
+    signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+    with pytest.raises(Interrupted):
+        stop.on_train_batch_end(trainer_at(2))
+
+
+@pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])
+def test_ctrl_c_is_given_back_however_the_run_ends(module: DistillationModule, ending: str) -> None:
+    former = signal.getsignal(signal.SIGINT)
+    stop = StopOnInterrupt()
+    stop.on_train_start(trainer_at(), module)
+    assert signal.getsignal(signal.SIGINT) is not former
+    getattr(stop, ending)(trainer_at(), module, *([RuntimeError()] if ending == "on_exception" else []))
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_a_run_in_another_thread_leaves_ctrl_c_alone(module: DistillationModule) -> None:
+    former, failures = signal.getsignal(signal.SIGINT), []
+
+    def train() -> None:
+        try:
+            stop = StopOnInterrupt()
+            stop.on_train_start(trainer_at(), module)
+            stop.on_train_end(trainer_at(), module)
+        except ValueError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert not failures
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_balanced_weights_are_written_and_told_once_a_stage(module: DistillationModule, tmp_path: Path) -> None:
+    lines: list[str] = []
+    report = BalanceReport(tmp_path, say=lines.append)
+    balance = module.task.balance
+    assert balance is not None
+    assert balance.groups == ("mask", "sfa")
+    report.on_train_batch_end(trainer_at(1), module)
+    assert not (tmp_path / "balance.json").exists()
+    balance.sums.copy_(torch.tensor([8.0, 2.0, 16.0]))  # norms of task, mask, sfa; the wanted ratio is 0.5
+    balance.count.fill_(balance.batches)
+    for _ in range(2):
+        report.on_train_batch_end(trainer_at(2), module)
+    assert lines == ["stage 1: balanced weights {'mask': 2.0, 'sfa': 0.25}"]
+    module.task.enter_stage(1)  # too short to settle
+    report.on_train_epoch_end(trainer_at(4), module)
+    assert json.loads((tmp_path / "balance.json").read_text()) == {
+        "1": {"mask": 2.0, "sfa": 0.25},
+        "2": {"mask": 1.0, "sfa": 1.0},
+    }
+    assert len(lines) == 1
+
+
+def test_without_balance_nothing_is_written(module: DistillationModule, tmp_path: Path) -> None:
+    module.task.trainable["balance"].clear()  # type: ignore[operator]
+    report = BalanceReport(tmp_path)
+    report.on_train_batch_end(trainer_at(1), module)
+    report.on_train_epoch_end(trainer_at(2), module)
+    assert not (tmp_path / "balance.json").exists()

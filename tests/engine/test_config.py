@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfmsd.data import DataConfig
+from dfmsd.detectors import DetectorConfig
+from dfmsd.distill.stages import StageConfig
+from dfmsd.engine.config import (
+    DistillConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    holds_run,
+    same_run,
+    to_yaml,
+    write_config,
+)
+from dfmsd.engine.configfile import read_config
+from dfmsd.errors import DfmsdError
+
+STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 0.0}, "optim.lr: 0.0 is out of range"),
+        ({"lr": float("nan")}, "optim.lr: nan"),
+        ({"weight_decay": -0.1}, "optim.weight_decay: -0.1"),
+        ({"warmup": -1}, "optim.warmup: -1"),
+        ({"clip": float("nan")}, "optim.clip: nan"),
+    ],
+)
+def test_optimiser_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        OptimConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eval_every": 0}, "eval_every and devices must be at least 1, got 0 and 1"),
+        ({"devices": 0}, "got 1 and 0"),
+        ({"seed": -1}, "seed: -1 is out of range"),
+        ({"seed": 2**32}, "seed: 4294967296"),
+    ],
+)
+def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        RunConfig(out="x", **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stages": []}, "stages: the list is empty"),
+        ({"stages": [StageConfig(epochs=0)]}, r"stages\.0\.epochs: 0 is below 1"),
+        ({"loss": {"name": "dfmst"}}, "loss.name: unknown loss 'dfmst'; there is .*dfmsd"),
+        ({"loss": {"alfa": 1.0}}, "loss.alfa: no option of dfmsd; did you mean 'alpha'"),
+        ({"stages": [STAGES[0], StageConfig(3, "b", {"taw": 1.0})]}, r"stages\.1: loss.taw: .*did you mean 'tau'"),
+        ({"balance": 0.0}, "balance: 0.0 is not above 0"),
+    ],
+)
+def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        DistillConfig(**{"out": "x", "stages": STAGES, **values})
+
+
+def test_training_without_epochs_is_refused_by_the_name_that_the_user_knows() -> None:
+    with pytest.raises(DfmsdError, match=r"^epochs: 0 is below 1"):
+        TrainConfig(out="x", epochs=0)
+
+
+def test_a_loss_without_a_name_is_dfmsd() -> None:
+    assert DistillConfig(out="x", stages=STAGES, loss={"alpha": 2.0}).loss == {"name": "dfmsd", "alpha": 2.0}
+
+
+def test_the_baseline_keeps_everything_but_the_teachers() -> None:
+    config = DistillConfig(out="x", stages=STAGES, balance=0.5, seed=3, optim=OptimConfig(schedule="restart"))
+    baseline = config.without_teachers()
+    assert [(stage.teacher, stage.epochs, stage.loss) for stage in baseline.stages] == [(None, 2, {}), (None, 3, {})]
+    assert baseline.balance is None
+    assert baseline.epochs == config.epochs == 5
+    assert replace(baseline, stages=config.stages, balance=0.5) == config
+
+
+def test_training_is_a_distillation_without_a_teacher() -> None:
+    model = DetectorConfig(backbone="resnet18")
+    config = TrainConfig(out="x", model=model, epochs=7, seed=3, deliver="best", optim=OptimConfig(lr=0.1))
+    same = config.as_distillation()
+    assert (same.student, same.stages) == (model, [StageConfig(epochs=7)])
+    assert all(getattr(same, name) == getattr(config, name) for name in RunConfig.__dataclass_fields__)
+
+
+def test_a_written_config_is_read_again_as_the_same(tmp_path: Path) -> None:
+    distil = DistillConfig(
+        out="x",
+        data=DataConfig("somewhere", scale_jitter=(0.5, 2.0), workers=2),
+        student=DetectorConfig(pretrained="weights.safetensors"),
+        stages=STAGES,
+        loss={"name": "dfmsd", "beta": 0.5},
+        balance=0.25,
+        optim=OptimConfig(name="sgd", schedule="restart"),
+        precision="bf16",
+        seed=4,
+    )
+    train = TrainConfig(out="x", model=DetectorConfig(pretrained=True), epochs=3)
+    for config in (distil, train):
+        write_config(config, tmp_path)
+        assert read_config(type(config), tmp_path / "config.yaml") == config
+
+
+def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+    config = TrainConfig(out="here", epochs=3)
+    assert not holds_run(tmp_path)
+    write_config(config, tmp_path)
+    assert holds_run(tmp_path)
+    assert same_run(replace(config, out="there"), tmp_path)
+    assert not same_run(replace(config, seed=1), tmp_path)
+    assert not same_run(config.as_distillation(), tmp_path)
+
+
+def test_yaml_keeps_the_order_of_the_fields() -> None:
+    assert to_yaml(TrainConfig(out="x")).startswith("out: x\ndata:\n  root: digits\n")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from dfmsd.data import CocoDataModule
+from dfmsd.detectors import Detector, build_detector, save_detector
+from dfmsd.distill.task import DistillationTask
+from dfmsd.engine import preflight as module
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.preflight import Preflight, preflight, print_preflight
+from dfmsd.engine.run import check
+from dfmsd.errors import DfmsdError
+
+Make = Callable[..., DistillConfig]
+
+
+@pytest.fixture
+def config(distill_config: Make, tmp_path: Path) -> DistillConfig:
+    return distill_config(tmp_path / "run")
+
+
+@pytest.fixture
+def data(config: DistillConfig) -> CocoDataModule:
+    return CocoDataModule(config.data)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, task: DistillationTask) -> Callable[..., None]:
+    """Make the evaluation find these APs: of the student, and of both teachers."""
+
+    def measure(student: float | None, first: float | None, second: float | None) -> None:
+        detectors = [task.student, *(teacher.detector for teacher in task.teachers if teacher)]
+        found = {id(detector): ap for detector, ap in zip(detectors, (student, first, second), strict=True)}
+
+        def evaluate(detector: Detector, *_: Any, **__: Any) -> dict[str, float | None]:
+            return {"AP": found[id(detector)]}
+
+        monkeypatch.setattr(module, "evaluate", evaluate)
+
+    return measure
+
+
+def printed(found: Preflight) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_preflight(found, console)
+    return console.export_text()
+
+
+def test_the_tables_tell_levels_pairs_ap_owners_and_scales(
+    task: DistillationTask, data: CocoDataModule, measured: Callable[..., None], tiny_teachers: tuple[str, str]
+) -> None:
+    measured(0.125, 0.5, 0.25)
+    found = preflight(task, data)
+    first, second = tiny_teachers
+    assert set(found.levels) == {"student", first, second}
+    assert found.ap == {"student": 0.125, first: 0.5, second: 0.25}
+    assert list(found.pairs) == [f"stage 1: {first}", f"stage 2: {second}"]
+    assert "p3 (/8, 16) <- p3 (/8, 32)" in found.pairs[f"stage 1: {first}"]
+    assert "p3 (/8, 16) <- p3 (/8, 16)" in found.pairs[f"stage 2: {second}"]
+    assert found.parameters == {
+        "student": sum(p.numel() for p in task.student.parameters()),
+        "layers": sum(p.numel() for p in task.trainable["criteria"].parameters()),
+        "teachers": sum(p.numel() for t in task.teachers if t for p in t.detector.parameters()),
+    }
+    assert {(term.stage, term.name) for term in found.terms} == {
+        (stage, name) for stage in (1, 2) for name in ("task", "mask", "sfa")
+    }
+    text = printed(found)
+    assert all(part in text for part in ("12.5", "50.0", "25.0", "stage 1", "p3 (/8, 16) <- p3 (/8, 32)"))
+    assert f"student {found.parameters['student']:,}" in text
+    row = next(term for term in found.terms if (term.stage, term.name) == (2, "mask"))
+    own = next(term for term in found.terms if (term.stage, term.name) == (2, "task"))
+    assert f"{row.gradient / own.gradient:.2f}" in text
+
+
+def test_the_task_is_left_as_it_was(
+    task: DistillationTask, data: CocoDataModule, measured: Callable[..., None]
+) -> None:
+    measured(0.0, 0.5, 0.5)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    random = torch.get_rng_state()
+    preflight(task, data)
+    assert task.stage == 0
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in task.parameters())
+
+
+@pytest.mark.parametrize(
+    ("aps", "message"),
+    [
+        ((0.0, 0.5, 0.004), r"faster_rcnn measures AP 0.4 in this pipeline, about 0"),
+        ((0.3, 0.2, 0.5), r"fcos measures AP 20.0 in this pipeline, below the student's start \(30.0\)"),
+        ((0.0, None, 0.5), r"fcos measures AP 0.0 in this pipeline, about 0"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_unless_allowed(
+    task: DistillationTask,
+    data: CocoDataModule,
+    measured: Callable[..., None],
+    aps: tuple[float | None, ...],
+    message: str,
+) -> None:
+    measured(*aps)
+    with pytest.raises(DfmsdError, match=message) as error:
+        preflight(task, data)
+    assert "--allow-weak-teacher" in str(error.value)
+    assert len(preflight(task, data, allow_weak_teacher=True).terms) == 6
+
+
+def test_a_teacher_with_other_classes_is_refused_by_name_unless_allowed(
+    distill_config: Make, tmp_path: Path, tiny_teachers: tuple[str, str]
+) -> None:
+    config = distill_config(tmp_path / "run")
+    foreign = build_detector(config.student, ["square", "cat", "dog"])
+    save_detector(foreign, tmp_path / "foreign")
+    stage = [type(config.stages[0])(epochs=1, teacher=str(tmp_path / "foreign"))]
+    config = distill_config(tmp_path / "run", stages=stage)
+    with pytest.raises(
+        DfmsdError, match=r"foreign does not know class\(es\) disc of the data; it knows square, cat, dog"
+    ):
+        check(config)
+    assert check(config, allow_weak_teacher=True, check_images=1).ap[str(tmp_path / "foreign")] < 0.5
+
+
+def test_a_teacher_without_any_common_class_counts_as_zero(distill_config: Make, tmp_path: Path) -> None:
+    config = distill_config(tmp_path / "run")
+    save_detector(build_detector(config.student, ["cat"]), tmp_path / "cats")
+    config = distill_config(tmp_path / "run", stages=[type(config.stages[0])(epochs=1, teacher=str(tmp_path / "cats"))])
+    assert check(config, allow_weak_teacher=True, check_images=1).ap[str(tmp_path / "cats")] == 0.0
+
+
+def test_a_term_of_exactly_zero_is_refused(
+    task: DistillationTask, data: CocoDataModule, measured: Callable[..., None]
+) -> None:
+    measured(0.0, 0.5, 0.5)
+    task.enter_stage(1)
+    assert task.criterion is not None
+    task.criterion.weight = 0.0
+    with pytest.raises(
+        DfmsdError, match=r"stage 2: mask/p3 is exactly 0 on the first batch, so it would teach nothing"
+    ):
+        preflight(task, data)
+
+
+def test_check_measures_and_writes_nothing(config: DistillConfig, tmp_path: Path, tiny_root: Path) -> None:
+    before = sorted(tmp_path.rglob("*")), sorted(tiny_root.rglob("*"))
+    found = check(config, allow_weak_teacher=True)
+    assert set(found.ap) == set(found.levels)
+    assert (sorted(tmp_path.rglob("*")), sorted(tiny_root.rglob("*"))) == before

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.detectors import DetectorConfig, build_detector, load_detector
+from dfmsd.distill.stages import StageConfig, learning_rate_factor
+from dfmsd.engine import callbacks
+from dfmsd.engine import run as engine
+from dfmsd.engine.callbacks import StopOnInterrupt
+from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, to_yaml, write_config
+from dfmsd.engine.configfile import read_config
+from dfmsd.engine.evaluate import evaluate
+from dfmsd.engine.run import Result, build_task, distill, load_teachers, train
+from dfmsd.errors import DfmsdError
+
+MakeDistill = Callable[..., DistillConfig]
+MakeTrain = Callable[..., TrainConfig]
+Weights = dict[str, Tensor]
+
+STUDENT_PREFIX = "task.trainable.student.model."
+FILES = {
+    "config.yaml",
+    "environment.json",
+    "metrics.json",
+    "log.csv",
+    "epochs.csv",
+    "last.ckpt",
+    "best.ckpt",
+    "student.safetensors",
+    "student.json",
+}
+
+
+def quietly(config: DistillConfig, **options: Any) -> Result:
+    """Distil with the untrained teachers."""
+    return distill(config, allow_weak_teacher=True, check_images=1, **options)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def delivered(run: Path | str) -> Weights:
+    return load_file(Path(run) / "student.safetensors")
+
+
+def in_checkpoint(path: Path) -> Weights:
+    state: Weights = torch.load(path, weights_only=True)["state_dict"]
+    return {name.removeprefix(STUDENT_PREFIX): v for name, v in state.items() if name.startswith(STUDENT_PREFIX)}
+
+
+def identical(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def stopping(at: int, how: Callable[[], None]) -> type[StopOnInterrupt]:
+    """Give a callback that does something when the step ``at``, from 1, has ended."""
+
+    class Stopping(StopOnInterrupt):
+        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+            if trainer.global_step == at:
+                how()
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    return Stopping
+
+
+def kill() -> None:
+    raise RuntimeError("the power went off")
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def distilled(distill_config: MakeDistill, runs: Path) -> Result:
+    """The two-stage run that many tests look at."""
+    return quietly(distill_config(runs / "distilled"))
+
+
+def test_the_run_folder_is_complete_and_says_the_same_everywhere(
+    distilled: Result, distill_config: MakeDistill, tiny_teachers: tuple[str, str]
+) -> None:
+    run = distilled.run
+    assert {path.name for path in run.iterdir() if path.is_file()} == FILES
+    assert read_config(DistillConfig, run / "config.yaml") == distill_config(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == distilled.metrics
+    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"]
+    assert list(metrics["per_class"]) == ["square", "disc"]
+    values = [value for name, value in metrics.items() if name != "per_class"] + list(metrics["per_class"].values())
+    assert all(value is None or 0 <= value <= 1 for value in values)
+    assert isinstance(metrics["AP"], float)
+    environment = json.loads((run / "environment.json").read_text())
+    counts = [sum(p.numel() for p in load_detector(folder).parameters()) for folder in (run, *tiny_teachers)]
+    assert environment["parameters"]["student"] == counts[0]
+    assert environment["parameters"]["teachers"] == counts[1] + counts[2]
+    assert environment["packages"]["torch"] == version("torch")
+
+
+def test_every_step_is_logged_with_its_named_losses(distilled: Result) -> None:
+    log = rows(distilled.run / "log.csv")
+    assert [(row["step"], row["epoch"], row["stage"]) for row in log] == [
+        ("0", "0", "1"),
+        ("1", "0", "1"),
+        ("2", "1", "1"),
+        ("3", "1", "1"),
+        ("4", "2", "2"),
+        ("5", "2", "2"),
+    ]
+    names = [name for name in log[0] if "/" in name]
+    assert {name.partition("/")[0] for name in names} == {"task", "mask", "sfa", "pearson"}
+    assert {f"{kind}/p{level}" for kind in ("mask", "sfa", "pearson") for level in (3, 4, 5, 6)} <= set(names)
+    for row in log:
+        parts = [float(row[name]) for name in names if row[name] and not name.startswith("pearson/")]
+        assert sum(parts) == pytest.approx(float(row["loss"]), rel=1e-4)
+        assert all(-1 <= float(row[name]) <= 1 for name in names if row[name] and name.startswith("pearson/"))
+    expected = [0.001 * learning_rate_factor(step, [2, 1], 2, warmup=1) for step in range(6)]
+    assert [float(row["lr"]) for row in log] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_epoch_is_evaluated_and_the_last_one_is_delivered(distilled: Result) -> None:
+    epochs = rows(distilled.run / "epochs.csv")
+    assert [(row["epoch"], row["step"], row["stage"]) for row in epochs] == [
+        ("0", "2", "1"),
+        ("1", "4", "1"),
+        ("2", "6", "2"),
+    ]
+    assert float(epochs[-1]["AP"]) == distilled.metrics["AP"]
+
+
+def test_the_delivered_file_is_the_student_of_the_last_checkpoint(distilled: Result, tiny_root: Path) -> None:
+    weights = delivered(distilled.run)
+    assert identical(weights, in_checkpoint(distilled.run / "last.ckpt"))
+    assert torch.load(distilled.run / "last.ckpt", weights_only=True)["epoch"] == 2
+    loaded = load_detector(distilled.run)
+    assert not distilled.student.training
+    distilled.student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as the loaded one is
+    images = torch.rand(2, 3, 64, 64)
+    for ours, theirs in zip(
+        distilled.student.detect(images, [(64, 64)] * 2), loaded.detect(images, [(64, 64)] * 2), strict=True
+    ):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("boxes", "scores", "labels"))  # type: ignore[literal-required]
+    data = CocoDataModule(DataConfig(str(tiny_root), image_size=64, batch_size=4))
+    assert evaluate(loaded, data.val_dataloader()) == distilled.metrics
+
+
+def test_no_checkpoint_holds_a_teacher(distilled: Result, tiny_teachers: tuple[str, str]) -> None:
+    teachers = [value for folder in tiny_teachers for value in delivered(folder).values() if value.ndim == 4]
+    assert teachers
+    for path in (distilled.run / "last.ckpt", distilled.run / "best.ckpt"):
+        content = torch.load(path, weights_only=True)
+        state = content["state_dict"]
+        assert all(name.startswith(("task.trainable.student.", "task.trainable.criteria.")) for name in state)
+        for teacher in teachers:
+            assert not any(v.shape == teacher.shape and torch.equal(v, teacher) for v in state.values())
+        moments = content["optimizer_states"][0]["state"]
+        environment = json.loads((distilled.run / "environment.json").read_text())["parameters"]
+        trained = sum(entry["exp_avg"].numel() for entry in moments.values())
+        assert trained <= environment["student"] + environment["layers"]
+
+
+def test_a_teacher_is_not_changed_by_teaching(
+    distilled: Result, tiny_teachers: tuple[str, str], distill_config: MakeDistill, tmp_path: Path
+) -> None:
+    first, second = (load_detector(folder) for folder in tiny_teachers)
+    before = [{name: value.clone() for name, value in t.state_dict().items()} for t in (first, second)]
+    stages = [StageConfig(epochs=1, teacher="one"), StageConfig(epochs=1, teacher="two")]
+    result = quietly(distill_config(tmp_path / "run", stages=stages), teachers={"one": first, "two": second})
+    assert result.finished
+    for teacher, weights in zip((first, second), before, strict=True):
+        assert identical(weights, teacher.state_dict())
+        assert not any(module.training for module in teacher.modules())
+        assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_baseline_is_plain_training_to_the_bit(
+    distilled: Result, distill_config: MakeDistill, train_config: MakeTrain, runs: Path
+) -> None:
+    baseline = quietly(distill_config(runs / "baseline"), no_distill=True)
+    plain = train(train_config(runs / "plain", epochs=3))
+    assert identical(delivered(baseline.run), delivered(plain.run))
+    assert baseline.metrics == plain.metrics
+    assert not identical(delivered(baseline.run), delivered(distilled.run))
+    names = rows(baseline.run / "log.csv")[0]
+    assert all(name.startswith("task/") for name in names if "/" in name)
+    assert read_config(DistillConfig, baseline.run / "config.yaml").stages[0].teacher is None
+    assert read_config(TrainConfig, plain.run / "config.yaml") == train_config(runs / "plain", epochs=3)
+
+
+def test_weights_follow_from_the_seed(distill_config: MakeDistill, tmp_path: Path) -> None:
+    tasks = [build_task(distill_config(tmp_path, seed=seed), ("square", "disc")) for seed in (5, 5, 6)]
+    first, again, other = (task.state_dict() for task in tasks)
+    assert identical(first, again)
+    assert not identical(first, other)
+
+
+def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had_happened(
+    distilled: Result,
+    distill_config: MakeDistill,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = distill_config(runs / "interrupted")
+    run = Path(config.out)
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(3, press_ctrl_c))  # in the middle of the second epoch
+    stopped = quietly(config)
+    assert not stopped.finished
+    assert not stopped.metrics
+    assert not (run / "metrics.json").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "interrupted: " in said
+    assert "is the student so far, not evaluated; --resume goes on from the last whole epoch" in said
+    assert identical(delivered(run), {k: v.cpu() for k, v in stopped.student.model.state_dict().items()})  # type: ignore[attr-defined]
+    assert not identical(delivered(run), in_checkpoint(run / "last.ckpt"))
+    assert [row["step"] for row in rows(run / "log.csv")] == ["0", "1", "2"]
+    with pytest.raises(DfmsdError, match="already holds a run; pass --resume, --overwrite or another --out"):
+        quietly(config)
+
+    monkeypatch.undo()
+    resumed = quietly(config, resume=True)
+    assert resumed.finished
+    assert resumed.metrics == distilled.metrics
+    assert identical(delivered(run), delivered(distilled.run))
+    assert rows(run / "log.csv") == rows(distilled.run / "log.csv")
+    assert rows(run / "epochs.csv") == rows(distilled.run / "epochs.csv")
+    assert {path.name for path in run.iterdir() if path.is_file()} == FILES
+
+
+def test_a_killed_run_goes_on_at_a_stage_that_restarts(
+    distill_config: MakeDistill, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart = OptimConfig(warmup=1, schedule="restart")
+    whole = quietly(distill_config(runs / "whole", optim=restart, balance=0.5))
+    config = distill_config(runs / "killed", optim=restart, balance=0.5)
+    run = Path(config.out)
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(5, kill))  # in the first epoch of the second stage
+    with pytest.raises(RuntimeError, match="power"):
+        quietly(config)
+    assert len(rows(run / "log.csv")) == 5
+    monkeypatch.undo()
+    resumed = quietly(config, resume=True)
+    assert identical(delivered(run), delivered(whole.run))
+    assert resumed.metrics == whole.metrics
+    assert rows(run / "log.csv") == rows(whole.run / "log.csv")
+    assert rows(run / "epochs.csv") == rows(whole.run / "epochs.csv")
+    chosen = json.loads((run / "balance.json").read_text())
+    assert chosen == json.loads((whole.run / "balance.json").read_text())
+    assert chosen.keys() == {"1", "2"}
+    assert all(factor > 0 for stage in chosen.values() for factor in stage.values())
+    rates = [float(row["lr"]) for row in rows(run / "log.csv")]
+    assert rates[0] == rates[4] == 0.001
+    assert rates[3] < 0.001
+
+
+def test_a_run_stopped_in_its_first_epoch_starts_again(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = train_config(tmp_path / "run")
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(1, press_ctrl_c))
+    assert not train(config).finished
+    assert "--resume starts again" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.undo()
+    assert train(config, resume=True).finished
+    assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1"]
+
+
+def test_the_best_epoch_is_delivered_on_request_and_the_last_one_stays_resumable(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = iter([0.5, 0.25])
+    monkeypatch.setattr(
+        callbacks, "evaluate", lambda *args: {**evaluate(*args), "AP": next(aps)}
+    )  # the second of two evaluations is the worse one
+    result = train(train_config(tmp_path / "run", epochs=3, eval_every=2, deliver="best"))
+    best, last = in_checkpoint(tmp_path / "run" / "best.ckpt"), in_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["epoch"] == 1
+    assert not identical(best, last)
+    assert identical(delivered(result.run), best)
+    assert [row["epoch"] for row in rows(result.run / "epochs.csv")] == ["1", "2"]
+    data = CocoDataModule(train_config(tmp_path).data)
+    assert evaluate(result.student, data.val_dataloader()) == result.metrics
+
+
+def test_a_loss_that_explodes_stops_the_run(train_config: MakeTrain, tmp_path: Path) -> None:
+    config = train_config(tmp_path / "run", epochs=2, optim=OptimConfig(lr=1e30, warmup=0, clip=0))
+    with pytest.raises(DfmsdError, match=r"step 1 \(stage 1\): task/.* is not finite; lower optim.lr"):
+        train(config)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert len(rows(tmp_path / "run" / "log.csv")) == 2
+
+
+def test_a_process_that_joins_later_neither_refuses_the_folder_nor_writes_there(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_config(train_config(run), run)
+    written = (run / "config.yaml").stat().st_mtime_ns
+    monkeypatch.setattr(engine, "is_first_process", lambda: False)
+    assert train(train_config(run), overwrite=True).finished
+    assert (run / "config.yaml").stat().st_mtime_ns == written
+    assert not (run / "metrics.json").exists()
+    assert not (run / "environment.json").exists()
+
+
+@pytest.fixture
+def folder(train_config: MakeTrain, tmp_path: Path) -> Path:
+    """A folder that holds a run's config and nothing else."""
+    run = tmp_path / "run"
+    run.mkdir()
+    write_config(train_config(run), run)
+    return run
+
+
+def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config: MakeTrain, folder: Path) -> None:
+    config = train_config(folder)
+    with pytest.raises(DfmsdError, match="already holds a run"):
+        train(config)
+    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config; resume with --config"):
+        train(replace(config, seed=1), resume=True)
+    with pytest.raises(DfmsdError, match="pass one of them"):
+        train(config, resume=True, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_refused_run_does_not_delete_what_it_was_to_overwrite(train_config: MakeTrain, folder: Path) -> None:
+    broken = train_config(folder, data=DataConfig(str(folder / "nowhere")))
+    with pytest.raises(DfmsdError, match="no folder"):
+        train(broken, overwrite=True)
+    unknown = train_config(folder, model=DetectorConfig(backbone="resnet19"))
+    with pytest.raises(DfmsdError, match="resnet19"):
+        train(unknown, overwrite=True)
+    assert (folder / "config.yaml").exists()
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match="holds no run, so there is nothing to resume"):
+        train(train_config(tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_is_no_run_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DfmsdError, match="is a file; name a folder"):
+        train(train_config(tmp_path / "file"))
+
+
+def test_a_student_with_other_classes_than_the_data_is_refused(distill_config: MakeDistill, tmp_path: Path) -> None:
+    config = distill_config(tmp_path / "run")
+    student = build_detector(config.student, ["disc", "square"])
+    with pytest.raises(DfmsdError, match="student: its classes disc, square are not those of the data, square, disc"):
+        quietly(config, student=student)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_described_by_yaml_is_trained_once(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = tmp_path / "teacher.yaml", tmp_path / "teacher"
+    recipe.write_text(to_yaml(train_config(run)))
+    made = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    assert (run / "metrics.json").exists()
+    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained again"))
+    used = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    assert identical(made[str(recipe)].state_dict(), used[str(recipe)].state_dict())
+    recipe.write_text(to_yaml(train_config(run, epochs=2)))
+    with pytest.raises(
+        DfmsdError, match=r"teacher holds another run than .*teacher\.yaml describes; remove it or change"
+    ):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+
+
+def test_every_teacher_is_looked_at_before_one_is_trained(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained too early"))
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(to_yaml(train_config(tmp_path / "good")))
+    bad.write_text(to_yaml(train_config(tmp_path / "bad", model=DetectorConfig(backbone="resnet19"))))
+    for other, message in (
+        (str(bad), "unknown backbone 'resnet19'"),
+        (str(tmp_path / "none"), "no detector at"),
+        (str(tmp_path / "none.yaml"), "does not exist"),
+        (str(tmp_path / "out"), "is the student's own run folder"),
+    ):
+        with pytest.raises(DfmsdError, match=message):
+            load_teachers([str(good), other], ("square", "disc"), tmp_path / "out")
+
+
+def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(1, press_ctrl_c))
+    with pytest.raises(KeyboardInterrupt):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+
+
+def test_an_unknown_student_is_refused_before_a_teacher_is_trained(
+    distill_config: MakeDistill, train_config: MakeTrain, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
+    config = distill_config(
+        tmp_path / "run",
+        student=DetectorConfig(backbone="resnet19"),
+        stages=[StageConfig(epochs=1, teacher=str(recipe))],
+    )
+    with pytest.raises(DfmsdError, match="unknown backbone 'resnet19': did you mean"):
+        distill(config)
+    assert not (tmp_path / "teacher").exists()
+    assert not (tmp_path / "run").exists()
