@@ -59,7 +59,7 @@ def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: py
     for name in ("teacher_a", "teacher_b"):
         dfmsd.save_detector(dfmsd.build_detector(config, ("square", "disc")), tmp_path / "runs" / name)
     # an untrained teacher of one epoch at a small size: what is tested is that the lines run
-    code = code.replace("epochs=24)", "epochs=2, allow_weak_teacher=True)")
+    code = code.replace("epochs=24", "epochs=2, allow_weak_teacher=True")
     code = code.replace('data="path/to/coco"', 'data=dfmsd.DataConfig("path/to/coco", image_size=64, batch_size=4)')
     exec(compile(code, str(README), "exec"), {})
     assert (tmp_path / "runs" / "student" / "student.safetensors").exists()

@@ -1,0 +1,135 @@
+"""What a run refuses before any work, and the teachers that it makes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfmsd.data import DataConfig
+from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.distill.stages import StageConfig
+from dfmsd.engine import run as engine
+from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml, write_config
+from dfmsd.engine.run import Result, distill, load_teachers, train
+from dfmsd.errors import DfmsdError
+
+MakeDistill = Callable[..., DistillConfig]
+MakeTrain = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def folder(train_config: MakeTrain, tmp_path: Path) -> Path:
+    """A folder that holds a run's config and nothing else."""
+    run = tmp_path / "run"
+    run.mkdir()
+    write_config(train_config(run), run)
+    return run
+
+
+def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config: MakeTrain, folder: Path) -> None:
+    config = train_config(folder)
+    with pytest.raises(DfmsdError, match="already holds a run"):
+        train(config)
+    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config; resume with --config"):
+        train(replace(config, seed=1), resume=True)
+    with pytest.raises(DfmsdError, match="pass one of them"):
+        train(config, resume=True, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_refused_run_does_not_delete_what_it_was_to_overwrite(train_config: MakeTrain, folder: Path) -> None:
+    broken = train_config(folder, data=DataConfig(str(folder / "nowhere")))
+    with pytest.raises(DfmsdError, match="no folder"):
+        train(broken, overwrite=True)
+    unknown = train_config(folder, model=DetectorConfig(backbone="resnet19"))
+    with pytest.raises(DfmsdError, match="resnet19"):
+        train(unknown, overwrite=True)
+    assert (folder / "config.yaml").exists()
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match="holds no run, so there is nothing to resume"):
+        train(train_config(tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_is_no_run_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DfmsdError, match="is a file; name a folder"):
+        train(train_config(tmp_path / "file"))
+
+
+def test_a_student_with_other_classes_than_the_data_is_refused(distill_config: MakeDistill, tmp_path: Path) -> None:
+    config = distill_config(tmp_path / "run")
+    student = build_detector(config.student, ["disc", "square"])
+    with pytest.raises(DfmsdError, match="student: its classes disc, square are not those of the data, square, disc"):
+        distill(config, student=student)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_described_by_yaml_is_trained_once(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run = tmp_path / "teacher.yaml", tmp_path / "teacher"
+    recipe.write_text(to_yaml(train_config(run)))
+    made = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    assert (run / "metrics.json").exists()
+    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained again"))
+    used = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    first, second = (detectors[str(recipe)].state_dict() for detectors in (made, used))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    recipe.write_text(to_yaml(train_config(run, epochs=2)))
+    with pytest.raises(
+        DfmsdError, match=r"teacher holds another run than .*teacher\.yaml describes; remove it or change"
+    ):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+
+
+def test_every_teacher_is_looked_at_before_one_is_trained(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained too early"))
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(to_yaml(train_config(tmp_path / "good")))
+    bad.write_text(to_yaml(train_config(tmp_path / "bad", model=DetectorConfig(backbone="resnet19"))))
+    for other, message in (
+        (str(bad), "unknown backbone 'resnet19'"),
+        (str(tmp_path / "none"), "no detector at"),
+        (str(tmp_path / "none.yaml"), "does not exist"),
+        (str(tmp_path / "out"), "is the student's own run folder"),
+    ):
+        with pytest.raises(DfmsdError, match=message):
+            load_teachers([str(good), other], ("square", "disc"), tmp_path / "out")
+
+
+def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
+    unfinished = Result(
+        {}, tmp_path / "teacher", build_detector(DetectorConfig(fpn_channels=16), ["disc"]), finished=False
+    )
+    monkeypatch.setattr(engine, "train", lambda *_, **__: unfinished)
+    with pytest.raises(KeyboardInterrupt):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+
+
+def test_an_unknown_student_is_refused_before_a_teacher_is_trained(
+    distill_config: MakeDistill, train_config: MakeTrain, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
+    config = distill_config(
+        tmp_path / "run",
+        student=DetectorConfig(backbone="resnet19"),
+        stages=[StageConfig(epochs=1, teacher=str(recipe))],
+    )
+    with pytest.raises(DfmsdError, match="unknown backbone 'resnet19': did you mean"):
+        distill(config)
+    assert not (tmp_path / "teacher").exists()
+    assert not (tmp_path / "run").exists()
