@@ -308,10 +308,8 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
     metrics = json.loads((run / "metrics.json").read_text())
     assert "<html" in (run / "report.html").read_text()
 
-    status, out, _ = dfmsd(
-        "evaluate", "--model", "run", "--data", tiny_root, "--data.image_size", "64", "--data.batch_size", "4",
-        "--out", "found.json",
-    )  # fmt: skip
+    # at the size of the run's own training, without being told
+    status, out, _ = dfmsd("evaluate", "--model", "run", "--data", tiny_root, "--out", "found.json")
     assert status == 0
     assert json.loads(out) == json.loads((dfmsd.folder / "found.json").read_text()) == metrics
 

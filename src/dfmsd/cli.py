@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from dfmsd.data import DataConfig
-from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, trained_image_size
 from dfmsd.engine.configfile import apply_list_flags, build_config, command_parser, config_parser, explain, one_line
 from dfmsd.errors import DfmsdError
 
@@ -95,8 +95,9 @@ def _check(values: Any) -> None:
 def _evaluate_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("COCO metrics of a detector.")
     parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser.add_argument("--data", type=str, required=True, help="folder in the COCO layout, or digits")
     parser.add_argument(
-        "--data", type=DataConfig, default=DataConfig(), help="folder in the COCO layout, or --data.root"
+        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
     )
     parser.add_argument("--out", type=Path | None, default=None, help="write the metrics to this JSON file")
     return parser
@@ -109,11 +110,16 @@ def _evaluate(values: Any) -> None:
     from dfmsd.engine.files import write_json
     from dfmsd.engine.run import device
 
-    detector, data = load_detector(values.model), CocoDataModule(values.data)
+    detector, data = load_detector(values.model), CocoDataModule(_evaluation_data(values))
     metrics = evaluate(detector, data.val_dataloader(), device=device())
     print(json.dumps(metrics, indent=2))
     if values.out:
         write_json(values.out, metrics)
+
+
+def _evaluation_data(values: Any) -> DataConfig:
+    size = values.image_size or trained_image_size(Path(values.model)) or DataConfig.image_size
+    return DataConfig(root=values.data, image_size=size)
 
 
 def _demo_parser() -> jsonargparse.ArgumentParser:
@@ -184,8 +190,6 @@ def run(arguments: Sequence[str]) -> None:
     try:
         if CONFIGS.get(command) is DistillConfig:
             arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], "stages")]
-        if command == "evaluate":
-            arguments = ["--data.root" if argument == "--data" else argument for argument in arguments]
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except jsonargparse.ArgumentError as error:
         see = f"dfmsd {command} --help" if command else "dfmsd --help"

@@ -22,7 +22,7 @@ from dfmsd.types import Target
 
 logger = logging.getLogger("dfmsd")
 
-CONVERT_HINT = "`dfmsd convert SRC --from voc|yolo --out DIR` makes it from VOC or YOLO data"
+CONVERT_HINT = "supervision's DetectionDataset.as_coco makes it from VOC or YOLO data"
 
 
 class ImageRecord(NamedTuple):

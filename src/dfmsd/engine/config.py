@@ -198,3 +198,9 @@ def same_run(config: RunConfig, run: Path) -> bool:
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
     written: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return {**own, "out": None} == {**written, "out": None}
+
+
+def trained_image_size(run: Path) -> int | None:
+    """Tell the image size of a run folder's training; None for anything that is not a run folder."""
+    path = run / "config.yaml"
+    return int(yaml.safe_load(path.read_text())["data"]["image_size"]) if path.is_file() else None
