@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from rich import get_console
 from rich.console import Console
 
 from dfmsd.data.datamodule import CocoDataModule
@@ -245,7 +246,7 @@ def _fit(
     last = ModelCheckpoint(run, "last", **save)
     callbacks: list[Callback] = [StepLog(run), epoch_end, BalanceReport(run, _say), StopOnInterrupt(), best, last]
     if console.is_terminal:
-        callbacks.append(RichProgressBar())
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     start = time.perf_counter()
     with _quiet():
         trainer = pl.Trainer(
@@ -291,7 +292,8 @@ def _deliver_unfinished(run: Path, task: DistillationTask) -> Result:
 
 
 def _say(line: str) -> None:
-    console.print(line, highlight=False)
+    # on a terminal through the console that the progress bar lives on, which a line from another one would tear
+    (get_console() if console.is_terminal else console).print(line, highlight=False)
 
 
 @contextmanager
