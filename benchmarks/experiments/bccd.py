@@ -1,9 +1,10 @@
 """Does stage-wise distillation help? Baseline, one stage and two stages on bccd, with paired seeds and equal epochs.
 
     python benchmarks/experiments/bccd.py --seeds 0 1 2
+    python benchmarks/experiments/bccd.py --seeds 0 --methods b_then_b two_stage_5_37 single_stage_w4
 
 Finished runs under ``runs/bccd`` are taken as they are, so that a broken-off experiment goes on. Writes
-``benchmarks/results/bccd.json``.
+``benchmarks/results/bccd.json``; rows of other seeds and methods in it stay.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dfmsd.distill.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.files import write_json
@@ -26,6 +29,15 @@ CONFIGS = ROOT / "configs" / "bccd"
 RESULTS = ROOT / "benchmarks" / "results" / "bccd.json"
 TEACHERS = ("teacher_a", "teacher_b")
 METHODS = ("baseline", "single_stage", "two_stage")
+A, B = (str(Path("runs/bccd") / name) for name in TEACHERS)
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "b_then_b": ("two_stage", {"stages": [StageConfig(teacher=B, epochs=14), StageConfig(teacher=B, epochs=28)]}),
+    "two_stage_5_37": ("two_stage", {"stages": [StageConfig(teacher=A, epochs=5), StageConfig(teacher=B, epochs=37)]}),
+    "sfa_only": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 0}}),
+    "mask_only": ("single_stage", {"loss": {"name": "dfmsd", "beta": 0}}),
+    "single_stage_w4": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 4, "beta": 4}}),
+}
+"""Name -> the config it starts from and what it changes there."""
 
 
 def run(method: str, seed: int) -> Path:
@@ -33,10 +45,12 @@ def run(method: str, seed: int) -> Path:
     out = Path(f"runs/bccd/{method}_s{seed}")
     if not (out / "metrics.json").exists():
         resume = (out / "last.ckpt").exists()
-        kind = TrainConfig if method == "baseline" else DistillConfig
-        config = read_config(kind, CONFIGS / f"{method}.yaml")
-        config.seed, config.out = seed, str(out)
-        train(config, resume=resume) if isinstance(config, TrainConfig) else distill(config, resume=resume)
+        base, changes = CONTROLS.get(method, (method, {}))
+        path, place = CONFIGS / f"{base}.yaml", {"seed": seed, "out": str(out)}
+        if method == "baseline":
+            train(replace(read_config(TrainConfig, path), **place), resume=resume)
+        else:
+            distill(replace(read_config(DistillConfig, path), **place, **changes), resume=resume)
     return out
 
 
@@ -54,17 +68,23 @@ def main() -> None:
     """Run what is missing, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    rows = [row(method, seed, run(method, seed)) for seed in seeds for method in METHODS]
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *CONTROLS], default=METHODS)
+    asked = parser.parse_args()
+    known = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = {(r["method"], r["seed"]): r for r in known}
+    for seed in asked.seeds:
+        for method in asked.methods:
+            rows[method, seed] = row(method, seed, run(method, seed))
     teachers = {name: json.loads(Path(f"runs/bccd/{name}/metrics.json").read_text())["AP"] for name in TEACHERS}
-    score = {(r["method"], r["seed"]): 100 * r["AP"] for r in rows}
+    write_json(RESULTS, {"data": "bccd", "teachers": teachers, "rows": list(rows.values())})
     print("teachers: " + ", ".join(f"{name} {100 * ap:.1f}" for name, ap in teachers.items()))
-    for method in METHODS:
-        own = [score[method, seed] for seed in seeds]
-        gains = [score[method, seed] - score["baseline", seed] for seed in seeds]
-        spread = statistics.stdev(own) if len(own) > 1 else float("nan")
-        print(f"{method:13} AP {statistics.mean(own):.1f} +- {spread:.1f}  gain {statistics.mean(gains):+.1f}  {own}")
-    write_json(RESULTS, {"data": "bccd", "teachers": teachers, "rows": rows})
+    for method in dict.fromkeys(method for method, _ in rows):
+        own = {seed: 100 * r["AP"] for (name, seed), r in rows.items() if name == method}
+        spread = f"+- {statistics.stdev(own.values()):.1f}" if len(own) > 1 else "one seed"
+        gains = [
+            f"{ap - 100 * rows['baseline', seed]['AP']:+.1f}" for seed, ap in own.items() if ("baseline", seed) in rows
+        ]
+        print(f"{method:16} AP {statistics.mean(own.values()):.1f} {spread}  gains {', '.join(gains)}")
 
 
 if __name__ == "__main__":
