@@ -369,3 +369,14 @@ def test_agreement_without_a_former_teacher_is_refused() -> None:
 )
 def test_the_former_teacher_runs_only_where_its_attention_is_used(options: dict[str, object], needed: bool) -> None:
     assert method(**options).needs_previous is needed
+
+
+def test_agreement_takes_a_previous_map_of_another_size() -> None:
+    method = DFMSD(2, DFMSDOptions(channel=False, enhancement="agreement", ratio=0.25, ratio_step=0))
+    previous = torch.zeros(1, 3, 2, 2)
+    previous[..., 1, 1] = 4.0  # its only interest is the lower right quarter
+    context = LossContext([torch.zeros(0, 4)], (32, 32), stride=8, stage=2, previous_teacher=previous)
+    mask = method.masks(torch.ones(1, 2, 4, 4), context)["spatial"][0, 0]
+    expected = torch.ones(4, 4)
+    expected[2:, 2:] = 0
+    assert_close(mask, expected)

@@ -172,6 +172,8 @@ class DFMSD(Method):
             if context.previous_teacher is None:
                 raise DfmsdError("loss.enhancement 'agreement' needs the previous stage's teacher, which has none here")
             previous = functional.spatial_attention(context.previous_teacher, o.tau)
+            if previous.shape != attention.shape:  # two models may round one stride's map to different sizes
+                previous = F.interpolate(previous, attention.shape[-2:], mode="bilinear", align_corners=False)
         return masking.enhance_attention(
             attention, error=error, objects=objects, previous=previous, gamma=o.gamma, delta=o.delta
         )
