@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import dfmsd
 from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
 from dfmsd.engine.environment import describe_environment
+from dfmsd.files import write_json
 
 CLASSES = tuple(f"class {i}" for i in range(7))
 STUDENTS = (
@@ -202,7 +202,7 @@ def main() -> None:
     }
     show(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(options.out, result)
     print(options.out)
 
 

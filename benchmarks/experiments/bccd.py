@@ -21,8 +21,8 @@ import yaml
 from dfmsd.distill.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
-from dfmsd.engine.files import write_json
 from dfmsd.engine.run import distill, train
+from dfmsd.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "bccd"

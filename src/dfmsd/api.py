@@ -62,7 +62,7 @@ def distill(
         data=data if isinstance(data, DataConfig) else DataConfig(root=str(data)),
         student=_config_of(student),
         stages=[StageConfig(epochs=n, teacher=name) for n, name in zip(lengths, names, strict=True)],
-        loss=loss or {"name": "dfmsd"},
+        loss=loss or {},
         **options,
     )
     return engine.distill(

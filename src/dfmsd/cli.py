@@ -107,8 +107,8 @@ def _evaluate(values: Any) -> None:
     from dfmsd.data import CocoDataModule
     from dfmsd.detectors import load_detector
     from dfmsd.engine.evaluate import evaluate
-    from dfmsd.engine.files import write_json
     from dfmsd.engine.run import device
+    from dfmsd.files import write_json
 
     detector, data = load_detector(values.model), CocoDataModule(_evaluation_data(values))
     metrics = evaluate(detector, data.val_dataloader(), device=device())

@@ -16,8 +16,8 @@ from rich.table import Table
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distill.stages import StageConfig
-from dfmsd.engine.callbacks import percent
 from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
+from dfmsd.engine.evaluate import percent
 from dfmsd.engine.run import distill, train
 from dfmsd.report import comparison_report
 

@@ -20,10 +20,9 @@ from dfmsd.engine.callbacks import (
     Interrupted,
     StepLog,
     StopOnInterrupt,
-    percent,
 )
 from dfmsd.engine.config import OptimConfig
-from dfmsd.engine.evaluate import Metrics
+from dfmsd.engine.evaluate import Metrics, percent
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import DfmsdError
 

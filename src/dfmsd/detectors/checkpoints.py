@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError
+from dfmsd.files import write_atomically, write_json
 
 FORMAT_VERSION = 1
 STUDENT_NAME = "student"
@@ -49,9 +48,8 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / f"{STUDENT_NAME}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in detector.model.state_dict().items()}
-    description = json.dumps(_describe(detector, detector.config), indent=2) + "\n"
-    _write_atomically(weights, lambda file: save_file(state, file))
-    _write_atomically(weights.with_suffix(".json"), lambda file: file.write_text(description, encoding="utf-8"))
+    write_atomically(weights, lambda file: save_file(state, file))
+    write_json(weights.with_suffix(".json"), _describe(detector, detector.config))
     return weights
 
 
@@ -155,12 +153,3 @@ def _no_such_prefix(reference: str, prefix: str) -> DfmsdError:
     if extra:
         return DfmsdError(f"{reference} needs the adapter of {extra}, which this version of dfmsd does not have yet")
     return DfmsdError(f"unknown prefix {prefix + ':'!r} in {reference!r}: expected a path or a torchvision weight name")
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

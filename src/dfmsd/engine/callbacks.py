@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
 from dfmsd.distill.task import DistillationTask
-from dfmsd.engine.evaluate import Metrics, evaluate
-from dfmsd.engine.files import write_json, write_text
+from dfmsd.engine.evaluate import Metrics, evaluate, percent
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import DfmsdError
+from dfmsd.files import write_json, write_text
 
 Say = Callable[[str], None]
 
@@ -204,11 +204,6 @@ class EpochEnd(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the last metrics from a checkpoint."""
         self.metrics = state_dict["metrics"]
-
-
-def percent(value: float | None) -> str:
-    """Write a metric of 0..1 in percent, and a dash where the images hold no such object."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it

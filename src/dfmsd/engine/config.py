@@ -11,8 +11,8 @@ import yaml
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
-from dfmsd.engine.files import write_text
 from dfmsd.errors import DfmsdError
+from dfmsd.files import write_text
 from dfmsd.losses import check_options
 
 Precision = Literal["32", "bf16", "16"]
@@ -158,13 +158,12 @@ class DistillConfig(RunConfig):
         """
         super().__post_init__()
         check_stages(self.stages)
+        self.loss = {"name": "dfmsd", **self.loss}
         for index, stage in enumerate(self.stages):
-            options = {"name": "dfmsd", **self.loss, **stage.loss}
             try:
-                check_options(**options)
+                check_options(**{**self.loss, **stage.loss})
             except DfmsdError as error:
                 raise DfmsdError(f"stages.{index}: {error}" if stage.loss else str(error)) from error
-        self.loss = {"name": "dfmsd", **self.loss}
         if self.balance is not None and self.balance <= 0:
             raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
 
@@ -196,11 +195,14 @@ def holds_run(run: Path) -> bool:
 def same_run(config: RunConfig, run: Path) -> bool:
     """Whether the ``config.yaml`` of a folder describes this run; where it lies does not matter."""
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    written: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return {**own, "out": None} == {**written, "out": None}
+    return {**own, "out": None} == {**_written(run), "out": None}
 
 
 def trained_image_size(run: Path) -> int | None:
     """Tell the image size of a run folder's training; None for anything that is not a run folder."""
-    path = run / "config.yaml"
-    return int(yaml.safe_load(path.read_text())["data"]["image_size"]) if path.is_file() else None
+    return int(_written(run)["data"]["image_size"]) if holds_run(run) else None
+
+
+def _written(run: Path) -> dict[str, Any]:
+    written: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return written

@@ -44,6 +44,11 @@ class Metrics(TypedDict):
     per_class: dict[str, float | None]
 
 
+def percent(value: float | None) -> str:
+    """Write a metric of 0..1 in percent, and a dash where the images hold no such object."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 def evaluate(
     detector: Detector,
     data: DetectionDataset | DataLoader[Sample],

@@ -14,7 +14,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.engine.evaluate import evaluate
+from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.types import LevelSpec
 
 
@@ -111,7 +111,7 @@ def print_preflight(found: Preflight, console: Console) -> None:
         Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
     )
     for name, levels in found.levels.items():
-        table.add_row(name, levels, f"{100 * found.ap[name]:.1f}" if name in found.ap else "-")
+        table.add_row(name, levels, percent(found.ap.get(name)))
     console.print(table)
     for stage, pairs in found.pairs.items():
         console.print(f"{stage}: {pairs}", highlight=False)

@@ -25,15 +25,15 @@ from dfmsd.detectors import Detector, build_detector, load_detector, save_detect
 from dfmsd.distill.checks import ownership
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt, percent
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.evaluate import evaluate
-from dfmsd.engine.files import write_json
+from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.errors import DfmsdError
+from dfmsd.files import write_json
 
 console = Console(stderr=True)
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}

@@ -101,7 +101,7 @@ class DFMSD(Method):
     Options = DFMSDOptions
 
     def __init__(self, channels: int, options: DFMSDOptions) -> None:
-        nn.Module.__init__(self)
+        super().__init__(channels, options)
         self.options = options
         self.terms = tuple(name for name, weight in (("mask", options.alpha), ("sfa", options.beta)) if weight > 0)
         branches = [name for name in ("spatial", "channel") if getattr(options, name)] if options.alpha else []

@@ -9,6 +9,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from dfmsd.files import write_text
+
 
 @dataclass(frozen=True)
 class Table:
@@ -46,5 +48,5 @@ def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
     )
     page = environment.get_template("page.html").render(title=title, sections=sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path

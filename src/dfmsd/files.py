@@ -1,0 +1,29 @@
+"""Files written in one step: a reader finds the old file or the new one, never a torn one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, which then takes its place; a failure leaves no trace."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
