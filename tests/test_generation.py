@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dfmsd.generation import GenerationBlock, SelfAdjustingFusion
+from dfmsd.generation import GenerationBlock, SelfAdjustingFusion, generation_blocks
 
 
 def test_a_generation_block_keeps_the_shape_and_sees_two_cells_around() -> None:
@@ -52,3 +52,28 @@ def test_the_gradient_turns_the_weights_towards_the_better_reconstruction() -> N
     spatial, channel = fusion.theta.grad
     assert spatial < 0 < channel  # a descent step raises the weight of the spatial branch
     assert_close(spatial, -channel)
+
+
+def test_the_error_of_a_fusion_is_that_of_its_blend() -> None:
+    fusion = SelfAdjustingFusion()
+    nn.init.normal_(fusion.theta)
+    spatial, channel, target = torch.randn(3, 1, 2, 3, 3)
+    assert_close(fusion.error(spatial, channel, target), (fusion(spatial, channel) - target).square().mean())
+
+
+def test_full_generation_is_mgds_block_in_every_branch() -> None:
+    blocks = generation_blocks(["spatial", "channel"], 6, "full")
+    shapes = [tuple(p.shape) for p in blocks.parameters() if p.ndim == 4]
+    assert shapes == [(6, 6, 3, 3)] * 4
+
+
+def test_light_generation_halves_the_width_and_looks_at_other_channels_only_in_the_channel_branch() -> None:
+    blocks = generation_blocks(["spatial", "channel"], 6, "light")
+    shapes = {name: [tuple(p.shape) for p in block.parameters() if p.ndim == 4] for name, block in blocks.items()}
+    assert shapes == {"spatial": [(3, 6, 3, 3), (6, 3, 3, 3)], "channel": [(3, 6, 1, 1), (6, 3, 1, 1)]}
+    feature = torch.randn(1, 6, 9, 9)
+    changed = feature.clone()
+    changed[..., 4, 4] += 10
+    for name, reach in (("spatial", 25), ("channel", 1)):
+        assert int((blocks[name](changed) != blocks[name](feature)).any(1).sum()) == reach
+    assert list(generation_blocks(["channel"], 1, "light")) == ["channel"]

@@ -5,10 +5,11 @@ Everything here expects the caller to have left autocast: use [`full_precision`]
 
 from __future__ import annotations
 
-import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SPATIAL = (2, 3)
 PER_CHANNEL = (0, 2, 3)
@@ -64,7 +65,8 @@ def channel_statistics(feature: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tens
 
     The standard deviation is the unbiased one; of a single value it is 0 (torch would give NaN).
     """
-    return feature.mean(dim=PER_CHANNEL, keepdim=True), _deviation(_centred(feature)) + eps
+    centred, mean = _centred(feature)
+    return mean, _deviation(centred) + eps
 
 
 def standardize(feature: Tensor, eps: float = 1e-3) -> Tensor:
@@ -82,8 +84,8 @@ def standardize(feature: Tensor, eps: float = 1e-3) -> Tensor:
     Source: PKD; differs from the official code in ``eps`` (1e-6 there), which lets dead channels
     explode.
     """
-    centred = _centred(feature)
-    return centred / (_deviation(centred) + eps)
+    centred, _ = _centred(feature)
+    return centred * (1 / (_deviation(centred) + eps))
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -95,40 +97,137 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
         first: ``N x C x H x W``.
         second: ``N x C x H x W``.
     """
-    first, second = _centred(first), _centred(second)
-    covariance = (first * second).sum(dim=PER_CHANNEL)
-    scale = first.square().sum(dim=PER_CHANNEL) * second.square().sum(dim=PER_CHANNEL)
-    return (covariance / scale.sqrt().clamp_min(torch.finfo(scale.dtype).tiny)).mean()
+    (first, _), (second, _) = _centred(first), _centred(second)
+    energies = _per_channel_sum(first.square()), _per_channel_sum(second.square())
+    return _correlation(_per_channel_sum(first * second), *energies)
 
 
-def _centred(feature: Tensor) -> Tensor:
-    # From a value of the channel first: a constant then is exactly 0, not a rounding error that correlates with +-1.
-    # Any value will do, so none needs a gradient.
-    shifted = feature - feature[:1, :, :1, :1].detach()
-    return shifted - shifted.mean(dim=PER_CHANNEL, keepdim=True)
+class Alignment(NamedTuple):
+    """How far a student level is from a standardised teacher level, see `align_distributions`."""
+
+    error: Tensor
+    """Scalar, about 0..2; the only part with a gradient."""
+    correlation: Tensor
+    """Scalar, -1..1: `pearson` of the two."""
+    difference: Tensor
+    """``z(S) - z(T)``, ``N x C x H x W``."""
 
 
-def _deviation(centred: Tensor) -> Tensor:
-    # A norm, since torch.std over these three dimensions is scalar code, several times as slow on a CPU, and since
-    # the square root of a sum has no gradient at 0, a dead channel.
-    norm: Tensor = torch.linalg.vector_norm(centred, dim=PER_CHANNEL, keepdim=True)
-    return norm / math.sqrt(max(centred.numel() // centred.shape[1] - 1, 1))
+def align_distributions(student: Tensor, standard_teacher: Tensor, eps: float = 1e-3) -> Alignment:
+    r"""Compare the distributions of two feature maps, channel by channel.
 
-
-def alignment_error(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Distance of two standardised feature maps.
-
-    $\frac12 \mathrm{mean}(z_S - z_T)^2 = \mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to
+    $error = \frac12 \mathrm{mean}(z(S) - z(T))^2 = \mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to
     $(n-1)/n$ and ``eps``.
 
-    Args:
-        student: standardised, ``N x C x H x W``.
-        teacher: standardised, ``N x C x H x W``.
+    One pass gives what the loss, its progress measure and masking enhancement need, and the gradient is written
+    out: on a CPU a chain of autograd operations takes three times as long and keeps twice the memory.
 
-    Returns:
-        A scalar in about 0..2.
+    Args:
+        student: ``N x C x H x W``.
+        standard_teacher: z(T), `standardize` of the teacher; never gets a gradient.
+        eps: of the student's standardisation.
 
     Source: the semantic alignment of DFMSD is a reconstruction from its abstract ("consistent feature
     distributions" at each FPN layer); the formula is PKD's.
     """
-    return torch.nn.functional.mse_loss(student, teacher) / 2
+    error, correlation, difference = _AlignDistributions.apply(student, standard_teacher, eps)
+    return Alignment(error, correlation, difference)
+
+
+class _AlignDistributions(torch.autograd.Function):
+    """With ``c = S - mean``, ``r = 1 / (std + eps)``, ``d = r c - z(T)`` and ``m`` values: ``error = sum d^2 / 2m``.
+
+    ``d error / dS = (r d - b c) / m`` with ``b = r sum(d r c) / ((n - 1) std)`` per channel, since neither ``c`` nor
+    ``z(T)`` has a mean that a gradient could move.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        difference, mean = _centred(student)
+        energy = _per_channel_sum(difference.square())
+        deviation = _deviation(difference, energy)
+        scale = 1 / (deviation + eps)
+        difference.mul_(scale).sub_(target)
+        squares = _per_channel_sum(difference.square())
+        target_energy = _per_channel_sum(target.square())
+        standard_energy = scale.square() * energy
+        covariance = (standard_energy + target_energy - squares) / 2  # of z(S) and z(T), without another pass
+        projection = standard_energy - covariance  # sum(d z(S))
+        shrink = scale * projection / (_degrees_of_freedom(student) * deviation).clamp_min(_tiny(student))
+        ctx.save_for_backward(student, target, mean, scale, shrink)
+        correlation = _correlation(covariance, standard_energy, target_energy)
+        ctx.mark_non_differentiable(correlation, difference)
+        return squares.sum() / (2 * student.numel()), correlation, difference
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        student, target, mean, scale, shrink = ctx.saved_tensors
+        gradient = gradient / student.numel()
+        slope = gradient * (scale.square() - shrink)
+        return torch.addcmul(-slope * mean, student, slope).addcmul_(target, -gradient * scale), None, None
+
+
+def blend_error(first: Tensor, second: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    r"""Mean squared error of a blend, $\mathrm{mean}(w F_1 + (1 - w) F_2 - target)^2$.
+
+    Both gradients are multiples of the blend's error, and that of the weight is a number that is known in advance: one
+    map is kept for the backward pass, where autograd keeps four.
+
+    Args:
+        first: $F_1$, ``N x C x H x W``.
+        second: $F_2$, ``N x C x H x W``.
+        weight: $w$, a scalar.
+        target: ``N x C x H x W``; never gets a gradient.
+    """
+    error: Tensor = _BlendError.apply(first, second, weight, target)
+    return error
+
+
+class _BlendError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        error = torch.lerp(second, first, weight).sub_(target)
+        slope = 2 * ((error * first).sum() - (error * second).sum()) / error.numel()
+        ctx.save_for_backward(error, weight, slope)
+        return error.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        error, weight, slope = ctx.saved_tensors
+        scale = 2 * gradient / error.numel()
+        return error * (scale * weight), error * (scale * (1 - weight)), gradient * slope, None
+
+
+def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:
+    # From a value of the channel first: a constant then is exactly 0, not a rounding error that correlates with +-1.
+    # Any value will do, so none needs a gradient.
+    pivot = feature[:1, :, :1, :1].detach()
+    shifted = feature - pivot
+    mean = shifted.mean(dim=PER_CHANNEL, keepdim=True)
+    return shifted - mean, pivot + mean
+
+
+def _per_channel_sum(feature: Tensor) -> Tensor:
+    return feature.sum(dim=PER_CHANNEL, keepdim=True)
+
+
+def _degrees_of_freedom(feature: Tensor) -> int:
+    return max(feature.numel() // feature.shape[1] - 1, 1)
+
+
+def _tiny(feature: Tensor) -> float:
+    return torch.finfo(feature.dtype).tiny
+
+
+def _deviation(centred: Tensor, energy: Tensor | None = None) -> Tensor:
+    # Squares and a sum, since torch.std and norms over these three dimensions are scalar code on a CPU, 5 to 15 times
+    # as slow. The lower end is there for the gradient: a square root has none at 0, where a dead channel is.
+    energy = _per_channel_sum(centred.square()) if energy is None else energy
+    return (energy / _degrees_of_freedom(centred)).clamp_min(_tiny(centred)).sqrt()
+
+
+def _correlation(covariance: Tensor, first_energy: Tensor, second_energy: Tensor) -> Tensor:
+    scale = first_energy.sqrt() * second_energy.sqrt()
+    return torch.where(scale > 0, covariance / scale.clamp_min(_tiny(scale)), 0).mean()

@@ -99,8 +99,9 @@ def slow_masks(student: Tensor, teacher: Tensor, past: Tensor, stage: int, o: DF
 
 def slow_generation(loss: DFMSD, branch: str, feature: Tensor) -> Tensor:
     weights = dict(loss.generation[branch].named_parameters())
-    hidden = conv2d(feature, weights["0.weight"], weights["0.bias"], padding=1)
-    return conv2d(hidden * (hidden > 0), weights["2.weight"], weights["2.bias"], padding=1)
+    around = weights["0.weight"].shape[-1] // 2
+    hidden = conv2d(feature, weights["0.weight"], weights["0.bias"], padding=around)
+    return conv2d(hidden * (hidden > 0), weights["2.weight"], weights["2.bias"], padding=around)
 
 
 @torch.no_grad()
@@ -140,6 +141,15 @@ def test_a_step_equals_the_formulas_written_out(enhancement: str, stage: int, ta
     terms = loss(student, teacher, context(stage, past))
     expected = slow_terms(loss, student, teacher, past, stage)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("generation", ["full", "light"])
+def test_a_step_with_either_generation_equals_the_formulas(generation: str) -> None:
+    loss = method(generation=generation)
+    student, teacher, past = example()
+    expected = slow_terms(loss, student, teacher, past, 2)
+    got = {name: value.item() for name, value in loss(student, teacher, context(2, past)).items()}
+    assert got == pytest.approx(expected, rel=1e-9)
 
 
 @torch.no_grad()

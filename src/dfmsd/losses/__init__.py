@@ -16,16 +16,37 @@ from typing import Any, get_args, get_type_hints
 from dfmsd.align import Pairing
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.criterion import Criterion
+from dfmsd.losses.cwd import CWD, CWDOptions
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
+from dfmsd.losses.fitnet import FitNet, FitNetOptions
 from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.mgd import MGD, MGDOptions
+from dfmsd.losses.pkd import PKD, PKDOptions
 from dfmsd.types import LevelSpec
 
-LOSSES: dict[str, type[Method]] = {"dfmsd": DFMSD}
+LOSSES: dict[str, type[Method]] = {"cwd": CWD, "dfmsd": DFMSD, "fitnet": FitNet, "mgd": MGD, "pkd": PKD}
 """Name -> module of one level, ``Module(channels, Module.Options(**options))``."""
 
 CRITERION_OPTIONS = {"pairing": Pairing, "weight": float}
 
-__all__ = ["DFMSD", "LOSSES", "Criterion", "DFMSDOptions", "LossContext", "Method", "build", "check_options"]
+__all__ = [
+    "CWD",
+    "DFMSD",
+    "LOSSES",
+    "MGD",
+    "PKD",
+    "CWDOptions",
+    "Criterion",
+    "DFMSDOptions",
+    "FitNet",
+    "FitNetOptions",
+    "LossContext",
+    "MGDOptions",
+    "Method",
+    "PKDOptions",
+    "build",
+    "check_options",
+]
 
 
 def check_options(name: str, **options: Any) -> dict[str, Any]:

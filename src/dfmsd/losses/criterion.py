@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Criterion(nn.Module):
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
         pairing: see `dfmsd.align.pair_levels`.
-        weight: factor on every term.
+        weight: factor on every term; None takes the method's published one.
 
     Attributes:
         pairs: the paired levels.
@@ -33,6 +34,7 @@ class Criterion(nn.Module):
         diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached: the honest
             measure of progress. A falling ``mask`` with a flat pearson means that the generation blocks
             learn and the student does not.
+        diagnose: whether to compute them with a method that has no use for them itself; True at first.
     """
 
     def __init__(
@@ -43,16 +45,17 @@ class Criterion(nn.Module):
         teacher_levels: Sequence[LevelSpec],
         *,
         pairing: Pairing = "stride",
-        weight: float = 1.0,
+        weight: float | None = None,
     ) -> None:
         super().__init__()
         self.pairs = pair_levels(student_levels, teacher_levels, pairing)
-        self.weight = weight
+        self.weight = method.default_weight if weight is None else weight
         self.align = nn.ModuleList(Align(pair) for pair in self.pairs)
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
         self.needs_previous: bool = methods[0].needs_previous
+        self.diagnose = True
         self.diagnostics: dict[str, Tensor] = {}
 
     def forward(
@@ -87,9 +90,15 @@ class Criterion(nn.Module):
                 context = LossContext(boxes, size, pair.teacher.stride, stage, former)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
-                with torch.no_grad():
-                    self.diagnostics[f"pearson/{pair.student.name}"] = pearson(aligned.detach(), target)
+                if self.diagnose or method.correlation is not None:
+                    self.diagnostics[f"pearson/{pair.student.name}"] = self._correlation(method, aligned, target)
         return terms
+
+    @staticmethod
+    @torch.no_grad()
+    def _correlation(method: Any, aligned: Tensor, target: Tensor) -> Tensor:
+        known: Tensor | None = method.correlation
+        return pearson(aligned, target) if known is None else known
 
     @staticmethod
     def _previous_level(previous: FeaturePyramid | None, level: LevelSpec) -> Tensor | None:

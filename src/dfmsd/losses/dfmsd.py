@@ -7,12 +7,12 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dfmsd import functional, masking
 from dfmsd.errors import DfmsdError
-from dfmsd.generation import GenerationBlock, SelfAdjustingFusion
+from dfmsd.generation import Generation, SelfAdjustingFusion, generation_blocks
 from dfmsd.losses.method import LossContext, Method
 from dfmsd.masking import Direction, Enhancement, Selection
 
@@ -36,6 +36,7 @@ class DFMSDOptions:
         tau: temperature of the attention.
         target: what is rebuilt: ``standardized`` z(T); ``raw`` T; ``teacher`` (T - mean_T) / std_T, with
             the student on the teacher's statistics too, which keeps the absolute feature.
+        generation: the layers that rebuild, see `generation.generation_blocks`.
         enhancement: how masking grows harder from the second stage on; all but ``none`` also raise the ratio.
         gamma: strength of ``error`` and ``agreement``.
         delta: strength of ``object``.
@@ -55,6 +56,7 @@ class DFMSDOptions:
     threshold: float = 1.0
     tau: float = 0.5
     target: TargetForm = "standardized"
+    generation: Generation = "full"
     enhancement: Enhancement = "error+object"
     gamma: float = 1.0
     delta: float = 1.0
@@ -106,7 +108,7 @@ class DFMSD(Method):
         self.terms = tuple(name for name, weight in (("mask", options.alpha), ("sfa", options.beta)) if weight > 0)
         branches = [name for name in ("spatial", "channel") if getattr(options, name)] if options.alpha else []
         self.needs_previous = options.enhancement == "agreement" and "spatial" in branches
-        self.generation = nn.ModuleDict({name: GenerationBlock(channels) for name in branches})
+        self.generation = generation_blocks(branches, channels, options.generation)
         self.fusion = SelfAdjustingFusion() if len(branches) > 1 else None
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
@@ -118,13 +120,14 @@ class DFMSD(Method):
             context: boxes, stride and stage.
         """
         o = self.options
-        standard_student = functional.standardize(student, o.eps)
         standard_teacher = functional.standardize(teacher, o.eps)
+        alignment = functional.align_distributions(student, standard_teacher, o.eps)
+        self.correlation = alignment.correlation
         terms = {}
         if o.alpha > 0:
             error = None
             if o.enhancement in ("error", "error+object") and context.stage > 1:
-                error = (standard_teacher - standard_student.detach()).abs().mean(dim=1, keepdim=True)
+                error = alignment.difference.abs().mean(dim=1, keepdim=True)
             masks = self.masks(teacher, context, error)
             visible, target = student, standard_teacher
             if o.target == "raw":
@@ -132,9 +135,9 @@ class DFMSD(Method):
             elif o.target == "teacher":
                 mean, scale = functional.channel_statistics(teacher, o.eps)
                 visible = (student - mean) / scale
-            terms["mask"] = o.alpha * F.mse_loss(self.reconstruct(visible, masks), target)
+            terms["mask"] = o.alpha * self.reconstruction_error(visible, masks, target)
         if o.beta > 0:
-            terms["sfa"] = o.beta * functional.alignment_error(standard_student, standard_teacher)
+            terms["sfa"] = o.beta * alignment.error
         return terms
 
     @torch.no_grad()
@@ -178,8 +181,10 @@ class DFMSD(Method):
             attention, error=error, objects=objects, previous=previous, gamma=o.gamma, delta=o.delta
         )
 
-    def reconstruct(self, visible: Tensor, masks: dict[str, Tensor]) -> Tensor:
-        """Rebuild the teacher's feature from the student's masked one, ``N x C x H x W``."""
+    def reconstruction_error(self, visible: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Rebuild the student's masked feature, ``N x C x H x W``, and compare it with the target."""
         rebuilt = [block(visible * masks[name]) for name, block in self.generation.items()]
-        blended: Tensor = rebuilt[0] if self.fusion is None else self.fusion(*rebuilt)
-        return blended
+        if self.fusion is None:
+            return F.mse_loss(rebuilt[0], target)
+        spatial, channel = rebuilt
+        return self.fusion.error(spatial, channel, target)

@@ -31,8 +31,12 @@ class Method(nn.Module, ABC):
     """Dataclass of the method's switches; its ``__post_init__`` refuses impossible ones."""
     terms: tuple[str, ...]
     """Names of what `forward` gives."""
+    default_weight: ClassVar[float] = 1.0
+    """Factor on every term where a run states none: the published one."""
     needs_previous: bool = False
     """Whether the previous stage's teacher is wanted from the second stage on."""
+    correlation: Tensor | None = None
+    """`dfmsd.functional.pearson` of the last call's pair, from a method that computes it anyway."""
 
     @abstractmethod
     def __init__(self, channels: int, options: Any) -> None:
