@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -62,6 +63,8 @@ class Batch(NamedTuple):
     """Input pixels per original pixel, vertical and horizontal."""
     image_ids: list[int]
     """``images[].id`` of the annotation file."""
+    keys: Sequence[str | None] = ()
+    """What each image shows, as a key of caches; None where nobody asked, or where the geometry never comes again."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Move images and targets; the rest of a batch stays on the host."""

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from dfmsd.data import CocoDataModule, DataConfig, datamodule
+from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
 
@@ -111,6 +111,8 @@ def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_pa
         ({"scale_jitter": (2.0, 0.5)}, "data.scale_jitter"),
         ({"scale_jitter": (0.0, 0.5)}, "data.scale_jitter"),
         ({"workers": -1}, "data.workers"),
+        ({"cache": "tape"}, "data.cache: expected `ram`, `disk` or `off`, got 'tape'"),
+        ({"cache_gib": 0.0}, "data.cache_gib: expected a number above 0, got 0.0"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_read(
@@ -134,23 +136,61 @@ def test_splits_with_other_classes_are_refused(tiny_coco: Path) -> None:
         CocoDataModule(config(tiny_coco))
 
 
-def test_cache_needs_room_and_no_workers(
-    tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ram_cache_needs_room_and_no_workers(tiny_coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     fits = CocoDataModule(config(tiny_coco))
     assert fits.workers == 0
     assert fits.train._cache is not None
     need = sum(fits.train[i].image.nbytes + (fits.val[i].image.nbytes if i < 4 else 0) for i in range(8))
     assert CocoDataModule(config(tiny_coco, workers=1)).train._cache is None
     assert CocoDataModule(config(tiny_coco, cache=False)).train._cache is None
-    monkeypatch.setattr(datamodule, "CACHE_BYTES", int(need * 0.9))
+    assert CocoDataModule(config(tiny_coco, cache=True)).train._cache is not None
     with caplog.at_level(logging.INFO, "dfmsd"):
-        large = CocoDataModule(config(tiny_coco))
+        large = CocoDataModule(config(tiny_coco, cache_gib=(need - 1) / 2**30))
     assert large.train._cache is None
     assert large.workers >= 1
-    assert sum("decoded anew" in record.getMessage() for record in caplog.records) == 1
-    monkeypatch.setattr(datamodule, "CACHE_BYTES", int(need * 1.1))
-    assert CocoDataModule(config(tiny_coco)).train._cache is not None
+    assert sum("of ram, more than" in record.getMessage() for record in caplog.records) == 1
+    assert CocoDataModule(config(tiny_coco, cache_gib=need / 2**30)).train._cache is not None
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_disk_cache_decodes_once_for_all_processes_and_runs(
+    tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
+    expected = list(CocoDataModule(config(tiny_coco, cache="off"), seed=2).train_dataloader())
+    for _ in range(2):
+        data = CocoDataModule(config(tiny_coco, cache="disk", workers=workers), seed=2)
+        assert data.workers == (workers or 0)
+        found = list(data.train_dataloader())
+        assert [batch.image_ids for batch in found] == [batch.image_ids for batch in expected]
+        assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
+        # the images of the last, incomplete batch were never asked for
+        monkeypatch.setattr("dfmsd.data.dataset.fit", lambda *_: pytest.fail("decoded again"))
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    assert len(list(folder.glob("*.safetensors"))) == sum(len(batch.image_ids) for batch in expected)
+
+
+def test_disk_cache_is_one_folder_for_a_data_set_and_size_and_makes_room(
+    tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
+
+    def fill(image_size: int, gib: float) -> set[Path]:
+        data = CocoDataModule(config(tiny_coco, image_size=image_size, cache="disk", cache_gib=gib))
+        for dataset in (data.train, data.val):
+            assert len([dataset[index] for index in range(len(dataset))]) == len(dataset)
+        return set((tmp_path / "cache" / "images").iterdir())
+
+    small = fill(32, 1.0)
+    both = fill(64, 1.0)
+    assert len(small) == 1
+    assert len(both) == 2
+    assert both > small
+    need = 12 * 3 * 64 * 64
+    assert fill(64, need / 2**30) == both - small
+    with caplog.at_level(logging.INFO, "dfmsd"):
+        assert fill(96, need / 2**30) == both - small
+    assert sum("of disk, more than" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.slow

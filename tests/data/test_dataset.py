@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, EpochSampler, Sample, collate
+from dfmsd.data.dataset import file_key
+from dfmsd.errors import DfmsdError
+from dfmsd.store import DiskStore
 from dfmsd.types import Batch
 
 
@@ -90,6 +94,74 @@ def test_cache_decodes_each_image_once_and_gives_untouched_samples(
         return sample.image.tolist(), sample.target["boxes"].tolist(), sample.scale
 
     assert [content(dataset._resized(i)) for i in range(8)] == [content(plain[i]) for i in range(8)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DiskStore:
+    return DiskStore(tmp_path / "store", 10**9)
+
+
+def test_an_image_from_disk_is_the_decoded_one_with_today_s_boxes(coco: CocoDetection, store: DiskStore) -> None:
+    plain, stored = DetectionDataset(coco, 64), DetectionDataset(coco, 64, store=store)
+    for _ in range(2):
+        for index in range(len(coco)):
+            a, b = plain[index], stored[index]
+            assert torch.equal(a.image, b.image)
+            assert a.image.stride() == b.image.stride()
+            assert torch.equal(a.target["boxes"], b.target["boxes"])
+            assert type(a.target["boxes"]) is type(b.target["boxes"]) is torch.Tensor
+            assert torch.equal(a.target["labels"], b.target["labels"])
+            assert (a.scale, a.image_id, a.digest) == (b.scale, b.image_id, b.digest)
+    record = coco.records[0]
+    coco.records[0] = record._replace(boxes=record.boxes[:1] / 2)
+    assert torch.equal(stored[0].target["boxes"], DetectionDataset(coco, 64)[0].target["boxes"])
+
+
+def test_a_changed_image_file_is_decoded_again(coco: CocoDetection, store: DiskStore) -> None:
+    dataset = DetectionDataset(coco, 64, store=store)
+    before, record = dataset[0].image, coco.records[0]
+    Image.new("RGB", (record.width, record.height), (255, 0, 0)).save(record.path)
+    after = dataset[0].image
+    assert not torch.equal(before, after)
+    assert torch.equal(after, DetectionDataset(coco, 64)[0].image)
+
+
+def test_a_size_that_contradicts_the_annotation_is_still_refused(coco: CocoDetection, store: DiskStore) -> None:
+    dataset = DetectionDataset(coco, 64, store=store)
+    record = coco.records[0]
+    assert dataset[0].image_id == record.id
+    coco.records[0] = record._replace(height=3 * record.height)
+    with pytest.raises(DfmsdError, match="correct width, height and boxes"):
+        dataset[0]
+    coco.records[0].path.unlink()
+    with pytest.raises(DfmsdError, match="cannot be decoded"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("damaged", [{"image": torch.zeros(3, 64, 64)}, {"other": torch.zeros(1)}])
+def test_a_foreign_entry_is_replaced(coco: CocoDetection, store: DiskStore, damaged: dict[str, torch.Tensor]) -> None:
+    dataset = DetectionDataset(coco, 64, store=store)
+    key = file_key(coco.records[0].path, 64)
+    store.put(key, damaged)
+    assert torch.equal(dataset[0].image, DetectionDataset(coco, 64)[0].image)
+    assert store.get(key).keys() == {"image"}  # type: ignore[union-attr]
+
+
+def test_the_digest_names_the_pixels(coco: CocoDetection, store: DiskStore) -> None:
+    def digests(**options: object) -> list[str | None]:
+        dataset = DetectionDataset(coco, 64, digest=True, **options)  # type: ignore[arg-type]
+        return [dataset[index].digest for index in range(len(coco))] + [dataset[1].digest]
+
+    plain = digests()
+    assert len(set(plain)) == len(coco)
+    assert None not in plain
+    assert digests(cache=True) == digests(store=store) == digests(store=store) == plain
+    mirrored = digests(augmentation=Augmentation(64, flip=1.0))
+    assert not set(mirrored) & set(plain)
+    assert len(set(mirrored)) == len(coco)
+    assert set(digests(augmentation=Augmentation(64, scale_jitter=(0.5, 1.5)))) == {None}
+    assert DetectionDataset(coco, 64)[0].digest is None
+    assert not set(plain) & {DetectionDataset(coco, 96, digest=True)[index].digest for index in range(len(coco))}
 
 
 def test_sampler_gives_every_index_once_with_the_epoch() -> None:

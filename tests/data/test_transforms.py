@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfmsd.data import Augmentation, Sample, collate, fit, hflip, random_rescale
 from dfmsd.types import Target
@@ -136,6 +137,26 @@ def test_collate_pads_right_and_bottom_with_black(image_size: int | None, frame:
 
 def test_collate_to_the_batch_rounds_each_side_up_to_32_on_its_own() -> None:
     assert collate(samples()[:1]).images.shape == (1, 3, 32, 64)
+
+
+@pytest.mark.parametrize("decoded", [True, False], ids=["interleaved", "planar"])
+@pytest.mark.parametrize("sizes", [[(64, 64)] * 3, [(40, 64), (64, 31), (1, 1)]], ids=["full", "padded"])
+def test_collate_is_bitwise_what_padding_each_image_on_its_own_gives(
+    sizes: list[tuple[int, int]], decoded: bool
+) -> None:
+    images = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8).permute(2, 0, 1) for h, w in sizes]
+    if not decoded:
+        images = [image.contiguous() for image in images]
+    batch = collate([Sample(image, target(), (1.0, 1.0), 0) for image in images], 64)
+    for frame, image, (h, w) in zip(batch.images, images, sizes, strict=True):
+        assert torch.equal(frame, F.pad(image.float().div(255), (0, 64 - w, 0, 64 - h)))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_collate_keeps_every_byte_apart() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16)
+    values = collate([Sample(levels, target(), (1.0, 1.0), 0)], 32).images[0, 0, :16, :16].flatten()
+    assert torch.equal(values, torch.arange(256.0) / 255)
 
 
 def test_targets_are_plain_tensors() -> None:

@@ -19,7 +19,9 @@ class DataConfig:
         scale_jitter: Lowest and highest random factor of the content's size in training, or none.
         workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one per core
             of this process.
-        cache: Keep resized images in RAM (uint8) if all of them fit into 4 GiB and there are no loader processes.
+        cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
+            where other runs find them too; or not (`off`). True is `ram`, false is `off`.
+        cache_gib: Most GiB of RAM that they take, or of disk together with the images of other data sets.
     """
 
     root: str = "digits"
@@ -29,4 +31,10 @@ class DataConfig:
     flip: float = 0.5
     scale_jitter: tuple[float, float] | None = None
     workers: int | None = None
-    cache: bool = True
+    cache: bool | Literal["ram", "disk", "off"] = "ram"
+    cache_gib: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Give truth values of ``cache``, such as YAML's ``off``, their names."""
+        if isinstance(self.cache, bool):
+            self.cache = "ram" if self.cache else "off"

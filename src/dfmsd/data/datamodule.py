@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,13 +18,11 @@ from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits
-from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate
+from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate, fitted_size
 from dfmsd.errors import DfmsdError
+from dfmsd.store import GIB, DiskStore, cache_root, make_room
 
 logger = logging.getLogger("dfmsd")
-
-CACHE_BYTES = 4 * 2**30
-"""Most RAM that a process spends on decoded images."""
 
 
 class CocoDataModule(pl.LightningDataModule):
@@ -31,12 +31,13 @@ class CocoDataModule(pl.LightningDataModule):
     Args:
         config: Where and how.
         seed: Order and augmentation of the training images follow from it, at least 0.
+        digest: Tell the digest of each training image, the key of caches.
 
     Raises:
         DfmsdError: A value is out of its range, the data set is damaged, or the splits name different classes.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+    def __init__(self, config: DataConfig, seed: int = 0, *, digest: bool = False) -> None:
         super().__init__()
         _check(config, seed)
         self.config = config
@@ -49,11 +50,14 @@ class CocoDataModule(pl.LightningDataModule):
                 f"{list(train.class_names)}; give both files the same categories"
             )
         self.class_names: tuple[str, ...] = train.class_names
-        cache = _use_cache(config, (train, val))
-        self.workers = _workers(config.workers, cache)
+        need = _bytes_resized((train, val), config.image_size)
+        cache = _fitting_cache(config, need)
+        self.workers = _workers(config.workers, cache != "off")
+        store = _open_store(Path(root), config, need) if cache == "disk" else None
+        keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
         augmentation = Augmentation(config.image_size, config.flip, config.scale_jitter)
-        self.train = DetectionDataset(train, config.image_size, augmentation, cache=cache, seed=seed)
-        self.val = DetectionDataset(val, config.image_size, cache=cache)
+        self.train = DetectionDataset(train, config.image_size, augmentation, **keep, digest=digest, seed=seed)
+        self.val = DetectionDataset(val, config.image_size, **keep)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled and augmented; a last, smaller batch is left out (its statistics harm BatchNorm)."""
@@ -94,6 +98,8 @@ def _check(config: DataConfig, seed: int) -> None:
         (0 <= config.flip <= 1, "flip", "a probability, 0 to 1"),
         (jitter is None or 0 < jitter[0] <= jitter[1], "scale_jitter", "[low, high] with 0 < low <= high, or null"),
         (config.workers is None or config.workers >= 0, "workers", "at least 0, or null for automatic"),
+        (config.cache in ("ram", "disk", "off"), "cache", "`ram`, `disk` or `off`"),
+        (config.cache_gib > 0, "cache_gib", "a number above 0"),
     )
     for valid, key, expected in rules:
         if not valid:
@@ -102,22 +108,33 @@ def _check(config: DataConfig, seed: int) -> None:
         raise DfmsdError(f"seed: expected at least 0, got {seed}; change it")
 
 
-def _use_cache(config: DataConfig, splits: Iterable[CocoDetection]) -> bool:
-    """Decide on the cache beforehand: the annotation files tell the size of every resized image."""
-    if not config.cache or config.workers:
-        return False
-    need = sum(
-        3 * config.image_size**2 * min(record.height, record.width) // max(record.height, record.width)
-        for split in splits
-        for record in split.records
-    )
-    if need > CACHE_BYTES:
+def _bytes_resized(splits: Iterable[CocoDetection], image_size: int) -> int:
+    """Sum the bytes of all resized images, which the annotation files tell."""
+    sizes = (fitted_size(record.height, record.width, image_size) for split in splits for record in split.records)
+    return sum(3 * height * width for height, width in sizes)
+
+
+def _fitting_cache(config: DataConfig, need: int) -> str:
+    """Decide on the cache beforehand: all images or none."""
+    cache = str(config.cache)
+    if cache == "off" or (cache == "ram" and config.workers):
+        return "off"
+    if need > config.cache_gib * GIB:
         logger.info(
-            "decoded images would take %.1f GiB of RAM, more than %.1f: they are decoded anew in every epoch",
-            need / 2**30,
-            CACHE_BYTES / 2**30,
+            "decoded images would take %.1f GiB of %s, more than %.1f (data.cache_gib): they are decoded anew in every "
+            "epoch",
+            need / GIB,
+            cache,
+            config.cache_gib,
         )
-    return need <= CACHE_BYTES
+        return "off"
+    return cache
+
+
+def _open_store(root: Path, config: DataConfig, need: int) -> DiskStore:
+    name = hashlib.blake2b(f"{root.absolute()} {config.image_size}".encode(), digest_size=16).hexdigest()
+    folder = cache_root() / "images" / name
+    return DiskStore(folder, make_room(folder.parent, {name}, need, int(config.cache_gib * GIB)))
 
 
 def _workers(asked: int | None, cached: bool) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from dfmsd.data.coco import CocoDetection
-from dfmsd.data.transforms import Augmentation, Sample, fit
+from dfmsd.data.coco import CocoDetection, ImageRecord
+from dfmsd.data.transforms import Augmentation, Sample, fit, fitted_size, pixel_digest, resize_boxes
+from dfmsd.store import Store
+from dfmsd.types import Target
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -23,6 +30,8 @@ class DetectionDataset(Dataset[Sample]):
         image_size: Longer side after resizing, in pixels.
         augmentation: Applied to each sample; none for evaluation.
         cache: Keep the resized images in RAM as uint8, in this process.
+        store: Where the resized images of this and other processes are kept, if anywhere.
+        digest: Tell the digest of each sample, the key of caches.
         seed: At least 0.
     """
 
@@ -33,11 +42,15 @@ class DetectionDataset(Dataset[Sample]):
         augmentation: Augmentation | None = None,
         *,
         cache: bool = False,
+        store: Store | None = None,
+        digest: bool = False,
         seed: int = 0,
     ) -> None:
         self.coco = coco
         self.image_size = image_size
         self.augmentation = augmentation
+        self.store = store
+        self.digest = digest
         self.seed = seed
         self._cache: dict[int, Sample] | None = {} if cache else None
 
@@ -58,10 +71,44 @@ class DetectionDataset(Dataset[Sample]):
     def _resized(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        sample = fit(*self.coco[index], self.image_size, self.coco.records[index].id)
+        sample = self._fitted(index)
+        if self.digest:
+            sample = sample._replace(digest=pixel_digest(sample.image))
         if self._cache is not None:
             self._cache[index] = sample
         return sample
+
+    def _fitted(self, index: int) -> Sample:
+        record = self.coco.records[index]
+        if self.store is None or not record.path.exists():  # of a file that is gone decoding tells
+            return fit(*self.coco[index], self.image_size, record.id)
+        key = file_key(record.path, self.image_size)
+        entry = self.store.get(key) or {}
+        size = fitted_size(record.height, record.width, self.image_size)
+        if _is_image(entry.get("image"), size):
+            return _as_fitted(entry["image"].permute(2, 0, 1), record)
+        sample = fit(*self.coco[index], self.image_size, record.id)
+        self.store.put(key, {"image": sample.image.permute(1, 2, 0).contiguous()})
+        return sample
+
+
+def file_key(path: Path, image_size: int) -> str:
+    """Hash what a resized image depends on without reading it: place, size and time of its file, and the new size."""
+    status = os.stat(path)
+    content = f"{path.absolute()} {status.st_mtime_ns} {status.st_size} {image_size}"
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _is_image(stored: Tensor | None, size: tuple[int, int]) -> bool:
+    return stored is not None and stored.dtype == torch.uint8 and stored.shape == (*size, 3)
+
+
+def _as_fitted(image: Tensor, record: ImageRecord) -> Sample:
+    """Give what `fit` gives, from the image that it gave before."""
+    height, width = image.shape[-2:]
+    boxes = resize_boxes(record.boxes, (record.height, record.width), (height, width))
+    scale = (height / record.height, width / record.width)
+    return Sample(image, Target(boxes=boxes, labels=record.labels), scale, record.id)
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):

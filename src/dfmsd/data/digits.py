@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfmsd.errors import DfmsdError
+from dfmsd.store import cache_root
 
 logger = logging.getLogger("dfmsd")
 
@@ -42,8 +42,7 @@ Pixels = NDArray[np.uint8]
 def cached_digits() -> Path:
     """Give the folder of the default digits, made on first use under ``$DFMSD_CACHE`` or ``~/.cache/dfmsd``."""
     digest = hashlib.sha256(json.dumps([VERSION, DEFAULTS], sort_keys=True).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("DFMSD_CACHE") or "~/.cache/dfmsd").expanduser()
-    root = cache / f"digits-{digest}"
+    root = cache_root() / f"digits-{digest}"
     if not root.is_dir():
         make_digits(root, **DEFAULTS)
     logger.info("digits data set: %s", root)

@@ -5,6 +5,7 @@ The content of an image always sits in the top left corner of its padded frame.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +32,8 @@ class Sample(NamedTuple):
     scale: tuple[float, float]
     """Pixels of ``image`` per original pixel, vertical and horizontal."""
     image_id: int
+    digest: str | None = None
+    """Key of the pixels for caches, if it was asked for; None for geometry that hardly ever comes again."""
 
 
 def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sample:
@@ -43,19 +46,33 @@ def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sa
         image_id: Carried along.
     """
     height, width = image.shape[-2:]
+    return _resize(Sample(image, target, (1.0, 1.0), image_id), fitted_size(height, width, image_size))
+
+
+def fitted_size(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """Give the height and width that `fit` resizes to."""
     longer = max(height, width)
-    size = (max(1, round(height * image_size / longer)), max(1, round(width * image_size / longer)))
-    return _resize(Sample(image, target, (1.0, 1.0), image_id), size)
+    return max(1, round(height * image_size / longer)), max(1, round(width * image_size / longer))
+
+
+def pixel_digest(image: Tensor) -> str:
+    """Hash shape and pixels of a uint8 image."""
+    content = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
+    content.update(image.contiguous().numpy().data)
+    return content.hexdigest()
 
 
 def hflip(sample: Sample) -> Sample:
     """Mirror the content left to right within its own, unpadded width."""
     boxes = F.horizontal_flip(_boxes(sample))
-    return sample._replace(image=F.horizontal_flip(sample.image), target=_with_boxes(sample.target, boxes))
+    digest = None if sample.digest is None else f"{sample.digest}-flip"
+    return sample._replace(
+        image=F.horizontal_flip(sample.image), target=_with_boxes(sample.target, boxes), digest=digest
+    )
 
 
 def random_rescale(sample: Sample, factor: float, frame: int, rng: np.random.Generator) -> Sample:
-    """Scale the content by ``factor`` and cut a random window of at most ``frame x frame`` pixels.
+    """Scale the content by ``factor`` and cut a random window of at most ``frame x frame`` pixels; there is no digest.
 
     Boxes are clipped to the window; those left with a side below 1 pixel are dropped. The offset of the window is not
     recorded: detections in such an image cannot be mapped back to the original.
@@ -102,25 +119,34 @@ def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
     """
     sizes = [(int(sample.image.shape[-2]), int(sample.image.shape[-1])) for sample in samples]
     height, width = (image_size or -(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
-    frames = torch.zeros(len(samples), 3, height, width).contiguous(memory_format=torch.channels_last)
+    # bytes, in the order in which images are decoded: filling them is one plain copy, and they are converted at once
+    shape = (len(samples), 3, height, width)
+    frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
     for frame, sample, (h, w) in zip(frames, samples, sizes, strict=True):
         frame[:, :h, :w] = sample.image
     return Batch(
-        images=frames.div_(255),
+        images=frames.float().div_(255),
         targets=[sample.target for sample in samples],
         sizes=sizes,
         scales=[sample.scale for sample in samples],
         image_ids=[sample.image_id for sample in samples],
+        keys=[sample.digest for sample in samples],
     )
+
+
+def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Move boxes, ``M x 4``, xyxy, with the pixels of an image that is resized between two heights and widths."""
+    resized: Tensor = F.resize(_on_canvas(boxes, old), list(new))
+    return resized.as_subclass(Tensor)
 
 
 def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
     height, width = sample.image.shape[-2:]
-    boxes = F.resize(_boxes(sample), list(size))
+    boxes = resize_boxes(sample.target["boxes"], (height, width), size)
     vertical, horizontal = sample.scale
     return Sample(
         F.resize(sample.image, list(size), antialias=True),
-        _with_boxes(sample.target, boxes),
+        Target(boxes=boxes, labels=sample.target["labels"]),
         (vertical * size[0] / height, horizontal * size[1] / width),
         sample.image_id,
     )
@@ -128,8 +154,11 @@ def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
 def _boxes(sample: Sample) -> tv_tensors.BoundingBoxes:
     height, width = sample.image.shape[-2:]
-    boxes = sample.target["boxes"].clone()  # v2 may write into its input
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    return _on_canvas(sample.target["boxes"], (height, width))
+
+
+def _on_canvas(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)  # v2 may write into its input
 
 
 def _with_boxes(target: Target, boxes: Tensor) -> Target:
