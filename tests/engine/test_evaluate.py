@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from torch import Tensor, nn
 
@@ -236,6 +238,45 @@ def test_amp_reaches_the_detector(val: DetectionDataset, monkeypatch: pytest.Mon
     detect(detector, batch)
     detect(detector, batch, torch.bfloat16)
     assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_eval_mode_is_entered_once_an_evaluation_and_never_where_it_holds_already(
+    val: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[FakeDetector] = []
+    monkeypatch.setattr(FakeDetector, "eval", lambda self: entered.append(self) or nn.Module.eval(self))
+    detector = FakeDetector(val.coco.class_names, perfect(val) * 2)
+    evaluate(detector, val, batch_size=1)
+    assert len(entered) == 1
+    detector.eval()
+    entered.clear()
+    evaluate(detector, val, batch_size=1)
+    assert not entered
+    assert not detector.training
+
+
+def test_metrics_are_those_of_a_plain_coco_evaluation_on_copies(tiny_coco: Path) -> None:
+    coco = CocoDetection(tiny_coco, "train")
+    rng = np.random.default_rng(0)
+    results: list[Any] = [
+        {
+            "image_id": truth["image_id"],
+            "category_id": int(rng.choice(coco.category_ids)),
+            "bbox": (np.array(truth["bbox"]) + rng.normal(0, 2, 4)).tolist(),
+            "score": float(rng.random()),
+        }
+        for truth in coco.ground_truth["annotations"] * 3
+    ]
+    looked_at = [record.id for record in coco.records[:6]]
+    results = [result for result in results if result["image_id"] in looked_at]
+    truth = COCO(copy.deepcopy(coco.ground_truth))
+    reference = COCOeval_faster(truth, truth.loadRes(copy.deepcopy(results)), iouType="bbox")
+    reference.params.imgIds = looked_at
+    reference.run()
+    metrics = coco_metrics(coco, results, looked_at)
+    found = [metrics[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
+    assert found == [None if value < 0 else value for value in reference.stats[:6]]
+    assert 0 < metrics["AP"] < 1
 
 
 def test_evaluation_prints_nothing_and_leaves_the_global_generator_and_its_inputs_alone(

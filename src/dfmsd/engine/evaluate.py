@@ -85,9 +85,10 @@ def evaluate(
     batches = track(_first(loader, limit or len(dataset)), "evaluate", total=len(loader), disable=not progress)
     results: list[CocoResult] = []
     image_ids: list[int] = []
-    for batch in batches:
-        results += coco_results(detect(detector, batch, amp), batch, category_of)
-        image_ids += batch.image_ids
+    with _eval_mode(detector):
+        for batch in batches:
+            results += coco_results(detect(detector, batch, amp), batch, category_of)
+            image_ids += batch.image_ids
     return coco_metrics(dataset.coco, results, image_ids)
 
 
@@ -142,8 +143,10 @@ def coco_metrics(coco: CocoDetection, results: Sequence[CocoResult], image_ids: 
         results: May be empty.
         image_ids: The images that were looked at; none = all.
     """
-    truth = COCO(coco.ground_truth, use_deepcopy=True)
-    evaluation = COCOeval_faster(truth, truth.loadRes(list(results)), iouType="bbox")
+    # COCO adds keys to the entries it is given, so it gets copies of them; their boxes it only reads
+    truth = COCO({name: [dict(entry) for entry in entries] for name, entries in coco.ground_truth.items()})
+    found = truth.loadRes([dict(result) for result in results])
+    evaluation = COCOeval_faster(truth, found, iouType="bbox")
     if image_ids is not None:
         evaluation.params.imgIds = list(image_ids)
     evaluation.evaluate()
@@ -200,11 +203,12 @@ def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and afterwards each back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Put every module into eval mode, and afterwards each back into its own; free where all are in it already."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
