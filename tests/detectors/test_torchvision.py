@@ -221,6 +221,13 @@ def test_boxes_without_area_are_refused() -> None:
         _as_detector("retinanet")(torch.rand(1, 3, 64, 64), [_target([[5, 5, 5, 20]], [0])])
 
 
+def test_boxes_on_a_gpu_are_not_waited_for() -> None:
+    detector = build_detector(_config("fcos"), NAMES).to("meta")  # whose values cannot be looked at, or it would raise
+    targets = [{name: value.to("meta") for name, value in target.items()} for target in _targets()]
+    own = detector._own_targets(targets)  # type: ignore[arg-type]
+    assert [target["boxes"].shape for target in own] == [(2, 4), (1, 4)]
+
+
 def test_refuses_models_and_labels_that_do_not_fit() -> None:
     model = build_model(_config("fcos"), 2)
     assert isinstance(model, FCOS)

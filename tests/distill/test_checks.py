@@ -285,7 +285,7 @@ def test_a_frozen_student_is_found() -> None:
 def test_a_layer_that_no_term_uses_is_named() -> None:
     task = build(big())
     task.criterion.methods[0].generation["unused"] = nn.Conv2d(1, 1, 1)
-    task.criterion.methods[0].reconstruct = lambda visible, masks: visible * masks["spatial"]
+    task.criterion.methods[0].reconstruction_error = lambda visible, masks, target: (visible - target).square().mean()
     with pytest.raises(DfmsdError, match=r"stage 1: no gradient reaches methods\.0\.generation\.") as caught:
         term_scales(task, BATCH)
     assert one_line(caught)

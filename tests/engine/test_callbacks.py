@@ -18,6 +18,7 @@ from dfmsd.engine.callbacks import (
     CsvTable,
     EpochEnd,
     Interrupted,
+    LossBar,
     StepLog,
     StopOnInterrupt,
 )
@@ -181,6 +182,26 @@ def test_the_first_ctrl_c_waits_for_the_step_and_the_second_one_does_not(module:
         stop.on_train_batch_end(trainer_at(2))
 
 
+def test_the_bar_looks_at_the_losses_every_so_many_steps(module: DistillationModule) -> None:
+    bar = LossBar(interval=3)
+    bar.disable()  # there is no terminal to draw on
+    trainer = SimpleNamespace(loggers=[], progress_bar_metrics={})
+    shown = []
+    for step in range(5):
+        value = torch.tensor(float(step))
+        named = {
+            "loss": value,
+            "mask/p3": value + 1,
+            "mask/p4": value + 2,
+            "pearson/p3": value / 8,
+            "pearson/p4": value,
+        }
+        bar.on_train_batch_end(trainer, module, {"named": named}, None, step)
+        shown.append(bar.get_metrics(trainer, module))
+    first, second = {"loss": 0.0, "mask": 3.0, "pearson": 0.0}, {"loss": 3.0, "mask": 9.0, "pearson": 1.6875}
+    assert shown == [first, first, first, second, second]
+
+
 @pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])
 def test_ctrl_c_is_given_back_however_the_run_ends(module: DistillationModule, ending: str) -> None:
     former = signal.getsignal(signal.SIGINT)
@@ -218,7 +239,7 @@ def test_balanced_weights_are_written_and_told_once_a_stage(module: Distillation
     report.on_train_batch_end(trainer_at(1), module)
     assert not (tmp_path / "balance.json").exists()
     balance.sums.copy_(torch.tensor([8.0, 2.0, 16.0]))  # norms of task, mask, sfa; the wanted ratio is 0.5
-    balance.count.fill_(balance.batches)
+    balance.count = balance.batches
     for _ in range(2):
         report.on_train_batch_end(trainer_at(2), module)
     assert lines == ["stage 1: balanced weights {'mask': 2.0, 'sfa': 0.25}"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
@@ -122,6 +123,55 @@ def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     assert same_run(replace(config, out="there"), tmp_path)
     assert not same_run(replace(config, seed=1), tmp_path)
     assert not same_run(config.as_distillation(), tmp_path)
+
+
+def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: Path) -> None:
+    config = DistillConfig(out="x", stages=STAGES)
+    content = yaml.safe_load(to_yaml(config))
+    for key in ("teacher_cache", "teacher_cache_dtype", "teacher_cache_gib"):
+        del content[key]
+    del content["data"]["cache_gib"]
+    content["data"]["cache"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert same_run(config, tmp_path)
+    assert not same_run(replace(config, teacher_cache="ram"), tmp_path)
+    assert not same_run(replace(config, data=DataConfig(cache="disk")), tmp_path)
+    assert not same_run(replace(config, data=DataConfig(cache=False)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": DataConfig(scale_jitter=(0.5, 2.0))}, "teacher_cache: data.scale_jitter shows other pixels in every"),
+        ({"data": DataConfig(pad="batch")}, "teacher_cache: with data.pad `batch` the frame, and with it a feature"),
+        ({"teacher_cache": "tape"}, "teacher_cache and teacher_cache_dtype: expected .*, got 'tape' and 'float16'"),
+        ({"teacher_cache_dtype": "float64"}, "got 'ram' and 'float64'"),
+        ({"teacher_cache_gib": 0.0}, "teacher_cache_gib: 0.0 is out of range"),
+        ({"teacher_cache_gib": float("nan")}, "teacher_cache_gib: nan is out of range"),
+    ],
+)
+def test_a_cache_that_would_be_wrong_or_useless_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        DistillConfig(out="x", stages=STAGES, **{"teacher_cache": "ram", **values})
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_a_cache_goes_with_every_flip_and_a_baseline_has_none(flip: float) -> None:
+    config = DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip), teacher_cache="disk")
+    assert config.without_teachers().teacher_cache is None
+    DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip, scale_jitter=(0.5, 2.0), pad="batch"))
+
+
+@pytest.mark.parametrize(
+    ("written", "cache"), [("on", "ram"), ("off", "off"), ("true", "ram"), ("ram", "ram"), ("disk", "disk")]
+)
+def test_the_image_cache_is_a_word_or_a_truth_value(tmp_path: Path, written: str, cache: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"out: x\ndata: {{cache: {written}}}\nteacher_cache: null\nstages: [{{epochs: 1}}]\n")
+    config = read_config(DistillConfig, file)
+    assert config.data.cache == cache
+    write_config(config, tmp_path)
+    assert read_config(DistillConfig, file) == config
 
 
 def test_yaml_keeps_the_order_of_the_fields() -> None:

@@ -105,13 +105,13 @@ def test_checkpoints_hold_no_teacher(module: DistillationModule) -> None:
 
 def test_a_batch_moves_with_its_targets(module: DistillationModule) -> None:
     target: Any = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.long)}
-    batch = Batch(torch.zeros(1, 3, 8, 8), [target], [(8, 8)], [(1.0, 1.0)], [7])
+    batch = Batch(torch.zeros(1, 3, 8, 8), [target], [(8, 8)], [(1.0, 1.0)], [7], ["a"])
     moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert isinstance(moved, Batch)
     assert moved.images.is_meta
     assert moved.targets[0]["boxes"].is_meta
     assert moved.targets[0]["labels"].is_meta
-    assert (moved.sizes, moved.scales, moved.image_ids) == (batch.sizes, batch.scales, batch.image_ids)
+    assert moved[2:] == batch[2:]
 
 
 def test_correlations_are_averaged_over_levels_and_losses_are_not() -> None:

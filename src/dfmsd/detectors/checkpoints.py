@@ -53,12 +53,14 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     return weights
 
 
-def load_detector(reference: str | Path) -> TorchvisionDetector:
+def load_detector(reference: str | Path, *, trained: bool = True) -> TorchvisionDetector:
     """Load a detector, in eval mode, on the CPU.
 
     Args:
         reference: a run folder, a student file (``.safetensors`` or its ``.json``), or the name of torchvision
             weights such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``.
+        trained: False builds the model of torchvision weights without them, so that nothing is downloaded; a file is
+            read all the same.
 
     Raises:
         DfmsdError: if there is no such detector, or its file does not fit.
@@ -71,7 +73,7 @@ def load_detector(reference: str | Path) -> TorchvisionDetector:
     if path.is_file():
         return _load_files(path).eval()
     if re.fullmatch(r"\w+_Weights\.\w+", text):
-        return _load_torchvision(text).eval()
+        return _load_torchvision(text, trained).eval()
     prefix = re.match(r"(\w+):", text)
     if prefix:
         raise _no_such_prefix(text, prefix[1])
@@ -128,7 +130,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     return dict(description)
 
 
-def _load_torchvision(name: str) -> TorchvisionDetector:
+def _load_torchvision(name: str, trained: bool) -> TorchvisionDetector:
     names = {
         f"{enum.__name__}.{member}": (builder, weights)
         for builder in torchvision.models.list_models(module=torchvision.models.detection)
@@ -139,12 +141,15 @@ def _load_torchvision(name: str) -> TorchvisionDetector:
     if name not in names:
         raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(names)}")
     builder, weights = names[name]
-    # torchvision's builder unpickles the cached file without restrictions, so let it be read safely first. The builder
-    # is needed: it freezes the batch normalisation and sets its epsilon as the weights were trained with.
-    download_weights(weights)
     categories = weights.meta["categories"]
     label_ids = [label for label, category in enumerate(categories) if category not in _UNUSED_CATEGORIES]
-    model = torchvision.models.get_model(builder, weights=weights)
+    if trained:
+        # torchvision's builder unpickles the cached file without restrictions, so let it be read safely first. The
+        # builder is needed: it freezes the batch normalisation and sets its epsilon as the weights were trained with.
+        download_weights(weights)
+        model = torchvision.models.get_model(builder, weights=weights)
+    else:
+        model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=len(categories))
     return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids)
 
 

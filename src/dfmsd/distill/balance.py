@@ -30,7 +30,8 @@ class GradientBalance(nn.Module):
     """Scale each distillation term to ``ratio`` times the task's gradient on the student's pyramid.
 
     During the first ``batches`` calls the norms of task and terms are averaged; from then on the factors
-    ``ratio * norm(task) / norm(term)`` stay as they are. The state is saved with the run.
+    ``ratio * norm(task) / norm(term)`` stay as they are. The state is saved with the run. No call waits for the
+    device: the calls are counted on the host, and the norms never leave the device.
 
     Args:
         groups: names of the terms, such as ``mask`` and ``sfa``.
@@ -39,27 +40,23 @@ class GradientBalance(nn.Module):
     """
 
     sums: Tensor
-    count: Tensor
 
     def __init__(self, groups: tuple[str, ...], ratio: float, batches: int = 20) -> None:
         super().__init__()
         self.groups = groups
         self.ratio = ratio
         self.batches = batches
+        self.count = 0
         self.register_buffer("sums", torch.zeros(len(groups) + 1))  # task first
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def factors(self) -> dict[str, float]:
         """Factor of each group, as measured so far; 1 before the first call and for a term without gradient."""
-        task, *norms = self.sums.tolist()
-        return {
-            group: self.ratio * task / norm if norm > 0 else 1.0 for group, norm in zip(self.groups, norms, strict=True)
-        }
+        return dict(zip(self.groups, self._scales().tolist(), strict=True))
 
     @property
     def settled(self) -> bool:
         """Whether the measurement is over."""
-        return int(self.count) >= self.batches
+        return self.count >= self.batches
 
     def forward(self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid) -> dict[str, Tensor]:
         """Scale the terms, and measure while that goes on.
@@ -74,5 +71,17 @@ class GradientBalance(nn.Module):
             norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
             self.sums += torch.stack(norms).to(self.sums)
             self.count += 1
-        factors = self.factors()
-        return {name: factors[name.partition("/")[0]] * value for name, value in terms.items()}
+        scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
+        return {name: scales[name.partition("/")[0]] * value for name, value in terms.items()}
+
+    def get_extra_state(self) -> int:
+        """Save the number of calls that were measured."""
+        return self.count
+
+    def set_extra_state(self, state: int) -> None:
+        """Go on counting where a saved run stopped."""
+        self.count = state
+
+    def _scales(self) -> Tensor:
+        task, norms = self.sums[0], self.sums[1:]
+        return torch.where(norms > 0, self.ratio * task / norms, 1.0)

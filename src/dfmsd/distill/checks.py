@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -128,8 +129,8 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
 
 @contextmanager
 def undisturbed(task: DistillationTask) -> Iterator[None]:
-    """Run forward passes in training mode without a trace: buffers, stage, mode and random state come back."""
-    buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
+    """Run forward passes in training mode without a trace: saved state, stage, mode and random state come back."""
+    state = copy.deepcopy(task.state_dict())
     stage, modes = task.stage, {module: module.training for module in task.modules()}
     with torch.random.fork_rng():
         task.train()
@@ -139,9 +140,7 @@ def undisturbed(task: DistillationTask) -> Iterator[None]:
             task.stage = stage
             for module, training in modes.items():
                 module.training = training
-            with torch.no_grad():
-                for name, buffer in task.named_buffers():
-                    buffer.copy_(buffers[name])
+            task.load_state_dict(state)
 
 
 def _check_values(named: dict[str, Tensor], stage: int) -> None:

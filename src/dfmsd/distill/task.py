@@ -13,7 +13,7 @@ from dfmsd.distill.balance import GradientBalance
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
-from dfmsd.types import FeaturePyramid, Target
+from dfmsd.types import FeaturePyramid, LevelSpec, Target
 
 
 class DistillationTask(nn.Module):
@@ -87,6 +87,13 @@ class DistillationTask(nn.Module):
         balance: GradientBalance | None = self._of_stage("balance", self.stage)
         return balance
 
+    def compile_losses(self) -> None:
+        """Let ``torch.compile`` make one kernel of many in the losses of every stage, on their first call."""
+        criteria = self.trainable["criteria"]
+        assert isinstance(criteria, nn.ModuleDict)
+        for criterion in criteria.values():
+            criterion.compile()
+
     def enter_stage(self, index: int, *, begins: bool = True) -> None:
         """Make a stage the current one.
 
@@ -95,22 +102,26 @@ class DistillationTask(nn.Module):
             begins: False when a run is resumed in the middle of the stage, whose layers then are as saved.
         """
         self.stage = index
+        for teacher in self.teachers:
+            if teacher is not None and teacher.cache is not None and teacher not in self.levels_in_use(index):
+                teacher.cache.store.release()
         if begins and self.criterion is not None and not self.stages[index].fresh:
             former = self._of_stage("criteria", index - 1)
             self.criterion.load_state_dict(former.state_dict())
 
-    def forward(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Sequence[Target], keys: Sequence[str | None] = ()) -> dict[str, Tensor]:
         """Give the named losses of one batch; their sum is the loss.
 
         Args:
             images: ``N x 3 x H x W``, RGB in [0, 1].
             targets: ground truth of each image.
+            keys: of each image, for teachers with a cache.
 
         Returns:
             ``task/<detector's loss>``, ``<term>/<level>`` -> scalar.
         """
         criterion = self.criterion
-        teacher_pyramid = self._teacher_pyramid(images)  # before the student: its peak of memory is over by then
+        teacher_pyramid = self._teacher_pyramid(images, keys)  # before the student: its peak of memory is over by then
         pyramid, task_losses = self.student(images, targets)
         named = {f"task/{name}": value for name, value in task_losses.items()}
         if teacher_pyramid is None or criterion is None:
@@ -121,35 +132,56 @@ class DistillationTask(nn.Module):
             boxes=[target["boxes"] for target in targets],
             size=(images.shape[-2], images.shape[-1]),
             stage=self.stage + 1,
-            previous=self._previous_pyramid(images),
+            previous=self._previous_pyramid(images, keys),
         )
         if self.balance is not None:
             terms = self.balance(terms, sum(task_losses.values()), pyramid)
         return {**named, **terms}
 
+    def levels_in_use(self, index: int) -> dict[FrozenTeacher, set[LevelSpec]]:
+        """Tell which levels of which teachers a stage looks at.
+
+        Args:
+            index: of the stage, from 0.
+        """
+        teacher, criterion = self.teachers[index], self._of_stage("criteria", index)
+        if teacher is None:
+            return {}
+        used = {teacher: {pair.teacher for pair in criterion.pairs}}
+        previous = self._previous(index)
+        if previous is not None:
+            strides = {pair.teacher.stride for pair in criterion.pairs}
+            used.setdefault(previous, set()).update(level for level in previous.levels if level.stride in strides)
+        return used
+
     def diagnostics(self) -> dict[str, Tensor]:
         """``pearson/<level>`` of the last batch; empty in a stage without teacher."""
         return {} if self.criterion is None else self.criterion.diagnostics
 
-    def _teacher_pyramid(self, images: Tensor) -> FeaturePyramid | None:
+    def _teacher_pyramid(self, images: Tensor, keys: Sequence[str | None]) -> FeaturePyramid | None:
         """The levels that the criterion pairs; the others need not stay in memory."""
         if self.teacher is None or self.criterion is None:
             return None
-        pyramid = self.teacher.features(images)
+        pyramid = self.teacher.features(images, keys)
         return {pair.teacher.name: pyramid[pair.teacher.name] for pair in self.criterion.pairs}
 
-    def _previous_pyramid(self, images: Tensor) -> FeaturePyramid | None:
+    def _previous_pyramid(self, images: Tensor, keys: Sequence[str | None]) -> FeaturePyramid | None:
         """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""
-        previous = self.teachers[self.stage - 1] if self.stage else None
-        if previous is None or self.criterion is None or not self.criterion.needs_previous:
+        previous = self._previous(self.stage)
+        if previous is None or self.criterion is None:
             return None
-        pyramid = previous.features(images)
+        pyramid = previous.features(images, keys)
         names = {level.stride: level.name for level in previous.levels}
         return {
             pair.teacher.name: pyramid[names[pair.teacher.stride]]
             for pair in self.criterion.pairs
             if pair.teacher.stride in names
         }
+
+    def _previous(self, index: int) -> FrozenTeacher | None:
+        """The teacher before, where the loss of a stage asks for it."""
+        criterion = self._of_stage("criteria", index)
+        return self.teachers[index - 1] if index and criterion is not None and criterion.needs_previous else None
 
     def _of_stage(self, kind: str, index: int) -> Any:
         modules = self.trainable[kind]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from dfmsd.detectors.base import Detector
+from dfmsd.distill.cache import TeacherCache
 from dfmsd.types import FeaturePyramid, LevelSpec
 
 
@@ -18,11 +22,18 @@ class FrozenTeacher:
     Args:
         detector: the teacher; its parameters are frozen in place.
         name: for messages, usually the reference it was loaded from.
+        arithmetic: float32, or a half type that the forward pass is autocast to; None takes what the caller has.
+
+    Attributes:
+        cache: where `features` looks first, if there is one.
     """
 
-    def __init__(self, detector: Detector, name: str) -> None:
+    def __init__(self, detector: Detector, name: str, arithmetic: torch.dtype | None = None) -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.name = name
+        self.arithmetic = arithmetic
+        self.cache: TeacherCache | None = None
+        self._modules = tuple(detector.modules())
 
     @property
     def levels(self) -> tuple[LevelSpec, ...]:
@@ -34,9 +45,28 @@ class FrozenTeacher:
         self.detector.to(device)
         return self
 
-    @torch.no_grad()
-    def features(self, images: Tensor) -> FeaturePyramid:
-        """Run the teacher to its neck, without gradient."""
-        # each time: somebody else may have switched the same detector to training
-        self.detector.eval()
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        if self.arithmetic is None:
+            return nullcontext()
+        half = self.arithmetic != torch.float32
+        return torch.autocast(device, self.arithmetic if half else None, enabled=half)
+
+    @torch.no_grad()  # not inference_mode, whose tensors autograd refuses to keep: it is no faster here
+    def features(self, images: Tensor, keys: Sequence[str | None] = ()) -> FeaturePyramid:
+        """Give the teacher's pyramid without gradient; with ``keys``, the stored levels of the cache.
+
+        Args:
+            images: ``N x 3 x H x W``, RGB in [0, 1].
+            keys: of the content of each image, see `dfmsd.types.Batch`; the cache is left out without them.
+        """
+        with self._autocast(images.device.type):
+            if self.cache is None or not keys:
+                return self._compute(images)
+            return self.cache(images, keys, self._compute)
+
+    def _compute(self, images: Tensor) -> FeaturePyramid:
+        # Each time, since somebody else may have switched the same detector to training; a look costs a hundredth of
+        # the switch.
+        if any(module.training for module in self._modules):
+            self.detector.eval()
         return self.detector.features(images)

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
+from dfmsd.distill.balance import term_groups
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.evaluate import Metrics, evaluate, percent
-from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.module import DistillationModule, correlations_as_mean
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_json, write_text
 
@@ -147,6 +149,35 @@ class StepLog(pl.Callback):
         if trainer.is_global_zero and rows:
             self.table.append(rows)
         return rows
+
+
+class LossBar(RichProgressBar):
+    """A progress bar that shows the loss and its parts, summed over the levels; correlations are averaged.
+
+    Values are fetched from the device every ``interval`` steps, so that a GPU is not made to wait.
+
+    Args:
+        interval: steps between two looks.
+    """
+
+    def __init__(self, interval: int = 20) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+        self.interval = interval
+        self.shown: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the step's values when it is time."""
+        if batch_idx % self.interval == 0:
+            groups = term_groups(correlations_as_mean(outputs["named"]))
+            values = torch.stack([value.float() for value in groups.values()]).tolist()
+            self.shown = dict(zip(groups, values, strict=True))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Give what is shown."""
+        return {**super().get_metrics(trainer, pl_module), **self.shown}
 
 
 class EpochEnd(pl.Callback):

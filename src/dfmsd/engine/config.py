@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_text
 from dfmsd.losses import check_options
 
 Precision = Literal["32", "bf16", "16"]
+ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+"""Type that a `Precision` computes in."""
 
 
 @dataclass
@@ -143,15 +147,27 @@ class DistillConfig(RunConfig):
         loss: ``name`` of the loss and its options.
         balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
             over the first steps of each stage; null keeps the stated weights.
+        teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
+        compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
+            first step.
+        teacher_cache: compute each image's teacher features once and keep them: in ``ram`` of this run, or on ``disk``
+            for the next runs too; null computes them at every step. Flips are fine, `data.scale_jitter` is not.
+        teacher_cache_dtype: float16, or int8 with a scale for each channel, of half the size.
+        teacher_cache_gib: most GiB of RAM, or of disk together with the caches of other teachers.
     """
 
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
     loss: dict[str, Any] = field(default_factory=lambda: {"name": "dfmsd"})
     balance: float | None = None
+    teacher_precision: Precision | None = None
+    compile_loss: bool = False
+    teacher_cache: Literal["ram", "disk"] | None = None
+    teacher_cache_dtype: StorageType = "float16"
+    teacher_cache_gib: float = 8.0
 
     def __post_init__(self) -> None:
-        """Refuse an impossible plan, loss or balance.
+        """Refuse an impossible plan, loss, balance or cache.
 
         Raises:
             DfmsdError: what is wrong.
@@ -166,15 +182,41 @@ class DistillConfig(RunConfig):
                 raise DfmsdError(f"stages.{index}: {error}" if stage.loss else str(error)) from error
         if self.balance is not None and self.balance <= 0:
             raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
+        self._check_teacher_cache()
+
+    def _check_teacher_cache(self) -> None:
+        if self.teacher_cache not in (None, "ram", "disk") or self.teacher_cache_dtype not in get_args(StorageType):
+            raise DfmsdError(
+                f"teacher_cache and teacher_cache_dtype: expected `ram`, `disk` or null, and `float16` or `int8`, got "
+                f"{self.teacher_cache!r} and {self.teacher_cache_dtype!r}"
+            )
+        if not self.teacher_cache_gib > 0:
+            raise DfmsdError(f"teacher_cache_gib: {self.teacher_cache_gib} is out of range; give a number above 0")
+        if self.teacher_cache and self.data.scale_jitter is not None:
+            raise DfmsdError(
+                "teacher_cache: data.scale_jitter shows other pixels in every epoch, so that no stored feature would "
+                "ever be used again; leave out one of the two"
+            )
+        if self.teacher_cache and self.data.pad == "batch":
+            raise DfmsdError(
+                "teacher_cache: with data.pad `batch` the frame, and with it a feature, depends on the other images of "
+                "the batch; set data.pad to square, or leave teacher_cache out"
+            )
 
     @property
     def epochs(self) -> int:
         """Epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
+    @property
+    def teacher_arithmetic(self) -> torch.dtype:
+        """Type that the teachers compute in."""
+        return ARITHMETIC[self.teacher_precision or self.precision]
+
     def without_teachers(self) -> DistillConfig:
         """Give the baseline: the same loop, data, schedule and stages, without any distillation term."""
-        return replace(self, stages=[replace(s, teacher=None, loss={}, fresh=True) for s in self.stages], balance=None)
+        stages = [replace(stage, teacher=None, loss={}, fresh=True) for stage in self.stages]
+        return replace(self, stages=stages, balance=None, teacher_cache=None, compile_loss=False)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -195,7 +237,12 @@ def holds_run(run: Path) -> bool:
 def same_run(config: RunConfig, run: Path) -> bool:
     """Whether the ``config.yaml`` of a folder describes this run; where it lies does not matter."""
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    return {**own, "out": None} == {**_written(run), "out": None}
+    written = _written(run)
+    # keys that are younger than the file had their defaults then
+    younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
+    data = {**asdict(DataConfig()), **written.get("data", {})}
+    data["cache"] = DataConfig(cache=data["cache"]).cache  # once a truth value
+    return {**own, "out": None} == {**younger, **written, "data": data, "out": None}
 
 
 def trained_image_size(run: Path) -> int | None:

@@ -7,14 +7,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfmsd.distill.balance import term_groups
 from dfmsd.distill.checks import check_optimizer
 from dfmsd.distill.stages import learning_rate_factor, stage_of_epoch, starts_stage
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.config import OptimConfig
 from dfmsd.types import Batch
+
+LOG_EVERY = 10
+"""Steps between two points of TensorBoard's curves."""
 
 
 class DistillationModule(pl.LightningModule):
@@ -35,12 +37,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and learning-rate schedule over `task.trainable`."""
-        groups = param_groups_weight_decay(self.task.trainable, self.optim.weight_decay)
-        optimizer: torch.optim.Optimizer
-        if self.optim.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
-        else:
-            optimizer = torch.optim.SGD(groups, lr=self.optim.lr, momentum=0.9)
+        optimizer = build_optimizer(self.task.trainable, self.optim)
         check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // sum(epochs)
@@ -68,13 +65,22 @@ class DistillationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Compute the loss of one batch and its named parts."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        named = self.task(images, batch.targets)
+        named = self.task(images, batch.targets, batch.keys)
         loss = torch.stack(list(named.values())).sum()
         parts = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict(parts)
-        self.log_dict(term_groups(correlations_as_mean(parts)), prog_bar=True, logger=False)
-        return {"loss": loss, "named": {"loss": loss.detach(), **parts}}
+        named = {"loss": loss.detach(), **parts}
+        if (self.global_step + 1) % LOG_EVERY == 0:
+            self.log_dict(named)  # not with prog_bar, for which Lightning waits for the device each time: see LossBar
+        return {"loss": loss, "named": named}
+
+
+def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimiser of a module's parameters; biases and norms do not decay."""
+    groups = param_groups_weight_decay(module, optim.weight_decay)
+    # not fused=True: on a CPU it takes weights and gradients of different memory layouts for alike (torch 2.14)
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9)
 
 
 def correlations_as_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, own
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.engine.evaluate import evaluate, percent
+from dfmsd.engine.teachercache import CachePlan, try_out
 from dfmsd.types import LevelSpec
 
 
@@ -28,6 +29,7 @@ class Preflight:
         ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name.
         parameters: count by owner.
         terms: size of every term of every stage on one batch.
+        cache: what the teacher caches will hold, if there are any.
     """
 
     levels: dict[str, str] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class Preflight:
     ap: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     terms: list[TermScale] = field(default_factory=list)
+    cache: str | None = None
 
 
 def preflight(
@@ -44,6 +47,7 @@ def preflight(
     images: int | None = None,
     allow_weak_teacher: bool = False,
     device: torch.device | str = "cpu",
+    cache: CachePlan | None = None,
 ) -> Preflight:
     """Check a distillation before its first step; the task is left as it was.
 
@@ -53,9 +57,10 @@ def preflight(
         images: validation images that AP is measured on; None takes all.
         allow_weak_teacher: go on with a teacher that lacks classes, measures about 0 or is below the student.
         device: where to measure.
+        cache: the teacher caches of the run.
 
     Raises:
-        DfmsdError: a teacher that cannot teach, or a term that would not.
+        DfmsdError: a teacher that cannot teach, a term that would not, or features that cannot be stored.
     """
     found = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
     teachers = {teacher.name: teacher for teacher in task.teachers if teacher is not None}
@@ -75,7 +80,11 @@ def preflight(
         for name in teachers:
             check_teacher_ap(name, found.ap[name], found.ap["student"])
     if teachers:
-        found.terms = term_scales(task, next(iter(data.train_dataloader())).to(device))
+        batch = next(iter(data.train_dataloader())).to(device)
+        found.terms = term_scales(task, batch)
+        if cache is not None:
+            try_out(cache, batch.images)
+            found.cache = str(cache)
     return found
 
 
@@ -117,6 +126,8 @@ def print_preflight(found: Preflight, console: Console) -> None:
         console.print(f"{stage}: {pairs}", highlight=False)
     counts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
     console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
+    if found.cache is not None:
+        console.print(found.cache, highlight=False)
     if found.terms:
         table = Table("stage", "term", "value", "gradient norm on the student", "relative to the detector's own loss")
         for number in sorted({term.stage for term in found.terms}):

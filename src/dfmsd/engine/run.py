@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich import get_console
@@ -25,13 +25,15 @@ from dfmsd.detectors import Detector, build_detector, load_detector, save_detect
 from dfmsd.distill.checks import ownership
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt
+from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, LossBar, StepLog, StopOnInterrupt
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
 from dfmsd.engine.evaluate import evaluate, percent
-from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
+from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_json
 
@@ -109,28 +111,40 @@ def distill(
     Raises:
         DfmsdError: bad input, or a folder that already holds a run.
     """
+    keep_freed_memory()
     if no_distill:
         config = config.without_teachers()
     run = Path(config.out)
     first = is_first_process()  # the others join later, when the folder is no longer empty
     if first:
         _check_folder(run, written or config, resume=resume, overwrite=overwrite)
-    data = CocoDataModule(config.data, seed=config.seed)
+    data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = build_task(config, data.class_names, student=student, teachers=teachers)
     checkpoint = run / "last.ckpt" if resume and (run / "last.ckpt").exists() else None
+    cache = plan_caches(task, config, len(data.train))
     if first and any(task.teachers) and checkpoint is None:
-        found = preflight(task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device())
+        found = preflight(
+            task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device(), cache=cache
+        )
         print_preflight(found, console)
+    if cache is not None:
+        open_caches(cache)
     if first:
         _open_folder(run, written or config, task, overwrite=overwrite)
-    return _fit(config, run, data, task, checkpoint)
+    result = _fit(config, run, data, task, checkpoint)
+    if first and cache is not None:
+        _say(found_and_computed(cache))
+    return result
 
 
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run the pre-flight of `distill` and nothing else; nothing is written but teachers that are made on first use."""
-    data = CocoDataModule(config.data, seed=config.seed)
+    data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = build_task(config, data.class_names)
-    found = preflight(task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device())
+    cache = plan_caches(task, config, len(data.train))
+    found = preflight(
+        task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device(), cache=cache
+    )
     print_preflight(found, console)
     return found
 
@@ -157,11 +171,15 @@ def build_task(
     names = [stage.teacher for stage in config.stages]
     given = teachers or {}
     loaded = load_teachers([name for name in names if name and name not in given], class_names, Path(config.out))
-    frozen = {name: FrozenTeacher(detector, name) for name, detector in {**loaded, **given}.items()}
+    arithmetic = config.teacher_arithmetic
+    frozen = {name: FrozenTeacher(detector, name, arithmetic) for name, detector in {**loaded, **given}.items()}
     pl.seed_everything(config.seed, verbose=False)  # again: a teacher may just have been trained
-    return DistillationTask(
+    task = DistillationTask(
         student, config.stages, [frozen[name] if name else None for name in names], config.loss, config.balance
     )
+    if config.compile_loss:
+        task.compile_losses()
+    return task
 
 
 def load_teachers(references: Sequence[str], class_names: Sequence[str], out: Path) -> dict[str, Detector]:
@@ -246,7 +264,7 @@ def _fit(
     last = ModelCheckpoint(run, "last", **save)
     callbacks: list[Callback] = [StepLog(run), epoch_end, BalanceReport(run, _say), StopOnInterrupt(), best, last]
     if console.is_terminal:
-        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+        callbacks.append(LossBar())
     start = time.perf_counter()
     with _quiet():
         trainer = pl.Trainer(
@@ -258,7 +276,7 @@ def _fit(
             gradient_clip_val=config.optim.clip or None,
             callbacks=callbacks,
             logger=TensorBoardLogger(run, name="tensorboard", version=""),
-            log_every_n_steps=10,
+            log_every_n_steps=LOG_EVERY,
             limit_val_batches=0,
             use_distributed_sampler=False,
             enable_progress_bar=console.is_terminal,

@@ -1,0 +1,117 @@
+"""How much a run's teacher caches will hold, and where: decided, told and checked before the first step."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from dfmsd.distill.cache import Layout, TeacherCache, encode, namespace
+from dfmsd.distill.task import DistillationTask
+from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.engine.config import DistillConfig
+from dfmsd.errors import DfmsdError
+from dfmsd.store import GIB, DiskStore, RamStore, Store, cache_root, folder_bytes, free_bytes, make_room
+
+
+class CachePlan(NamedTuple):
+    """The caches of a run."""
+
+    kind: Literal["ram", "disk"]
+    layouts: dict[FrozenTeacher, Layout]
+    images: int
+    flips: int
+    """Versions of each image: 2 where it is flipped at random."""
+    need: int
+    """Bytes that are wanted at one time: on disk those of all teachers, in RAM those of one stage."""
+    budget: int
+    room: int
+    """Bytes that this process may take."""
+
+    def size(self, teacher: FrozenTeacher) -> int:
+        """Bytes of all images of a teacher."""
+        return self.images * self.flips * self.layouts[teacher].nbytes
+
+    def __str__(self) -> str:
+        place = "RAM"
+        if self.kind == "disk":
+            place = f"{cache_root() / 'teachers'} ({free_bytes(cache_root()) / GIB:.1f} GiB free)"
+        each = ", ".join(f"{teacher.name} {layout.nbytes / 1024:.1f} KiB" for teacher, layout in self.layouts.items())
+        fits = (
+            ""
+            if self.need <= self.room
+            else f"; only {self.room / self.need:.0%} of it is kept, the rest is computed in every epoch"
+        )
+        return (
+            f"teacher cache: {self.need / GIB:.3f} GiB of {place}, budget {self.budget / GIB:.1f} GiB{fits} "
+            f"({self.images} images x {self.flips} flip(s); an image of {each})"
+        )
+
+
+def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> CachePlan | None:
+    """Plan the caches of a run, of the levels that its losses look at; none where none are asked for or nobody teaches.
+
+    Args:
+        task: of the run.
+        config: of the run.
+        images: number of training images.
+    """
+    if config.teacher_cache is None:
+        return None
+    stages = [task.levels_in_use(index) for index in range(len(task.stages))]
+    teachers = {teacher: None for used in stages for teacher in used}  # in order, each once
+    if not teachers:
+        return None
+    side = config.data.image_size
+    layouts = {}
+    for teacher in teachers:
+        wanted = set().union(*(used.get(teacher, set()) for used in stages))
+        levels = tuple(level for level in teacher.levels if level in wanted)
+        layouts[teacher] = Layout(levels, (side, side), config.teacher_arithmetic, config.teacher_cache_dtype)
+    flips = 1 if config.data.flip in (0, 1) else 2
+    sizes = {teacher: images * flips * layout.nbytes for teacher, layout in layouts.items()}
+    need = sum(sizes.values())
+    budget = room = int(config.teacher_cache_gib * GIB)
+    if config.teacher_cache == "ram":
+        need = max(sum(sizes[teacher] for teacher in used) for used in stages)
+    else:
+        room = min(budget, free_bytes(cache_root()) + folder_bytes(cache_root() / "teachers"))
+    if config.teacher_cache == "ram" or need > room:  # on disk the processes share what fits
+        room //= config.devices
+    return CachePlan(config.teacher_cache, layouts, images, flips, need, budget, room)
+
+
+def open_caches(plan: CachePlan) -> None:
+    """Give each teacher its cache; on disk other teachers' folders make room.
+
+    Raises:
+        DfmsdError: the folder cannot be written to.
+    """
+    names = {teacher: namespace(teacher.detector, layout) for teacher, layout in plan.layouts.items()}
+    root, room = cache_root() / "teachers", plan.room
+    if plan.kind == "disk":
+        room = min(room, make_room(root, set(names.values()), min(plan.need, room), plan.budget))
+    for teacher, layout in plan.layouts.items():
+        share = int(room * plan.size(teacher) / plan.need)
+        store: Store = RamStore(share) if plan.kind == "ram" else DiskStore(root / names[teacher], share)
+        teacher.cache = TeacherCache(store, layout)
+
+
+def try_out(plan: CachePlan, images: Tensor) -> None:
+    """Refuse a teacher whose features cannot be stored.
+
+    Raises:
+        DfmsdError: names teacher and level.
+    """
+    for teacher, layout in plan.layouts.items():
+        try:
+            encode(teacher.features(images), layout)
+        except DfmsdError as error:
+            raise DfmsdError(f"teacher {teacher.name}: {error}") from error
+
+
+def found_and_computed(plan: CachePlan) -> str:
+    """Tell how many images' features were found, in one line."""
+    caches = [teacher.cache for teacher in plan.layouts if teacher.cache is not None]
+    hits, misses = sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
+    return f"teacher cache: features of {hits} images found, of {misses} computed"
