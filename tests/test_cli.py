@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,22 @@ def test_check_shows_the_tables_and_writes_nothing(dfmsd: Command, config: str, 
     assert "pre-flight" in err
     assert "p3 (/8, 16) <- p3 (/8, 32)" in " ".join(err.split())
     assert sorted(dfmsd.folder.rglob("*")) == before
+
+
+def test_estimate_prints_tables_and_writes_the_json_alone(
+    dfmsd: Command, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dfmsd.estimate import estimate
+
+    monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0))
+    before = sorted(dfmsd.folder.rglob("*"))
+    status, out, _ = dfmsd("estimate", "--config", config, "--stages.1.epochs", 3, "--json", "estimate.json")
+    assert status == 0
+    for part in ("one step, counted", "parts, timed on this machine", "predicted run", "RTX 4090", "assumptions:"):
+        assert part in " ".join(out.split())
+    assert sorted(dfmsd.folder.rglob("*")) == sorted([*before, dfmsd.folder / "estimate.json"])
+    written = json.loads((dfmsd.folder / "estimate.json").read_text())
+    assert [stage["epochs"] for stage in written["prediction"]["stages"]] == [1, 3]
 
 
 def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(

@@ -92,6 +92,26 @@ def _check(values: Any) -> None:
     check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
 
 
+def _estimate_parser() -> jsonargparse.ArgumentParser:
+    parser = config_parser(DistillConfig)
+    parser.description = "Cost of a distillation: FLOPs, bytes, time on this machine, GPU hours. Nothing is trained."
+    parser.add_argument("--json", type=Path | None, default=None, help="write the estimate to this file")
+    return parser
+
+
+def _estimate(values: Any) -> None:
+    config = build_config(DistillConfig, values)
+
+    from dfmsd.estimate.estimate import estimate
+    from dfmsd.estimate.tables import print_estimate
+    from dfmsd.files import write_json
+
+    found = estimate(config)
+    print_estimate(found, Console())
+    if values.json:
+        write_json(values.json, found.as_json())
+
+
 def _evaluate_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("COCO metrics of a detector.")
     parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
@@ -166,12 +186,18 @@ COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _train),
     "distill": (_distill_parser, _distill),
     "check": (_check_parser, _check),
+    "estimate": (_estimate_parser, _estimate),
     "evaluate": (_evaluate_parser, _evaluate),
     "list": (_list_parser, _list),
 }
 
 
-CONFIGS: dict[str, type[RunConfig]] = {"train": TrainConfig, "distill": DistillConfig, "check": DistillConfig}
+CONFIGS: dict[str, type[RunConfig]] = {
+    "train": TrainConfig,
+    "distill": DistillConfig,
+    "check": DistillConfig,
+    "estimate": DistillConfig,
+}
 
 
 def run(arguments: Sequence[str]) -> None:
