@@ -1,16 +1,28 @@
-"""How the benchmarks measure: interleaved times, and the peak of live tensor bytes."""
+"""How the benchmarks measure and report: interleaved times, the peak of live tensor bytes, JSON and tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from rich.console import Console
+from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
+
+from dfmsd.engine.environment import describe_environment
+from dfmsd.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every start and stop otherwise
 
 
 class Median(NamedTuple):
@@ -57,3 +69,31 @@ def peak_bytes(call: Callable[[], object]) -> int:
     records = [event["args"] for event in events if event["name"] == "[memory]"]
     before = records[0]["Total Allocated"] - records[0]["Bytes"]
     return int(max(record["Total Allocated"] for record in records) - before)
+
+
+def parse_arguments(description: str | None, name: str, repeats: int, **extra: Any) -> argparse.Namespace:
+    """Read ``--repeats``, ``--out`` and one option for each of ``extra``: its name and default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds (default: %(default)s)")
+    for option, default in extra.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default, help="default: %(default)s")
+    out = RESULTS / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help="JSON file (default: %(default)s)")
+    return parser.parse_args()
+
+
+def write_results(file: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, with the machine and the number of threads that they depend on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**results, "threads": torch.get_num_threads(), "environment": describe_environment()})
+    print(file)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of the same keys as a table; floats with four significant digits."""
+    table = Table(title=title)
+    for heading in rows[0]:
+        table.add_column(heading.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=140).print(table)

@@ -2,6 +2,7 @@
 
     python benchmarks/experiments/bccd.py --seeds 0 1 2
     python benchmarks/experiments/bccd.py --seeds 0 --methods b_then_b two_stage_5_37 single_stage_w4
+    python benchmarks/experiments/bccd.py --seeds 0 1 2 3 4 --methods single_stage full_generation cached_int8
 
 Finished runs under ``runs/bccd`` are taken as they are, so that a broken-off experiment goes on. Writes
 ``benchmarks/results/bccd.json``; rows of other seeds and methods in it stay.
@@ -10,6 +11,7 @@ Finished runs under ``runs/bccd`` are taken as they are, so that a broken-off ex
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 from dataclasses import replace
@@ -35,6 +37,9 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "two_stage_5_37": ("two_stage", {"stages": [StageConfig(teacher=A, epochs=5), StageConfig(teacher=B, epochs=37)]}),
     "sfa_only": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 0}}),
     "mask_only": ("single_stage", {"loss": {"name": "dfmsd", "beta": 0}}),
+    "full_generation": ("single_stage", {"loss": {"name": "dfmsd", "generation": "full"}}),
+    "cached": ("single_stage", {"teacher_cache": "ram"}),
+    "cached_int8": ("single_stage", {"teacher_cache": "ram", "teacher_cache_dtype": "int8"}),
     "single_stage_w4": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 4, "beta": 4}}),
 }
 """Name -> the config it starts from and what it changes there."""
@@ -61,7 +66,23 @@ def row(method: str, seed: int, out: Path) -> dict[str, Any]:
     epochs = config.get("epochs") or sum(stage["epochs"] for stage in config["stages"])
     steps = int((out / "log.csv").read_text().splitlines()[-1].split(",")[0]) + 1
     scores = {name: metrics[name] for name in ("AP", "AP50", "AP75")}
-    return {"method": method, "seed": seed, "epochs": epochs, "steps": steps, **scores}
+    made = {"method": method, "seed": seed, "epochs": epochs, "steps": steps, **scores}
+    if "loss" in config:
+        made["generation"] = config["loss"].get("generation", "full")  # what there was before it could be chosen
+    return made
+
+
+def share_to_reach(method: str, seed: int) -> tuple[float, float] | None:
+    """Share of the steps after which a run first has its baseline's final AP, and after which it stays there."""
+    curves = [Path(f"runs/bccd/{name}_s{seed}/epochs.csv") for name in (method, "baseline")]
+    if not all(path.exists() for path in curves):
+        return None
+    own, baseline = ([float(line["AP"]) for line in csv.DictReader(path.open())] for path in curves)
+    below = [index for index, ap in enumerate(own) if ap < baseline[-1]]
+    if len(below) == len(own) or own[-1] < baseline[-1]:
+        return None
+    first = next(index for index, ap in enumerate(own) if ap >= baseline[-1])
+    return (first + 1) / len(own), (max(below, default=-1) + 2) / len(own)
 
 
 def main() -> None:
@@ -81,10 +102,18 @@ def main() -> None:
     for method in dict.fromkeys(method for method, _ in rows):
         own = {seed: 100 * r["AP"] for (name, seed), r in rows.items() if name == method}
         spread = f"+- {statistics.stdev(own.values()):.1f}" if len(own) > 1 else "one seed"
-        gains = [
-            f"{ap - 100 * rows['baseline', seed]['AP']:+.1f}" for seed, ap in own.items() if ("baseline", seed) in rows
-        ]
-        print(f"{method:16} AP {statistics.mean(own.values()):.1f} {spread}  gains {', '.join(gains)}")
+        gains = {
+            seed: ap - 100 * rows["baseline", seed]["AP"] for seed, ap in own.items() if ("baseline", seed) in rows
+        }
+        reached = [share for seed in gains if method != "baseline" and (share := share_to_reach(method, seed))]
+        print(
+            f"{method:16} AP {statistics.mean(own.values()):.1f} {spread}  gains "
+            + ", ".join(f"{gain:+.1f}" for gain in gains.values())
+            + "".join(
+                f"  baseline's AP after {100 * a:.0f} % of the steps, for good after {100 * b:.0f} %"
+                for a, b in reached
+            )
+        )
 
 
 if __name__ == "__main__":

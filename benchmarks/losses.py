@@ -1,0 +1,177 @@
+"""What each loss costs: forward and backward over a whole pyramid, beside its peers and beside its plain formula.
+
+    python benchmarks/losses.py
+
+Every loss gets the same tensors, in the memory layout that MMDetection gives; a peer that is not installed has no row
+(`benchmarks/peers.txt`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _measure import Median, interleaved_medians, peak_bytes
+from _peers import LevelLoss, formula, mmrazor_losses
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import dfmsd
+from dfmsd import LevelSpec
+from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.engine.environment import describe_environment
+from dfmsd.files import write_json
+
+RESULTS = Path(__file__).parent / "results" / "losses.json"
+THREADS = 1
+CHANNELS = 256
+STRIDES = (8, 16, 32, 64, 128)
+SHAPES = {"800x1344, batch 2": (2, 800, 1344), "256x256, batch 8": (8, 256, 256)}
+LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fitnet": ("fitnet", {}),
+    "pkd": ("pkd", {}),
+    "cwd": ("cwd", {}),
+    "mgd": ("mgd", {}),
+    "dfmsd full": ("dfmsd", {"generation": "full"}),
+    "dfmsd light": ("dfmsd", {"generation": "light"}),
+    "dfmsd light, stage 2": ("dfmsd", {"generation": "light"}),
+}
+"""Row -> loss and its options."""
+
+
+class Pair(NamedTuple):
+    """Both pyramids of one shape, and boxes."""
+
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    boxes: list[Tensor]
+    size: tuple[int, int]
+
+    def run(self, terms: list[Tensor]) -> None:
+        """Run backward from the sum, and drop the gradients of the features."""
+        torch.stack(terms).sum().backward()
+        for level in self.student.values():
+            level.grad = None
+
+
+def build_pair(batch: int, height: int, width: int) -> Pair:
+    """Draw two pyramids; a student's level wants a gradient, as in training."""
+    torch.manual_seed(0)
+    shapes = {f"p{i}": (batch, CHANNELS, -(-height // s), -(-width // s)) for i, s in enumerate(STRIDES, 3)}
+    student = {name: torch.randn(shape).requires_grad_() for name, shape in shapes.items()}
+    corners = torch.rand(batch, 8, 2) * torch.tensor([width, height]) * 0.7
+    boxes = list(torch.cat([corners, corners + torch.rand(batch, 8, 2) * min(height, width) * 0.3 + 8], dim=2))
+    return Pair(student, {name: torch.randn(shape) for name, shape in shapes.items()}, boxes, (height, width))
+
+
+def ours(row: str, pair: Pair) -> Callable[[], None]:
+    """Give a step of one of our losses: the whole criterion, without the correlations that a peer has not either."""
+    name, options = LOSSES[row]
+    levels = [LevelSpec(level, CHANNELS, stride) for level, stride in zip(pair.student, STRIDES, strict=True)]
+    criterion = dfmsd.losses.build(name, levels, levels, **options)
+    criterion.diagnose = False
+    stage = 2 if row.endswith("stage 2") else 1
+
+    def step() -> None:
+        terms = criterion(pair.student, pair.teacher, boxes=pair.boxes, size=pair.size, stage=stage)
+        pair.run(list(terms.values()))
+        criterion.zero_grad()
+
+    return step
+
+
+def theirs(build: Callable[[], tuple[LevelLoss, nn.Module]], pair: Pair) -> Callable[[], None]:
+    """Give the same step with a loss of one level of somebody else, one on each level."""
+    levels = {name: build() for name in pair.student}
+
+    def step() -> None:
+        pair.run([loss(pair.student[name], pair.teacher[name]) for name, (loss, _) in levels.items()])
+        for _, layers in levels.values():
+            layers.zero_grad()
+
+    return step
+
+
+def references(pair: Pair) -> dict[tuple[str, str], Callable[[], None]]:
+    """Give what our losses are compared with: ``(our loss, whose)`` -> step."""
+    steps = {}
+    for name in dict.fromkeys(name for name, _ in LOSSES.values()):
+        steps[name, "formula"] = theirs(lambda name=name: formula(name, CHANNELS), pair)  # type: ignore[misc]
+    for name in mmrazor_losses(CHANNELS):
+        steps[name, "mmrazor"] = theirs(lambda name=name: mmrazor_losses(CHANNELS)[name], pair)  # type: ignore[misc]
+    return steps
+
+
+def measure(shape: str, repeats: int) -> list[dict[str, Any]]:
+    """Measure all losses at one shape, interleaved."""
+    pair = build_pair(*SHAPES[shape])
+    own = {row: ours(row, pair) for row in LOSSES}
+    other = references(pair)
+    medians = interleaved_medians({**own, **other}, repeats)  # type: ignore[dict-item]
+    peaks = {key: peak_bytes(call) for key, call in {**own, **other}.items()}  # type: ignore[dict-item]
+    rows = []
+    for row, (name, _) in LOSSES.items():
+        for key in (key for key in other if key[0] == name):
+            rows.append(
+                {
+                    "loss": row,
+                    "shape": shape,
+                    "ms": medians[row].wall,
+                    "reference": key[1],
+                    "reference_ms": medians[key].wall,  # type: ignore[index]
+                    "ratio_to_reference": medians[row].wall / medians[key].wall,  # type: ignore[index]
+                    "ratio_to_reference_cpu": medians[row].cpu / medians[key].cpu,  # type: ignore[index]
+                    "memory_ratio": peaks[row] / peaks[key],  # type: ignore[index]
+                    "peak_bytes": peaks[row],
+                    **_relative_to_mgd(row, medians),  # type: ignore[arg-type]
+                }
+            )
+    return rows
+
+
+def _relative_to_mgd(row: str, medians: dict[str, Median]) -> dict[str, float]:
+    own, mgd = medians[row], medians["mgd"]
+    return {"ratio_to_mgd": own.wall / mgd.wall, "ratio_to_mgd_cpu": own.cpu / mgd.cpu}
+
+
+def show(rows: list[dict[str, Any]], repeats: int) -> None:
+    """Print the rows as a table."""
+    title = f"forward + backward of a loss over P3..P7, {CHANNELS} channels, {THREADS} thread, median of {repeats}"
+    table = Table(title=title)
+    for heading in ("shape", "loss", "ms", "reference", "ms", "time", "time (cpu)", "memory", "to our MGD"):
+        table.add_column(heading, justify="left" if heading in ("shape", "loss", "reference") else "right")
+    for row in rows:
+        ratios = [row[key] for key in ("ratio_to_reference", "ratio_to_reference_cpu", "memory_ratio", "ratio_to_mgd")]
+        table.add_row(
+            row["shape"],
+            row["loss"],
+            f"{row['ms']:.1f}",
+            row["reference"],
+            f"{row['reference_ms']:.1f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+        )
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure every shape, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(THREADS)
+    rows = [row for shape in options.shapes for row in measure(shape, options.repeats)]
+    show(rows, options.repeats)
+    configuration = {"channels": CHANNELS, "strides": STRIDES, "threads": THREADS, "repeats": options.repeats}
+    write_json(options.out, {"configuration": configuration, "rows": rows, "environment": describe_environment()})
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
