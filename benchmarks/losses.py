@@ -8,13 +8,11 @@ Every loss gets the same tensors, in the memory layout that MMDetection gives; a
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _measure import Median, interleaved_medians, peak_bytes
+from _measure import Median, interleaved_medians, parse_arguments, peak_bytes, write_results
 from _peers import LevelLoss, formula, mmrazor_losses
 from rich.console import Console
 from rich.table import Table
@@ -23,10 +21,7 @@ from torch import Tensor, nn
 import dfmsd
 from dfmsd import LevelSpec
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.engine.environment import describe_environment
-from dfmsd.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "losses.json"
 THREADS = 1
 CHANNELS = 256
 STRIDES = (8, 16, 32, 64, 128)
@@ -159,18 +154,13 @@ def show(rows: list[dict[str, Any]], repeats: int) -> None:
 
 def main() -> None:
     """Measure every shape, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
-    options = parser.parse_args()
+    options = parse_arguments(__doc__, "losses", repeats=15)
     keep_freed_memory()
     torch.set_num_threads(THREADS)
-    rows = [row for shape in options.shapes for row in measure(shape, options.repeats)]
+    rows = [row for shape in SHAPES for row in measure(shape, options.repeats)]
     show(rows, options.repeats)
-    configuration = {"channels": CHANNELS, "strides": STRIDES, "threads": THREADS, "repeats": options.repeats}
-    write_json(options.out, {"configuration": configuration, "rows": rows, "environment": describe_environment()})
-    print(options.out)
+    configuration = {"channels": CHANNELS, "strides": STRIDES, "repeats": options.repeats}
+    write_results(options.out, {"configuration": configuration, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ cache of the teacher's features its forward pass is no part of the floor. No opt
 
 from __future__ import annotations
 
-import argparse
 import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _measure import interleaved_medians, peak_bytes
+from _measure import interleaved_medians, parse_arguments, peak_bytes, write_results
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,8 +26,6 @@ import dfmsd
 from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
 from dfmsd.distill.cache import Layout, TeacherCache
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.engine.environment import describe_environment
-from dfmsd.files import write_json
 from dfmsd.store import GIB, RamStore
 
 CLASSES = tuple(f"class {i}" for i in range(7))
@@ -43,7 +39,6 @@ GENERATIONS = ("light", "full")
 BATCH, SIDE, BOXES = 8, 192, 6
 KEYS = tuple(f"image-{i}" for i in range(BATCH))
 THREADS = 1
-RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 
 
 class Setup(NamedTuple):
@@ -194,10 +189,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure every row, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=21, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
-    options = parser.parse_args()
+    options = parse_arguments(__doc__, "step_overhead", repeats=21)
     keep_freed_memory()
     torch.set_num_threads(THREADS)
     rows = [
@@ -213,12 +205,9 @@ def main() -> None:
         "repeats": options.repeats,
         "configuration": {"teacher": asdict(TEACHER), "loss": "dfmsd", "batch": BATCH, "image_size": SIDE},
         "rows": rows,
-        "environment": describe_environment(),
     }
     show(rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
-    print(options.out)
+    write_results(options.out, result)
 
 
 if __name__ == "__main__":
