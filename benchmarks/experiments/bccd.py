@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/bccd.py --seeds 0 1 2
     python benchmarks/experiments/bccd.py --seeds 0 --methods b_then_b two_stage_5_37 single_stage_w4
-    python benchmarks/experiments/bccd.py --seeds 0 1 2 3 4 --methods single_stage full_generation cached_int8
+    python benchmarks/experiments/bccd.py --seeds 0 1 2 3 4 --methods baseline single_stage full_generation online
 
 Finished runs under ``runs/bccd`` are taken as they are, so that a broken-off experiment goes on. Writes
 ``benchmarks/results/bccd.json``; rows of other seeds and methods in it stay.
@@ -38,8 +38,8 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "sfa_only": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 0}}),
     "mask_only": ("single_stage", {"loss": {"name": "dfmsd", "beta": 0}}),
     "full_generation": ("single_stage", {"loss": {"name": "dfmsd", "generation": "full"}}),
-    "cached": ("single_stage", {"teacher_cache": "ram"}),
-    "cached_int8": ("single_stage", {"teacher_cache": "ram", "teacher_cache_dtype": "int8"}),
+    "online": ("single_stage", {"teacher_cache": None}),
+    "cached_int8": ("single_stage", {"teacher_cache_dtype": "int8"}),
     "single_stage_w4": ("single_stage", {"loss": {"name": "dfmsd", "alpha": 4, "beta": 4}}),
 }
 """Name -> the config it starts from and what it changes there."""

@@ -43,7 +43,13 @@ def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
         StageConfig(teacher=folder["teacher_b"], epochs=STAGES[1]),
     ]
     distilled = DistillConfig(
-        out=folder["distilled"], data=DATA, optim=optim, student=STUDENT, stages=stages, loss=LOSS
+        out=folder["distilled"],
+        data=DATA,
+        optim=optim,
+        student=STUDENT,
+        stages=stages,
+        loss=LOSS,
+        teacher_cache="ram",
     )
     return {
         "teacher_a": TrainConfig(out=folder["teacher_a"], data=DATA, model=TEACHER_A, epochs=5),

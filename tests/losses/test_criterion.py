@@ -90,7 +90,7 @@ def test_the_sum_trains_student_and_layers_and_leaves_the_teacher_alone() -> Non
 
 
 def test_parameters_are_alignment_and_generation_only() -> None:
-    criterion = losses.build("dfmsd", STUDENT, TEACHER)
+    criterion = losses.build("dfmsd", STUDENT, TEACHER, generation="full")
     per_level = 3 * 2 + 3 + 2 * 2 * (3 * 3 * 9 + 3) + 2  # 1x1 convolution; 2 branches of 2 3x3 convolutions; theta
     assert sum(p.numel() for p in criterion.parameters()) == 2 * per_level
     assert {name.partition(".")[0] for name, _ in criterion.named_parameters()} == {"align", "methods"}

@@ -56,7 +56,7 @@ class DFMSDOptions:
     threshold: float = 1.0
     tau: float = 0.5
     target: TargetForm = "standardized"
-    generation: Generation = "full"
+    generation: Generation = "light"
     enhancement: Enhancement = "error+object"
     gamma: float = 1.0
     delta: float = 1.0
