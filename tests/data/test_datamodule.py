@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,18 @@ def test_ram_cache_needs_room_and_no_workers(tiny_coco: Path, caplog: pytest.Log
     with caplog.at_level(logging.INFO, "dfmsd"):
         large = CocoDataModule(config(tiny_coco, cache_gib=(need - 1) / 2**30))
     assert large.train._cache is None
-    assert large.workers >= 1
+    assert large.workers == min(4, len(os.sched_getaffinity(0)) - 1)
     assert sum("of ram, more than" in record.getMessage() for record in caplog.records) == 1
     assert CocoDataModule(config(tiny_coco, cache_gib=need / 2**30)).train._cache is not None
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (4, 1, 3), (64, 1, 4), (8, 4, 1)])
+def test_one_core_stays_with_the_training(
+    tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert CocoDataModule(config(tiny_coco, cache="off")).workers == workers
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])

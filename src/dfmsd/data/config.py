@@ -17,8 +17,8 @@ class DataConfig:
         pad: Pad to a square of image_size (`square`), or to the batch's largest sides rounded up to 32 (`batch`).
         flip: Probability of a horizontal flip in training, 0..1.
         scale_jitter: Lowest and highest random factor of the content's size in training, or none.
-        workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one per core
-            of this process.
+        workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one for each
+            core of this process but the first.
         cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
             where other runs find them too; or not (`off`). True is `ram`, false is `off`.
         cache_gib: Most GiB of RAM that they take, or of disk together with the images of other data sets.

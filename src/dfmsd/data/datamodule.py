@@ -143,4 +143,5 @@ def _workers(asked: int | None, cached: bool) -> int:
     if cached:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # One core stays with the training: benchmarks/data.py has one process ahead of none and of two on two cores.
+    return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
