@@ -202,6 +202,13 @@ def test_only_the_error_of_an_alignment_has_a_gradient() -> None:
     assert [value.requires_grad for value in alignment] == [True, False, False]
 
 
+@pytest.mark.parametrize("value", [0.1, -7.0, 1234.567])
+def test_a_single_value_per_channel_gets_no_gradient(value: float) -> None:
+    student = torch.full((1, 3, 1, 1), value).requires_grad_()
+    (gradient,) = torch.autograd.grad(align_distributions(student, torch.zeros(1, 3, 1, 1)).error, student)
+    assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
 def test_a_constant_student_gets_a_finite_gradient_and_no_correlation(value: float) -> None:
     student = torch.full((2, 2, 3, 3), value).requires_grad_()

@@ -164,8 +164,8 @@ class _AlignDistributions(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         student, target, mean, scale, shrink = ctx.saved_tensors
         gradient = gradient / student.numel()
-        slope = gradient * (scale.square() - shrink)
-        return torch.addcmul(-slope * mean, student, slope).addcmul_(target, -gradient * scale), None, None
+        centred = student - mean  # first, since a constant channel has to give 0 and not a rounding error
+        return centred.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale), None, None
 
 
 def blend_error(first: Tensor, second: Tensor, weight: Tensor, target: Tensor) -> Tensor:
