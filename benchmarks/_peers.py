@@ -15,6 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from dfmsd.losses import LossContext
+
 PEERS = Path(__file__).resolve().parents[1] / "build" / "peers"
 PACKAGES = ("", ".models", ".models.losses", ".models.architectures", ".models.architectures.connectors")
 
@@ -58,8 +60,73 @@ def _register_packages() -> bool:
     return True
 
 
-def formula(name: str, channels: int) -> tuple[LevelLoss, nn.Module]:
+class FGDFormula(nn.Module):
+    """The plain formula of FGD, with the loop over images and boxes of the official code.
+
+    Args:
+        channels: of the feature map.
+        context: boxes and stride.
+    """
+
+    def __init__(self, channels: int, context: LossContext) -> None:
+        super().__init__()
+        self.context = context
+        self.attend = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in range(2))
+        self.transform = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels // 2, 1),
+                nn.LayerNorm([channels // 2, 1, 1]),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels // 2, channels, 1),
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Give the weighted sum of the four terms."""
+        (spatial_s, channel_s), (spatial_t, channel_t) = self._attentions(student), self._attentions(teacher)
+        own, other = (feature * spatial_t.sqrt() * channel_t.sqrt() for feature in (student, teacher))
+        foreground, background = (mask.sqrt() for mask in self._masks(spatial_t))
+        fg = (own * foreground - other * foreground).square().sum()
+        bg = (own * background - other * background).square().sum()
+        attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
+        related = (self._relate(feature, net) for net, feature in enumerate((student, teacher)))
+        relation = (next(related) - next(related)).square().sum()
+        return (1e-3 * fg + 5e-4 * bg + 5e-4 * attention + 5e-6 * relation) / len(student)
+
+    @staticmethod
+    def _attentions(feature: Tensor) -> tuple[Tensor, Tensor]:
+        n, channels, height, width = feature.shape
+        energy = feature.abs()
+        spatial = height * width * torch.softmax(energy.mean(1).view(n, -1) / 0.5, dim=1)
+        channel = channels * torch.softmax(energy.mean((2, 3)) / 0.5, dim=1)
+        return spatial.view(n, 1, height, width), channel.view(n, channels, 1, 1)
+
+    def _masks(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        foreground, background = torch.zeros_like(like), torch.ones_like(like)
+        for n, boxes in enumerate(self.context.boxes):
+            for x1, y1, x2, y2 in boxes / self.context.stride:
+                left, top, right, bottom = int(x1.floor()), int(y1.floor()), int(x2.ceil()) + 1, int(y2.ceil()) + 1
+                inside = foreground[n, 0, top:bottom, left:right]
+                inside.clamp_(min=1 / ((bottom - top) * (right - left)))
+            background[n] = torch.where(foreground[n] > 0, 0.0, 1.0)
+            if background[n].sum():
+                background[n] /= background[n].sum()
+        return foreground, background
+
+    def _relate(self, feature: Tensor, net: int) -> Tensor:
+        n, channels, height, width = feature.shape
+        attention = self.attend[net](feature).view(n, 1, height * width).softmax(2).unsqueeze(-1)
+        context = torch.matmul(feature.view(n, 1, channels, height * width), attention)
+        related: Tensor = feature + self.transform[net](context.view(n, channels, 1, 1))
+        return related
+
+
+def formula(name: str, channels: int, context: LossContext) -> tuple[LevelLoss, nn.Module]:
     """Give the plain formula of a method, a line of autograd operations after the other, with its parameters."""
+    if name == "fgd":
+        fgd = FGDFormula(channels, context)
+        return fgd, fgd
     first, second = (
         nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import dfmsd
 from dfmsd import LevelSpec
 from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.losses import LossContext
 
 THREADS = 1
 CHANNELS = 256
@@ -31,6 +32,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "pkd": ("pkd", {}),
     "cwd": ("cwd", {}),
     "mgd": ("mgd", {}),
+    "fgd": ("fgd", {}),
     "dfmsd full": ("dfmsd", {"generation": "full"}),
     "dfmsd light": ("dfmsd", {"generation": "light"}),
     "dfmsd light, stage 2": ("dfmsd", {"generation": "light"}),
@@ -79,9 +81,12 @@ def ours(row: str, pair: Pair) -> Callable[[], None]:
     return step
 
 
-def theirs(build: Callable[[], tuple[LevelLoss, nn.Module]], pair: Pair) -> Callable[[], None]:
+def theirs(build: Callable[[LossContext], tuple[LevelLoss, nn.Module]], pair: Pair) -> Callable[[], None]:
     """Give the same step with a loss of one level of somebody else, one on each level."""
-    levels = {name: build() for name in pair.student}
+    contexts = {
+        name: LossContext(pair.boxes, pair.size, stride) for name, stride in zip(pair.student, STRIDES, strict=True)
+    }
+    levels = {name: build(context) for name, context in contexts.items()}
 
     def step() -> None:
         pair.run([loss(pair.student[name], pair.teacher[name]) for name, (loss, _) in levels.items()])
@@ -95,9 +100,9 @@ def references(pair: Pair) -> dict[tuple[str, str], Callable[[], None]]:
     """Give what our losses are compared with: ``(our loss, whose)`` -> step."""
     steps = {}
     for name in dict.fromkeys(name for name, _ in LOSSES.values()):
-        steps[name, "formula"] = theirs(lambda name=name: formula(name, CHANNELS), pair)  # type: ignore[misc]
+        steps[name, "formula"] = theirs(lambda at, name=name: formula(name, CHANNELS, at), pair)  # type: ignore[misc]
     for name in mmrazor_losses(CHANNELS):
-        steps[name, "mmrazor"] = theirs(lambda name=name: mmrazor_losses(CHANNELS)[name], pair)  # type: ignore[misc]
+        steps[name, "mmrazor"] = theirs(lambda _, name=name: mmrazor_losses(CHANNELS)[name], pair)  # type: ignore[misc]
     return steps
 
 

@@ -141,7 +141,7 @@ def test_a_bad_config_is_refused(dfmsd: Command, content: dict[str, Any], key: s
     [
         (["--student.backbone", "resnet19"], "unknown backbone 'resnet19'"),
         (["--student.backbon", "resnet18"], "student.backbon"),
-        (["--stages.5.epochs", "1"], r"--stages\.5\.epochs: there are 2 stages, counted from 0"),
+        (["--stages.5.epochs", "1"], r"--stages\.5\.epochs: stages has 2 entries, counted from 0"),
         (["--stages.1.epochs"], r"--stages\.1\.epochs: give it a value"),
         (["--loss.name", "mgdd"], "unknown loss 'mgdd'"),
         (["--resume"], "run holds no run, so there is nothing to resume"),

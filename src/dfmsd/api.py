@@ -11,6 +11,7 @@ from dfmsd.detectors import Detector, DetectorConfig, TorchvisionDetector
 from dfmsd.distill.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import LossConfig
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
@@ -23,7 +24,7 @@ def distill(
     out: str | Path,
     *,
     epochs: int | Sequence[int] = 12,
-    loss: dict[str, Any] | None = None,
+    loss: LossConfig | None = None,
     allow_weak_teacher: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -37,7 +38,7 @@ def distill(
         data: folder in the COCO layout, or a whole `DataConfig`.
         out: run folder.
         epochs: of each stage, or of all stages together, shared evenly.
-        loss: ``name`` and options of the loss.
+        loss: ``name`` and options of the loss; several at once by a list of such.
         allow_weak_teacher: do not refuse a teacher that measures badly.
         resume: go on with the unfinished run in ``out``.
         overwrite: delete what is in ``out`` first.
@@ -62,7 +63,7 @@ def distill(
         data=data if isinstance(data, DataConfig) else DataConfig(root=str(data)),
         student=_config_of(student),
         stages=[StageConfig(epochs=n, teacher=name) for n, name in zip(lengths, names, strict=True)],
-        loss=loss or {},
+        loss={} if loss is None else loss,
         **options,
     )
     return engine.distill(

@@ -215,7 +215,8 @@ def run(arguments: Sequence[str]) -> None:
         commands.add_subcommand(name, subparser, help=subparser.description)
     try:
         if CONFIGS.get(command) is DistillConfig:
-            arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], "stages")]
+            for key in ("stages", "loss"):
+                arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], key)]
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except jsonargparse.ArgumentError as error:
         see = f"dfmsd {command} --help" if command else "dfmsd --help"

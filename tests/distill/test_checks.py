@@ -254,6 +254,19 @@ def test_a_second_stage_without_effect_is_found() -> None:
         term_scales(build(big(), twin, student=student), BATCH)
 
 
+def test_a_term_on_objects_may_be_zero_on_a_level_or_in_a_batch_without_any() -> None:
+    stage = [StageConfig(1, "big")]
+    task = DistillationTask(FewNeurons(), stage, [big()], {"name": "fgd"})
+    whole: Target = {"boxes": torch.tensor([[0.0, 0.0, 64.0, 32.0]]), "labels": torch.tensor([0])}
+    none: Target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    one = torch.tensor([[0.0, 0.0, 20.0, 8.0]])  # at stride 16 it reaches over all
+    for targets, zero in ([[{**whole, "boxes": one}] * 2, set()], [[none] * 2, {"fg"}]):
+        scales = {scale.name: scale.value for scale in term_scales(task, BATCH._replace(targets=targets))}
+        assert {name for name, value in scales.items() if value == 0} == zero
+    with pytest.raises(DfmsdError, match="stage 1: bg/p8 is exactly 0 on the first batch"):
+        term_scales(task, BATCH._replace(targets=[whole] * 2))
+
+
 def test_broken_weights_are_found() -> None:
     teacher = big()
     with torch.no_grad():

@@ -232,6 +232,44 @@ def test_a_stages_own_options_replace_those_of_the_run() -> None:
     assert {method.options.beta for method in task.criterion.methods} == {2.0}
 
 
+SUM = [{"name": "pkd"}, {"name": "fgd", "tau": 0.8}, {"name": "mgd", "pairing": "index"}]
+
+
+def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
+    student, teacher = FewNeurons(), frozen(4, strides=(4, 8, 16))
+    task = DistillationTask(student, [StageConfig(1, "big")], [teacher], SUM, balance=0.5).train()
+    named = task(IMAGES, TARGETS)
+    of_strides = [f"{term}/p{stride}" for term in ("pkd", "fg", "bg", "attention", "relation") for stride in (8, 16)]
+    assert set(named) == {"task/count", "task/size", "mgd/p8", "mgd/p16", *of_strides}
+    assert task.levels_in_use(0) == {teacher: set(teacher.levels)}  # by stride the last two, by index the first two
+    assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16"}
+    layers = {name.split(".")[2]: p for name, p in task.trainable["criteria"].named_parameters()}
+    assert set(layers) == {"pkd", "fgd", "mgd"}
+    sum(named.values()).backward()
+    assert all(parameter.grad is not None for parameter in task.trainable.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in student.parameters())
+
+
+def test_a_stages_list_of_losses_stands_alone() -> None:
+    stages = [StageConfig(1, "a", loss=SUM), StageConfig(1, "b")]
+    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], {**LOSS, "alpha": 0.0})
+    assert task.criterion.terms == ("pkd", "fg", "bg", "attention", "relation", "mgd")
+    task.enter_stage(1)
+    assert task.criterion.terms == ("sfa",)
+
+
+def test_the_layers_of_a_sum_are_taken_over() -> None:
+    stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
+    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], SUM)
+    former = task.criterion
+    randomize(former)
+    task.enter_stage(1)
+    assert_close(dict(task.criterion.state_dict()), dict(former.state_dict()), rtol=0, atol=0)
+    one_less = [StageConfig(1, "a"), StageConfig(1, "b", SUM[:2], fresh=False)]
+    with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* differ in shape"):
+        DistillationTask(FewNeurons(), one_less, [frozen(), frozen()], SUM)
+
+
 def test_a_misfit_names_the_stage_and_the_teacher() -> None:
     with pytest.raises(DfmsdError, match=r"stage 2, teacher coarse: student and teacher share 1 pyramid") as caught:
         plan(frozen(), frozen(strides=(16, 32), name="coarse"))

@@ -24,6 +24,7 @@ from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
 
 STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
+PLAIN = [StageConfig(epochs=1, teacher="a")]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,14 @@ def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: st
         ({"loss": {"name": "dfmst"}}, "loss.name: unknown loss 'dfmst'; there is .*dfmsd"),
         ({"loss": {"alfa": 1.0}}, "loss.alfa: no option of dfmsd; did you mean 'alpha'"),
         ({"stages": [STAGES[0], StageConfig(3, "b", {"taw": 1.0})]}, r"stages\.1: loss.taw: .*did you mean 'tau'"),
+        ({"loss": [{"name": "pkd"}, {"name": "pkd"}], "stages": PLAIN}, "^loss: pkd is there twice"),
+        ({"loss": [], "stages": PLAIN}, "^loss: the list is empty"),
+        ({"loss": [{"name": "pkd"}]}, r"^stages\.0: loss.name: missing; over a list of losses"),
+        ({"stages": [StageConfig(1, "a", [])]}, r"^stages\.0: loss: the list is empty"),
+        (
+            {"stages": [StageConfig(1, "a", [{"name": "dmkd"}, {}])]},
+            r"^stages\.0: loss: dmkd and dfmsd both have a term",
+        ),
         ({"balance": 0.0}, "balance: 0.0 is not above 0"),
     ],
 )

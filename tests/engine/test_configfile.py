@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig, same_run, write_config
 from dfmsd.engine.configfile import apply_list_flags, build_config, config_parser, read_config
 from dfmsd.errors import DfmsdError
 
@@ -18,6 +19,14 @@ loss: {name: dfmsd, alpha: 0.5}
 out: runs/x
 """
 
+SUM = """\
+stages:
+  - {teacher: a, epochs: 1}
+  - {teacher: b, epochs: 2, loss: [{name: cwd}, {name: fgd, relation: 1e-5}]}
+loss: [{name: pkd}, {name: mgd, ratio: 0.5, weight: 1e-5}]
+out: runs/x
+"""
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -28,7 +37,9 @@ def file(tmp_path: Path) -> Path:
 
 def parse(file: Path, *flags: str) -> DistillConfig:
     parser = config_parser(DistillConfig)
-    arguments = apply_list_flags(parser, ["--config", str(file), *flags], "stages")
+    arguments = ["--config", str(file), *flags]
+    for key in ("stages", "loss"):
+        arguments = apply_list_flags(parser, arguments, key)
     return build_config(DistillConfig, parser.instantiate(parser.parse_args(arguments)))
 
 
@@ -73,6 +84,32 @@ def test_flags_reach_into_the_list_of_stages(file: Path) -> None:
     assert second.fresh is False
 
 
+def test_flags_reach_into_a_list_of_losses(file: Path) -> None:
+    file.write_text(SUM)
+    config = parse(file, "--loss.1.ratio", "0.25", "--loss.1.weight=1e-6", "--seed", "3")
+    assert config.loss == [{"name": "pkd"}, {"name": "mgd", "ratio": 0.25, "weight": 1e-6}]
+    assert config.stages[1].loss == [{"name": "cwd"}, {"name": "fgd", "relation": 1e-5}]
+    assert config.seed == 3
+    assert parse(file, "--loss", "{name: fitnet}").loss == {"name": "fitnet"}
+    for flag, message in (
+        ("--loss.weight", r"--loss\.weight: loss has 2 entries, counted from 0; name one, as in --loss\.0\."),
+        ("--loss.2.weight", r"--loss\.2\.weight: loss has 2 entries"),
+        ("--stages.0.loss.weight", r"stages\.0: loss\.name: missing; over a list of losses"),
+    ):
+        with pytest.raises(DfmsdError, match=message):
+            parse(file, flag, "2")
+
+
+def test_a_list_of_losses_is_written_and_read_again(file: Path, tmp_path: Path) -> None:
+    file.write_text(SUM)
+    config = read_config(DistillConfig, file)
+    write_config(config, tmp_path)
+    assert read_config(DistillConfig, tmp_path / "config.yaml") == config
+    assert same_run(config, tmp_path)
+    assert not same_run(replace(config, loss=[{"name": "pkd"}, {"name": "mgd"}]), tmp_path)
+    assert not same_run(replace(config, loss={"name": "pkd"}), tmp_path)
+
+
 def test_a_printed_config_shows_what_the_flags_into_the_list_say(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,14 +122,16 @@ def test_a_printed_config_shows_what_the_flags_into_the_list_say(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--stages.5.epochs", "1"], r"--stages\.5\.epochs: there are 2 stages, counted from 0"),
+        (["--stages.5.epochs", "1"], r"--stages\.5\.epochs: stages has 2 entries, counted from 0"),
         (["--stages.0", "1"], r"--stages\.0: name the key too, such as --stages\.0\.epochs"),
         (["--stages.1.epochs"], r"--stages\.1\.epochs: give it a value"),
         (["--stages.1.epochs="], r"--stages\.1\.epochs: give it a value"),
         (["--stages.0.epochs", "[1"], r"--stages\.0\.epochs: '\[1' is no value"),
         (["--stages.0.teacher.x", "1"], r"--stages\.0\.teacher\.x: teacher has no keys"),
-        (["--stages.0x.epochs", "1"], r"--stages\.0x\.epochs: there are 2 stages"),
+        (["--stages.0x.epochs", "1"], r"--stages\.0x\.epochs: stages has 2 entries"),
         (["--stages.0.loss.a.b", "1"], "loss.a: no option of dfmsd"),
+        (["--stages.epochs", "3"], r"--stages\.epochs: stages has 2 entries"),
+        (["--loss.0.alpha", "3"], r"--loss\.0\.alpha: loss is no list"),
     ],
 )
 def test_flags_into_the_list_that_mean_nothing_are_refused(file: Path, flags: list[str], message: str) -> None:

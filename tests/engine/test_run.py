@@ -323,3 +323,23 @@ def test_a_process_that_joins_later_neither_refuses_the_folder_nor_writes_there(
     assert (run / "config.yaml").stat().st_mtime_ns == written
     assert not (run / "metrics.json").exists()
     assert not (run / "environment.json").exists()
+
+
+def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
+    distill_config: MakeDistill, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    first, second = tiny_teachers
+    stages = [StageConfig(1, first, [{"name": "fgd"}, {"name": "cwd"}]), StageConfig(1, second)]
+    config = distill_config(tmp_path / "run", stages=stages, loss=[{"name": "pkd"}, {"name": "mgd", "ratio": 0.5}])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "StopOnInterrupt", stopping(3, kill))
+        with pytest.raises(RuntimeError, match="the power went off"):
+            quietly(config)
+    result = quietly(config, resume=True)
+    assert result.finished
+    assert read_config(DistillConfig, result.run / "config.yaml") == config
+    log = rows(result.run / "log.csv")
+    terms = [{name.partition("/")[0] for name, value in row.items() if "/" in name and value} for row in log]
+    assert [row["stage"] for row in log] == ["1", "1", "2", "2"]
+    assert terms[0] == terms[1] == {"task", "fg", "bg", "attention", "relation", "cwd", "pearson"}
+    assert terms[2] == terms[3] == {"task", "pkd", "mgd", "pearson"}

@@ -157,6 +157,22 @@ def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> N
     assert whole.kept_bytes == pytest.approx(cost.loss.kept_bytes, rel=0.1)
 
 
+def test_a_sum_costs_what_its_methods_cost() -> None:
+    torch.manual_seed(0)
+    student = build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a", "b", "c"))
+    teacher = FrozenTeacher(build_detector(DetectorConfig(fpn_channels=32), ("a", "b", "c")), "teacher")
+    batch = random_batch(BATCH, SIDE, CLASSES)
+    found = []
+    for loss in ([{"name": "mgd"}, {"name": "dfmsd", "generation": "full"}], {"name": "mgd"}, {"generation": "full"}):
+        task = DistillationTask(student, [StageConfig(epochs=1, teacher="teacher")], [teacher], loss).train()
+        found.append(count_stage(task, batch))
+    both, first, second = found
+    assert list(both.levels) == list(first.levels)
+    assert both.loss.forward == first.loss.forward + second.loss.forward
+    assert both.loss.parameter_bytes == first.loss.parameter_bytes + second.loss.parameter_bytes
+    assert both.teacher_pyramid_bytes == first.teacher_pyramid_bytes
+
+
 def test_counting_leaves_no_gradient(task: DistillationTask) -> None:
     task.enter_stage(1)
     count_stage(task, random_batch(BATCH, SIDE, CLASSES))

@@ -16,6 +16,7 @@ from dfmsd.losses.cwd import channel_divergence
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 2, 3, 4, 5
+ON_FEATURES = sorted(set(LOSSES) - {"crosskd"})
 CONTEXT = LossContext([torch.zeros(0, 4)] * N, (32, 40), 8)
 
 
@@ -155,7 +156,7 @@ def test_an_equal_student_has_nothing_to_learn(name: str) -> None:
     assert gradient.abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_gradcheck(name: str) -> None:
     loss = LOSSES[name](2, LOSSES[name].Options()).double()
     student, teacher = torch.randn(2, 1, 2, 3, 3, dtype=torch.float64)
@@ -167,11 +168,13 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(total, student.requires_grad_())
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", ON_FEATURES)
 def test_every_method_works_on_a_pair_of_unlike_pyramids_and_tells_the_correlation(name: str) -> None:
     student_levels = [LevelSpec(f"p{i}", 2, 2**i) for i in (3, 4, 5)]
-    teacher_levels = [LevelSpec(f"t{i}", 4, 2**i) for i in (2, 3, 4)]
+    teacher_levels = [LevelSpec(f"t{i}", 8, 2**i) for i in (2, 3, 4)]
     criterion = losses.build(name, student_levels, teacher_levels)
+    for parameter in criterion.parameters():
+        torch.nn.init.uniform_(parameter)  # what starts at 0 would keep the gradient from what is behind it
     student, teacher = (
         {level.name: torch.randn(N, level.channels, 64 // level.stride, 64 // level.stride) for level in levels}
         for levels in (student_levels, teacher_levels)
@@ -196,7 +199,9 @@ def test_correlations_can_be_left_out_where_a_method_does_not_need_them() -> Non
         assert set(criterion.diagnostics) == known
 
 
-@pytest.mark.parametrize(("name", "weight"), [("fitnet", 1.0), ("pkd", 10.0), ("cwd", 10.0), ("mgd", 2e-5)])
+@pytest.mark.parametrize(
+    ("name", "weight"), [("fitnet", 1.0), ("pkd", 10.0), ("cwd", 10.0), ("mgd", 2e-5), ("fgd", 1.0)]
+)
 def test_the_published_weight_holds_until_another_one_is_stated(name: str, weight: float) -> None:
     levels = [LevelSpec(f"p{i}", 2, 2**i) for i in (3, 4)]
     assert losses.build(name, levels, levels).weight == weight

@@ -3,11 +3,66 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+
+
+class HeadSpec(NamedTuple):
+    """What a dense head is made of: equal heads can take each other's features, whatever their number of ``convs``."""
+
+    arch: str
+    """``fcos`` or ``retinanet``, as in `DetectorConfig`."""
+    classes: tuple[str, ...]
+    strides: tuple[int, ...]
+    anchors: tuple[tuple[object, ...], ...]
+    """Sizes and aspect ratios on each level."""
+    channels: int
+    """Of its towers."""
+    convs: int
+    """Convolutions in each tower."""
+
+
+class Towers(NamedTuple):
+    """A dense head's features of one level where its towers are cut: behind a normalisation, before the activation."""
+
+    classification: Tensor
+    """``N x C x H x W``."""
+    regression: Tensor
+    """``N x C x H x W``."""
+
+
+class HeadPass(NamedTuple):
+    """What a dense head met on the way to its losses; the keys are level names, ``A`` anchors lie on a level."""
+
+    towers: Mapping[str, Towers]
+    anchors: Mapping[str, Tensor]
+    """``A x 4``, xyxy in input pixels, the same for every image."""
+    valid: Mapping[str, Tensor]
+    """Bool, ``N x A``: False where an anchor is neither object nor background."""
+    positives: Tensor
+    """Scalar: what the anchors on objects weigh together, in FCOS their centerness, else 1 each."""
+
+
+class DenseHead(Protocol):
+    """A head on every cell of every level, whose towers can be cut so that ``reused`` convolutions are left."""
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What it is made of."""
+
+    def towers(self, level: Tensor, reused: int) -> Towers:
+        """Run the towers of one level to the cut; ``0 <= reused < convs``."""
+
+    def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
+        """Run the rest, activation first: logits ``N x A x K`` and encoded boxes ``N x A x 4``."""
+
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Turn encoded boxes ``N x A x 4`` into xyxy in input pixels; ``anchors`` are ``A x 4``."""
 
 
 class Detector(nn.Module, ABC):
@@ -33,3 +88,18 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects; boxes are clipped to each image's unpadded ``(height, width)``."""
+
+    @property
+    def dense_head(self) -> DenseHead | None:
+        """The head, for losses on predictions; None, the default, where there is none that can be cut."""
+        return None
+
+    def forward_with_head(
+        self, images: Tensor, targets: Sequence[Target], reused: int
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
+        """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
+
+        Raises:
+            DfmsdError: the detector has no `dense_head`.
+        """
+        raise DfmsdError(f"{type(self).__name__} has no dense head that can be cut; choose a loss on features")

@@ -11,17 +11,20 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.detectors.backbones import DRY_RUN_SIZE, dry_run
-from dfmsd.detectors.base import Detector
+from dfmsd.detectors.base import Detector, HeadPass
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.heads import TorchvisionHead, can_be_cut, total_centerness
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
 
@@ -118,13 +121,73 @@ class OneStageDetector(TorchvisionDetector):
         super().__init__(model, class_names, label_ids, model.head.classification_head.num_classes)
         self.model.anchor_generator = _Float32Anchors(model.anchor_generator)
 
+    @property
+    def dense_head(self) -> TorchvisionHead | None:
+        """The head, where its two parts are torchvision's own."""
+        strides = [level.stride for level in self.levels]
+        return TorchvisionHead(self.model, self.class_names, strides) if can_be_cut(self.model) else None
+
+    def forward_with_head(
+        self, images: Tensor, targets: Sequence[Target], reused: int
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
+        """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
+
+        Raises:
+            DfmsdError: a box has no area, or the head is of another make than torchvision's.
+        """
+        head = self.dense_head
+        if head is None:
+            return super().forward_with_head(images, targets, reused)
+        own, pyramid = self._own_targets(targets), self._pyramid(self._maps(images))
+        towers = {name: head.towers(level, reused) for name, level in pyramid.items()}
+        levels = [head.outputs(value, reused) for value in towers.values()]
+        outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
+        anchors, counts = self._anchors(_whole(images), list(pyramid.values()))
+        matched = self._match(own, outputs, anchors, counts)
+        losses: dict[str, Tensor] = self.model.head.compute_loss(own, outputs, anchors, matched)
+        assigned = torch.stack(matched)
+        valid = assigned != Matcher.BETWEEN_THRESHOLDS
+        found = HeadPass(
+            towers,
+            dict(zip(pyramid, torch.split(anchors[0], counts), strict=True)),
+            dict(zip(pyramid, torch.split(valid, counts, dim=1), strict=True)),
+            self._positives(own, anchors[0], assigned),
+        )
+        return pyramid, losses, found
+
     def _losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
     ) -> dict[str, Tensor]:
         outputs, anchors, counts = self._heads(images, maps)
-        per_level = (counts,) if isinstance(self.model, FCOS) else ()
-        losses: dict[str, Tensor] = self.model.compute_loss(targets, outputs, anchors, *per_level)
+        matched = self._match(targets, outputs, anchors, counts)
+        losses: dict[str, Tensor] = self.model.head.compute_loss(targets, outputs, anchors, matched)
         return losses
+
+    def _match(
+        self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
+    ) -> list[Tensor]:
+        """Give each image's object of each anchor: an index, or below 0 for none.
+
+        torchvision's models match and hand the result on to their head's ``compute_loss``: here the hand-over is all
+        that is wanted.
+        """
+        head = SimpleNamespace(compute_loss=lambda _targets, _outputs, _anchors, matched: matched)
+        model = SimpleNamespace(head=head)
+        if isinstance(self.model, FCOS):
+            model.center_sampling_radius = self.model.center_sampling_radius
+            found: list[Tensor] = FCOS.compute_loss(model, targets, outputs, anchors, counts)
+        else:
+            model.proposal_matcher = self.model.proposal_matcher
+            found = RetinaNet.compute_loss(model, targets, outputs, anchors)
+        return found
+
+    def _positives(self, targets: list[TorchvisionTarget], anchors: Tensor, assigned: Tensor) -> Tensor:
+        positive = assigned >= 0
+        if not isinstance(self.model, FCOS):
+            return positive.sum()
+        pairs = zip(targets, assigned, strict=True)
+        boxes = [target["boxes"][index.clamp(min=0)] if len(target["boxes"]) else anchors for target, index in pairs]
+        return total_centerness(self.model.box_coder, anchors, torch.stack(boxes), positive)
 
     def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         outputs, anchors, counts = self._heads(images, maps)
@@ -138,11 +201,14 @@ class OneStageDetector(TorchvisionDetector):
     def _heads(self, images: ImageList, maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
         """Give head outputs ``N x anchors x ...``, anchors of each image, and the number of anchors of each level."""
         levels = list(maps.values())
-        generator = self.model.anchor_generator
         outputs = {name: output.float() for name, output in self.model.head(levels).items()}
+        return outputs, *self._anchors(images, levels)
+
+    def _anchors(self, images: ImageList, levels: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        generator = self.model.anchor_generator
         per_cell = generator.num_anchors_per_location()
         counts = [level.shape[2] * level.shape[3] * cell for level, cell in zip(levels, per_cell, strict=True)]
-        return outputs, generator(images, levels), counts
+        return generator(images, levels), counts
 
 
 class TwoStageDetector(TorchvisionDetector):

@@ -114,7 +114,7 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
         for index in range(len(task.stages)):
             task.enter_stage(index, begins=False)
             named = task(batch.images, batch.targets)
-            _check_values(named, index + 1)
+            _check_values(named, index + 1, empty=not any(len(target["boxes"]) for target in batch.targets))
             _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
             for name, value in term_groups(named).items():
                 norm = _gradient_norm(value, task.student)
@@ -143,13 +143,15 @@ def undisturbed(task: DistillationTask) -> Iterator[None]:
             task.load_state_dict(state)
 
 
-def _check_values(named: dict[str, Tensor], stage: int) -> None:
+def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
+    """Refuse what is not finite, and what is 0 on all levels, unless there is no object for a term on objects."""
+    groups = term_groups(named)
     for name, value in named.items():
         if not torch.isfinite(value):
             raise DfmsdError(
                 f"stage {stage}: {name} is {float(value.detach())} on the first batch; check the teacher's weights"
             )
-        if value == 0 and not name.startswith("task/"):
+        if groups[name.partition("/")[0]] == 0 and not name.startswith("task/") and not empty:
             raise DfmsdError(
                 f"stage {stage}: {name} is exactly 0 on the first batch, so it would teach nothing; is the teacher the "
                 "student itself, or a weight 0?"

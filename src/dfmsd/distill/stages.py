@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import LossConfig
 
 Schedule = Literal["restart", "continuous"]
 
@@ -21,13 +22,14 @@ class StageConfig:
         teacher: run folder, student file, torchvision weight name, or the YAML of a training run, which is
             made on first use; None is plain training on the labels.
         epochs: length of the stage, >= 1.
-        loss: options that replace those of the run's loss in this stage.
+        loss: options that replace those of the run's loss in this stage; where one of the two is a list of losses, the
+            stage's own alone.
         fresh: new alignment and generation layers; false takes over those of the stage before.
     """
 
     epochs: int
     teacher: str | None = None
-    loss: dict[str, Any] = field(default_factory=dict)
+    loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
 
 

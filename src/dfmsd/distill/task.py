@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
 from dfmsd.distill.balance import GradientBalance
+from dfmsd.distill.heads import HeadPair
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
@@ -26,7 +27,7 @@ class DistillationTask(nn.Module):
         student: trained in place.
         stages: the plan.
         teachers: one per stage; None where the stage has none.
-        loss: ``name`` and options of the loss; a stage's own options replace them.
+        loss: ``name`` and options of the loss, or a list of such; for a stage's own see `losses.replace_loss`.
         balance: size of each term's gradient relative to the task's, see `GradientBalance`; None keeps the
             stated weights.
 
@@ -41,20 +42,21 @@ class DistillationTask(nn.Module):
         student: Detector,
         stages: Sequence[StageConfig],
         teachers: Sequence[FrozenTeacher | None],
-        loss: Mapping[str, Any],
+        loss: losses.LossConfig,
         balance: float | None = None,
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
         self.teachers = tuple(teachers)
         self.stage = 0
+        self.heads: dict[int, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
         for index, (stage, teacher) in enumerate(zip(stages, teachers, strict=True)):
             if teacher is None:
                 continue
-            options = {**loss, **stage.loss}
             try:
-                criterion = losses.build(options.pop("name", "dfmsd"), student.levels, teacher.levels, **options)
+                criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
+                self._pair_heads(index, student, teacher, criterion)
             except DfmsdError as error:
                 raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
             criteria[str(index)] = criterion
@@ -76,9 +78,9 @@ class DistillationTask(nn.Module):
         return self.teachers[self.stage]
 
     @property
-    def criterion(self) -> losses.Criterion | None:
+    def criterion(self) -> losses.Criterion | losses.CriterionSum | None:
         """The current stage's criterion."""
-        criterion: losses.Criterion | None = self._of_stage("criteria", self.stage)
+        criterion: losses.Criterion | losses.CriterionSum | None = self._of_stage("criteria", self.stage)
         return criterion
 
     @property
@@ -122,7 +124,7 @@ class DistillationTask(nn.Module):
         """
         criterion = self.criterion
         teacher_pyramid = self._teacher_pyramid(images, keys)  # before the student: its peak of memory is over by then
-        pyramid, task_losses = self.student(images, targets)
+        pyramid, task_losses, heads = self._student_step(images, targets, teacher_pyramid)
         named = {f"task/{name}": value for name, value in task_losses.items()}
         if teacher_pyramid is None or criterion is None:
             return named
@@ -133,6 +135,7 @@ class DistillationTask(nn.Module):
             size=(images.shape[-2], images.shape[-1]),
             stage=self.stage + 1,
             previous=self._previous_pyramid(images, keys),
+            heads=heads,
         )
         if self.balance is not None:
             terms = self.balance(terms, sum(task_losses.values()), pyramid)
@@ -157,6 +160,15 @@ class DistillationTask(nn.Module):
     def diagnostics(self) -> dict[str, Tensor]:
         """``pearson/<level>`` of the last batch; empty in a stage without teacher."""
         return {} if self.criterion is None else self.criterion.diagnostics
+
+    def _student_step(
+        self, images: Tensor, targets: Sequence[Target], teacher_pyramid: FeaturePyramid | None
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], dict[str, losses.HeadLevel] | None]:
+        """One forward pass of the student, and with it the two heads, where the loss compares predictions."""
+        pair = self.heads.get(self.stage)
+        if pair is None or teacher_pyramid is None:
+            return *self.student(images, targets), None
+        return pair.learn(images, targets, pair.teach(teacher_pyramid))
 
     def _teacher_pyramid(self, images: Tensor, keys: Sequence[str | None]) -> FeaturePyramid | None:
         """The levels that the criterion pairs; the others need not stay in memory."""
@@ -187,6 +199,13 @@ class DistillationTask(nn.Module):
         modules = self.trainable[kind]
         assert isinstance(modules, nn.ModuleDict)
         return dict(modules.items()).get(str(index))
+
+    def _pair_heads(
+        self, index: int, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum
+    ) -> None:
+        method = next((method for method in criterion.methods if isinstance(method, losses.CrossKD)), None)
+        if method is not None:
+            self.heads[index] = HeadPair(student, teacher, method)
 
     def _check_takeover(self) -> None:
         for index, stage in enumerate(self.stages):

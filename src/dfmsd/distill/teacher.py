@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfmsd.detectors.base import Detector
+from dfmsd.detectors.base import DenseHead, Detector, Towers
 from dfmsd.distill.cache import TeacherCache
 from dfmsd.types import FeaturePyramid, LevelSpec
+
+
+class TaughtLevel(NamedTuple):
+    """What a teacher's dense head makes of one level; no gradient."""
+
+    towers: Towers
+    logits: Tensor
+    """``N x A x K``."""
+    codes: Tensor
+    """Encoded boxes, ``N x A x 4``."""
 
 
 class FrozenTeacher:
@@ -64,9 +75,29 @@ class FrozenTeacher:
                 return self._compute(images)
             return self.cache(images, keys, self._compute)
 
+    @torch.no_grad()
+    def read(self, head: DenseHead, levels: Mapping[str, Tensor], reused: int) -> dict[str, TaughtLevel]:
+        """Run the teacher's head on levels of its pyramid, computed or stored.
+
+        Args:
+            head: of the teacher.
+            levels: ``N x C x H x W`` by name.
+            reused: convolutions behind the cut of the towers.
+        """
+        self._be_frozen()
+        taught = {}
+        with self._autocast(next(iter(levels.values())).device.type):
+            for name, level in levels.items():
+                towers = head.towers(level, reused)
+                taught[name] = TaughtLevel(towers, *head.predict(towers, reused))
+        return taught
+
     def _compute(self, images: Tensor) -> FeaturePyramid:
+        self._be_frozen()
+        return self.detector.features(images)
+
+    def _be_frozen(self) -> None:
         # Each time, since somebody else may have switched the same detector to training; a look costs a hundredth of
         # the switch.
         if any(module.training for module in self._modules):
             self.detector.eval()
-        return self.detector.features(images)

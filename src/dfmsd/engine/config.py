@@ -15,7 +15,7 @@ from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_text
-from dfmsd.losses import check_options
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, replace_loss
 
 Precision = Literal["32", "bf16", "16"]
 ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -144,9 +144,11 @@ class DistillConfig(RunConfig):
         devices: processes.
         student: the detector that is trained.
         stages: who teaches, and for how long.
-        loss: ``name`` of the loss and its options.
+        loss: ``name`` of the loss and its options; several at once by a list of such.
         balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
             over the first steps of each stage; null keeps the stated weights.
+        inherit: start with the neck outputs and the head of the first stage's teacher (true), or of the detector of
+            this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
         compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
             first step.
@@ -158,8 +160,9 @@ class DistillConfig(RunConfig):
 
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
-    loss: dict[str, Any] = field(default_factory=lambda: {"name": "dfmsd"})
+    loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = None
+    inherit: bool | str = False
     teacher_precision: Precision | None = None
     compile_loss: bool = False
     teacher_cache: Literal["ram", "disk"] | None = None
@@ -174,14 +177,19 @@ class DistillConfig(RunConfig):
         """
         super().__post_init__()
         check_stages(self.stages)
-        self.loss = {"name": "dfmsd", **self.loss}
+        if isinstance(self.loss, dict):
+            self.loss = {"name": DEFAULT_LOSS, **self.loss}
         for index, stage in enumerate(self.stages):
             try:
-                check_options(**{**self.loss, **stage.loss})
+                check_sum(replace_loss(self.loss, stage.loss))
             except DfmsdError as error:
-                raise DfmsdError(f"stages.{index}: {error}" if stage.loss else str(error)) from error
+                raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
         if self.balance is not None and self.balance <= 0:
             raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
+        if self.inherit is True and self.stages[0].teacher is None:
+            raise DfmsdError(
+                "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
+            )
         self._check_teacher_cache()
 
     def _check_teacher_cache(self) -> None:
@@ -209,14 +217,19 @@ class DistillConfig(RunConfig):
         return sum(stage.epochs for stage in self.stages)
 
     @property
+    def ancestor(self) -> str | None:
+        """Reference of the detector that the student inherits from."""
+        return self.stages[0].teacher if self.inherit is True else self.inherit or None
+
+    @property
     def teacher_arithmetic(self) -> torch.dtype:
         """Type that the teachers compute in."""
         return ARITHMETIC[self.teacher_precision or self.precision]
 
     def without_teachers(self) -> DistillConfig:
-        """Give the baseline: the same loop, data, schedule and stages, without any distillation term."""
+        """Give the baseline: the same loop, data, schedule and stages, without any distillation term or inheriting."""
         stages = [replace(stage, teacher=None, loss={}, fresh=True) for stage in self.stages]
-        return replace(self, stages=stages, balance=None, teacher_cache=None, compile_loss=False)
+        return replace(self, stages=stages, balance=None, inherit=False, teacher_cache=None, compile_loss=False)
 
 
 def to_yaml(config: RunConfig) -> str:

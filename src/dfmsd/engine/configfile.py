@@ -14,10 +14,9 @@ import jsonargparse
 import yaml
 
 from dfmsd.distill.stages import StageConfig
-from dfmsd.engine.config import RunConfig
 from dfmsd.errors import DfmsdError
 
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C")
 
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
@@ -25,7 +24,7 @@ def command_parser(description: str) -> jsonargparse.ArgumentParser:
     return jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
 
 
-def config_parser(config: type[RunConfig]) -> jsonargparse.ArgumentParser:
+def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
     """Build a parser whose flags are the keys of ``config``, with ``--config FILE``."""
     parser = command_parser((config.__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file; flags that follow it win")
@@ -35,8 +34,8 @@ def config_parser(config: type[RunConfig]) -> jsonargparse.ArgumentParser:
 
 def build_config(config: type[C], values: Any) -> C:
     """Build the config object from parsed values, leaving out what is no field of it."""
-    fields = config.__dataclass_fields__
-    return config(**{name: value for name, value in vars(values).items() if name in fields})
+    known = get_type_hints(config)
+    return config(**{name: value for name, value in vars(values).items() if name in known})
 
 
 def read_config(config: type[C], path: Path) -> C:
@@ -57,7 +56,7 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def explain(error: jsonargparse.ArgumentError, config: type[RunConfig] | None) -> str:
+def explain(error: jsonargparse.ArgumentError, config: type[Any] | None) -> str:
     """Give a parser's complaint in one line; for a key that ``config`` does not know with the one that may be meant."""
     message = one_line(error).removesuffix(".")
     unknown = re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([\w.]+)'", message)
@@ -82,16 +81,16 @@ def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[st
     Args:
         parser: knows the rest of the arguments.
         arguments: of the command.
-        key: of the list.
+        key: of the list; where it holds a mapping, flags into it are left as they are.
 
     Raises:
-        DfmsdError: the list has no such entry, or the flag has no value.
+        DfmsdError: there is no such entry, or the flag has no value.
     """
     rest: list[str] = []
     changes: dict[str, str] = {}
     remaining = iter(arguments)
     for argument in remaining:
-        if re.match(rf"--{key}\.\d", argument):
+        if argument.startswith(f"--{key}."):
             flag, equals, value = argument.partition("=")
             changes[flag] = value if equals else next(remaining, "")
         else:
@@ -100,12 +99,19 @@ def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[st
         return rest
     readable = [argument for argument in rest if not argument.startswith("--print_config")]  # it would print and exit
     entries = json.loads(json.dumps(parser.parse_args(readable).as_dict().get(key) or []))
+    if isinstance(entries, dict):
+        for flag in changes:
+            if re.match(rf"--{key}\.\d", flag):
+                raise DfmsdError(f"{flag}: {key} is no list; leave out the number, or give --{key} a list")
+        return list(arguments)
     for flag, value in changes.items():
-        _, position, *path = flag.split(".")
+        position, *path = flag.removeprefix(f"--{key}.").split(".")
         if not position.isdigit() or int(position) >= len(entries):
-            raise DfmsdError(f"{flag}: there are {len(entries)} {key}, counted from 0")
+            raise DfmsdError(
+                f"{flag}: {key} has {len(entries)} entries, counted from 0; name one, as in --{key}.0.<option>"
+            )
         if not path:
-            raise DfmsdError(f"{flag}: name the key too, such as --{key}.{position}.epochs")
+            raise DfmsdError(f"{flag}: name the key too, such as --{key}.{position}.{next(iter(entries[0]))}")
         _set(entries[int(position)], path, flag, value)
     return [*rest, f"--{key}", json.dumps(entries)]
 
@@ -117,7 +123,7 @@ def _set(entry: dict[str, Any], path: Sequence[str], flag: str, value: str) -> N
         if not isinstance(entry, dict):
             raise DfmsdError(f"{flag}: {parent} has no keys")
     try:
-        entry[last] = yaml.safe_load(value)
+        entry[last] = jsonargparse.get_loader("yaml")(value)  # as in a file: for plain YAML, 1e-5 is a text
     except yaml.YAMLError as error:
         raise DfmsdError(f"{flag}: {value!r} is no value ({one_line(error)})") from error
     if not value:

@@ -90,7 +90,8 @@ def preflight(
 
 def _pairs(task: DistillationTask) -> str:
     assert task.criterion is not None
-    return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in task.criterion.pairs)
+    pairs = dict.fromkeys(task.criterion.pairs)  # once, though several methods of a sum may have it
+    return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in pairs)
 
 
 def _level(level: LevelSpec) -> str:

@@ -23,6 +23,7 @@ from rich.console import Console
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, load_detector, save_detector
 from dfmsd.distill.checks import ownership
+from dfmsd.distill.inherit import inherit
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.engine.allocator import keep_freed_memory
@@ -170,9 +171,13 @@ def build_task(
         )
     names = [stage.teacher for stage in config.stages]
     given = teachers or {}
-    loaded = load_teachers([name for name in names if name and name not in given], class_names, Path(config.out))
+    wanted = dict.fromkeys(name for name in (*names, config.ancestor) if name and name not in given)
+    detectors = {**load_teachers(list(wanted), class_names, Path(config.out)), **given}
+    if config.ancestor:
+        parts = inherit(student, detectors[config.ancestor], config.ancestor)
+        console.print(f"student starts with {', '.join(parts)} of {config.ancestor}", highlight=False)
     arithmetic = config.teacher_arithmetic
-    frozen = {name: FrozenTeacher(detector, name, arithmetic) for name, detector in {**loaded, **given}.items()}
+    frozen = {name: FrozenTeacher(detectors[name], name, arithmetic) for name in names if name}
     pl.seed_everything(config.seed, verbose=False)  # again: a teacher may just have been trained
     task = DistillationTask(
         student, config.stages, [frozen[name] if name else None for name in names], config.loss, config.balance

@@ -157,11 +157,12 @@ def untrained_task(config: DistillConfig, class_names: Sequence[str]) -> Distill
     teachers: dict[str, Detector] = {}
     for stage in config.stages:
         if stage.teacher is not None and stage.teacher not in teachers:
-            teachers[stage.teacher] = _untrained_teacher(stage.teacher, class_names)
+            teachers[stage.teacher] = untrained_teacher(stage.teacher, class_names)
     return build_task(config, class_names, teachers=teachers)
 
 
-def _untrained_teacher(reference: str, class_names: Sequence[str]) -> Detector:
+def untrained_teacher(reference: str, class_names: Sequence[str]) -> Detector:
+    """Build a teacher, with random weights where others would have to be trained or downloaded."""
     if reference.endswith((".yaml", ".yml")):
         model = read_config(TrainConfig, Path(reference)).model
         return build_detector(replace(model, pretrained=False), class_names)

@@ -159,10 +159,14 @@ def _count_levels(task: DistillationTask, batch: Batch) -> dict[str, LevelCost]:
     criterion = task.criterion
     assert criterion is not None
     calls = record_calls(task, batch, (*criterion.align, *criterion.methods))
-    levels = {}
+    levels: dict[str, LevelCost] = {}
     for pair, align, method in zip(criterion.pairs, criterion.align, criterion.methods, strict=True):
         there = [calls[align][0], calls[method][0][1:]]  # not the aligned feature, unless that is the student's own
-        levels[pair.student.name] = LevelCost(*(_count_call(part, *calls[part], there) for part in (align, method)))
+        costs = (_count_call(part, *calls[part], there) for part in (align, method))
+        before = levels.get(pair.student.name, LevelCost(Cost(), Cost()))  # of another method of a sum
+        levels[pair.student.name] = LevelCost(
+            *(old + new for old, new in zip((before.align, before.method), costs, strict=True))
+        )
     return levels
 
 

@@ -5,47 +5,85 @@ criterion = dfmsd.losses.build("dfmsd", student_levels, teacher_levels, alpha=2.
 terms = criterion(student_pyramid, teacher_pyramid, boxes=boxes, size=(256, 256), stage=1)
 loss = sum(terms.values())
 ```
+
+Several methods at once: ``dfmsd.losses.build_sum([{"name": "pkd"}, {"name": "mgd", "ratio": 0.5}], ...)``.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Any, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
 
 from dfmsd.align import Pairing
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.criterion import Criterion
+from dfmsd.losses.amd import AMD, AMDOptions
+from dfmsd.losses.criterion import Criterion, CriterionSum, check_terms
+from dfmsd.losses.crosskd import CrossKD, CrossKDOptions
 from dfmsd.losses.cwd import CWD, CWDOptions
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
+from dfmsd.losses.dmkd import DMKD, DMKDOptions
+from dfmsd.losses.fgd import FGD, FGDOptions
 from dfmsd.losses.fitnet import FitNet, FitNetOptions
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import HeadLevel, LossContext, Method
 from dfmsd.losses.mgd import MGD, MGDOptions
 from dfmsd.losses.pkd import PKD, PKDOptions
 from dfmsd.types import LevelSpec
 
-LOSSES: dict[str, type[Method]] = {"cwd": CWD, "dfmsd": DFMSD, "fitnet": FitNet, "mgd": MGD, "pkd": PKD}
+LOSSES: dict[str, type[Method]] = {
+    "amd": AMD,
+    "crosskd": CrossKD,
+    "cwd": CWD,
+    "dfmsd": DFMSD,
+    "dmkd": DMKD,
+    "fgd": FGD,
+    "fitnet": FitNet,
+    "mgd": MGD,
+    "pkd": PKD,
+}
 """Name -> module of one level, ``Module(channels, Module.Options(**options))``."""
 
+LossConfig = dict[str, Any] | list[dict[str, Any]]
+"""``name`` (`DEFAULT_LOSS` where there is none) and options of a loss; of each one in a sum of several."""
+
+DEFAULT_LOSS = "dfmsd"
 CRITERION_OPTIONS = {"pairing": Pairing, "weight": float}
 
 __all__ = [
+    "AMD",
     "CWD",
+    "DEFAULT_LOSS",
     "DFMSD",
+    "DMKD",
+    "FGD",
     "LOSSES",
     "MGD",
     "PKD",
+    "AMDOptions",
     "CWDOptions",
     "Criterion",
+    "CriterionSum",
+    "CrossKD",
+    "CrossKDOptions",
     "DFMSDOptions",
+    "DMKDOptions",
+    "FGDOptions",
     "FitNet",
     "FitNetOptions",
+    "HeadLevel",
+    "LossConfig",
     "LossContext",
     "MGDOptions",
     "Method",
     "PKDOptions",
     "build",
+    "build_sum",
     "check_options",
+    "check_sum",
+    "replace_loss",
 ]
 
 
@@ -60,7 +98,7 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     """
     if name not in LOSSES:
         raise DfmsdError(f"loss.name: unknown loss {name!r}; there is {', '.join(sorted(LOSSES))}")
-    known = {**get_type_hints(LOSSES[name].Options), **CRITERION_OPTIONS}
+    known = {**_switches(LOSSES[name].Options), **CRITERION_OPTIONS}
     for key, value in options.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -73,8 +111,14 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     return options
 
 
+def _switches(options: Any) -> dict[str, Any]:
+    """Option -> type, of those that are no constant of the method."""
+    hints = get_type_hints(options)
+    return {field.name: hints[field.name] for field in fields(options) if field.init}
+
+
 def _check_value(where: str, value: object, expected: Any) -> None:
-    choices = get_args(expected)
+    choices = get_args(expected) if get_origin(expected) is Literal else ()
     if choices and value not in choices:
         raise DfmsdError(f"{where}: {value!r} is not one of {', '.join(map(repr, choices))}")
     if expected is bool and not isinstance(value, bool):
@@ -103,3 +147,75 @@ def build(
     shared = {key: options.pop(key) for key in CRITERION_OPTIONS if key in options}
     settings = method.Options(**options)
     return Criterion(method, settings, student_levels, teacher_levels, **shared)
+
+
+def check_sum(loss: LossConfig) -> None:
+    """Check a loss, or each one of several and whether they go together.
+
+    Raises:
+        DfmsdError: see `check_options`; no loss at all, one twice, or two that have a term of the same name.
+    """
+    parts = _parts(loss)
+    for name, options in parts.items():
+        check_options(name, **options)
+    if len(parts) > 1:
+        check_terms({name: _terms(name, options) for name, options in parts.items()})
+
+
+def _terms(name: str, options: Mapping[str, Any]) -> Sequence[str]:
+    """Name the terms of a method, which may depend on its options."""
+    method = LOSSES[name]
+    settings = method.Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
+    with torch.device("meta"):  # no memory, no random numbers
+        return method(256, settings).terms
+
+
+def build_sum(
+    loss: LossConfig, student_levels: Sequence[LevelSpec], teacher_levels: Sequence[LevelSpec]
+) -> Criterion | CriterionSum:
+    """Build one loss, or the sum of several, from what a config says.
+
+    Args:
+        loss: ``name`` and options of one, or a list of such.
+        student_levels: levels of the student.
+        teacher_levels: levels of the teacher.
+
+    Raises:
+        DfmsdError: see `build` and `check_sum`.
+    """
+    check_sum(loss)
+    parts = {name: build(name, student_levels, teacher_levels, **options) for name, options in _parts(loss).items()}
+    return CriterionSum(parts) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def replace_loss(loss: LossConfig, own: LossConfig) -> LossConfig:
+    """Give the loss of a stage: options over those of the run's one loss; in front of or as a list, its own alone.
+
+    Args:
+        loss: of the run.
+        own: of the stage; an empty mapping keeps the run's.
+
+    Raises:
+        DfmsdError: options without ``name`` over a list, which do not tell whose they are.
+    """
+    if own == {}:
+        return loss
+    if isinstance(loss, Mapping) and isinstance(own, Mapping):
+        return {**loss, **own}
+    if isinstance(own, Mapping) and "name" not in own:
+        raise DfmsdError("loss.name: missing; over a list of losses a stage's own loss stands alone, so name it")
+    return own
+
+
+def _parts(loss: LossConfig) -> dict[str, dict[str, Any]]:
+    """Name -> options of each loss."""
+    parts: dict[str, dict[str, Any]] = {}
+    for part in [loss] if isinstance(loss, Mapping) else loss:
+        options = {"name": DEFAULT_LOSS, **part}
+        name = options.pop("name")
+        if name in parts:
+            raise DfmsdError(f"loss: {name} is there twice; leave out one of the two")
+        parts[name] = options
+    if not parts:
+        raise DfmsdError("loss: the list is empty; give at least one, such as {name: dfmsd}")
+    return parts

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Align, Pairing, pair_levels
+from dfmsd.align import Align, LevelPair, Pairing, pair_levels
+from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision, pearson
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import HeadLevel, LossContext, Method
 from dfmsd.types import FeaturePyramid, LevelSpec
 
 
@@ -67,6 +69,7 @@ class Criterion(nn.Module):
         size: tuple[int, int],
         stage: int = 1,
         previous: FeaturePyramid | None = None,
+        heads: Mapping[str, HeadLevel] | None = None,
     ) -> dict[str, Tensor]:
         """Give named, weighted scalars whose sum is the loss.
 
@@ -77,6 +80,7 @@ class Criterion(nn.Module):
             size: height and width of the padded input.
             stage: from 1.
             previous: pyramid of the previous stage's teacher, for enhancement ``agreement``.
+            heads: the two heads at each student level, for methods that compare predictions.
 
         Returns:
             ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
@@ -87,7 +91,8 @@ class Criterion(nn.Module):
                 target = full_precision(teacher[pair.teacher.name].detach())
                 aligned = align(full_precision(student[pair.student.name]), target.shape[-2:])
                 former = self._previous_level(previous, pair.teacher)
-                context = LossContext(boxes, size, pair.teacher.stride, stage, former)
+                head = None if heads is None else heads[pair.student.name]
+                context = LossContext(boxes, size, pair.teacher.stride, stage, former, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
                 if self.diagnose or method.correlation is not None:
@@ -104,3 +109,85 @@ class Criterion(nn.Module):
     def _previous_level(previous: FeaturePyramid | None, level: LevelSpec) -> Tensor | None:
         feature = None if previous is None else previous.get(level.name)
         return None if feature is None else full_precision(feature.detach())
+
+
+class CriterionSum(nn.Module):
+    """Several methods as one criterion: the terms of all of them.
+
+    Each has its own alignment, pairing and weight, as it would have alone.
+
+    Args:
+        parts: name -> criterion; the names become a part of the parameters' names.
+
+    Attributes:
+        pairs: the paired levels of all parts, one part after the other; a pair appears in each part that has it.
+        align: the alignment of each pair.
+        methods: the method of each pair.
+        terms: names of the terms of all parts.
+        needs_previous: whether any part wants the previous stage's teacher.
+        diagnostics: those of all parts; where two have one of the same name, of the first.
+
+    Raises:
+        DfmsdError: two parts have a term of the same name.
+    """
+
+    def __init__(self, parts: Mapping[str, Criterion]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.pairs: tuple[LevelPair, ...] = tuple(chain.from_iterable(part.pairs for part in parts.values()))
+        self.terms: tuple[str, ...] = tuple(chain.from_iterable(part.terms for part in parts.values()))
+        self.needs_previous = any(part.needs_previous for part in parts.values())
+        check_terms({name: part.terms for name, part in parts.items()})
+
+    @property
+    def criteria(self) -> list[Criterion]:
+        """The parts, in their order."""
+        return [part for part in self.parts.values() if isinstance(part, Criterion)]
+
+    @property
+    def align(self) -> list[nn.Module]:
+        """The alignment of each of `pairs`."""
+        return list(chain.from_iterable(part.align for part in self.criteria))
+
+    @property
+    def methods(self) -> list[nn.Module]:
+        """The method of each of `pairs`."""
+        return list(chain.from_iterable(part.methods for part in self.criteria))
+
+    @property
+    def diagnose(self) -> bool:
+        """Whether parts compute correlations that they have no use for themselves."""
+        return any(part.diagnose for part in self.criteria)
+
+    @diagnose.setter
+    def diagnose(self, wanted: bool) -> None:
+        for part in self.criteria:
+            part.diagnose = wanted
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """``pearson/<level>``, see `Criterion`."""
+        return {name: value for part in reversed(self.criteria) for name, value in part.diagnostics.items()}
+
+    def forward(self, student: FeaturePyramid, teacher: FeaturePyramid, **context: Any) -> dict[str, Tensor]:
+        """Give the terms of all parts; arguments and result are those of `Criterion.forward`."""
+        return {name: term for part in self.criteria for name, term in part(student, teacher, **context).items()}
+
+
+def check_terms(terms: Mapping[str, Sequence[str]]) -> None:
+    """Refuse methods that could not be told apart in a log.
+
+    Args:
+        terms: method -> names of its terms.
+
+    Raises:
+        DfmsdError: two have a term of the same name.
+    """
+    owners: dict[str, str] = {}
+    for method, names in terms.items():
+        for name in names:
+            if name in owners:
+                raise DfmsdError(
+                    f"loss: {owners[name]} and {method} both have a term {name!r}; leave out one of the two"
+                )
+            owners[name] = method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class DFMSD(Method):
     Source: reconstruction, see docs/concepts.md; only the abstract of arXiv 2407.13147 was available.
     """
 
-    Options = DFMSDOptions
+    Options: ClassVar[type] = DFMSDOptions
 
     def __init__(self, channels: int, options: DFMSDOptions) -> None:
         super().__init__(channels, options)

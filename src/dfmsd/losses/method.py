@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+
+
+class HeadLevel(NamedTuple):
+    """One level of a student's and a teacher's dense head of one kind; ``A`` anchors lie on it, ``K`` are the classes.
+
+    Tower features are those of the classification and of the regression tower, each ``N x C x H x W``, where both
+    towers are cut: behind a normalisation, before the activation.
+    """
+
+    arch: str
+    """``fcos`` or ``retinanet``."""
+    student: tuple[Tensor, Tensor]
+    """Tower features."""
+    teacher: tuple[Tensor, Tensor]
+    """Tower features, without gradient."""
+    logits: Tensor
+    """The teacher's, ``N x A x K``."""
+    boxes: Tensor
+    """The teacher's, ``N x A x 4``, xyxy in input pixels."""
+    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """The rest of the frozen teacher's head: tower features -> logits and boxes."""
+    valid: Tensor
+    """Bool, ``N x A``: False where an anchor is neither object nor background."""
+    positives: Tensor
+    """Scalar: what the anchors on objects weigh together on all levels."""
 
 
 class LossContext(NamedTuple):
@@ -22,6 +47,8 @@ class LossContext(NamedTuple):
     """From 1."""
     previous_teacher: Tensor | None = None
     """The previous stage's teacher at the same stride, ``N x C' x H x W``."""
+    head: HeadLevel | None = None
+    """Both heads at this level, for a method on predictions."""
 
 
 class Method(nn.Module, ABC):

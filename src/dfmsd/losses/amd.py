@@ -1,0 +1,124 @@
+"""AMD at one pyramid level: mask where the teacher looks, rebuild, and let the teacher gate the channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfmsd.errors import DfmsdError
+from dfmsd.functional import spatial_attention, standardize
+from dfmsd.generation import GenerationBlock
+from dfmsd.losses.method import LossContext, Method
+from dfmsd.masking import Direction, Selection, select_mask
+
+REDUCTION = 16
+EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class AMDOptions:
+    """Every choice of the method that is not known, as a switch.
+
+    Args:
+        gate: multiply the rebuilt channels by a gate that reads the teacher.
+        selection: how the mask follows the attention, see `masking.select_mask`.
+        direction: what is masked, see `masking.select_mask`.
+        threshold: attention, of mean 1, from which on ``selection: threshold`` masks.
+        ratio: share of positions masked by the other selections, 0..1.
+        tau: temperature of the attention, > 0.
+        target: what is rebuilt: ``raw`` T, as in MGD, or ``standardized`` z(T).
+    """
+
+    gate: bool = True
+    selection: Selection = "threshold"
+    direction: Direction = "important"
+    threshold: float = 1.0
+    ratio: float = 0.5
+    tau: float = 0.5
+    target: Literal["raw", "standardized"] = "raw"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            DfmsdError: a ratio outside 0..1, a temperature that is not above 0, or ``threshold`` with ``random``.
+        """
+        if not 0 <= self.ratio <= 1:
+            raise DfmsdError(f"loss.ratio: {self.ratio} is not a share between 0 and 1")
+        if self.tau <= 0:
+            raise DfmsdError(f"loss.tau: {self.tau} is not above 0; 0.5 is usual")
+        if self.selection == "threshold" and self.direction == "random":
+            raise DfmsdError("loss.selection 'threshold' has no random direction; use 'topk' or 'sample'")
+
+
+class ChannelGate(nn.Sequential):
+    """Squeeze and excitation: a factor in 0..1 for each channel of ``N x C x H x W``, as ``N x C x 1 x 1``.
+
+    Args:
+        channels: ``C``.
+
+    Source: SENet (arXiv 1709.01507), with its reduction of 16.
+    """
+
+    def __init__(self, channels: int) -> None:
+        hidden = max(channels // REDUCTION, 1)
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 1),
+            nn.Sigmoid(),
+        )
+
+
+class AMD(Method):
+    r"""Rebuild the teacher's feature from a student that is masked where the teacher's attention is high.
+
+    $L = \frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - target)^2$ with $M = 0$ where $A_s(T) \geq threshold$,
+    $G$ = conv3x3, ReLU, conv3x3 and $g$ = `ChannelGate`.
+
+    Sum and weight are MGD's: the sum grows with the area of the level. The masked share follows the scale of the
+    teacher's features, unless ``selection`` is ``topk`` or ``sample``.
+
+    Args:
+        channels: of the aligned pair.
+        options: see `AMDOptions`.
+
+    Source: reconstruction of AMD (arXiv 2301.13538), whose abstract alone was available: attention-guided masking and
+    "a simple and efficient module to allow the student network channel to be adaptive".
+    """
+
+    Options = AMDOptions
+    terms = ("amd",)
+    default_weight = 2e-5
+
+    def __init__(self, channels: int, options: AMDOptions) -> None:
+        super().__init__(channels, options)
+        self.options = options
+        self.generation = GenerationBlock(channels)
+        self.gate = ChannelGate(channels) if options.gate else None
+
+    def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
+        """Give the term ``amd``.
+
+        Args:
+            student: aligned, ``N x C x H x W``.
+            teacher: ``N x C x H x W``.
+            context: not used.
+        """
+        o = self.options
+        mask = select_mask(
+            spatial_attention(teacher, o.tau),
+            o.ratio,
+            selection=o.selection,
+            direction=o.direction,
+            threshold=o.threshold,
+        )
+        rebuilt = self.generation(student * mask)
+        if self.gate is not None:
+            rebuilt = rebuilt * self.gate(teacher)
+        target = standardize(teacher, EPS) if o.target == "standardized" else teacher
+        return {"amd": F.mse_loss(rebuilt, target, reduction="sum") / len(student)}
