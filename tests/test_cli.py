@@ -84,6 +84,13 @@ def config(dfmsd: Command, content: dict[str, Any]) -> str:
 
 
 @pytest.fixture
+def comparison(dfmsd: Command, content: dict[str, Any], tiny_teachers: tuple[str, str]) -> str:
+    shared = {key: content[key] for key in ("data", "student", "optim")}
+    pairs = {"both": list(tiny_teachers)}
+    return dfmsd.write("compare.yaml", {**shared, "pairs": pairs, "methods": ["pkd"], "epochs": 2, "out": "table"})
+
+
+@pytest.fixture
 def training(dfmsd: Command, content: dict[str, Any]) -> str:
     """A config of plain training: one epoch of two steps."""
     return dfmsd.write(
@@ -244,7 +251,48 @@ def test_ctrl_c_outside_of_the_loop_ends_quietly(dfmsd: Command, monkeypatch: py
     assert dfmsd("list", "losses") == (130, "", "dfmsd: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "pkdd"], r"methods: 'pkdd', position 1: unknown loss 'pkdd'; did you mean pkd\?"),
+        (["--methods", "pkd,dfmsd[ratoi=0]"], "no option of dfmsd; did you mean 'ratio'"),
+        (["--seeds", "0,x"], "seeds"),
+        (["--method", "pkd"], "method"),
+        (["--jobs", "0"], "jobs: 0 is below 1"),
+        (["--pairs", '{"strong": ["nowhere"]}'], "no detector at 'nowhere'"),
+        (["--student.backbon", "x"], r"unrecognized arguments: --student\.backbon"),
+    ],
+)
+def test_a_bad_comparison_is_refused(dfmsd: Command, comparison: str, arguments: list[str], message: str) -> None:
+    assert re.search(message, dfmsd.refusal("compare", "--config", comparison, *arguments))
+
+
 # What works.
+
+
+def test_lists_of_methods_and_seeds_are_flags(dfmsd: Command, comparison: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfmsd.compare import runner
+    from dfmsd.compare.config import CompareConfig
+    from dfmsd.compare.results import PairResults
+
+    seen: list[tuple[CompareConfig, dict[str, Any]]] = []
+
+    def compare(given: CompareConfig, **options: Any) -> list[PairResults]:
+        seen.append((given, options))
+        return [PairResults("pair", {}, failed={"x": "why"} if options["jobs"] == 3 else {})]
+
+    monkeypatch.setattr(runner, "compare", compare)
+    methods = "none,dfmsd[beta=0,ratio=0.5]@T1+T2,pkd+mgd"
+    given = ["compare", "--config", comparison, "--methods", methods, "--seeds=3,4", "--optim.lr", "0.5"]
+    assert dfmsd(*given, "--jobs", "2")[0] == 0
+    assert dfmsd(*given, "--jobs", "3", "--dry-run", "--allow-weak-teacher")[0] == 1  # a run has failed
+    config, options = seen[0]
+    assert config.methods == ["none", "dfmsd[beta=0,ratio=0.5]@T1+T2", "pkd+mgd"]
+    assert (config.seeds, config.optim.lr, config.epochs) == ([3, 4], 0.5, 2)
+    assert options == {"jobs": 2, "allow_weak_teacher": False, "dry_run": False}
+    assert seen[1][1] == {"jobs": 3, "allow_weak_teacher": True, "dry_run": True}
+    assert dfmsd("compare", "--config", comparison, "--seeds", "7")[0] == 0
+    assert (seen[2][0].seeds, seen[2][0].methods) == ([7], ["pkd"])
 
 
 def test_flags_reach_every_key(

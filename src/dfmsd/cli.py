@@ -13,8 +13,10 @@ import jsonargparse
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dfmsd.compare.config import CompareConfig
+from dfmsd.compare.methods import split_methods
 from dfmsd.data import DataConfig
-from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, trained_image_size
+from dfmsd.engine.config import DistillConfig, TrainConfig, trained_image_size
 from dfmsd.engine.configfile import apply_list_flags, build_config, command_parser, config_parser, explain, one_line
 from dfmsd.errors import DfmsdError
 
@@ -112,6 +114,38 @@ def _estimate(values: Any) -> None:
         write_json(values.json, found.as_json())
 
 
+def _compare_parser() -> jsonargparse.ArgumentParser:
+    parser = config_parser(CompareConfig)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their budgets, and do nothing")
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher that measures badly")
+    return parser
+
+
+def _compare(values: Any) -> None:
+    config = build_config(CompareConfig, values)
+
+    from dfmsd.compare.runner import compare
+
+    found = compare(config, jobs=values.jobs, allow_weak_teacher=values.allow_weak_teacher, dry_run=values.dry_run)
+    if any(results.failed for results in found):
+        sys.exit(1)
+
+
+def _lists_of(arguments: Sequence[str]) -> list[str]:
+    """Turn ``--methods a,b[c=1,d=2] --seeds 0,1`` into JSON lists."""
+    split: dict[str, Callable[[str], list[Any]]] = {
+        "--methods": split_methods,
+        "--seeds": lambda text: [int(seed) if seed.strip().isdigit() else seed for seed in text.split(",")],
+    }
+    whole = [part for text in arguments for part in (text.split("=", 1) if text.split("=")[0] in split else [text])]
+    former = ["", *whole]
+    return [
+        json.dumps(split[flag](text)) if flag in split and not text.startswith(("[", "--")) else text
+        for flag, text in zip(former, whole, strict=False)
+    ]
+
+
 def _evaluate_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("COCO metrics of a detector.")
     parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
@@ -187,16 +221,18 @@ COMMANDS: dict[str, Command] = {
     "distill": (_distill_parser, _distill),
     "check": (_check_parser, _check),
     "estimate": (_estimate_parser, _estimate),
+    "compare": (_compare_parser, _compare),
     "evaluate": (_evaluate_parser, _evaluate),
     "list": (_list_parser, _list),
 }
 
 
-CONFIGS: dict[str, type[RunConfig]] = {
+CONFIGS: dict[str, type[Any]] = {
     "train": TrainConfig,
     "distill": DistillConfig,
     "check": DistillConfig,
     "estimate": DistillConfig,
+    "compare": CompareConfig,
 }
 
 
@@ -217,6 +253,8 @@ def run(arguments: Sequence[str]) -> None:
         if CONFIGS.get(command) is DistillConfig:
             for key in ("stages", "loss"):
                 arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], key)]
+        if command == "compare":
+            arguments = _lists_of(arguments)
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except jsonargparse.ArgumentError as error:
         see = f"dfmsd {command} --help" if command else "dfmsd --help"

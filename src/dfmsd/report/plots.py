@@ -25,7 +25,7 @@ _GAP = np.array([np.nan])
 
 # Okabe and Ito's palette: told apart by colour-blind readers as well.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8a8f98",
     "axes.grid": True,
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=_COLOURS),
@@ -61,14 +61,20 @@ def draw(panels: Sequence[Panel], columns: int = 2) -> Markup:
     """Draw panels in a grid; gives an ``<svg>`` element."""
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, panel in zip(axes, panels, strict=False):
             _draw_panel(ax, panel)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        buffer = io.StringIO()
+        return to_svg(figure)
+
+
+def to_svg(figure: Figure) -> Markup:
+    """Give a figure as an ``<svg>`` element."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()
     return Markup(svg[svg.index("<svg") :])  # matplotlib escapes the texts; HTML wants no XML prologue

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from dfmsd.compare import jobs
+from dfmsd.compare.cells import Cell, make_cells
+from dfmsd.compare.config import CompareConfig
+from dfmsd.compare.jobs import LOG, locked, run_cells, threads_of
+from dfmsd.distill.stages import StageConfig
+from dfmsd.errors import DfmsdError
+
+EPOCHS = 40
+"""Enough that a run is still at work when the second epoch is noticed."""
+
+
+def test_a_failing_run_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    stages = [StageConfig(1, teacher="nowhere")]
+    broken = replace(cell, config=replace(cell.config, out=str(tmp_path / "broken"), stages=stages))
+    ended: dict[str, str | None] = {}
+    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
+        run_cells([broken, cell], 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
+    assert ended.keys() == {"broken", cell.run.name}
+    assert "no detector at 'nowhere'" in str(ended["broken"])
+    assert str(ended["broken"]).endswith(str(tmp_path / "broken" / LOG))
+    assert ended[cell.run.name] is None
+    assert cell.finished
+
+
+def test_a_run_goes_on_after_ctrl_c(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compare_config(tmp_path, methods=["pkd"], epochs=EPOCHS, eval_every=EPOCHS)
+    [_, cell], _ = make_cells(config, config.parsed_methods(), "both")
+    ended: dict[str, str | None] = {}
+
+    def note(done: Cell, failure: str | None) -> None:
+        ended[done.run.name] = failure
+
+    def press_ctrl_c_after_an_epoch(seconds: float) -> None:
+        if (cell.run / "last.ckpt").exists():
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    console = Console(file=(tmp_path / "console").open("w"))
+    monkeypatch.setattr(jobs, "POLL", 0.02)
+    clock = SimpleNamespace(sleep=press_ctrl_c_after_an_epoch, monotonic=time.monotonic)
+    monkeypatch.setattr(jobs, "time", clock)
+    with locked(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
+        run_cells([cell], 1, lock, note, console)
+    assert not ended
+    said = (cell.run / LOG).read_text()
+    assert "interrupted: " in " ".join(said.split())
+    assert f"epoch {EPOCHS}/{EPOCHS}" not in said
+    assert not cell.finished
+
+    monkeypatch.undo()
+    with locked(tmp_path) as lock:  # which no process of before holds any more
+        run_cells([cell], os.cpu_count() or 1, lock, note, console)  # one thread for each
+    assert ended[cell.run.name] is None
+    assert cell.finished
+    said = (cell.run / LOG).read_text()
+    assert said.count("pre-flight") == 1  # it went on instead of beginning again
+    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
+    with (cell.run / "log.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2 * EPOCHS))
+    assert (cell.run / "report.html").exists()
+
+
+def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None:
+    assert jobs._epochs_done(tmp_path) == 0
+    lines = ["step,epoch,stage,lr", *(f"{step},{step // 10},1,0.001" for step in range(500))]
+    (tmp_path / "log.csv").write_text("\n".join(lines[:1]))
+    assert jobs._epochs_done(tmp_path) == 0
+    (tmp_path / "log.csv").write_text("\n".join([*lines, "500,5"]))
+    assert jobs._epochs_done(tmp_path) == 49
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert [threads_of(count) for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DfmsdError, match=r"out: cannot write to .*file"), locked(tmp_path / "file"):
+        pass
