@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
+from dfmsd.compare.cost import peak_bytes
 from dfmsd.engine.environment import describe_environment
 from dfmsd.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
+__all__ = ["Median", "interleaved_medians", "parse_arguments", "peak_bytes", "print_rows", "write_results"]
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every start and stop otherwise
+RESULTS = Path(__file__).parent / "results"
 
 
 class Median(NamedTuple):
@@ -52,23 +49,6 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], repeats: int,
         name: Median(*(1e3 * statistics.median(column) for column in zip(*rows, strict=True)))
         for name, rows in times.items()
     }
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Give the largest number of bytes that tensors made by ``call`` hold at one time, on the CPU.
-
-    Exact and repeatable: torch's CPU allocator reports every allocation and release to the profiler. What lives
-    before the call (weights, the batch) is not counted, nor is scratch memory that oneDNN takes by itself.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    records = [event["args"] for event in events if event["name"] == "[memory]"]
-    before = records[0]["Total Allocated"] - records[0]["Bytes"]
-    return int(max(record["Total Allocated"] for record in records) - before)
 
 
 def parse_arguments(description: str | None, name: str, repeats: int, **extra: Any) -> argparse.Namespace:

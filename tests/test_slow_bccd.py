@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,13 +52,16 @@ def test_two_processes_train_one_student(tiny_root: Path, tiny_teachers: tuple[s
         "student": {"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1},
         "stages": [{"teacher": teacher, "epochs": 1} for teacher in tiny_teachers],
         "optim": {"warmup": 1},
+        "balance": 0.5,
+        "teacher_cache": "disk",
         "devices": 2,
         "deliver": "best",
         "out": "run",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "dfmsd", "distill", "--config", "config.yaml", "--allow-weak-teacher"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=540)
+    place = {**os.environ, "DFMSD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     assert done.stdout == "run/report.html\n"
