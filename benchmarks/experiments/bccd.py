@@ -44,6 +44,13 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "single_stage_w4": ("single_stage", {"loss": {**FULL, "alpha": 4, "beta": 4}}),
     "full_generation": ("single_stage", {"loss": FULL, "teacher_cache": None}),
     "online": ("single_stage", {"teacher_cache": None}),
+    "pkd": ("single_stage", {"loss": {"name": "pkd"}}),
+    "pkd_w1": ("single_stage", {"loss": {"name": "pkd", "weight": 1}}),
+    "cwd": ("single_stage", {"loss": {"name": "cwd"}}),
+    "dmkd": ("single_stage", {"loss": {"name": "dmkd"}}),
+    "mgd_b1": ("single_stage", {"loss": {"name": "mgd"}, "balance": 1.0}),
+    "fgd_b1": ("single_stage", {"loss": {"name": "fgd"}, "balance": 1.0}),
+    "fitnet_b1": ("single_stage", {"loss": {"name": "fitnet"}, "balance": 1.0}),
 }
 """Name -> the config it starts from and what it changes there."""
 
