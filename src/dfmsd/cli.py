@@ -18,15 +18,12 @@ from dfmsd.compare.methods import split_methods
 from dfmsd.data import DataConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig, trained_image_size
 from dfmsd.engine.configfile import apply_list_flags, build_config, command_parser, config_parser, explain, one_line
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import INTERRUPTED, DfmsdError
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
 
 # The commands import what they need themselves: the engine takes longer to import than most input to be refused.
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 def _train_parser() -> jsonargparse.ArgumentParser:

@@ -1,6 +1,9 @@
-"""The one error type that a user is meant to read."""
+"""The one error type that a user is meant to read, and how a process ends without one."""
 
 from __future__ import annotations
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 class DfmsdError(ValueError):

@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.run import device
 from dfmsd.engine.teachercache import open_caches, plan_caches
-from dfmsd.estimate.calibrate import Within, arithmetic, calibrate
+from dfmsd.estimate.calibrate import Within, arithmetic, calibrate, standing_optimizer
 from dfmsd.estimate.estimate import first_batch
 from dfmsd.types import Batch
 
@@ -61,7 +59,9 @@ def measure_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) 
             teacher.to(target)
         within = arithmetic(config, target)
         stages = [
-            partial(_step, task, stage, _standing_still(task, config), batch, within, config.optim.clip)
+            partial(
+                _step, task, stage, standing_optimizer(task.trainable, config.optim), batch, within, config.optim.clip
+            )
             for stage in _stages(task)
         ]
         peaks[name] = max(_peak_of(stage, target) for stage in stages) + _resident(task)
@@ -109,14 +109,6 @@ def threads(count: int) -> Iterator[None]:
 
 def _stages(task: DistillationTask) -> range:
     return range(len(task.stages))
-
-
-def _standing_still(task: DistillationTask, config: DistillConfig) -> torch.optim.Optimizer:
-    """Build the run's optimiser with a learning rate of 0: it does all its work, and the shared student stays."""
-    optimizer = build_optimizer(task.trainable, replace(config.optim, lr=1.0))
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    return optimizer
 
 
 def _step(

@@ -15,10 +15,8 @@ from pathlib import Path
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import one_line, read_config
 from dfmsd.engine.run import distill
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import INTERRUPTED, DfmsdError
 from dfmsd.report import run_report
-
-INTERRUPTED = 130
 
 
 def _follow_parent() -> None:

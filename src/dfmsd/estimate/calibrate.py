@@ -21,7 +21,7 @@ from dfmsd.data.dataset import DetectionDataset
 from dfmsd.distill.cache import Layout, TeacherCache
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.engine.config import ARITHMETIC, DistillConfig
+from dfmsd.engine.config import ARITHMETIC, DistillConfig, OptimConfig
 from dfmsd.engine.evaluate import detect
 from dfmsd.engine.module import build_optimizer
 from dfmsd.estimate.flops import record_calls
@@ -70,6 +70,14 @@ def arithmetic(config: DistillConfig, device: torch.device) -> Within:
     """Give what the networks of a run compute in, as a context."""
     dtype = ARITHMETIC[config.precision]
     return nullcontext if dtype == torch.float32 else lambda: torch.autocast(device.type, dtype)
+
+
+def standing_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Build a run's optimiser with a learning rate of 0: it does all its work and leaves the weights as they are."""
+    optimizer = build_optimizer(module, replace(optim, lr=1.0))  # `OptimConfig` refuses 0
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
 
 
 @contextmanager
@@ -182,13 +190,11 @@ def _store(config: DistillConfig, stack: ExitStack) -> Store:
 
 
 def _update(config: DistillConfig, task: DistillationTask) -> Call:
-    """Clip and step, on gradients of its own; a learning rate of 0 leaves the weights as they are."""
+    """Clip and step, on gradients of its own."""
     trained = nn.ModuleList([task.student] if task.criterion is None else [task.student, task.criterion])
-    optimizer = build_optimizer(trained, replace(config.optim, lr=1.0))
+    optimizer = standing_optimizer(trained, config.optim)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [torch.ones_like(weight) for weight in weights]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
 
     def run() -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
