@@ -101,6 +101,35 @@ def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_pa
     assert len(set(module.seen)) == 6
 
 
+def test_a_held_out_part_of_train_is_evaluated_in_place_of_val(tiny_coco: Path) -> None:
+    whole, parted = CocoDataModule(config(tiny_coco)), CocoDataModule(config(tiny_coco, holdout=0.4))
+    train, held_out = ({record.id for record in part.coco.records} for part in (parted.train, parted.val))
+    assert train | held_out == {record.id for record in whole.train.coco.records}
+    assert not train & held_out
+    truth = parted.val.coco.ground_truth
+    assert {image["id"] for image in truth["images"]} == held_out
+    assert {entry["image_id"] for entry in truth["annotations"]} <= held_out
+    boxes = sum(len(record.boxes) for record in parted.val.coco.records)
+    assert len(truth["annotations"]) == boxes > 0
+    assert all(record.path.parent.name == "train" for record in parted.val.coco.records)
+
+
+def test_the_held_out_part_follows_the_names_of_the_files_alone(tiny_coco: Path) -> None:
+    file = tiny_coco / "annotations" / "instances_train.json"
+    first = [record.path.name for record in CocoDataModule(config(tiny_coco, holdout=0.4)).val.coco.records]
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "images": content["images"][::-1]}))
+    second = [record.path.name for record in CocoDataModule(config(tiny_coco, holdout=0.4), seed=7).val.coco.records]
+    assert first == second[::-1]
+    less = {record.path.name for record in CocoDataModule(config(tiny_coco, holdout=0.3)).val.coco.records}
+    assert less <= set(first)
+
+
+def test_a_part_without_images_is_refused(tiny_coco: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"data.holdout: 0.001 of 8 images puts 0 aside; give a share"):
+        CocoDataModule(config(tiny_coco, holdout=0.001))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -111,6 +140,7 @@ def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_pa
         ({"flip": 1.5}, "data.flip"),
         ({"scale_jitter": (2.0, 0.5)}, "data.scale_jitter"),
         ({"scale_jitter": (0.0, 0.5)}, "data.scale_jitter"),
+        ({"holdout": 0.6}, "data.holdout: expected a share of the training images, 0 to 0.5, got 0.6"),
         ({"workers": -1}, "data.workers"),
         ({"cache": "tape"}, "data.cache: expected `ram`, `disk` or `off`, got 'tape'"),
         ({"cache_gib": 0.0}, "data.cache_gib: expected a number above 0, got 0.0"),

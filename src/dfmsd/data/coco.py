@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -73,6 +74,18 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.records = _records(images, annotations, self.category_ids, root / split, self.file)
         self.ground_truth: dict[str, list[dict[str, Any]]] = _ground_truth(images, annotations, categories)
         """What COCO evaluation needs of the file, crowds included."""
+
+    def part(self, keep: Callable[[ImageRecord], bool]) -> CocoDetection:
+        """Give the split that holds these images only."""
+        part = copy(self)
+        part.records = [record for record in self.records if keep(record)]
+        kept = {record.id for record in part.records}
+        part.ground_truth = {
+            "images": [image for image in self.ground_truth["images"] if image["id"] in kept],
+            "categories": self.ground_truth["categories"],
+            "annotations": [entry for entry in self.ground_truth["annotations"] if entry["image_id"] in kept],
+        }
+        return part
 
     def __len__(self) -> int:
         """Count the images."""

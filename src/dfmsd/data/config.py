@@ -17,6 +17,8 @@ class DataConfig:
         pad: Pad to a square of image_size (`square`), or to the batch's largest sides rounded up to 32 (`batch`).
         flip: Probability of a horizontal flip in training, 0..1.
         scale_jitter: Lowest and highest random factor of the content's size in training, or none.
+        holdout: Share of the training images that is put aside and evaluated on in place of the val split, 0..0.5: for
+            choosing settings without a look at val. File names decide which, so that it is always the same part.
         workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one for each
             core of this process but the first.
         cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
@@ -30,6 +32,7 @@ class DataConfig:
     pad: Literal["square", "batch"] = "square"
     flip: float = 0.5
     scale_jitter: tuple[float, float] | None = None
+    holdout: float = 0.0
     workers: int | None = None
     cache: bool | Literal["ram", "disk", "off"] = "ram"
     cache_gib: float = 4.0

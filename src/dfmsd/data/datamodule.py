@@ -44,6 +44,8 @@ class CocoDataModule(pl.LightningDataModule):
         self.seed = seed
         root = cached_digits() if config.root == "digits" else config.root
         train, val = CocoDetection(root, "train"), CocoDetection(root, "val")
+        if config.holdout:
+            train, val = hold_out(train, config.holdout)
         if train.class_names != val.class_names:
             raise DfmsdError(
                 f"{val.file}: classes {list(val.class_names)} differ from those of the train split, "
@@ -85,6 +87,30 @@ class CocoDataModule(pl.LightningDataModule):
         )
 
 
+def hold_out(split: CocoDetection, share: float) -> tuple[CocoDetection, CocoDetection]:
+    """Part a split by its file names: what is left, and about this share of the images.
+
+    Args:
+        split: The whole.
+        share: 0..1.
+
+    Raises:
+        DfmsdError: One of the two parts has no image.
+    """
+    aside = {record.id for record in split.records if _position(record.path.name) < share}
+    if not 0 < len(aside) < len(split):
+        raise DfmsdError(
+            f"data.holdout: {share} of {len(split)} images puts {len(aside)} aside; give a share that leaves images "
+            "on both sides"
+        )
+    return split.part(lambda record: record.id not in aside), split.part(lambda record: record.id in aside)
+
+
+def _position(name: str) -> float:
+    """Map a name to a number that looks random in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
+
+
 def _check(config: DataConfig, seed: int) -> None:
     jitter = config.scale_jitter
     rules = (
@@ -97,6 +123,7 @@ def _check(config: DataConfig, seed: int) -> None:
         (config.pad in ("square", "batch"), "pad", "`square` or `batch`"),
         (0 <= config.flip <= 1, "flip", "a probability, 0 to 1"),
         (jitter is None or 0 < jitter[0] <= jitter[1], "scale_jitter", "[low, high] with 0 < low <= high, or null"),
+        (0 <= config.holdout <= 0.5, "holdout", "a share of the training images, 0 to 0.5"),
         (config.workers is None or config.workers >= 0, "workers", "at least 0, or null for automatic"),
         (config.cache in ("ram", "disk", "off"), "cache", "`ram`, `disk` or `off`"),
         (config.cache_gib > 0, "cache_gib", "a number above 0"),
