@@ -382,7 +382,8 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
 def test_list_names_what_there_is(dfmsd: Command) -> None:
     losses, detectors, backbones = (dfmsd("list", what)[1].split() for what in ("losses", "detectors", "backbones"))
     assert "dfmsd" in losses
-    assert detectors == ["faster_rcnn", "fcos", "retinanet"]
+    assert detectors == ["faster_rcnn", "fcos", "gfl", "retinanet"]
+    assert {"crosskd", "ld"} <= set(losses)
     assert backbones == list_backbones()
 
 

@@ -30,6 +30,7 @@ TARGETS: list[Target] = [
     {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
 ]
 EMPTY: list[Target] = [TARGETS[1], TARGETS[1]]
+DENSE = ["fcos", "retinanet", "gfl"]
 
 
 def detector(arch: str, head_convs: int = 2) -> TorchvisionDetector:
@@ -39,16 +40,17 @@ def detector(arch: str, head_convs: int = 2) -> TorchvisionDetector:
     return built.eval()
 
 
-@pytest.mark.parametrize("arch", ["fcos", "retinanet"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_the_head_says_what_it_is_made_of(arch: str) -> None:
     spec = detector(arch, 3).dense_head.spec
     assert (spec.arch, spec.classes, spec.channels, spec.convs) == (arch, NAMES, 16, 3)
     assert spec.strides == (8, 16, 32, 64, 128)
-    assert [len(sizes) * len(ratios) for sizes, ratios in spec.anchors] == [1 if arch == "fcos" else 9] * 5
+    assert [len(sizes) * len(ratios) for sizes, ratios in spec.anchors] == [9 if arch == "retinanet" else 1] * 5
+    assert spec.bins == (17 if arch == "gfl" else 0)
 
 
 @pytest.mark.parametrize("reused", [0, 1, 2])
-@pytest.mark.parametrize("arch", ["fcos", "retinanet"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_a_cut_head_predicts_what_the_whole_one_does(arch: str, reused: int) -> None:
     found = detector(arch, 3)
     head = found.dense_head
@@ -66,7 +68,7 @@ def test_a_cut_head_predicts_what_the_whole_one_does(arch: str, reused: int) -> 
 
 @pytest.mark.parametrize("reused", [0, 1])
 @pytest.mark.parametrize("targets", [TARGETS, EMPTY], ids=["boxes", "empty"])
-@pytest.mark.parametrize("arch", ["fcos", "retinanet"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_the_pass_with_the_head_is_the_plain_one(arch: str, targets: list[Target], reused: int) -> None:
     found = detector(arch)
     pyramid, own, _ = found.forward_with_head(IMAGES, targets, reused)
@@ -82,14 +84,16 @@ def test_the_pass_with_the_head_is_the_plain_one(arch: str, targets: list[Target
         assert (got - want).norm() <= 1e-4 * want.norm() + 1e-6
 
 
-@pytest.mark.parametrize("arch", ["fcos", "retinanet"])
+@pytest.mark.parametrize("arch", DENSE)
 def test_decoded_boxes_are_those_of_the_detections(arch: str) -> None:
     found = detector(arch)
     found.model.score_thresh, found.model.nms_thresh, found.model.detections_per_img = 0.0, 1.0, 10**6
     found.model.topk_candidates = 10**6
     pyramid, _, seen = found.forward_with_head(IMAGES, TARGETS, 1)
     head = found.dense_head
-    boxes = torch.cat([head.decode(head.predict(seen.towers[n], 1)[1], seen.anchors[n]) for n in pyramid], dim=1)
+    boxes = torch.cat(
+        [head.decode(head.at(i).predict(seen.towers[n], 1)[1], seen.anchors[n]) for i, n in enumerate(pyramid)], dim=1
+    )
     detected = found.detect(IMAGES, [(10**6, 10**6)] * 2)  # so large that only the left and upper side clip
     for own, want in zip(boxes, detected, strict=True):
         clipped = own.detach().clamp(min=0)
@@ -191,3 +195,32 @@ def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
     inside = common.clamp(min=0).prod(dim=2)
     areas = [(each[:, 2:] - each[:, :2]).prod(dim=1) for each in (boxes, anchors)]
     return inside / (areas[0][:, None] + areas[1][None] - inside)
+
+
+@pytest.mark.parametrize("arch", DENSE)
+def test_the_pass_holds_the_heads_own_predictions(arch: str) -> None:
+    found = detector(arch)
+    pyramid, _, seen = found.forward_with_head(IMAGES, TARGETS, 1)
+    for index, name in enumerate(pyramid):
+        logits, codes = found.dense_head.at(index).predict(seen.towers[name], 1)
+        assert_close(seen.logits[name], logits)
+        assert_close(seen.codes[name], codes)
+        assert seen.objects[name].shape == seen.near[name].shape == logits.shape[:2]
+    objects, near = (torch.cat(list(part.values()), dim=1) for part in (seen.objects, seen.near))
+    assert objects[0].any()
+    assert not objects[1].any()  # no boxes in that image
+    assert bool(near[0].any()) == (arch == "gfl")
+    assert not near[1].any()
+
+
+def test_each_level_of_gfl_has_a_scale() -> None:
+    found = detector("gfl", 1)
+    with torch.no_grad():
+        found.model.head.regression_head.scales.copy_(torch.arange(1.0, 6.0))
+    level, head = torch.randn(1, 16, 4, 4), found.dense_head
+    towers = head.towers(level, 0)
+    one, three = (head.at(index).predict(towers, 0) for index in (0, 2))
+    assert_close(three[1], 3 * one[1])
+    assert_close(three[0], one[0])
+    whole = found.model.head([level] * 5)["bbox_regression"]
+    assert_close(whole, torch.cat([factor * one[1] for factor in range(1, 6)], dim=1))

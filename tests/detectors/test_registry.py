@@ -17,7 +17,7 @@ SMALL = DetectorConfig(fpn_channels=16, head_convs=2)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "torchvision/mobilenet_v3_small"])
-@pytest.mark.parametrize(("arch", "first"), [("fcos", 3), ("retinanet", 3), ("faster_rcnn", 2)])
+@pytest.mark.parametrize(("arch", "first"), [("fcos", 3), ("retinanet", 3), ("gfl", 3), ("faster_rcnn", 2)])
 def test_levels_are_five_powers_of_two(arch: str, first: int, backbone: str) -> None:
     detector = build_detector(replace(SMALL, arch=arch, backbone=backbone), ["a"])
     assert detector.levels == tuple(LevelSpec(f"p{n}", 16, 2**n) for n in range(first, first + 5))
@@ -85,7 +85,7 @@ def test_one_stage_heads_have_no_background() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arch": "yolo"}, r"unknown arch 'yolo': expected one of fcos, retinanet, faster_rcnn"),
+        ({"arch": "yolo"}, r"unknown arch 'yolo': expected one of fcos, retinanet, gfl, faster_rcnn"),
         ({"fpn_channels": 0}, "fpn_channels must be positive, got 0"),
         ({"head_convs": -1}, "head_convs must be positive, got -1"),
         ({"anchor_scale": 0.0}, r"anchor_scale must be positive, got 0\.0"),

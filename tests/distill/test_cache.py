@@ -303,7 +303,7 @@ def test_another_layout_has_another_namespace() -> None:
     assert len({namespace(detector, layout) for layout in layouts}) == len(layouts)
 
 
-@pytest.mark.parametrize("arch", ["fcos", "faster_rcnn", "retinanet"])
+@pytest.mark.parametrize("arch", ["fcos", "faster_rcnn", "retinanet", "gfl"])
 def test_the_same_detector_built_again_has_the_same_namespace(arch: str) -> None:
     config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=16, head_convs=1)  # type: ignore[arg-type]
     detector, again = (build_detector(config, ["thing"]) for _ in range(2))

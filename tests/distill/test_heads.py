@@ -1,4 +1,4 @@
-"""CrossKD through a task: both heads run, once each, and only the student learns."""
+"""Losses on predictions through a task: both heads run, once each, and only the student learns."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ TARGETS: list[Target] = [
     {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
 ]
 CROSSKD = {"name": "crosskd"}
+LD = {"name": "ld"}
 
 
 def detector(arch: str = "fcos", names: tuple[str, ...] = NAMES, **values: Any) -> TorchvisionDetector:
@@ -200,7 +201,8 @@ MISFITS = [
         {"fpn_channels": 32},
         r"channels differ: 16 of the student, 32 of the teacher; set student\.fpn_channels",
     ),
-    ({"arch": "faster_rcnn"}, r"the teacher has no dense head that can be cut; take FCOS or RetinaNet"),
+    ({"arch": "gfl"}, r"the teacher has a head of gfl; take fcos or retinanet for both, or a loss on features"),
+    ({"arch": "faster_rcnn"}, r"the teacher has no dense head that can be cut; take fcos or retinanet for both"),
 ]
 
 
@@ -221,3 +223,95 @@ def test_unlike_anchors_and_too_long_a_rest_are_refused() -> None:
 def test_a_student_without_dense_head_is_refused() -> None:
     with pytest.raises(DfmsdError, match="the student has no dense head"):
         task_of(detector("faster_rcnn"), detector())
+
+
+# LD, whose heads run to their ends.
+
+
+def sides(codes: Tensor) -> Tensor:
+    """Logits of the distributions, over bins in the last dimension."""
+    return codes.unflatten(2, (4, 17))
+
+
+def test_ld_compares_what_the_two_whole_heads_predict() -> None:
+    """A teacher of another width and depth, against both models run whole, on concatenated levels."""
+    student, teacher = detector("gfl"), detector("gfl", fpn_channels=32, head_convs=1)
+    for found in (student, teacher):
+        torch.nn.init.normal_(found.model.head.regression_head.bbox_reg.weight, std=0.3)
+        torch.nn.init.uniform_(found.model.head.regression_head.scales, 0.5, 2.0)
+    named = task_of(student, teacher, LD)(IMAGES, TARGETS)
+    _, _, seen = student.forward_with_head(IMAGES, TARGETS, 0)
+    own, theirs = (found.model.head(list(found.features(IMAGES).values())) for found in (student, teacher))
+    s, t = (sides(outputs["bbox_regression"]) for outputs in (own, theirs))
+    p, q = (t / 10).softmax(-1), (s / 10).softmax(-1)
+    error = 100 * (p * (p.log() - q.log())).mean(-1).mean(-1)  # of each anchor
+    objects, near = (torch.cat(list(part.values()), dim=1) for part in (seen.objects, seen.near))
+    weight = own["cls_logits"].sigmoid().amax(2) * objects
+    assert objects.sum() > 1
+    assert_close(cross(named, "ld_main"), 0.25 * (weight * error).sum(), rtol=1e-4, atol=1e-7)
+    assert_close(cross(named, "ld_valuable"), 0.25 / 4 * (near * error).sum(), rtol=1e-4, atol=1e-7)
+    y, x = ((outputs["cls_logits"] / 2).softmax(-1) for outputs in (theirs, own))
+    classes = 10 * 4 * (y * (y.log() - x.log())).mean(-1)
+    counts = [len(anchors) for anchors in seen.anchors.values()]
+    by_level = [
+        (value * mask).sum() / mask.sum().clamp(min=1)
+        for value, mask in zip(classes.split(counts, 1), objects.split(counts, 1), strict=True)
+    ]
+    assert_close(cross(named, "ld_cls"), torch.stack(by_level).sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_ld_teaches_the_whole_students_head_and_not_the_teacher() -> None:
+    student, teacher = detector("gfl"), detector("gfl")
+    named = task_of(student, teacher, LD)(IMAGES, TARGETS)
+    assert {name.split("/")[0] for name in named} == {"task", "ld_main", "ld_valuable", "ld_cls"}
+    torch.stack([value for name, value in named.items() if name.startswith("ld_")]).sum().backward()
+    assert all(value.grad is not None and value.grad.any() for value in student.model.head.parameters())
+    assert any(value.grad is not None and value.grad.any() for value in student.model.backbone.parameters())
+    assert all(value.grad is None for value in teacher.parameters())
+
+
+def test_a_gfl_student_that_is_the_teacher_has_nothing_to_learn() -> None:
+    teacher = detector("gfl").eval()
+    task, other = task_of(copy.deepcopy(teacher), teacher, LD).eval(), task_of(detector("gfl"), teacher, LD).eval()
+    for term in ("ld_main", "ld_valuable", "ld_cls"):
+        equal, unlike = (float(cross(t(IMAGES, TARGETS), term).detach()) for t in (task, other))
+        assert abs(equal) < 1e-4 * unlike
+
+
+def test_ld_without_any_object_is_zero() -> None:
+    named = task_of(detector("gfl"), detector("gfl"), LD)(IMAGES, [TARGETS[1]] * 2)
+    torch.stack(list(named.values())).sum().backward()
+    assert all(float(cross(named, term).detach()) == 0 for term in ("ld_main", "ld_valuable", "ld_cls"))
+
+
+def test_ld_is_a_part_of_a_sum_and_the_preflight_takes_it() -> None:
+    task = task_of(detector("gfl"), detector("gfl"), [{"name": "pkd"}, {**LD, "valuable": 0}])
+    with torch.autocast("cpu", torch.bfloat16):
+        named = task(IMAGES, TARGETS)
+    assert {name.split("/")[0] for name in named} == {"task", "pkd", "ld_main", "ld_cls"}
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in named.values())
+    scales = term_scales(task, Batch(IMAGES, TARGETS, [(64, 64)] * 2, [(1.0, 1.0)] * 2, [1, 2]))
+    assert [scale.name for scale in scales] == ["task", "pkd", "ld_main", "ld_cls"]
+    assert all(scale.gradient > 0 for scale in scales)
+
+
+LD_MISFITS = [
+    ("fcos", {"arch": "fcos"}, "ld compares distributions of the sides of boxes, and the student has a head of fcos; "),
+    ("gfl", {"arch": "retinanet"}, "and the teacher has a head of retinanet; take gfl for both, or a loss on features"),
+    ("faster_rcnn", {}, "and the student has no dense head that can be cut; take gfl for both"),
+    ("gfl", {"arch": "gfl", "names": ("b", "a")}, r"ld needs two heads of one kind, and classes differ: .*teacher on"),
+]
+
+
+@pytest.mark.parametrize(("arch", "values", "message"), LD_MISFITS)
+def test_ld_refuses_heads_without_distributions(arch: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=rf"stage 1, teacher big: .*{message}") as caught:
+        task_of(detector(arch), detector(**values), LD)
+    assert "\n" not in str(caught.value)
+
+
+def test_ld_refuses_other_bins() -> None:
+    student, teacher = detector("gfl"), detector("gfl")
+    teacher.model.box_coder.bins = 9
+    with pytest.raises(DfmsdError, match="bins differ: 17 of the student, 9 of the teacher"):
+        task_of(student, teacher, LD)

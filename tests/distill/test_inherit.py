@@ -60,6 +60,19 @@ def test_the_student_reads_the_teachers_features_as_the_teacher_does() -> None:
         assert_close(student.model.head(levels), expected, rtol=0, atol=0)
 
 
+def test_gfl_inherits_its_neck_and_its_head_with_the_scales() -> None:
+    student, teacher = detector("gfl"), detector("gfl", backbone="tf_efficientnet_lite0")
+    parts = inherit(student, teacher, "big")
+    assert list(parts) == [LAYERS, EXTRA, "head"]
+    assert "head.regression_head.scales" in parts["head"]
+    levels = list(teacher.features(torch.rand(1, 3, 64, 64)).values())
+    assert_close(student.model.head(levels), teacher.model.head(levels), rtol=0, atol=0)
+    with pytest.raises(DfmsdError, match="arch differ: gfl of the student, fcos of big"):
+        inherit(student, detector(), "big")
+    with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale"):
+        inherit(student, detector("gfl", anchor_scale=8.0), "big")
+
+
 def test_levels_that_are_made_of_another_backbone_keep_their_start() -> None:
     student, teacher = detector("retinanet"), detector("retinanet", backbone="tf_efficientnet_lite0")
     before = copy.deepcopy(student.model.state_dict())

@@ -102,6 +102,18 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
     assert watch.found == []
 
 
+@pytest.mark.parametrize("boxes", [TARGETS, TARGETS[1:] * 2], ids=["boxes", "empty"])
+def test_gfl_never_waits_for_the_device_either(boxes: list[Any]) -> None:
+    """Assignment and losses, and LD over them."""
+    student, big = (build_detector(DetectorConfig("gfl", fpn_channels=16, head_convs=1), ("a",)) for _ in range(2))
+    task = DistillationTask(student, [StageConfig(1, "big")], [FrozenTeacher(big, "big")], {"name": "ld"}).train()
+    student._own_targets = list  # type: ignore[assignment]  # on a CPU it looks at the boxes
+    with Watch() as watch:
+        named = task(torch.rand(2, 3, 64, 64), boxes)
+        torch.stack(list(named.values())).sum().backward()
+    assert watch.found == []
+
+
 def test_a_balance_does_not_wait_while_it_measures_either(watch: Watch) -> None:
     balance = GradientBalance(("mask",), ratio=1.0)
     feature = torch.rand(1, 2, 4, 4, requires_grad=True)

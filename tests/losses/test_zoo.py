@@ -16,7 +16,7 @@ from dfmsd.losses.cwd import channel_divergence
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 2, 3, 4, 5
-ON_FEATURES = sorted(set(LOSSES) - {"crosskd"})
+ON_FEATURES = sorted(set(LOSSES) - {"crosskd", "ld"})
 CONTEXT = LossContext([torch.zeros(0, 4)] * N, (32, 40), 8)
 
 

@@ -16,7 +16,7 @@ class HeadSpec(NamedTuple):
     """What a dense head is made of: equal heads can take each other's features, whatever their number of ``convs``."""
 
     arch: str
-    """``fcos`` or ``retinanet``, as in `DetectorConfig`."""
+    """``fcos``, ``retinanet`` or ``gfl``, as in `DetectorConfig`."""
     classes: tuple[str, ...]
     strides: tuple[int, ...]
     anchors: tuple[tuple[object, ...], ...]
@@ -25,6 +25,8 @@ class HeadSpec(NamedTuple):
     """Of its towers."""
     convs: int
     """Convolutions in each tower."""
+    bins: int = 0
+    """Of the distribution of a box's side; 0 where a side is one number."""
 
 
 class Towers(NamedTuple):
@@ -40,10 +42,18 @@ class HeadPass(NamedTuple):
     """What a dense head met on the way to its losses; the keys are level names, ``A`` anchors lie on a level."""
 
     towers: Mapping[str, Towers]
+    logits: Mapping[str, Tensor]
+    """``N x A x K``."""
+    codes: Mapping[str, Tensor]
+    """Encoded boxes, ``N x A x E``; ``E`` is 4, or 4 times the bins of a side."""
     anchors: Mapping[str, Tensor]
     """``A x 4``, xyxy in input pixels, the same for every image."""
     valid: Mapping[str, Tensor]
     """Bool, ``N x A``: False where an anchor is neither object nor background."""
+    objects: Mapping[str, Tensor]
+    """Bool, ``N x A``: True where an anchor learns an object."""
+    near: Mapping[str, Tensor]
+    """``N x A``, 0..1: overlap of anchors that nearly match an object; 0 elsewhere, and where a head knows no such."""
     positives: Tensor
     """Scalar: what the anchors on objects weigh together, in FCOS their centerness, else 1 each."""
 
@@ -55,14 +65,17 @@ class DenseHead(Protocol):
     def spec(self) -> HeadSpec:
         """What it is made of."""
 
+    def at(self, level: int) -> DenseHead:
+        """Give the head as it is on one level, by its index: convolutions are shared, what follows need not be."""
+
     def towers(self, level: Tensor, reused: int) -> Towers:
         """Run the towers of one level to the cut; ``0 <= reused < convs``."""
 
     def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
-        """Run the rest, activation first: logits ``N x A x K`` and encoded boxes ``N x A x 4``."""
+        """Run the rest, activation first: logits ``N x A x K`` and encoded boxes ``N x A x E``."""
 
     def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Turn encoded boxes ``N x A x 4`` into xyxy in input pixels; ``anchors`` are ``A x 4``."""
+        """Turn encoded boxes ``N x A x E`` into xyxy in input pixels, ``N x A x 4``; ``anchors`` are ``A x 4``."""
 
 
 class Detector(nn.Module, ABC):

@@ -1,4 +1,4 @@
-"""The dense heads of torchvision's FCOS and RetinaNet, cut in two: towers, then the rest."""
+"""The dense heads of FCOS, RetinaNet and GFL, cut in two: towers, then the rest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 
 from dfmsd.detectors.base import HeadSpec, Towers
+from dfmsd.detectors.gfl import GFL, GFLRegressionHead
 
 _PARTS = {
     "fcos": (FCOSClassificationHead, FCOSRegressionHead),
     "retinanet": (RetinaNetClassificationHead, RetinaNetRegressionHead),
+    "gfl": (FCOSClassificationHead, GFLRegressionHead),
 }
 
 
 class TorchvisionHead:
-    """The `DenseHead` of a model whose two parts are torchvision's own, at any width and depth.
+    """The `DenseHead` of a model whose two parts are torchvision's own or GFL's, at any width and depth.
 
     A tower is a row of convolution, normalisation (if any) and ReLU. It is cut before a ReLU, as in the official
     CrossKD, whose convolution modules hold the normalisation too.
@@ -30,12 +32,16 @@ class TorchvisionHead:
         model: has the head.
         class_names: of the detector.
         strides: of the levels.
+        level: index of the one that it works on.
     """
 
-    def __init__(self, model: FCOS | RetinaNet, class_names: Sequence[str], strides: Sequence[int]) -> None:
+    def __init__(
+        self, model: FCOS | RetinaNet, class_names: Sequence[str], strides: Sequence[int], level: int = 0
+    ) -> None:
         self.model = model
         self.class_names = tuple(class_names)
         self.strides = tuple(strides)
+        self.level = level
 
     @property
     def spec(self) -> HeadSpec:
@@ -43,14 +49,20 @@ class TorchvisionHead:
         predictor: nn.Conv2d = self._classification.cls_logits
         convs = min(len(_cuts(_layers(part.conv))) for part in (self._classification, self._regression))
         anchors = anchors_of(self.model)
-        return HeadSpec(arch_of(self.model), self.class_names, self.strides, anchors, predictor.in_channels, convs)
+        bins = self.model.box_coder.bins if isinstance(self.model, GFL) else 0
+        arch, channels = arch_of(self.model), predictor.in_channels
+        return HeadSpec(arch, self.class_names, self.strides, anchors, channels, convs, bins)
+
+    def at(self, level: int) -> TorchvisionHead:
+        """Give the head of one level, by its index."""
+        return TorchvisionHead(self.model, self.class_names, self.strides, level)
 
     def towers(self, level: Tensor, reused: int) -> Towers:
         """Run the towers of one level to the cut."""
         return Towers(*(_split(part.conv, reused)[0](level) for part in (self._classification, self._regression)))
 
     def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
-        """Give logits ``N x A x K`` and encoded boxes ``N x A x 4``."""
+        """Give logits ``N x A x K`` and encoded boxes ``N x A x E``."""
         logits, codes, _ = self._predict(towers, reused)
         return logits, codes
 
@@ -64,23 +76,28 @@ class TorchvisionHead:
 
     def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
         """Give xyxy boxes in input pixels, ``N x A x 4``."""
-        anchors = anchors.to(codes.dtype).expand_as(codes)
+        anchors = anchors.to(codes.dtype).expand(len(codes), -1, -1)
         coder = self.model.box_coder
         if isinstance(self.model, FCOS):
             boxes: Tensor = coder.decode(codes, anchors)
         else:
-            boxes = coder.decode_single(codes.flatten(0, 1), anchors.flatten(0, 1)).view_as(codes)
+            boxes = coder.decode_single(codes.flatten(0, 1), anchors.flatten(0, 1)).view_as(anchors)
         return boxes
 
     def _predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor, Tensor]:
         parts = zip((self._classification, self._regression), towers, strict=True)
         # not the tower's own ReLU, which may work in place and would overwrite the feature that is compared
         classification, regression = (_split(part.conv, reused)[1](F.relu(value)) for part, value in parts)
-        codes = self._regression.bbox_reg(regression)
-        if isinstance(self.model, FCOS):
-            codes = codes.relu()
         logits = self._classification.cls_logits(classification)
-        return _per_anchor(logits, self._classification.num_classes), _per_anchor(codes, 4), regression
+        codes, values = self._codes(regression)
+        return _per_anchor(logits, self._classification.num_classes), _per_anchor(codes, values), regression
+
+    def _codes(self, regression: Tensor) -> tuple[Tensor, int]:
+        """Give encoded boxes, ``N x (a E) x H x W``, and ``E``."""
+        if isinstance(self.model, GFL):
+            return self._regression.predict(regression, self.level), 4 * self.model.box_coder.bins
+        codes = self._regression.bbox_reg(regression)
+        return codes.relu() if isinstance(self.model, FCOS) else codes, 4
 
     @property
     def _classification(self) -> Any:
@@ -92,7 +109,7 @@ class TorchvisionHead:
 
 
 def can_be_cut(model: FCOS | RetinaNet) -> bool:
-    """Whether the head's parts are torchvision's, with towers of at least one convolution and ReLU each."""
+    """Whether the head's parts are torchvision's or GFL's, with towers of at least one convolution and ReLU each."""
     parts = (model.head.classification_head, model.head.regression_head)
     ours = all(isinstance(part, kind) for part, kind in zip(parts, _PARTS[arch_of(model)], strict=True))
     return ours and all(_cuts(_layers(part.conv)) for part in parts)
@@ -100,7 +117,7 @@ def can_be_cut(model: FCOS | RetinaNet) -> bool:
 
 def arch_of(model: nn.Module) -> str:
     """Name a torchvision model's family, as ``arch`` in `DetectorConfig`."""
-    kinds = {FCOS: "fcos", RetinaNet: "retinanet", FasterRCNN: "faster_rcnn"}
+    kinds = {FCOS: "fcos", RetinaNet: "retinanet", GFL: "gfl", FasterRCNN: "faster_rcnn"}
     return kinds[type(model)]
 
 

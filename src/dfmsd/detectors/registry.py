@@ -1,4 +1,4 @@
-"""Detectors that dfmsd builds itself: a backbone, a feature pyramid and torchvision's heads, at any width."""
+"""Detectors that dfmsd builds itself: a backbone, a feature pyramid and a head of torchvision's parts, at any width."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from dfmsd.detectors.backbones import Backbone, PyramidBackbone, build_backbone
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.gfl import GFL, GFLHead
 from dfmsd.detectors.torchvision import TorchvisionDetector, read_levels, wrap_torchvision
 from dfmsd.errors import DfmsdError
 
@@ -46,7 +47,7 @@ def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Torchv
     return detector
 
 
-def build_model(config: DetectorConfig, num_classes: int) -> FCOS | RetinaNet | FasterRCNN:
+def build_model(config: DetectorConfig, num_classes: int) -> FCOS | RetinaNet | GFL | FasterRCNN:
     """Build the plain torchvision model for ``num_classes`` classes, background not counted.
 
     Raises:
@@ -79,6 +80,17 @@ def build_retinanet(config: DetectorConfig, num_classes: int) -> RetinaNet:
     )
 
 
+def build_gfl(config: DetectorConfig, num_classes: int) -> GFL:
+    """Build GFL on strides 8 to 128, the last two made of P5, with one square anchor a cell; NMS at IoU 0.6."""
+    backbone = build_backbone(config.backbone, (8, 16, 32), config.pretrained)
+    pyramid = _pyramid(backbone, config, LastLevelP6P7(config.fpn_channels, config.fpn_channels))
+    strides = _strides(pyramid)
+    anchors = _anchors([(config.anchor_scale * stride,) for stride in strides], ratios=(1.0,))
+    norm = _group_norm(config.fpn_channels)
+    head = GFLHead(config.fpn_channels, num_classes, config.head_convs, len(strides), config.anchor_scale, norm)
+    return GFL(pyramid, num_classes, anchor_generator=anchors, head=head, **_detect_options(), **_pixels(backbone))
+
+
 def build_faster_rcnn(config: DetectorConfig, num_classes: int) -> FasterRCNN:
     """Build Faster R-CNN on strides 4 to 64, the last one a subsampled P5; NMS at IoU 0.5 (torchvision's).
 
@@ -101,12 +113,13 @@ def build_faster_rcnn(config: DetectorConfig, num_classes: int) -> FasterRCNN:
     )
 
 
-DETECTORS: dict[str, Callable[[DetectorConfig, int], FCOS | RetinaNet | FasterRCNN]] = {
+DETECTORS: dict[str, Callable[[DetectorConfig, int], FCOS | RetinaNet | GFL | FasterRCNN]] = {
     "fcos": build_fcos,
     "retinanet": build_retinanet,
+    "gfl": build_gfl,
     "faster_rcnn": build_faster_rcnn,
 }
-"""``arch`` -> builder of the plain torchvision model."""
+"""``arch`` -> builder of the plain model."""
 
 
 class _FCOSHead(FCOSHead):  # type: ignore[misc]  # torchvision is untyped

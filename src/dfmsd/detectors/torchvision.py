@@ -1,4 +1,4 @@
-"""The detector contract around torchvision's FCOS, RetinaNet and Faster R-CNN.
+"""The detector contract around torchvision's FCOS, RetinaNet and Faster R-CNN, and GFL, which is made of their parts.
 
 torchvision's own ``GeneralizedRCNNTransform`` is left out: batches arrive sized and padded. Everything else is
 torchvision's: the parts of a model are called one by one, so that one forward gives pyramid and losses.
@@ -24,6 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 from dfmsd.detectors.backbones import DRY_RUN_SIZE, dry_run
 from dfmsd.detectors.base import Detector, HeadPass
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.gfl import GFL
 from dfmsd.detectors.heads import TorchvisionHead, can_be_cut, total_centerness
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
@@ -115,7 +116,7 @@ class TorchvisionDetector(Detector):
 
 
 class OneStageDetector(TorchvisionDetector):
-    """FCOS or RetinaNet: a dense head on every level."""
+    """FCOS, RetinaNet or GFL: a dense head on every level."""
 
     def __init__(self, model: FCOS | RetinaNet, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
         super().__init__(model, class_names, label_ids, model.head.classification_head.num_classes)
@@ -123,7 +124,7 @@ class OneStageDetector(TorchvisionDetector):
 
     @property
     def dense_head(self) -> TorchvisionHead | None:
-        """The head, where its two parts are torchvision's own."""
+        """The head, where its two parts are torchvision's own or GFL's."""
         strides = [level.stride for level in self.levels]
         return TorchvisionHead(self.model, self.class_names, strides) if can_be_cut(self.model) else None
 
@@ -133,24 +134,32 @@ class OneStageDetector(TorchvisionDetector):
         """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
 
         Raises:
-            DfmsdError: a box has no area, or the head is of another make than torchvision's.
+            DfmsdError: a box has no area, or the head is of another make than torchvision's and GFL's.
         """
         head = self.dense_head
         if head is None:
             return super().forward_with_head(images, targets, reused)
         own, pyramid = self._own_targets(targets), self._pyramid(self._maps(images))
         towers = {name: head.towers(level, reused) for name, level in pyramid.items()}
-        levels = [head.outputs(value, reused) for value in towers.values()]
+        levels = [head.at(index).outputs(value, reused) for index, value in enumerate(towers.values())]
         outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
         anchors, counts = self._anchors(_whole(images), list(pyramid.values()))
         matched = self._match(own, outputs, anchors, counts)
         losses: dict[str, Tensor] = self.model.head.compute_loss(own, outputs, anchors, matched)
         assigned = torch.stack(matched)
         valid = assigned != Matcher.BETWEEN_THRESHOLDS
+
+        def by_level(values: Tensor, dim: int = 1) -> dict[str, Tensor]:
+            return dict(zip(pyramid, torch.split(values, counts, dim), strict=True))
+
         found = HeadPass(
             towers,
-            dict(zip(pyramid, torch.split(anchors[0], counts), strict=True)),
-            dict(zip(pyramid, torch.split(valid, counts, dim=1), strict=True)),
+            by_level(outputs["cls_logits"]),
+            by_level(outputs["bbox_regression"]),
+            by_level(anchors[0], dim=0),
+            by_level(valid),
+            by_level(assigned >= 0),
+            by_level(self._near(own, anchors, counts, assigned)),
             self._positives(own, anchors[0], assigned),
         )
         return pyramid, losses, found
@@ -171,6 +180,8 @@ class OneStageDetector(TorchvisionDetector):
         torchvision's models match and hand the result on to their head's ``compute_loss``: here the hand-over is all
         that is wanted.
         """
+        if isinstance(self.model, GFL):
+            return self.model.match(targets, anchors, counts)
         head = SimpleNamespace(compute_loss=lambda _targets, _outputs, _anchors, matched: matched)
         model = SimpleNamespace(head=head)
         if isinstance(self.model, FCOS):
@@ -180,6 +191,13 @@ class OneStageDetector(TorchvisionDetector):
             model.proposal_matcher = self.model.proposal_matcher
             found = RetinaNet.compute_loss(model, targets, outputs, anchors)
         return found
+
+    def _near(
+        self, targets: list[TorchvisionTarget], anchors: list[Tensor], counts: list[int], assigned: Tensor
+    ) -> Tensor:
+        if isinstance(self.model, GFL):
+            return self.model.near_matches(targets, anchors, counts)
+        return anchors[0].new_zeros(()).expand(assigned.shape)
 
     def _positives(self, targets: list[TorchvisionTarget], anchors: Tensor, assigned: Tensor) -> Tensor:
         positive = assigned >= 0
@@ -269,7 +287,7 @@ def wrap_torchvision(
     """Put a torchvision detector behind the contract.
 
     Args:
-        model: an ``FCOS``, ``RetinaNet`` or ``FasterRCNN`` whose backbone gives a pyramid.
+        model: an ``FCOS``, ``RetinaNet``, `GFL` or ``FasterRCNN`` whose backbone gives a pyramid.
         class_names: names of the classes, in the order of the contract's labels.
         label_ids: the model's own label of each class; 0.. by default, and 1.. for Faster R-CNN, whose 0 is background.
 
@@ -277,11 +295,13 @@ def wrap_torchvision(
         DfmsdError: if the model is of another kind, or names and labels do not fit it.
     """
     ids = range(len(class_names)) if label_ids is None else label_ids
-    if type(model) is FCOS or type(model) is RetinaNet:
+    if type(model) in (FCOS, RetinaNet, GFL):
         return OneStageDetector(model, class_names, ids)
     if type(model) is FasterRCNN:
         return TwoStageDetector(model, class_names, [i + 1 for i in ids] if label_ids is None else ids)
-    raise DfmsdError(f"{type(model).__name__} is not supported: expected torchvision's FCOS, RetinaNet or FasterRCNN")
+    raise DfmsdError(
+        f"{type(model).__name__} is not supported: expected torchvision's FCOS, RetinaNet or FasterRCNN, or dfmsd's GFL"
+    )
 
 
 def read_levels(backbone: nn.Module) -> tuple[LevelSpec, ...]:

@@ -1,4 +1,4 @@
-"""Student and teacher as two heads of one kind, for losses that compare predictions."""
+"""Student and teacher as two dense heads, for losses that compare predictions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from torch import Tensor
 from dfmsd.detectors.base import DenseHead, Detector, HeadPass, HeadSpec, Towers
 from dfmsd.distill.teacher import FrozenTeacher, TaughtLevel
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import CrossKD, HeadLevel
+from dfmsd.losses import HeadLevel, HeadMethod, HeadSide
 from dfmsd.types import FeaturePyramid, Target
+
+_REMEDIES = {
+    "arch": "set student.arch to the teacher's",
+    "classes": "train the teacher on this data",
+    "strides": "choose detectors with the same levels",
+    "anchors": "set student.anchor_scale to the teacher's",
+    "channels": "set student.fpn_channels to the teacher's",
+    "bins": "choose heads whose distributions have the same bins",
+}
 
 
 class HeadPair:
@@ -20,81 +29,79 @@ class HeadPair:
     Args:
         student: trained.
         teacher: frozen.
-        method: tells where the towers are cut.
+        methods: tell what heads they compare, and where the towers are cut.
 
     Attributes:
         reused: convolutions behind the cut, in both towers.
 
     Raises:
-        DfmsdError: one of the two has no head that can be cut, or the heads are not of one kind.
+        DfmsdError: one of the two has no head that a method can compare, or the heads are not alike.
     """
 
-    def __init__(self, student: Detector, teacher: FrozenTeacher, method: CrossKD) -> None:
-        own, theirs = _head(student, "the student"), _head(teacher.detector, "the teacher")
-        _check(own.spec, theirs.spec)
+    def __init__(self, student: Detector, teacher: FrozenTeacher, methods: Sequence[HeadMethod]) -> None:
+        for method in methods:
+            own, theirs = _head(student, "the student", method), _head(teacher.detector, "the teacher", method)
+            _check(own.spec, theirs.spec, method)
         self.student = student
         self.teacher = teacher
         self.head = theirs
         self.arch = own.spec.arch
-        self.reused = method.reused(self.arch, min(own.spec.convs, theirs.spec.convs))
+        convs = min(own.spec.convs, theirs.spec.convs)
+        cuts = (method.reused(self.arch, convs) for method in methods)
+        self.reused = next((reused for reused in cuts if reused is not None), 0)
         self.names = {s.name: t.name for s, t in zip(student.levels, teacher.levels, strict=True)}
 
     def teach(self, pyramid: FeaturePyramid) -> dict[str, TaughtLevel]:
         """Run the teacher's head on its pyramid, computed or cached; by level of the student."""
-        levels = {own: pyramid[theirs] for own, theirs in self.names.items()}
-        return self.teacher.read(self.head, levels, self.reused)
+        taught: dict[str, TaughtLevel] = {}
+        for index, (own, theirs) in enumerate(self.names.items()):
+            taught |= self.teacher.read(self.head.at(index), {own: pyramid[theirs]}, self.reused)
+        return taught
 
     def learn(
         self, images: Tensor, targets: Sequence[Target], taught: Mapping[str, TaughtLevel]
     ) -> tuple[FeaturePyramid, dict[str, Tensor], dict[str, HeadLevel]]:
         """Run the student: pyramid and losses of its one forward pass, and the two heads at each level."""
         pyramid, losses, own = self.student.forward_with_head(images, targets, self.reused)
-        return pyramid, losses, {name: self._level(name, own, level) for name, level in taught.items()}
+        heads = {name: self._level(index, name, own, taught[name]) for index, name in enumerate(self.names)}
+        return pyramid, losses, heads
 
-    def _level(self, name: str, own: HeadPass, taught: TaughtLevel) -> HeadLevel:
-        anchors = own.anchors[name]
+    def _level(self, index: int, name: str, own: HeadPass, taught: TaughtLevel) -> HeadLevel:
+        head = self.head.at(index)
         return HeadLevel(
             self.arch,
-            own.towers[name],
-            taught.towers,
-            taught.logits,
-            self.head.decode(taught.codes.float(), anchors),
-            partial(_predict, self.head, anchors, self.reused),
+            HeadSide(own.towers[name], own.logits[name], own.codes[name]),
+            HeadSide(*taught),
+            partial(_predict, head, self.reused),
+            partial(head.decode, anchors=own.anchors[name]),
             own.valid[name],
+            own.objects[name],
+            own.near[name],
             own.positives,
         )
 
 
-def _predict(
-    head: DenseHead, anchors: Tensor, reused: int, classification: Tensor, regression: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits, codes = head.predict(Towers(classification, regression), reused)
-    return logits, head.decode(codes, anchors)
+def _predict(head: DenseHead, reused: int, classification: Tensor, regression: Tensor) -> tuple[Tensor, Tensor]:
+    return head.predict(Towers(classification, regression), reused)
 
 
-def _head(detector: Detector, who: str) -> DenseHead:
+def _head(detector: Detector, who: str, method: HeadMethod) -> DenseHead:
     head = detector.dense_head
-    if head is None:
+    if head is None or head.spec.arch not in method.archs:
+        has = "no dense head that can be cut" if head is None else f"a head of {head.spec.arch}"
         raise DfmsdError(
-            f"crosskd sends head features of the student through the teacher's head, and {who} has no dense head that "
-            "can be cut; take FCOS or RetinaNet for both, or a loss on features such as pkd"
+            f"{method.name} {method.purpose}, and {who} has {has}; take {' or '.join(method.archs)} for both, or a "
+            "loss on features such as pkd"
         )
     return head
 
 
-def _check(student: HeadSpec, teacher: HeadSpec) -> None:
-    """Refuse heads whose features mean different things."""
-    remedies = {
-        "arch": "set student.arch to the teacher's",
-        "classes": "train the teacher on this data",
-        "strides": "choose detectors with the same levels",
-        "anchors": "set student.anchor_scale to the teacher's",
-        "channels": "set student.fpn_channels to the teacher's",
-    }
-    for field, remedy in remedies.items():
+def _check(student: HeadSpec, teacher: HeadSpec, method: HeadMethod) -> None:
+    """Refuse heads that mean different things."""
+    for field in method.alike:
         own, theirs = getattr(student, field), getattr(teacher, field)
         if own != theirs:
             raise DfmsdError(
-                f"crosskd needs two heads of one kind, and {field} differ: {own} of the student, {theirs} of the "
-                f"teacher; {remedy}, or choose a loss on features such as pkd"
+                f"{method.name} needs two heads of one kind, and {field} differ: {own} of the student, {theirs} of the "
+                f"teacher; {_REMEDIES[field]}, or choose a loss on features such as pkd"
             )

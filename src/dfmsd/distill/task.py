@@ -203,9 +203,9 @@ class DistillationTask(nn.Module):
     def _pair_heads(
         self, index: int, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum
     ) -> None:
-        method = next((method for method in criterion.methods if isinstance(method, losses.CrossKD)), None)
-        if method is not None:
-            self.heads[index] = HeadPair(student, teacher, method)
+        methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
+        if methods:
+            self.heads[index] = HeadPair(student, teacher, methods)
 
     def _check_takeover(self) -> None:
         for index, stage in enumerate(self.stages):

@@ -28,7 +28,8 @@ from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
 from dfmsd.losses.dmkd import DMKD, DMKDOptions
 from dfmsd.losses.fgd import FGD, FGDOptions
 from dfmsd.losses.fitnet import FitNet, FitNetOptions
-from dfmsd.losses.method import HeadLevel, LossContext, Method
+from dfmsd.losses.ld import LD, LDOptions
+from dfmsd.losses.method import HeadLevel, HeadMethod, HeadSide, LossContext, Method
 from dfmsd.losses.mgd import MGD, MGDOptions
 from dfmsd.losses.pkd import PKD, PKDOptions
 from dfmsd.types import LevelSpec
@@ -41,6 +42,7 @@ LOSSES: dict[str, type[Method]] = {
     "dmkd": DMKD,
     "fgd": FGD,
     "fitnet": FitNet,
+    "ld": LD,
     "mgd": MGD,
     "pkd": PKD,
 }
@@ -59,6 +61,7 @@ __all__ = [
     "DFMSD",
     "DMKD",
     "FGD",
+    "LD",
     "LOSSES",
     "MGD",
     "PKD",
@@ -74,6 +77,9 @@ __all__ = [
     "FitNet",
     "FitNetOptions",
     "HeadLevel",
+    "HeadMethod",
+    "HeadSide",
+    "LDOptions",
     "LossConfig",
     "LossContext",
     "MGDOptions",

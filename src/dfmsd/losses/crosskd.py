@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import channel_statistics, full_precision, standardize
-from dfmsd.losses.method import HeadLevel, LossContext, Method
+from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext
 
 BOX_EPS = 1e-6
 """Lower end of areas and overlaps in the official code."""
@@ -27,7 +27,7 @@ class Published(NamedTuple):
     reused: int
 
 
-PUBLISHED = {"retinanet": Published(1.0, 1.0, True, 1), "fcos": Published(0.4, 0.75, False, 2)}
+PUBLISHED = {"fcos": Published(0.4, 0.75, False, 2), "retinanet": Published(1.0, 1.0, True, 1)}
 """``arch`` -> settings."""
 
 
@@ -69,7 +69,7 @@ class CrossKDOptions:
             raise DfmsdError(f"loss.eps: {self.eps} is not above 0; give a small number such as 1e-3")
 
 
-class CrossKD(Method):
+class CrossKD(HeadMethod):
     r"""Let the teacher's head predict from the student's head features, and imitate what it predicts from its own.
 
     The student's tower feature is put on the teacher's mean and deviation, channel by channel over batch and
@@ -93,6 +93,10 @@ class CrossKD(Method):
     """
 
     Options = CrossKDOptions
+    name = "crosskd"
+    purpose = "sends head features of the student through the teacher's head"
+    archs = tuple(PUBLISHED)
+    alike = ("arch", "classes", "strides", "anchors", "channels")
 
     def __init__(self, channels: int, options: CrossKDOptions) -> None:
         super().__init__(channels, options)
@@ -130,29 +134,26 @@ class CrossKD(Method):
         Raises:
             DfmsdError: it has none.
         """
-        head = context.head
-        if head is None:
-            raise DfmsdError(
-                "crosskd compares predictions: pass heads= to the criterion, or choose a loss on features such as pkd"
-            )
-        pairs = zip(head.student, head.teacher, strict=True)
+        head = self.heads(context)
+        pairs = zip(head.student.towers, head.teacher.towers, strict=True)
         cross = (
             put_on_statistics(full_precision(own), full_precision(theirs), self.options.eps) for own, theirs in pairs
         )
-        logits, boxes = head.predict(*cross)
-        return self._terms(logits, boxes, head)
+        logits, codes = head.predict(*cross)
+        return self._terms(logits, codes, head)
 
-    def _terms(self, logits: Tensor, boxes: Tensor, head: HeadLevel) -> dict[str, Tensor]:
+    def _terms(self, logits: Tensor, codes: Tensor, head: HeadLevel) -> dict[str, Tensor]:
         o, published = self.options, PUBLISHED[head.arch]
         positives = head.positives.clamp(min=1)
-        target = full_precision(head.logits)
+        target = full_precision(head.teacher.logits)
         terms = {}
         if o.classification > 0:
             error = focal_imitation(logits, target, head.valid, o.beta)
             terms["cross_cls"] = o.classification * published.classification * error / positives
         if o.regression > 0:
             weight = target.amax(dim=2).sigmoid() * head.valid
-            error = box_imitation(boxes, full_precision(head.boxes), weight, generalized=published.generalized)
+            boxes, wanted = (head.decode(full_precision(value)) for value in (codes, head.teacher.codes))
+            error = box_imitation(boxes, wanted, weight, generalized=published.generalized)
             terms["cross_reg"] = o.regression * published.regression * error / positives
         return terms
 

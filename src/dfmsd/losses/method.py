@@ -8,28 +8,40 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from dfmsd.errors import DfmsdError
+
+
+class HeadSide(NamedTuple):
+    """What one detector's dense head makes of one level; ``A`` anchors lie on it, ``K`` are the classes."""
+
+    towers: tuple[Tensor, Tensor]
+    """Features of the classification and of the regression tower, each ``N x C x H x W``, where both are cut: behind a
+    normalisation, before the activation."""
+    logits: Tensor
+    """``N x A x K``."""
+    codes: Tensor
+    """Encoded boxes, ``N x A x E``: 4 numbers, or the logits of 4 distributions one after the other."""
+
 
 class HeadLevel(NamedTuple):
-    """One level of a student's and a teacher's dense head of one kind; ``A`` anchors lie on it, ``K`` are the classes.
-
-    Tower features are those of the classification and of the regression tower, each ``N x C x H x W``, where both
-    towers are cut: behind a normalisation, before the activation.
-    """
+    """One level of a student's and a teacher's dense head; ``A`` anchors lie on it."""
 
     arch: str
-    """``fcos`` or ``retinanet``."""
-    student: tuple[Tensor, Tensor]
-    """Tower features."""
-    teacher: tuple[Tensor, Tensor]
-    """Tower features, without gradient."""
-    logits: Tensor
-    """The teacher's, ``N x A x K``."""
-    boxes: Tensor
-    """The teacher's, ``N x A x 4``, xyxy in input pixels."""
+    """``fcos``, ``retinanet`` or ``gfl``."""
+    student: HeadSide
+    """Its own towers and predictions."""
+    teacher: HeadSide
+    """Its own on its own pyramid, without gradient."""
     predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """The rest of the frozen teacher's head: tower features -> logits and boxes."""
+    """The rest of the frozen teacher's head: tower features -> logits and encoded boxes."""
+    decode: Callable[[Tensor], Tensor]
+    """Encoded boxes -> ``N x A x 4``, xyxy in input pixels."""
     valid: Tensor
     """Bool, ``N x A``: False where an anchor is neither object nor background."""
+    objects: Tensor
+    """Bool, ``N x A``: True where an anchor learns an object."""
+    near: Tensor
+    """``N x A``, 0..1: overlap of anchors that nearly match an object, 0 elsewhere."""
     positives: Tensor
     """Scalar: what the anchors on objects weigh together on all levels."""
 
@@ -78,3 +90,38 @@ class Method(nn.Module, ABC):
             teacher: ``N x C x H x W``, without gradient.
             context: boxes, stride and stage.
         """
+
+
+class HeadMethod(Method):
+    """A method on predictions, which finds both heads in ``context.head``."""
+
+    name: ClassVar[str]
+    """Key of `dfmsd.losses.LOSSES`, for messages."""
+    purpose: ClassVar[str]
+    """What it does with heads, for messages: "crosskd <purpose>"."""
+    archs: ClassVar[tuple[str, ...]]
+    """Families of heads that it can compare."""
+    alike: ClassVar[tuple[str, ...]]
+    """In what two heads have to agree: fields of `dfmsd.detectors.base.HeadSpec`."""
+
+    def reused(self, arch: str, convs: int) -> int | None:
+        """Tell how many of a tower's last convolutions are the teacher's; None where it does not matter.
+
+        Args:
+            arch: of both heads.
+            convs: of the shorter tower.
+        """
+        return None
+
+    def heads(self, context: LossContext) -> HeadLevel:
+        """Give both heads.
+
+        Raises:
+            DfmsdError: the context has none.
+        """
+        if context.head is None:
+            raise DfmsdError(
+                f"{self.name} compares predictions: pass heads= to the criterion, or choose a loss on features such as "
+                "pkd"
+            )
+        return context.head
