@@ -60,11 +60,11 @@ def build(student_config: DetectorConfig, stage: int, generation: str) -> Setup:
     teacher = FrozenTeacher(dfmsd.build_detector(TEACHER, CLASSES), TEACHER.backbone)
     teacher.detector.to(memory_format=torch.channels_last)
     stages = [StageConfig(epochs=1) for _ in range(stage)]
-    plain = DistillationTask(student, stages, [None] * stage, loss)
-    distilled = DistillationTask(student, stages, [teacher] * stage, loss).to(memory_format=torch.channels_last)
+    plain = DistillationTask(student, stages, [()] * stage, loss)
+    distilled = DistillationTask(student, stages, [(teacher,)] * stage, loss).to(memory_format=torch.channels_last)
     for task in (plain, distilled):
         task.train().enter_stage(stage - 1)
-    levels = tuple(pair.teacher for pair in distilled.criterion.pairs)
+    levels = tuple(pair.teacher for pair in distilled.lessons[0].criterion.pairs)
     teacher.cache = TeacherCache(RamStore(GIB), Layout(levels, (SIDE, SIDE)))
     images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     return Setup(plain, distilled, teacher, images, [random_target() for _ in range(BATCH)])
@@ -99,7 +99,9 @@ def record_convolutions(setup: Setup) -> list[tuple[nn.Conv2d, Tensor]]:
     def record(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
         calls.append((module, inputs[0].detach().clone().requires_grad_()))
 
-    convolutions = [module for module in setup.distilled.criterion.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        module for module in setup.distilled.lessons[0].criterion.modules() if isinstance(module, nn.Conv2d)
+    ]
     hooks = [module.register_forward_pre_hook(record) for module in convolutions]
     training_step(setup.distilled, setup)
     for hook in hooks:
@@ -150,7 +152,7 @@ def measure(student_config: DetectorConfig, stage: int, generation: str, repeats
         "memory_ratio": peaks["distillation_step"] / peaks["teacher_forward_then_student_step"],
         "median_ms": {name: median._asdict() for name, median in medians.items()},
         "peak_bytes": peaks,
-        "levels": {pair.student.name: pair.teacher.name for pair in setup.distilled.criterion.pairs},
+        "levels": {pair.student.name: pair.teacher.name for pair in setup.distilled.lessons[0].criterion.pairs},
         "convolutions": shapes,
     }
 

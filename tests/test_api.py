@@ -67,7 +67,7 @@ def test_one_teacher_needs_no_list(monkeypatch: pytest.MonkeyPatch, teachers: An
 
 @pytest.mark.parametrize(
     ("epochs", "message"),
-    [([1, 2, 3], "epochs: 3 numbers for 2 teachers"), (1, r"stages\.1\.epochs: 0 is below 1")],
+    [([1, 2, 3], "epochs: 3 numbers for 2 stages"), (1, r"stages\.1\.epochs: 0 is below 1")],
 )
 def test_epochs_that_do_not_fit_the_teachers_are_refused(epochs: Any, message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
@@ -88,3 +88,14 @@ def test_every_public_name_is_there() -> None:
     assert callable(dfmsd.distill)
     with pytest.raises(AttributeError, match="no attribute 'mgd'"):
         _ = dfmsd.mgd  # type: ignore[attr-defined]
+
+
+def test_several_teachers_of_one_stage_are_a_list_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[dfmsd.DistillConfig, dict[str, Any]]] = []
+    monkeypatch.setattr("dfmsd.engine.run.distill", lambda config, **given: seen.append((config, given["teachers"])))
+    teachers = [dfmsd.build_detector(tiny(), CLASSES) for _ in range(2)]
+    dfmsd.distill(tiny(), ["a", [teachers[0], Path("b")], teachers[1]], "data", "out", epochs=6)
+    config, given = seen[0]
+    stages = [("a", 2), (["python:teacher2", "b"], 2), ("python:teacher4", 2)]
+    assert [(stage.teacher, stage.epochs) for stage in config.stages] == stages
+    assert given == {"python:teacher2": teachers[0], "python:teacher4": teachers[1]}

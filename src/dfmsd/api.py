@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from dfmsd.engine.run import Result
 
 
+Teacher = Detector | str | Path
+
+
 def distill(
     student: Detector | DetectorConfig,
-    teachers: Detector | str | Path | Sequence[Detector | str | Path],
+    teachers: Teacher | Sequence[Teacher | Sequence[Teacher]],
     data: str | Path | DataConfig,
     out: str | Path,
     *,
@@ -30,11 +34,12 @@ def distill(
     overwrite: bool = False,
     **options: Any,
 ) -> Result:
-    """Distil one or several teachers, one stage each, into a student.
+    """Distil one or several teachers, one after the other or at once, into a student.
 
     Args:
         student: a detector, trained in place, or what to build.
-        teachers: detectors or references (see `StageConfig`), in the order of the stages.
+        teachers: detectors or references (see `StageConfig`), in the order of the stages; several in one stage by a
+            list of their own, as in ``[first, [second, third]]``.
         data: folder in the COCO layout, or a whole `DataConfig`.
         out: run folder.
         epochs: of each stage, or of all stages together, shared evenly.
@@ -52,28 +57,41 @@ def distill(
     """
     from dfmsd.engine import run as engine  # here, since pytorch-lightning takes half of the time that an import takes
 
-    chain = [teachers] if isinstance(teachers, str | Path | Detector) else list(teachers)
-    lengths = _share(epochs, len(chain)) if isinstance(epochs, int) else list(epochs)
-    if len(lengths) != len(chain):
-        raise DfmsdError(f"epochs: {len(lengths)} numbers for {len(chain)} teachers; give one for each, or their sum")
-    # A name that no reference can have: config.yaml tells that the stage had a teacher, and nobody loads another one.
-    names = [f"python:teacher{i}" if isinstance(t, Detector) else str(t) for i, t in enumerate(chain, 1)]
+    plan = [_together(stage) for stage in _together(teachers)]
+    lengths = _share(epochs, len(plan)) if isinstance(epochs, int) else list(epochs)
+    if len(lengths) != len(plan):
+        raise DfmsdError(f"epochs: {len(lengths)} numbers for {len(plan)} stages; give one for each, or their sum")
+    numbers, stages = count(1), []
+    given: dict[str, Detector] = {}
+    for length, together in zip(lengths, plan, strict=True):
+        names = [_name(teacher, next(numbers)) for teacher in together]
+        given |= {name: teacher for name, teacher in zip(names, together, strict=True) if isinstance(teacher, Detector)}
+        stages.append(StageConfig(epochs=length, teacher=names[0] if len(names) == 1 else names))
     config = DistillConfig(
         out=str(out),
         data=data if isinstance(data, DataConfig) else DataConfig(root=str(data)),
         student=_config_of(student),
-        stages=[StageConfig(epochs=n, teacher=name) for n, name in zip(lengths, names, strict=True)],
+        stages=stages,
         loss={} if loss is None else loss,
         **options,
     )
     return engine.distill(
         config,
         student=student if isinstance(student, Detector) else None,
-        teachers={name: t for name, t in zip(names, chain, strict=True) if isinstance(t, Detector)},
+        teachers=given,
         allow_weak_teacher=allow_weak_teacher,
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def _together(teachers: Any) -> list[Any]:
+    return [teachers] if isinstance(teachers, str | Path | Detector) else list(teachers)
+
+
+def _name(teacher: Teacher, number: int) -> str:
+    # One that no reference can have: config.yaml tells that the stage had a teacher, and nobody loads another one.
+    return f"python:teacher{number}" if isinstance(teacher, Detector) else str(teacher)
 
 
 def _share(total: int, parts: int) -> list[int]:

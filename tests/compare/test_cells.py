@@ -17,7 +17,7 @@ from dfmsd.errors import DfmsdError
 
 MakeCompare = Callable[..., CompareConfig]
 CLASSES = ("square", "disc")
-METHODS = ["none", "pkd", "pkd+mgd", "dfmsd", "dfmsd@T1+T2", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
+METHODS = ["none", "pkd", "pkd+mgd", "dfmsd", "dfmsd@T1+T2", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7", "dfmsd@T1&T2"]
 
 
 def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path: Path) -> None:
@@ -52,26 +52,37 @@ def test_methods_start_from_the_same_weights_and_see_the_same_batches(
 
 def test_pairs_share_the_baseline(compare_config: MakeCompare, tmp_path: Path, tiny_teachers: tuple[str, str]) -> None:
     pairs = {"both": list(tiny_teachers), "one": [tiny_teachers[0]]}
-    config = compare_config(tmp_path, pairs=pairs, methods=["pkd", "dfmsd@T1+T2"])
+    config = compare_config(tmp_path, pairs=pairs, methods=["pkd", "dfmsd@T1+T2", "pkd@T1&T2"])
     both, one = (make_cells(config, config.parsed_methods(), pair) for pair in pairs)
-    assert [cell.method.name for cell in both[0]] == ["none", "pkd", "dfmsd@T1+T2"]  # the baseline without being asked
+    assert [cell.method.name for cell in both[0]] == [
+        "none",
+        "pkd",
+        "dfmsd@T1+T2",
+        "pkd@T1&T2",
+    ]  # the baseline without being asked
     assert both[0][0].config == one[0][0].config
     assert both[0][1].run == tmp_path / "both" / "pkd" / "seed-0"
     assert both[0][1].config.stages[0].teacher == tiny_teachers[1]
     assert one[0][1].config.stages[0].teacher == tiny_teachers[0]
     assert [(skipped.method.name, skipped.reason) for skipped in one[1]] == [
-        ("dfmsd@T1+T2", "needs T2, the pair has 1 teacher(s)")
+        ("dfmsd@T1+T2", "needs T2, the pair has 1 teacher(s)"),
+        ("pkd@T1&T2", "needs T2, the pair has 1 teacher(s)"),
     ]
+    assert both[0][3].config.stages[0].teachers == tiny_teachers
+    assert both[0][3].run == tmp_path / "both" / "pkd@T1_T2" / "seed-0"
 
 
 def test_a_loss_that_refuses_a_pair_is_skipped_with_its_reason(compare_config: MakeCompare, tmp_path: Path) -> None:
-    config = compare_config(tmp_path, methods=["pkd", "crosskd"])
+    agreeing = "dfmsd[enhancement=agreement]@T1&T2+T2"
+    config = compare_config(tmp_path, methods=["pkd", "crosskd", agreeing])
     cells, _ = make_cells(config, config.parsed_methods(), "both")
     tasks, skipped = build_tasks(config, cells, CLASSES)
     assert list(tasks) == ["none", "pkd"]
-    [refused] = skipped
+    [refused, after_two] = skipped
     assert refused.method.name == "crosskd"
     assert "head" in refused.reason
+    assert after_two.method.name == agreeing
+    assert after_two.reason.startswith("stage 2: the loss looks at the teacher of the stage before")
     students = [task.student for _, task in tasks.values()]
     assert students[0] is students[1]
 

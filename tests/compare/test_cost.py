@@ -15,21 +15,22 @@ MakeCompare = Callable[..., CompareConfig]
 
 
 def test_steps_are_those_of_the_runs_and_leave_the_student_alone(compare_config: MakeCompare, tmp_path: Path) -> None:
-    config = compare_config(tmp_path, methods=["pkd", "dfmsd@T1+T2"], epochs=3)
+    config = compare_config(tmp_path, methods=["pkd", "dfmsd@T1+T2", "pkd@T1&T2"], epochs=3)
     data = CocoDataModule(config.data, digest=True)
     tasks, _ = build_tasks(config, make_cells(config, config.parsed_methods(), "both")[0], data.class_names)
     student = tasks["none"][1].student
     before = [parameter.clone() for parameter in student.parameters()]
     costs = measure_costs(tasks, data, seconds=0.0)
-    assert list(costs) == ["none", "pkd", "dfmsd@T1+T2"]
+    assert list(costs) == ["none", "pkd", "dfmsd@T1+T2", "pkd@T1&T2"]
     assert all(cost.step_ms > 0 for cost in costs.values())
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
-    teachers = [sum(p.nbytes for p in t.detector.parameters()) for t in tasks["dfmsd@T1+T2"][1].teachers if t]
+    teachers = [sum(p.nbytes for p in t.detector.parameters()) for t in tasks["dfmsd@T1+T2"][1].every_teacher]
     more = {name: cost.peak_bytes - costs["none"].peak_bytes for name, cost in costs.items()}
     assert more["pkd"] > teachers[1]
     assert more["dfmsd@T1+T2"] > sum(teachers)
+    assert more["pkd@T1&T2"] > sum(teachers)
     for _, task in tasks.values():
-        for teacher in filter(None, task.teachers):
+        for teacher in task.every_teacher:
             assert teacher.cache is not None  # in the first of two rounds it computes, in the timed one it finds
             assert (teacher.cache.hits, teacher.cache.misses) == (4, 4)
 

@@ -41,6 +41,11 @@ def test_options_of_the_name_win_over_those_of_the_config() -> None:
         ("none", [(None, 42)]),
         ("dfmsd", [("strong", 42)]),
         ("dfmsd@T1", [("weak", 42)]),
+        ("dfmsd@T1&T2", [(["weak", "strong"], 42)]),
+        ("dfmsd @ T1 & T2", [(["weak", "strong"], 42)]),
+        ("dfmsd@T1+T1&T2", [("weak", 14), (["weak", "strong"], 28)]),
+        ("dfmsd@T1:1+T1&T2:3", [("weak", 11), (["weak", "strong"], 31)]),
+        ("dfmsd@T2&T1+T2", [(["strong", "weak"], 14), ("strong", 28)]),
         ("dfmsd@T1+T2", [("weak", 14), ("strong", 28)]),
         ("dfmsd@T2+T1", [("strong", 14), ("weak", 28)]),
         ("dfmsd@T2+T2", [("strong", 14), ("strong", 28)]),
@@ -48,7 +53,7 @@ def test_options_of_the_name_win_over_those_of_the_config() -> None:
         ("pkd+mgd@T2", [("strong", 42)]),
     ],
 )
-def test_plans(text: str, stages: list[tuple[str | None, int]]) -> None:
+def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> None:
     assert parse_method(text).stages(TEACHERS, 42) == [StageConfig(teacher=t, epochs=n) for t, n in stages]
 
 
@@ -65,6 +70,8 @@ def test_epochs_are_split_whole(epochs: int, shares: list[float]) -> None:
 def test_more_stages_than_epochs_are_refused() -> None:
     with pytest.raises(DfmsdError, match="epochs: 1 cannot be shared by 2 stages"):
         parse_method("dfmsd@T1+T2").stages(TEACHERS, 1)
+    with pytest.raises(DfmsdError, match=r"dfmsd@T1&T3 needs T3, but the pair has 2 teacher"):
+        parse_method("dfmsd@T1&T3").stages(TEACHERS, 6)
     with pytest.raises(DfmsdError, match=r"dfmsd@T1\+T3 needs T3, but the pair has 2 teacher"):
         parse_method("dfmsd@T1+T3").stages(TEACHERS, 6)
 
@@ -72,14 +79,17 @@ def test_more_stages_than_epochs_are_refused() -> None:
 def test_ablations_and_controls_are_told_from_methods() -> None:
     methods = ["none", "pkd", "dfmsd", "pkd+mgd", "dfmsd@T1+T2", "mgd@T1+T2"]
     others = ["inherit", "mgd[ratio=0]", "dfmsd@T1", "dfmsd@T2", "dfmsd@T2+T1", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
+    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2"]
     assert [parse_method(name).variant for name in methods] == [False] * 6
-    assert [parse_method(name).variant for name in others] == [True] * 7
+    assert [parse_method(name).variant for name in others] == [True] * 9
 
 
 def test_folders_are_plain_and_each_run_has_one() -> None:
     names = ["dfmsd", "dfmsd@T1", "dfmsd[beta=0,ratio=0.5]@T1:1+T2:7", "pkd+mgd[ratio=0]"]
     slugs = [parse_method(name).slug(TEACHERS) for name in names]
     assert slugs == ["dfmsd", "dfmsd@T1", "dfmsd-beta=0,ratio=0.5@T1-1+T2-7", "pkd+mgd-ratio=0"]
+    assert parse_method("dfmsd@T1+T1&T2:3").slug(TEACHERS) == "dfmsd@T1+T1_T2-3"
+    assert parse_method("dfmsd@T1&T2").slug(TEACHERS) == "dfmsd@T1_T2"
     assert parse_method("dfmsd@T2").slug(TEACHERS) == "dfmsd"  # what `dfmsd` means there
     assert parse_method("dfmsd@T1").slug(["one"]) == "dfmsd"
 
@@ -103,7 +113,9 @@ def test_lists_are_split_outside_of_brackets() -> None:
         ("pkd+", "position 5: expected the name of a loss, got the end"),
         ("dfmsd@", "position 7: expected a teacher such as T1, got the end"),
         ("dfmsd@T0", "position 7: expected a teacher such as T1, got 'T0'"),
-        ("dfmsd@T1&T2", r"position 9: expected `\+` or the end, got '&T2'"),
+        ("dfmsd@T1&", "position 10: expected a teacher such as T1, got the end"),
+        ("dfmsd@T1&T1", "position 10: T1 is there twice"),
+        ("dfmsd@T1/T2", r"position 9: expected `&`, `\+`, `:` or the end, got '/T2'"),
         ("dfmsd@T1:0+T2", "a share must be above 0"),
         ("pkd mgd", "unknown loss 'pkdmgd'"),
         ("none@T1", "position 1: unknown loss 'none'"),

@@ -321,7 +321,8 @@ def test_the_same_detector_built_again_has_the_same_namespace(arch: str) -> None
 def plan(*teachers: FrozenTeacher | None, **loss: object) -> DistillationTask:
     stages = [StageConfig(1, None if teacher is None else teacher.name) for teacher in teachers]
     torch.manual_seed(3)
-    return DistillationTask(Neurons(2), stages, teachers, {"name": "dfmsd", **loss})
+    together = [() if teacher is None else (teacher,) for teacher in teachers]
+    return DistillationTask(Neurons(2), stages, together, {"name": "dfmsd", **loss})
 
 
 def gradients(task: DistillationTask, keys: Sequence[str]) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -366,6 +367,17 @@ def test_a_stage_gives_back_the_ram_of_teachers_that_it_does_not_use(enhancement
     assert used == 4 * HALF.nbytes
     task.enter_stage(1)
     assert first.cache.store.used == (used if kept else 0)  # type: ignore[union-attr]
+
+
+def test_a_teacher_that_gets_company_keeps_its_features() -> None:
+    first, second = cached(), cached(channels=3)
+    stages = [StageConfig(1, "one"), StageConfig(1, ["one", "two"]), StageConfig(1, "two")]
+    task = DistillationTask(Neurons(2), stages, [[first], [first, second], [second]], {"name": "dfmsd"})
+    for index in range(3):
+        task.enter_stage(index)
+        task(IMAGES, TARGETS, KEYS)
+    assert (batches(first), batches(second)) == ([4], [4])
+    assert (first.cache.store.used, second.cache.store.used) == (0, 4 * HALF.nbytes)  # type: ignore[union-attr]
 
 
 def test_a_stage_tells_whose_levels_it_looks_at() -> None:

@@ -73,7 +73,8 @@ def build(
     *teachers: FrozenTeacher | None, student: FewNeurons | None = None, balance: float | None = None, **loss: object
 ) -> DistillationTask:
     stages = [StageConfig(1, None if teacher is None else teacher.name) for teacher in teachers]
-    return DistillationTask(student or FewNeurons(), stages, teachers, {"name": "dfmsd", **loss}, balance)
+    together = [() if teacher is None else (teacher,) for teacher in teachers]
+    return DistillationTask(student or FewNeurons(), stages, together, {"name": "dfmsd", **loss}, balance)
 
 
 def big(channels: int = 3) -> FrozenTeacher:
@@ -134,7 +135,7 @@ def test_parameters_are_counted_by_owner_and_each_teacher_once() -> None:
     layers = 0
     for index in range(3):
         task.enter_stage(index)
-        layers += size(task.criterion)
+        layers += size(task.lessons[0].criterion)
     assert ownership(task) == {
         "student": size(task.student),
         "layers": layers,
@@ -256,7 +257,7 @@ def test_a_second_stage_without_effect_is_found() -> None:
 
 def test_a_term_on_objects_may_be_zero_on_a_level_or_in_a_batch_without_any() -> None:
     stage = [StageConfig(1, "big")]
-    task = DistillationTask(FewNeurons(), stage, [big()], {"name": "fgd"})
+    task = DistillationTask(FewNeurons(), stage, [[big()]], {"name": "fgd"})
     whole: Target = {"boxes": torch.tensor([[0.0, 0.0, 64.0, 32.0]]), "labels": torch.tensor([0])}
     none: Target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
     one = torch.tensor([[0.0, 0.0, 20.0, 8.0]])  # at stride 16 it reaches over all
@@ -297,8 +298,9 @@ def test_a_frozen_student_is_found() -> None:
 
 def test_a_layer_that_no_term_uses_is_named() -> None:
     task = build(big())
-    task.criterion.methods[0].generation["unused"] = nn.Conv2d(1, 1, 1)
-    task.criterion.methods[0].reconstruction_error = lambda visible, masks, target: (visible - target).square().mean()
+    method = task.lessons[0].criterion.methods[0]
+    method.generation["unused"] = nn.Conv2d(1, 1, 1)
+    method.reconstruction_error = lambda visible, masks, target: (visible - target).square().mean()
     with pytest.raises(DfmsdError, match=r"stage 1: no gradient reaches methods\.0\.generation\.") as caught:
         term_scales(task, BATCH)
     assert one_line(caught)

@@ -41,7 +41,7 @@ def task_of(
     student: TorchvisionDetector, teacher: TorchvisionDetector | FrozenTeacher, loss: Any = CROSSKD
 ) -> DistillationTask:
     frozen = teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher, "big")
-    return DistillationTask(student, [StageConfig(1, "big")], [frozen], loss)
+    return DistillationTask(student, [StageConfig(1, "big")], [[frozen]], loss)
 
 
 def cross(named: dict[str, Tensor], term: str) -> Tensor:
@@ -177,8 +177,8 @@ def test_the_preflight_takes_it_and_a_copy_stands_alone() -> None:
     assert [scale.name for scale in scales] == ["task", "cross_cls", "cross_reg"]
     assert all(scale.gradient > 0 for scale in scales)
     twin = copy.deepcopy(task)
-    assert twin.heads[0].student is twin.student is not task.student
-    assert twin.heads[0].teacher is twin.teacher is not task.teacher
+    assert twin.student is not task.student
+    assert twin.lessons[0].heads.teacher is twin.teachers[0][0] is not task.teachers[0][0]
 
 
 def test_two_steps_teach_the_student_alone() -> None:
@@ -315,3 +315,35 @@ def test_ld_refuses_other_bins() -> None:
     teacher.model.box_coder.bins = 9
     with pytest.raises(DfmsdError, match="bins differ: 17 of the student, 9 of the teacher"):
         task_of(student, teacher, LD)
+
+
+# Several teachers at once.
+
+
+@pytest.mark.parametrize(
+    ("arch", "loss", "terms"),
+    [("fcos", CROSSKD, ("cross_cls", "cross_reg")), ("gfl", LD, ("ld_main", "ld_valuable", "ld_cls"))],
+)
+def test_teachers_with_heads_of_the_students_kind_teach_at_once(
+    arch: str, loss: dict[str, Any], terms: tuple[str, ...]
+) -> None:
+    student, first, second = (detector(arch).eval() for _ in range(3))
+    stage = [StageConfig(1, ["one", "two"])]
+    both = DistillationTask(student, stage, [[FrozenTeacher(first, "one"), FrozenTeacher(second, "two")]], loss)
+    named = both.eval()(IMAGES, TARGETS)
+    for number, teacher in ((1, first), (2, second)):
+        alone = task_of(student, teacher, loss).eval()(IMAGES, TARGETS)
+        for term in terms:
+            assert_close(cross(named, f"T{number}.{term}"), cross(alone, term))
+            assert cross(alone, term) > 0
+
+
+def test_unequally_deep_heads_at_once_are_refused_unless_the_cut_is_told() -> None:
+    student, stage = detector(head_convs=4), [StageConfig(1, ["one", "two"])]
+    teachers = [[FrozenTeacher(detector(head_convs=4), "one"), FrozenTeacher(detector(head_convs=2), "two")]]
+    with pytest.raises(DfmsdError, match=r"^stage 1: the teachers' heads are unequally deep.*set loss\.reused to 1"):
+        DistillationTask(student, stage, teachers, CROSSKD)
+    named = DistillationTask(student, stage, teachers, {**CROSSKD, "reused": 1})(IMAGES, TARGETS)
+    assert {name.partition("/")[0] for name in named if "cross" in name} == {
+        f"T{number}.cross_{kind}" for number in (1, 2) for kind in ("cls", "reg")
+    }

@@ -90,10 +90,11 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
     teacher = FrozenTeacher(build_detector(DetectorConfig(arch, fpn_channels=32, head_convs=1), ("a",)), "teacher")
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
     loss = {"name": "dfmsd", "enhancement": "error+object"}
-    task = DistillationTask(student, stages, [None, teacher], loss, balance=0.5).train()
+    task = DistillationTask(student, stages, [[], [teacher]], loss, balance=0.5).train()
     task.enter_stage(1)
-    assert task.balance is not None
-    task.balance.count = task.balance.batches
+    (lesson,) = task.lessons
+    assert lesson.balance is not None
+    lesson.balance.count = lesson.balance.batches
     watch = Watch()
     watch.leave_out(student)  # torchvision's own losses do wait
     with watch:
@@ -106,7 +107,7 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
 def test_gfl_never_waits_for_the_device_either(boxes: list[Any]) -> None:
     """Assignment and losses, and LD over them."""
     student, big = (build_detector(DetectorConfig("gfl", fpn_channels=16, head_convs=1), ("a",)) for _ in range(2))
-    task = DistillationTask(student, [StageConfig(1, "big")], [FrozenTeacher(big, "big")], {"name": "ld"}).train()
+    task = DistillationTask(student, [StageConfig(1, "big")], [[FrozenTeacher(big, "big")]], {"name": "ld"}).train()
     student._own_targets = list  # type: ignore[assignment]  # on a CPU it looks at the boxes
     with Watch() as watch:
         named = task(torch.rand(2, 3, 64, 64), boxes)

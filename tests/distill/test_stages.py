@@ -61,8 +61,14 @@ def test_a_run_of_a_single_step_trains(schedule: str) -> None:
     assert learning_rate_factor(0, [1], 1, warmup=100, schedule=schedule) == 1
 
 
+def test_a_stage_has_none_one_or_several_teachers() -> None:
+    given = [None, "", [], "a", ["a"], ["b", "a"]]
+    assert [StageConfig(1, teacher).teachers for teacher in given] == [(), (), (), ("a",), ("a",), ("b", "a")]
+
+
 def test_sensible_plans_are_accepted() -> None:
     check_stages(THREE)
+    check_stages([StageConfig(1, ["a", "b"]), StageConfig(1, ["b", "a"], fresh=False)])
     check_stages([StageConfig(epochs=1)])
     check_stages([StageConfig(epochs=1, teacher="a"), StageConfig(epochs=1, teacher="b", fresh=False)])
 
@@ -74,6 +80,11 @@ def test_sensible_plans_are_accepted() -> None:
         ([StageConfig(epochs=1), StageConfig(epochs=0)], r"stages\.1\.epochs: 0 is below 1"),
         ([StageConfig(epochs=1, teacher="a", fresh=False)], r"stages\.0\.fresh: false needs a stage with a teacher"),
         ([StageConfig(1), StageConfig(1, "a", fresh=False)], r"stages\.1\.fresh: false needs a stage with a teacher"),
+        (
+            [StageConfig(1, "a"), StageConfig(1, [], fresh=False)],
+            r"stages\.1\.fresh: false needs a stage with a teacher",
+        ),
+        ([StageConfig(1, "a"), StageConfig(1, ["b", "a", "b"])], r"stages\.1\.teacher: b is there twice; name each"),
         ([StageConfig(1, "a"), StageConfig(1, fresh=False)], r"stages\.1\.fresh: false needs a stage with a teacher"),
     ],
 )

@@ -59,12 +59,13 @@ def one_stage(
     student: FewNeurons | None = None, teacher: FrozenTeacher | None = None, **loss: object
 ) -> DistillationTask:
     student, teacher = student or FewNeurons(), teacher or frozen()
-    return DistillationTask(student, [StageConfig(1, teacher.name)], [teacher], {**LOSS, **loss})
+    return DistillationTask(student, [StageConfig(1, teacher.name)], [[teacher]], {**LOSS, **loss})
 
 
-def plan(*teachers: FrozenTeacher | None, **loss: object) -> DistillationTask:
-    stages = [StageConfig(1, None if teacher is None else teacher.name) for teacher in teachers]
-    return DistillationTask(FewNeurons(), stages, teachers, {**LOSS, **loss})
+def plan(*teachers: FrozenTeacher | Sequence[FrozenTeacher] | None, **loss: object) -> DistillationTask:
+    together = [[each] if isinstance(each, FrozenTeacher) else each or () for each in teachers]
+    stages = [StageConfig(1, [teacher.name for teacher in stage]) for stage in together]
+    return DistillationTask(FewNeurons(), stages, together, {**LOSS, **loss})
 
 
 def step(task: DistillationTask) -> None:
@@ -84,7 +85,9 @@ def test_the_teacher_is_in_no_state_dict_parameter_list_or_module_tree() -> None
     assert teacher.detector not in set(task.modules())
     assert {id(p) for p in task.parameters()} == {id(p) for p in task.trainable.parameters()}
     assert set(task.state_dict()) == {f"trainable.{name}" for name in task.trainable.state_dict()}
-    sizes = sum(p.numel() for p in task.student.parameters()) + sum(p.numel() for p in task.criterion.parameters())
+    sizes = sum(p.numel() for p in task.student.parameters()) + sum(
+        p.numel() for p in task.lessons[0].criterion.parameters()
+    )
     assert sum(p.numel() for p in task.parameters()) == sizes
 
 
@@ -138,7 +141,7 @@ def test_the_terms_are_those_of_the_criterion() -> None:
     named = task(IMAGES, TARGETS)
     pyramid, own = task.student(IMAGES, TARGETS)
     boxes = [target["boxes"] for target in TARGETS]
-    terms = task.criterion(pyramid, teacher.features(IMAGES), boxes=boxes, size=(32, 64), stage=1)
+    terms = task.lessons[0].criterion(pyramid, teacher.features(IMAGES), boxes=boxes, size=(32, 64), stage=1)
     assert_close(named, {f"task/{name}": value for name, value in own.items()} | terms)
     assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16"}
 
@@ -159,7 +162,7 @@ def test_distillation_alone_teaches() -> None:
 def test_without_teacher_a_step_is_plain_training_of_the_detector() -> None:
     student = FewNeurons()
     alone = copy.deepcopy(student)
-    task = DistillationTask(student, [StageConfig(1)], [None], LOSS)
+    task = DistillationTask(student, [StageConfig(1)], [[]], LOSS)
     assert set(dict(task.named_parameters())) == {f"trainable.student.{name}" for name, _ in alone.named_parameters()}
 
     torch.manual_seed(5)
@@ -196,11 +199,11 @@ def test_each_stage_has_its_own_teacher_and_layers() -> None:
     channels = []
     for index, teacher in enumerate((first, None, second)):
         task.enter_stage(index)
-        assert task.teacher is teacher
+        assert task.teachers[index] == (() if teacher is None else (teacher,))
         named = task(IMAGES, TARGETS)
         assert any(name.startswith("mask/") for name in named) is (teacher is not None)
-        channels.append(None if task.criterion is None else task.criterion.pairs[0].teacher.channels)
-    assert channels == [3, None, 5]
+        channels.append([lesson.criterion.pairs[0].teacher.channels for lesson in task.lessons])
+    assert channels == [[3], [], [5]]
     assert len(first.detector.seen) == len(second.detector.seen) == 1
 
 
@@ -209,7 +212,7 @@ def test_all_stages_layers_are_trainable_from_the_start() -> None:
     wanted = sum(p.numel() for p in task.student.parameters())
     for index in range(2):
         task.enter_stage(index)
-        wanted += sum(p.numel() for p in task.criterion.parameters())
+        wanted += sum(p.numel() for p in task.lessons[0].criterion.parameters())
     assert sum(p.numel() for p in task.trainable.parameters()) == wanted
 
 
@@ -218,18 +221,18 @@ def test_the_stage_number_reaches_the_masks() -> None:
     seen = []
     for index in range(2):
         task.enter_stage(index)
-        task.criterion.methods[0].register_forward_pre_hook(lambda _, args: seen.append(args[2].stage))
+        task.lessons[0].criterion.methods[0].register_forward_pre_hook(lambda _, args: seen.append(args[2].stage))
         task(IMAGES, TARGETS)
     assert seen == [1, 2]
 
 
 def test_a_stages_own_options_replace_those_of_the_run() -> None:
     stages = [StageConfig(1, "a", loss={"alpha": 0.0}), StageConfig(1, "b")]
-    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], {**LOSS, "alpha": 3.0, "beta": 2.0})
-    assert task.criterion.terms == ("sfa",)
+    task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], {**LOSS, "alpha": 3.0, "beta": 2.0})
+    assert task.lessons[0].criterion.terms == ("sfa",)
     task.enter_stage(1)
-    assert task.criterion.terms == ("mask", "sfa")
-    assert {method.options.beta for method in task.criterion.methods} == {2.0}
+    assert task.lessons[0].criterion.terms == ("mask", "sfa")
+    assert {method.options.beta for method in task.lessons[0].criterion.methods} == {2.0}
 
 
 SUM = [{"name": "pkd"}, {"name": "fgd", "tau": 0.8}, {"name": "mgd", "pairing": "index"}]
@@ -237,7 +240,7 @@ SUM = [{"name": "pkd"}, {"name": "fgd", "tau": 0.8}, {"name": "mgd", "pairing": 
 
 def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
     student, teacher = FewNeurons(), frozen(4, strides=(4, 8, 16))
-    task = DistillationTask(student, [StageConfig(1, "big")], [teacher], SUM, balance=0.5).train()
+    task = DistillationTask(student, [StageConfig(1, "big")], [[teacher]], SUM, balance=0.5).train()
     named = task(IMAGES, TARGETS)
     of_strides = [f"{term}/p{stride}" for term in ("pkd", "fg", "bg", "attention", "relation") for stride in (8, 16)]
     assert set(named) == {"task/count", "task/size", "mgd/p8", "mgd/p16", *of_strides}
@@ -252,22 +255,22 @@ def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
 
 def test_a_stages_list_of_losses_stands_alone() -> None:
     stages = [StageConfig(1, "a", loss=SUM), StageConfig(1, "b")]
-    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], {**LOSS, "alpha": 0.0})
-    assert task.criterion.terms == ("pkd", "fg", "bg", "attention", "relation", "mgd")
+    task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], {**LOSS, "alpha": 0.0})
+    assert task.lessons[0].criterion.terms == ("pkd", "fg", "bg", "attention", "relation", "mgd")
     task.enter_stage(1)
-    assert task.criterion.terms == ("sfa",)
+    assert task.lessons[0].criterion.terms == ("sfa",)
 
 
 def test_the_layers_of_a_sum_are_taken_over() -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
-    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], SUM)
-    former = task.criterion
+    task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], SUM)
+    former = task.lessons[0].criterion
     randomize(former)
     task.enter_stage(1)
-    assert_close(dict(task.criterion.state_dict()), dict(former.state_dict()), rtol=0, atol=0)
+    assert_close(dict(task.lessons[0].criterion.state_dict()), dict(former.state_dict()), rtol=0, atol=0)
     one_less = [StageConfig(1, "a"), StageConfig(1, "b", SUM[:2], fresh=False)]
     with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* differ in shape"):
-        DistillationTask(FewNeurons(), one_less, [frozen(), frozen()], SUM)
+        DistillationTask(FewNeurons(), one_less, [[frozen()], [frozen()]], SUM)
 
 
 def test_a_misfit_names_the_stage_and_the_teacher() -> None:
@@ -286,21 +289,25 @@ def randomize(module: nn.Module) -> None:
 )
 def test_layers_are_taken_over_where_the_plan_says_so(fresh: bool, begins: bool, taken: bool) -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=fresh)]
-    task = DistillationTask(FewNeurons(), stages, [frozen(), frozen()], LOSS)
-    former = task.criterion
+    task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], LOSS)
+    former = task.lessons[0].criterion
     randomize(former)
     task.enter_stage(1, begins=begins)
-    assert task.criterion is not former
-    equal = [torch.equal(a, b) for a, b in zip(task.criterion.parameters(), former.parameters(), strict=True)]
+    assert task.lessons[0].criterion is not former
+    equal = [
+        torch.equal(a, b) for a, b in zip(task.lessons[0].criterion.parameters(), former.parameters(), strict=True)
+    ]
     assert all(equal) is taken
-    randomize(task.criterion)
-    assert not torch.equal(next(task.criterion.parameters()), next(former.parameters()))  # copied, not shared
+    randomize(task.lessons[0].criterion)
+    assert not torch.equal(
+        next(task.lessons[0].criterion.parameters()), next(former.parameters())
+    )  # copied, not shared
 
 
 def test_layers_of_another_shape_are_not_taken_over() -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
     with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* stage 1 and 2 differ in shape.*set fresh: true"):
-        DistillationTask(FewNeurons(), stages, [frozen(3), frozen(5)], LOSS)
+        DistillationTask(FewNeurons(), stages, [[frozen(3)], [frozen(5)]], LOSS)
 
 
 def test_agreement_sees_the_former_teacher_at_the_same_stride() -> None:
@@ -309,7 +316,7 @@ def test_agreement_sees_the_former_teacher_at_the_same_stride() -> None:
     received = []
     for index in range(2):
         task.enter_stage(index)
-        task.criterion.register_forward_pre_hook(
+        task.lessons[0].criterion.register_forward_pre_hook(
             lambda _, args, kwargs: received.append(kwargs["previous"]), with_kwargs=True
         )
         task(IMAGES, TARGETS)
@@ -322,7 +329,7 @@ def test_agreement_renames_the_former_teachers_levels() -> None:
     task = plan(former, frozen(3), enhancement="agreement").eval()
     task.enter_stage(1)
     received: dict[str, Tensor] = {}
-    task.criterion.register_forward_pre_hook(
+    task.lessons[0].criterion.register_forward_pre_hook(
         lambda _, args, kwargs: received.update(kwargs["previous"]), with_kwargs=True
     )
     task(IMAGES, TARGETS)
@@ -340,7 +347,7 @@ def test_the_former_teacher_rests_where_no_term_asks_for_it() -> None:
 
 def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
     teacher = frozen()
-    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [teacher], LOSS, balance=0.5).eval()
+    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[teacher]], LOSS, balance=0.5).eval()
     pyramids = []
     task.student.register_forward_hook(lambda module, args, output: pyramids.append(output[0]))
     named = task(IMAGES, TARGETS)

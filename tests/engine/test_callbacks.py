@@ -233,7 +233,7 @@ def test_a_run_in_another_thread_leaves_ctrl_c_alone(module: DistillationModule)
 def test_balanced_weights_are_written_and_told_once_a_stage(module: DistillationModule, tmp_path: Path) -> None:
     lines: list[str] = []
     report = BalanceReport(tmp_path, say=lines.append)
-    balance = module.task.balance
+    (balance,) = (lesson.balance for lesson in module.task.lessons)
     assert balance is not None
     assert balance.groups == ("mask", "sfa")
     report.on_train_batch_end(trainer_at(1), module)

@@ -60,6 +60,8 @@ def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: st
     ("values", "message"),
     [
         ({"stages": []}, "stages: the list is empty"),
+        ({"stages": [StageConfig(1, ["a", "a"])]}, r"stages\.0\.teacher: a is there twice"),
+        ({"stages": [StageConfig(1, [])], "inherit": True}, "inherit: the first stage has no teacher"),
         ({"stages": [StageConfig(epochs=0)]}, r"stages\.0\.epochs: 0 is below 1"),
         ({"loss": {"name": "dfmst"}}, "loss.name: unknown loss 'dfmst'; there is .*dfmsd"),
         ({"loss": {"alfa": 1.0}}, "loss.alfa: no option of dfmsd; did you mean 'alpha'"),
@@ -111,7 +113,7 @@ def test_a_written_config_is_read_again_as_the_same(tmp_path: Path) -> None:
         out="x",
         data=DataConfig("somewhere", scale_jitter=(0.5, 2.0), workers=2),
         student=DetectorConfig(pretrained="weights.safetensors"),
-        stages=STAGES,
+        stages=[*STAGES, StageConfig(epochs=1, teacher=["a", "b"])],
         loss={"name": "dfmsd", "beta": 0.5},
         balance=0.25,
         optim=OptimConfig(name="sgd", schedule="restart"),
@@ -132,6 +134,17 @@ def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     assert same_run(replace(config, out="there"), tmp_path)
     assert not same_run(replace(config, seed=1), tmp_path)
     assert not same_run(config.as_distillation(), tmp_path)
+
+
+def test_a_run_from_before_stages_had_several_teachers_is_the_same(tmp_path: Path) -> None:
+    stages = "[{epochs: 2, teacher: a, loss: {}, fresh: true}, {epochs: 1, teacher: null, loss: {}, fresh: true}]"
+    content = yaml.safe_load(to_yaml(DistillConfig(out="x", stages=PLAIN)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**content, "stages": yaml.safe_load(stages)}))
+    config = DistillConfig(out="x", stages=[StageConfig(epochs=2, teacher="a"), StageConfig(epochs=1)])
+    assert same_run(config, tmp_path)
+    assert read_config(DistillConfig, tmp_path / "config.yaml") == config
+    other = [StageConfig(epochs=2, teacher=["a", "b"]), StageConfig(epochs=1)]
+    assert not same_run(replace(config, stages=other), tmp_path)
 
 
 def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: Path) -> None:

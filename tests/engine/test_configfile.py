@@ -84,6 +84,14 @@ def test_flags_reach_into_the_list_of_stages(file: Path) -> None:
     assert second.fresh is False
 
 
+def test_several_teachers_of_a_stage_are_a_list_in_the_file_and_as_a_flag(file: Path) -> None:
+    assert parse(file, "--stages.1.teacher", "[runs/c, runs/d]").stages[1].teacher == ["runs/c", "runs/d"]
+    config = parse(file, "--stages", '[{"teacher": ["e", "f"], "epochs": 4}, {"teacher": null, "epochs": 1}]')
+    assert [stage.teachers for stage in config.stages] == [("e", "f"), ()]
+    file.write_text(DISTILL.replace("teacher: a", "teacher: [a, c.yaml]"))
+    assert [stage.teachers for stage in read_config(DistillConfig, file).stages] == [("a", "c.yaml"), ("b",)]
+
+
 def test_flags_reach_into_a_list_of_losses(file: Path) -> None:
     file.write_text(SUM)
     config = parse(file, "--loss.1.ratio", "0.25", "--loss.1.weight=1e-6", "--seed", "3")

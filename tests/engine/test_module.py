@@ -33,7 +33,7 @@ def test_the_optimiser_owns_student_and_layers_and_no_teacher(module: Distillati
     optimizer, _ = optimizers(module, name=name, lr=0.25)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in module.parameters()}
-    frozen = [p for teacher in module.task.teachers if teacher for p in teacher.detector.parameters()]
+    frozen = [p for teacher in module.task.every_teacher for p in teacher.detector.parameters()]
     assert frozen
     assert not owned & {id(p) for p in frozen}
 
@@ -115,6 +115,11 @@ def test_a_batch_moves_with_its_targets(module: DistillationModule) -> None:
 
 
 def test_correlations_are_averaged_over_levels_and_losses_are_not() -> None:
+    assert correlations_as_mean({"T1.pearson/p3": 0.25, "T1.pearson/p4": 0.75, "T2.pearson/p3": 0.5}) == {
+        "T1.pearson/p3": 0.125,
+        "T1.pearson/p4": 0.375,
+        "T2.pearson/p3": 0.5,
+    }
     values = {"mask/p3": 1.0, "mask/p4": 3.0, "pearson/p3": 0.25, "pearson/p4": 0.75}
     scaled = correlations_as_mean({name: torch.tensor(value) for name, value in values.items()})
     assert {name: float(value) for name, value in scaled.items()} == {

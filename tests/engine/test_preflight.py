@@ -37,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, task: DistillationTask) -> Callabl
     """Make the evaluation find these APs: of the student, and of both teachers."""
 
     def measure(student: float | None, first: float | None, second: float | None) -> None:
-        detectors = [task.student, *(teacher.detector for teacher in task.teachers if teacher)]
+        detectors = [task.student, *(teacher.detector for teacher in task.every_teacher)]
         found = {id(detector): ap for detector, ap in zip(detectors, (student, first, second), strict=True)}
 
         def evaluate(detector: Detector, *_: Any, **__: Any) -> dict[str, float | None]:
@@ -68,7 +68,7 @@ def test_the_tables_tell_levels_pairs_ap_owners_and_scales(
     assert found.parameters == {
         "student": sum(p.numel() for p in task.student.parameters()),
         "layers": sum(p.numel() for p in task.trainable["criteria"].parameters()),
-        "teachers": sum(p.numel() for t in task.teachers if t for p in t.detector.parameters()),
+        "teachers": sum(p.numel() for t in task.every_teacher for p in t.detector.parameters()),
     }
     assert {(term.stage, term.name) for term in found.terms} == {
         (stage, name) for stage in (1, 2) for name in ("task", "mask", "sfa")
@@ -143,8 +143,7 @@ def test_a_term_of_exactly_zero_is_refused(
 ) -> None:
     measured(0.0, 0.5, 0.5)
     task.enter_stage(1)
-    assert task.criterion is not None
-    task.criterion.weight = 0.0
+    task.lessons[0].criterion.weight = 0.0
     with pytest.raises(
         DfmsdError, match=r"stage 2: mask/p3 is exactly 0 on the first batch, so it would teach nothing"
     ):

@@ -62,7 +62,7 @@ def test_inheriting_alone_is_a_run_without_teachers(distill_config: MakeDistill,
     task, plain = (
         build_task(each, CLASSES) for each in (config, distill_config(tmp_path / "plain", stages=[StageConfig(1)]))
     )
-    assert task.teachers == (None,)
+    assert task.teachers == ((),)
     theirs, ours, start = (detector.state_dict() for detector in (load_detector(twin), task.student, plain.student))
     taken = {name for name, value in ours.items() if not torch.equal(value, start[name])}
     assert {name.split(".")[1] for name in taken} == {"head", "backbone"}
@@ -88,6 +88,8 @@ def test_the_first_stages_teacher_is_the_ancestor(
     later = [StageConfig(1, twin), StageConfig(1, tiny_teachers[1])]
     assert distill_config(tmp_path, stages=later, inherit=True).ancestor == twin
     assert distill_config(tmp_path, stages=later[::-1], inherit=True).ancestor == tiny_teachers[1]
+    together = [StageConfig(1, [twin, tiny_teachers[1]]), StageConfig(1, tiny_teachers[0])]
+    assert distill_config(tmp_path, stages=together, inherit=True).ancestor == twin
     with pytest.raises(DfmsdError, match=r"inherit: the first stage has no teacher .*name one"):
         distill_config(tmp_path, stages=[StageConfig(1), *later], inherit=True)
     assert distill_config(tmp_path, stages=[StageConfig(1), *later], inherit=twin).ancestor == twin

@@ -142,7 +142,7 @@ def test_the_preflight_tells_the_cache_and_refuses_what_cannot_be_stored(
 
 def teacher_passes(monkeypatch: pytest.MonkeyPatch, config: DistillConfig, **options: Any) -> tuple[Result, int]:
     """Run, and count the forward passes of all teachers' networks during the training."""
-    detectors = {name: load_detector(name) for name in {stage.teacher for stage in config.stages} if name}
+    detectors = {name: load_detector(name) for name in {name for stage in config.stages for name in stage.teachers}}
     calls: list[nn.Module] = []
 
     class Counting(StopOnInterrupt):

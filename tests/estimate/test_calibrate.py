@@ -85,10 +85,10 @@ def test_found_features_are_not_computed_and_stored_ones_are(
     config = distill_config(tmp_path / "run", teacher_cache="ram")
     data = CocoDataModule(config.data)
     task.train()
-    assert task.teacher is not None
     calls: list[int] = []
-    compute = task.teacher.detector.features
-    task.teacher.detector.features = lambda images: (calls.append(len(images)), compute(images))[1]  # type: ignore[method-assign]
+    detector = task.teachers[0][0].detector
+    compute = detector.features
+    detector.features = lambda images: (calls.append(len(images)), compute(images))[1]  # type: ignore[method-assign]
     with step_parts(config, task, data, first_batch(data), torch.device("cpu")) as parts:
         calls.clear()
         for _ in range(3):

@@ -116,8 +116,7 @@ def test_torchvisions_weights_are_not_downloaded(
     monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
     name = "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1"
     config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=name)], loss={"pairing": "index"})
-    (teacher,) = untrained_task(config, CLASSES).teachers
-    assert teacher is not None
+    (teacher,) = untrained_task(config, CLASSES).every_teacher
     assert "zebra" in teacher.detector.class_names
 
 

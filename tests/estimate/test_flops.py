@@ -27,7 +27,7 @@ def shared_task() -> DistillationTask:
     teacher = build_detector(DetectorConfig("faster_rcnn", fpn_channels=32), ("a", "b", "c"))
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
     return DistillationTask(
-        student, stages, [None, FrozenTeacher(teacher, "teacher")], {"name": "dfmsd", "generation": "full"}
+        student, stages, [[], [FrozenTeacher(teacher, "teacher")]], {"name": "dfmsd", "generation": "full"}
     ).train()
 
 
@@ -134,8 +134,7 @@ def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> N
     task.enter_stage(1)
     batch = random_batch(BATCH, SIDE, CLASSES)
     cost = count_stage(task, batch)
-    teacher = task.teacher
-    assert teacher is not None
+    ((teacher, criterion, *_),) = task.lessons
     assert cost.teacher is not None
     assert cost.teacher.forward == 2 * multiply_adds(teacher.detector, lambda: teacher.features(batch.images))
     assert cost.teacher.backward == cost.teacher.kept_bytes == 0
@@ -149,9 +148,8 @@ def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> N
     assert first.method.kept_bytes > 0
     assert first.method.elementwise > 0
 
-    assert task.criterion is not None
-    args, kwargs = record_calls(task, batch, [task.criterion])[task.criterion]
-    whole = count(lambda: task.criterion(*args, **kwargs), task.criterion, [args, kwargs])  # type: ignore[misc]
+    args, kwargs = record_calls(task, batch, [criterion])[criterion]
+    whole = count(lambda: criterion(*args, **kwargs), criterion, [args, kwargs])
     assert (whole.forward, whole.parameter_bytes) == (cost.loss.forward, cost.loss.parameter_bytes)
     assert whole.backward == cost.loss.backward
     assert whole.kept_bytes == pytest.approx(cost.loss.kept_bytes, rel=0.1)
@@ -164,7 +162,7 @@ def test_a_sum_costs_what_its_methods_cost() -> None:
     batch = random_batch(BATCH, SIDE, CLASSES)
     found = []
     for loss in ([{"name": "mgd"}, {"name": "dfmsd", "generation": "full"}], {"name": "mgd"}, {"generation": "full"}):
-        task = DistillationTask(student, [StageConfig(epochs=1, teacher="teacher")], [teacher], loss).train()
+        task = DistillationTask(student, [StageConfig(epochs=1, teacher="teacher")], [[teacher]], loss).train()
         found.append(count_stage(task, batch))
     both, first, second = found
     assert list(both.levels) == list(first.levels)
@@ -177,3 +175,21 @@ def test_counting_leaves_no_gradient(task: DistillationTask) -> None:
     task.enter_stage(1)
     count_stage(task, random_batch(BATCH, SIDE, CLASSES))
     assert all(weight.grad is None for weight in task.parameters())
+
+
+def test_teachers_at_once_cost_what_each_costs() -> None:
+    torch.manual_seed(0)
+    student, *detectors = (build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a",)) for _ in range(3))
+    first, second = (FrozenTeacher(detector, name) for detector, name in zip(detectors, "ab", strict=True))
+    batch = random_batch(1, 64, 1)
+    costs = []
+    for teachers in ([first], [first, second]):
+        stage = StageConfig(epochs=1, teacher=[teacher.name for teacher in teachers])
+        task = DistillationTask(student, [stage], [teachers], {"name": "fitnet"}).train()
+        costs.append(count_stage(task, batch))
+    one, both = costs  # the second teacher is as large as the first
+    assert one.teacher is not None
+    assert both.teacher == one.teacher + one.teacher
+    assert both.loss.elementwise == 2 * one.loss.elementwise > 0
+    assert both.teacher_pyramid_bytes == 2 * one.teacher_pyramid_bytes
+    assert both.student == one.student

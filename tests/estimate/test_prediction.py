@@ -88,3 +88,13 @@ def test_processes_share_the_images_and_evaluations_can_be_rare() -> None:
     found = predict(config(devices=2, eval_every=2), MS, **SIZES)
     assert found.steps_per_epoch == 18 // 4
     assert found.evaluations == 3  # epochs 2, 4 and the last
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("ram", [60.0, 30.5, 60.0]), ("disk", [60.0, 30.5, 1.0])])
+def test_a_teacher_that_gets_company_is_found(kind: str, steps: list[float]) -> None:
+    stages = [StageConfig(1, "t"), StageConfig(1, ["t", "other"]), StageConfig(1), StageConfig(1, "other")]
+    parts = {"update": 0.0, "loss": 0.0, "stored": 60.0, "cached": 1.0}
+    ms = {f"{stage}/{part}": value for stage in (1, 2, 3, 4) for part, value in parts.items()}
+    run = replace(config(), stages=stages, teacher_cache=kind)
+    found = predict(run, {**ms, "student": 0.0, "load": 0.0, "decode": 0.0, "detect": 0.0}, **SIZES).stages
+    assert [found[index].step_ms for index in (0, 1, 3)] == steps  # of two teachers one is stored, one found

@@ -27,7 +27,7 @@ def test_the_line_through_two_sizes_meets_the_exact_count_of_a_coco_image() -> N
     student = build_detector(DetectorConfig("faster_rcnn", fpn_channels=16), ("a",))
     teacher = build_detector(DetectorConfig("fcos", fpn_channels=32, head_convs=1), ("a",))
     stages = [StageConfig(epochs=1, teacher="t")]
-    task = DistillationTask(student, stages, [FrozenTeacher(teacher, "t")], {"name": "dfmsd"}).train()
+    task = DistillationTask(student, stages, [[FrozenTeacher(teacher, "t")]], {"name": "dfmsd"}).train()
     found = stage_flops(task, torch.device("cpu"))
     images = torch.empty(1, 3, *COCO_SIZE, device="meta")
     shapes = copy.deepcopy(teacher).to("meta").eval()

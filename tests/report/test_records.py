@@ -21,6 +21,17 @@ def test_reads_every_file(make_run):
     assert record.correlations == ["pearson/p3", "pearson/p4"]
 
 
+def test_terms_and_correlations_of_several_teachers_are_told_apart(make_run):
+    folder = make_run()
+    (folder / "log.csv").write_text(
+        "step,epoch,stage,loss,task/cls,T1.mask/p3,T2.mask/p3,T1.pearson/p3,T2.pearson/p3\n0,0,1,3,1,1,1,0.5,0.25\n"
+    )
+    record = read_run(folder)
+    assert record.terms == ["loss", "task/cls", "T1.mask/p3", "T2.mask/p3"]
+    assert record.correlations == ["T1.pearson/p3", "T2.pearson/p3"]
+    assert record.distils
+
+
 def test_an_empty_folder_is_all_none(tmp_path):
     record = read_run(tmp_path)
     assert (

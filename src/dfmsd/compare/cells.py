@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from dfmsd.compare.config import CompareConfig
@@ -92,7 +93,7 @@ def make_cells(config: CompareConfig, methods: Sequence[Method], pair: str) -> t
     cells: list[Cell] = []
     skipped: list[Skipped] = []
     for method in methods:
-        needed = max((stage.teacher for stage in method.plan), default=1)
+        needed = max((number for stage in method.plan for number in stage.teachers), default=1)
         if needed > len(config.pairs[pair]):
             skipped.append(Skipped(pair, method, f"needs T{needed}, the pair has {len(config.pairs[pair])} teacher(s)"))
         else:
@@ -120,11 +121,9 @@ def build_tasks(
         DfmsdError: the student or a teacher cannot be built.
     """
     student = build_detector(config.student, class_names)
-    named = (
-        name for cell in cells for name in (cell.config.ancestor, *(stage.teacher for stage in cell.config.stages))
-    )
+    stages = ((cell.config.ancestor, *stage.teachers) for cell in cells for stage in cell.config.stages)
     teachers: dict[str, Detector] = {
-        name: untrained_teacher(name, class_names) for name in dict.fromkeys(named) if name
+        name: untrained_teacher(name, class_names) for name in dict.fromkeys(chain.from_iterable(stages)) if name
     }
     tasks: dict[str, tuple[DistillConfig, DistillationTask]] = {}
     skipped: list[Skipped] = []

@@ -55,7 +55,7 @@ def measure_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) 
     peaks: dict[str, int] = {}
     for name, (config, task) in tasks.items():
         task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        for teacher in filter(None, task.teachers):
+        for teacher in task.every_teacher:
             teacher.to(target)
         within = arithmetic(config, target)
         stages = [
@@ -145,7 +145,7 @@ def _peak_of(step: Callable[[], None], target: torch.device) -> int:
 
 
 def _resident(task: DistillationTask) -> int:
-    teachers = {id(teacher.detector): teacher.detector for teacher in task.teachers if teacher is not None}
+    teachers = {id(teacher.detector): teacher.detector for teacher in task.every_teacher}
     modules = [task.trainable, *teachers.values()]
     return sum(_nbytes(itertools.chain(module.parameters(), module.buffers())) for module in modules)
 

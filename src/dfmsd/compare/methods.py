@@ -4,6 +4,7 @@
 method  = "none" | "inherit" | losses ["@" plan]
 losses  = loss {"+" loss}               pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd
 plan    = stage {"+" stage}             T1, T1+T2, T2+T2, T1:1+T2:7 (shares of the epochs)
+stage   = teacher {"&" teacher}         T1, T1&T2 (both at once)
 ```
 """
 
@@ -25,7 +26,7 @@ from dfmsd.losses import LOSSES, LossConfig, check_options
 BASELINE = "none"
 INHERIT_ONLY = "inherit"
 """The control of inheriting: the baseline's loop from an inherited start."""
-EXAMPLES = "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2 or dfmsd@T1:1+T2:7"
+EXAMPLES = "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2, dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class PlannedStage:
     """One stage of a plan.
 
     Attributes:
-        teacher: its number in the pair, from 1.
+        teachers: their numbers in the pair, from 1; several teach at once.
         share: of the epochs, relative to the other stages'.
     """
 
-    teacher: int
+    teachers: tuple[int, ...]
     share: float
 
 
@@ -79,21 +80,26 @@ class Method:
         if not self.losses:
             return [StageConfig(epochs=epochs)]
         plan = self._plan(teachers)
-        missing = [stage.teacher for stage in plan if stage.teacher > len(teachers)]
+        missing = [number for stage in plan for number in stage.teachers if number > len(teachers)]
         if missing:
             raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
         lengths = split_epochs(epochs, [stage.share for stage in plan])
-        return [StageConfig(epochs=n, teacher=teachers[s.teacher - 1]) for n, s in zip(lengths, plan, strict=True)]
+        return [_stage(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
 
     def slug(self, teachers: Sequence[str]) -> str:
         """Name the folder of the method's runs; one name for what is the same run in a pair, ``dfmsd@T2`` too."""
         name = self.name
-        if self.plan and [stage.teacher for stage in self.plan] == [len(teachers)]:
+        if [stage.teachers for stage in self.plan] == [(len(teachers),)]:
             name = name.partition("@")[0]
-        return name.translate(str.maketrans("[:", "--", "]"))
+        return name.translate(str.maketrans("[:&", "--_", "]"))
 
     def _plan(self, teachers: Sequence[str]) -> tuple[PlannedStage, ...]:
-        return self.plan or (PlannedStage(len(teachers), 1.0),)
+        return self.plan or (PlannedStage((len(teachers),), 1.0),)
+
+
+def _stage(epochs: int, teachers: list[str]) -> StageConfig:
+    # the only teacher as in a config written by hand, and in those of earlier runs
+    return StageConfig(epochs=epochs, teacher=teachers[0] if len(teachers) == 1 else teachers)
 
 
 def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
@@ -129,8 +135,8 @@ def parse_method(text: str) -> Method:
         losses.append(_loss(scanner))
     plan = _plan(scanner) if scanner.take("@") else ()
     if not scanner.at_end:
-        scanner.fail("`+` or the end" if plan else "`[`, `+`, `@` or the end")
-    usual = plan == tuple(PlannedStage(number, number) for number in range(1, len(plan) + 1)) and len(plan) != 1
+        scanner.fail("`&`, `+`, `:` or the end" if plan else "`[`, `+`, `@` or the end")
+    usual = plan == tuple(PlannedStage((number,), number) for number in range(1, len(plan) + 1)) and len(plan) != 1
     return Method(name, tuple(losses), plan, variant=not usual or any(len(loss) > 1 for loss in losses))
 
 
@@ -187,12 +193,22 @@ def _loss(scanner: _Scanner) -> dict[str, Any]:
 def _plan(scanner: _Scanner) -> tuple[PlannedStage, ...]:
     plan: list[PlannedStage] = []
     while not plan or scanner.take(r"\+"):
-        teacher = int(scanner.expect(r"T([1-9]\d*)", "a teacher such as T1")[1])
+        teachers = _teachers(scanner)
         share = scanner.expect(r"\d*\.?\d+", "a share such as 2")[0] if scanner.take(":") else len(plan) + 1
         if not float(share) > 0:
             scanner.refuse("a share must be above 0", scanner.position - 1)
-        plan.append(PlannedStage(teacher, float(share)))
+        plan.append(PlannedStage(teachers, float(share)))
     return tuple(plan)
+
+
+def _teachers(scanner: _Scanner) -> tuple[int, ...]:
+    teachers: list[int] = []
+    while not teachers or scanner.take("&"):
+        start = scanner.position
+        teachers.append(int(scanner.expect(r"T([1-9]\d*)", "a teacher such as T1")[1]))
+        if teachers[-1] in teachers[:-1]:
+            scanner.refuse(f"T{teachers[-1]} is there twice; at once each teacher teaches once", start)
+    return tuple(teachers)
 
 
 def _value(text: str) -> Any:

@@ -108,8 +108,11 @@ def _print_plans(config: CompareConfig, plans: Mapping[str, PairPlan]) -> None:
             own = [cell for cell in plan.cells if cell.method.name == name]
             done = sum(cell.finished for cell in own)
             started = sum(holds_run(cell.run) for cell in own) - done
-            numbers = {teacher: f" T{number}" for number, teacher in enumerate(config.pairs[pair], 1)}
-            stages = ", ".join(f"{stage.epochs}{numbers.get(stage.teacher or '', '')}" for stage in first.config.stages)
+            numbers = {teacher: f"T{number}" for number, teacher in enumerate(config.pairs[pair], 1)}
+            stages = ", ".join(
+                f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
+                for stage in first.config.stages
+            )
             table.add_row(pair, escape(name), stages, f"{done} / {started} / {len(own) - done - started}")
     console.print(table)
     for pair, plan in plans.items():

@@ -65,7 +65,7 @@ def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None
 def ownership(task: DistillationTask) -> dict[str, int]:
     """Count parameters by owner: ``student``, ``layers`` (training only), ``teachers`` (frozen)."""
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in task.trainable.named_children()}
-    teachers = {id(t.detector): t.detector for t in task.teachers if t is not None}.values()
+    teachers = {id(teacher.detector): teacher.detector for teacher in task.every_teacher}.values()
     return {
         "student": parts["student"],
         "layers": parts["criteria"],
@@ -159,9 +159,11 @@ def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
 
 
 def _check_layers_learn(task: DistillationTask, loss: Tensor, stage: int) -> None:
-    if task.criterion is None:
-        return
-    layers = dict(task.criterion.named_parameters())
+    layers = {
+        name: layer
+        for lesson in task.lessons
+        for name, layer in lesson.named(dict(lesson.criterion.named_parameters())).items()
+    }
     if not layers:
         return
     gradients = torch.autograd.grad(loss, list(layers.values()), retain_graph=True, allow_unused=True)

@@ -11,7 +11,7 @@ from dfmsd.detectors.base import DenseHead, Detector, HeadPass, HeadSpec, Towers
 from dfmsd.distill.teacher import FrozenTeacher, TaughtLevel
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import HeadLevel, HeadMethod, HeadSide
-from dfmsd.types import FeaturePyramid, Target
+from dfmsd.types import FeaturePyramid
 
 _REMEDIES = {
     "arch": "set student.arch to the teacher's",
@@ -32,6 +32,7 @@ class HeadPair:
         methods: tell what heads they compare, and where the towers are cut.
 
     Attributes:
+        teacher: frozen.
         reused: convolutions behind the cut, in both towers.
 
     Raises:
@@ -42,7 +43,6 @@ class HeadPair:
         for method in methods:
             own, theirs = _head(student, "the student", method), _head(teacher.detector, "the teacher", method)
             _check(own.spec, theirs.spec, method)
-        self.student = student
         self.teacher = teacher
         self.head = theirs
         self.arch = own.spec.arch
@@ -58,13 +58,14 @@ class HeadPair:
             taught |= self.teacher.read(self.head.at(index), {own: pyramid[theirs]}, self.reused)
         return taught
 
-    def learn(
-        self, images: Tensor, targets: Sequence[Target], taught: Mapping[str, TaughtLevel]
-    ) -> tuple[FeaturePyramid, dict[str, Tensor], dict[str, HeadLevel]]:
-        """Run the student: pyramid and losses of its one forward pass, and the two heads at each level."""
-        pyramid, losses, own = self.student.forward_with_head(images, targets, self.reused)
-        heads = {name: self._level(index, name, own, taught[name]) for index, name in enumerate(self.names)}
-        return pyramid, losses, heads
+    def compare(self, own: HeadPass, taught: Mapping[str, TaughtLevel]) -> dict[str, HeadLevel]:
+        """Put the two heads side by side, by level of the student.
+
+        Args:
+            own: of the student's one forward pass, whose towers are cut where ``reused`` convolutions are left.
+            taught: see `teach`.
+        """
+        return {name: self._level(index, name, own, taught[name]) for index, name in enumerate(self.names)}
 
     def _level(self, index: int, name: str, own: HeadPass, taught: TaughtLevel) -> HeadLevel:
         head = self.head.at(index)

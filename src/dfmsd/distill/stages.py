@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -20,24 +21,32 @@ class StageConfig:
 
     Args:
         teacher: run folder, student file, torchvision weight name, or the YAML of a training run, which is
-            made on first use; None is plain training on the labels.
+            made on first use; a list of such for several at once, whose losses are added up; None is plain training on
+            the labels.
         epochs: length of the stage, >= 1.
         loss: options that replace those of the run's loss in this stage; where one of the two is a list of losses, the
             stage's own alone.
-        fresh: new alignment and generation layers; false takes over those of the stage before.
+        fresh: new alignment and generation layers; false takes over those of the stage before, of its first teacher
+            for the first one and so on.
     """
 
     epochs: int
-    teacher: str | None = None
+    teacher: str | list[str] | None = None
     loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """References of all teachers, in their order."""
+        named = self.teacher or ()
+        return (named,) if isinstance(named, str) else tuple(named)
 
 
 def check_stages(stages: Sequence[StageConfig]) -> None:
     """Refuse an impossible plan.
 
     Raises:
-        DfmsdError: no stage, a stage without epochs, or a first stage that takes layers over.
+        DfmsdError: no stage, a stage without epochs or with a teacher twice, or a first stage that takes layers over.
     """
     if not stages:
         raise DfmsdError(
@@ -46,7 +55,10 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
     for index, stage in enumerate(stages):
         if stage.epochs < 1:
             raise DfmsdError(f"stages.{index}.epochs: {stage.epochs} is below 1; give the stage an epoch or remove it")
-        if not stage.fresh and (index == 0 or stages[index - 1].teacher is None or stage.teacher is None):
+        twice = [name for name, count in Counter(stage.teachers).items() if count > 1]
+        if twice:
+            raise DfmsdError(f"stages.{index}.teacher: {twice[0]} is there twice; name each teacher once")
+        if not stage.fresh and not (index and stages[index - 1].teachers and stage.teachers):
             raise DfmsdError(f"stages.{index}.fresh: false needs a stage with a teacher before it, to take layers from")
 
 

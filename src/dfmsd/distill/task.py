@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
@@ -17,6 +18,25 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import FeaturePyramid, LevelSpec, Target
 
 
+class Lesson(NamedTuple):
+    """One teacher of a stage, and what its loss is made of: the layers and factors are its own."""
+
+    teacher: FrozenTeacher
+    criterion: losses.Criterion | losses.CriterionSum
+    balance: GradientBalance | None
+    heads: HeadPair | None
+    """Where the loss compares predictions."""
+    previous: FrozenTeacher | None
+    """The teacher of the stage before, where the loss asks for it."""
+    label: str
+    """Its number in the stage, such as ``T2``; empty for a stage's only teacher."""
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell terms from those of the stage's other teachers: ``mask/p3`` -> ``T2.mask/p3``."""
+        prefix = f"{self.label}." if self.label else ""
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+
 class DistillationTask(nn.Module):
     """The student, the training-only layers of every stage, and the teachers, who stay outside the module tree.
 
@@ -26,7 +46,7 @@ class DistillationTask(nn.Module):
     Args:
         student: trained in place.
         stages: the plan.
-        teachers: one per stage; None where the stage has none.
+        teachers: those of each stage: none, one, or several whose losses are added up.
         loss: ``name`` and options of the loss, or a list of such; for a stage's own see `losses.replace_loss`.
         balance: size of each term's gradient relative to the task's, see `GradientBalance`; None keeps the
             stated weights.
@@ -41,29 +61,30 @@ class DistillationTask(nn.Module):
         self,
         student: Detector,
         stages: Sequence[StageConfig],
-        teachers: Sequence[FrozenTeacher | None],
+        teachers: Sequence[Sequence[FrozenTeacher]],
         loss: losses.LossConfig,
         balance: float | None = None,
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
-        self.teachers = tuple(teachers)
+        self.teachers = tuple(tuple(together) for together in teachers)
         self.stage = 0
-        self.heads: dict[int, HeadPair] = {}
+        self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
-        for index, (stage, teacher) in enumerate(zip(stages, teachers, strict=True)):
-            if teacher is None:
-                continue
-            try:
-                criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
-                self._pair_heads(index, student, teacher, criterion)
-            except DfmsdError as error:
-                raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
-            criteria[str(index)] = criterion
-            if balance is not None:
-                balances[str(index)] = GradientBalance(criterion.terms, balance)
+        for index, (stage, together) in enumerate(zip(self.stages, self.teachers, strict=True)):
+            for number, teacher in enumerate(together):
+                key = _key(index, number)
+                try:
+                    criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
+                    self._pair_heads(key, student, teacher, criterion)
+                except DfmsdError as error:
+                    raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
+                criteria[key] = criterion
+                if balance is not None:
+                    balances[key] = GradientBalance(criterion.terms, balance)
         self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
-        self._check_takeover()
+        for index in range(len(self.stages)):
+            self._check_stage(index)
 
     @property
     def student(self) -> Detector:
@@ -73,21 +94,31 @@ class DistillationTask(nn.Module):
         return student
 
     @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The current stage's teacher."""
-        return self.teachers[self.stage]
+    def every_teacher(self) -> tuple[FrozenTeacher, ...]:
+        """The teachers of all stages, each once."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.teachers)))
 
     @property
-    def criterion(self) -> losses.Criterion | losses.CriterionSum | None:
-        """The current stage's criterion."""
-        criterion: losses.Criterion | losses.CriterionSum | None = self._of_stage("criteria", self.stage)
-        return criterion
+    def lessons(self) -> tuple[Lesson, ...]:
+        """The current stage's lessons."""
+        return self.lessons_of(self.stage)
 
-    @property
-    def balance(self) -> GradientBalance | None:
-        """The current stage's balance of terms."""
-        balance: GradientBalance | None = self._of_stage("balance", self.stage)
-        return balance
+    def lessons_of(self, index: int) -> tuple[Lesson, ...]:
+        """Give what each teacher of a stage teaches.
+
+        Args:
+            index: of the stage, from 0.
+        """
+        criteria, balances = (dict(self.trainable[kind].named_children()) for kind in ("criteria", "balance"))
+        former = self.teachers[index - 1] if index else ()
+        lessons = []
+        for number, teacher in enumerate(self.teachers[index]):
+            key, label = _key(index, number), f"T{number + 1}" if len(self.teachers[index]) > 1 else ""
+            criterion: Any = criteria[key]
+            balance: Any = balances.get(key)
+            previous = next(iter(former), None) if criterion.needs_previous else None
+            lessons.append(Lesson(teacher, criterion, balance, self.heads.get(key), previous, label))
+        return tuple(lessons)
 
     def compile_losses(self) -> None:
         """Let ``torch.compile`` make one kernel of many in the losses of every stage, on their first call."""
@@ -104,12 +135,13 @@ class DistillationTask(nn.Module):
             begins: False when a run is resumed in the middle of the stage, whose layers then are as saved.
         """
         self.stage = index
-        for teacher in self.teachers:
-            if teacher is not None and teacher.cache is not None and teacher not in self.levels_in_use(index):
+        used = self.levels_in_use(index)
+        for teacher in self.every_teacher:
+            if teacher.cache is not None and teacher not in used:
                 teacher.cache.store.release()
-        if begins and self.criterion is not None and not self.stages[index].fresh:
-            former = self._of_stage("criteria", index - 1)
-            self.criterion.load_state_dict(former.state_dict())
+        if begins and not self.stages[index].fresh:
+            for own, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
+                own.criterion.load_state_dict(former.criterion.state_dict())
 
     def forward(self, images: Tensor, targets: Sequence[Target], keys: Sequence[str | None] = ()) -> dict[str, Tensor]:
         """Give the named losses of one batch; their sum is the loss.
@@ -120,26 +152,27 @@ class DistillationTask(nn.Module):
             keys: of each image, for teachers with a cache.
 
         Returns:
-            ``task/<detector's loss>``, ``<term>/<level>`` -> scalar.
+            ``task/<detector's loss>``, ``<term>/<level>`` -> scalar; with several teachers in the stage
+            ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
         """
-        criterion = self.criterion
-        teacher_pyramid = self._teacher_pyramid(images, keys)  # before the student: its peak of memory is over by then
-        pyramid, task_losses, heads = self._student_step(images, targets, teacher_pyramid)
+        lessons = self.lessons
+        taught = self._teacher_pyramids(images, keys)  # before the student: their peak of memory is over by then
+        pyramid, task_losses, heads = self._student_step(images, targets, lessons, taught)
         named = {f"task/{name}": value for name, value in task_losses.items()}
-        if teacher_pyramid is None or criterion is None:
-            return named
-        terms = criterion(
-            pyramid,
-            teacher_pyramid,
-            boxes=[target["boxes"] for target in targets],
-            size=(images.shape[-2], images.shape[-1]),
-            stage=self.stage + 1,
-            previous=self._previous_pyramid(images, keys),
-            heads=heads,
-        )
-        if self.balance is not None:
-            terms = self.balance(terms, sum(task_losses.values()), pyramid)
-        return {**named, **terms}
+        for lesson, levels in zip(lessons, heads, strict=True):
+            terms = lesson.criterion(
+                pyramid,
+                taught[lesson.teacher],
+                boxes=[target["boxes"] for target in targets],
+                size=(images.shape[-2], images.shape[-1]),
+                stage=self.stage + 1,
+                previous=_previous_pyramid(lesson, taught),
+                heads=levels,
+            )
+            if lesson.balance is not None:
+                terms = lesson.balance(terms, sum(task_losses.values()), pyramid)
+            named |= lesson.named(terms)
+        return named
 
     def levels_in_use(self, index: int) -> dict[FrozenTeacher, set[LevelSpec]]:
         """Tell which levels of which teachers a stage looks at.
@@ -147,73 +180,89 @@ class DistillationTask(nn.Module):
         Args:
             index: of the stage, from 0.
         """
-        teacher, criterion = self.teachers[index], self._of_stage("criteria", index)
-        if teacher is None:
-            return {}
-        used = {teacher: {pair.teacher for pair in criterion.pairs}}
-        previous = self._previous(index)
-        if previous is not None:
-            strides = {pair.teacher.stride for pair in criterion.pairs}
-            used.setdefault(previous, set()).update(level for level in previous.levels if level.stride in strides)
+        used: dict[FrozenTeacher, set[LevelSpec]] = {}
+        for lesson in self.lessons_of(index):
+            levels = [pair.teacher for pair in lesson.criterion.pairs]
+            used.setdefault(lesson.teacher, set()).update(levels)
+            if lesson.previous is not None:
+                strides = {level.stride for level in levels}
+                same = (level for level in lesson.previous.levels if level.stride in strides)
+                used.setdefault(lesson.previous, set()).update(same)
         return used
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """``pearson/<level>`` of the last batch; empty in a stage without teacher."""
-        return {} if self.criterion is None else self.criterion.diagnostics
-
-    def _student_step(
-        self, images: Tensor, targets: Sequence[Target], teacher_pyramid: FeaturePyramid | None
-    ) -> tuple[FeaturePyramid, dict[str, Tensor], dict[str, losses.HeadLevel] | None]:
-        """One forward pass of the student, and with it the two heads, where the loss compares predictions."""
-        pair = self.heads.get(self.stage)
-        if pair is None or teacher_pyramid is None:
-            return *self.student(images, targets), None
-        return pair.learn(images, targets, pair.teach(teacher_pyramid))
-
-    def _teacher_pyramid(self, images: Tensor, keys: Sequence[str | None]) -> FeaturePyramid | None:
-        """The levels that the criterion pairs; the others need not stay in memory."""
-        if self.teacher is None or self.criterion is None:
-            return None
-        pyramid = self.teacher.features(images, keys)
-        return {pair.teacher.name: pyramid[pair.teacher.name] for pair in self.criterion.pairs}
-
-    def _previous_pyramid(self, images: Tensor, keys: Sequence[str | None]) -> FeaturePyramid | None:
-        """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""
-        previous = self._previous(self.stage)
-        if previous is None or self.criterion is None:
-            return None
-        pyramid = previous.features(images, keys)
-        names = {level.stride: level.name for level in previous.levels}
+        """``pearson/<level>`` of the last batch, ``T<number>.pearson/<level>`` with several teachers; or nothing."""
         return {
-            pair.teacher.name: pyramid[names[pair.teacher.stride]]
-            for pair in self.criterion.pairs
-            if pair.teacher.stride in names
+            name: value for lesson in self.lessons for name, value in lesson.named(lesson.criterion.diagnostics).items()
         }
 
-    def _previous(self, index: int) -> FrozenTeacher | None:
-        """The teacher before, where the loss of a stage asks for it."""
-        criterion = self._of_stage("criteria", index)
-        return self.teachers[index - 1] if index and criterion is not None and criterion.needs_previous else None
+    def _teacher_pyramids(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, FeaturePyramid]:
+        """Each teacher's levels that the losses look at; the others need not stay in memory."""
+        pyramids = {}
+        for teacher, levels in self.levels_in_use(self.stage).items():
+            pyramid = teacher.features(images, keys)
+            pyramids[teacher] = {level.name: pyramid[level.name] for level in levels}
+        return pyramids
 
-    def _of_stage(self, kind: str, index: int) -> Any:
-        modules = self.trainable[kind]
-        assert isinstance(modules, nn.ModuleDict)
-        return dict(modules.items()).get(str(index))
+    def _student_step(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        lessons: Sequence[Lesson],
+        taught: Mapping[FrozenTeacher, FeaturePyramid],
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], Sequence[dict[str, losses.HeadLevel] | None]]:
+        """One forward pass of the student, and with it the two heads of each lesson that compares predictions."""
+        pairs = [lesson.heads for lesson in lessons if lesson.heads is not None]
+        if not pairs:
+            return *self.student(images, targets), [None] * len(lessons)
+        theirs = [pair.teach(taught[pair.teacher]) for pair in pairs]
+        pyramid, named, own = self.student.forward_with_head(images, targets, pairs[0].reused)
+        return pyramid, named, [pair.compare(own, levels) for pair, levels in zip(pairs, theirs, strict=True)]
 
     def _pair_heads(
-        self, index: int, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum
+        self, key: str, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum
     ) -> None:
         methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
         if methods:
-            self.heads[index] = HeadPair(student, teacher, methods)
+            self.heads[key] = HeadPair(student, teacher, methods)
 
-    def _check_takeover(self) -> None:
-        for index, stage in enumerate(self.stages):
-            if stage.fresh or self.teachers[index] is None:
-                continue
-            own, former = (self._of_stage("criteria", i).state_dict() for i in (index, index - 1))
-            if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in former.items()}:
-                raise DfmsdError(
-                    f"stages.{index}.fresh: the layers of stage {index} and {index + 1} differ in shape, "
-                    "so nothing can be taken over; set fresh: true"
-                )
+    def _check_stage(self, index: int) -> None:
+        """Refuse what each teacher alone could do, but not beside the others, or not after those before."""
+        lessons, former = self.lessons_of(index), self.lessons_of(index - 1) if index else ()
+        cuts = {lesson.heads.reused for lesson in lessons if lesson.heads is not None}
+        if len(cuts) > 1:
+            raise DfmsdError(
+                f"stage {index + 1}: the teachers' heads are unequally deep, so the loss would cut the student's in "
+                f"several places; set loss.reused to {min(cuts)}"
+            )
+        if len(former) > 1 and any(lesson.previous for lesson in lessons):
+            raise DfmsdError(
+                f"stage {index + 1}: the loss looks at the teacher of the stage before (enhancement agreement), which "
+                f"has {len(former)}; choose another enhancement, or give stage {index} one teacher"
+            )
+        if not self.stages[index].fresh and _shapes(lessons) != _shapes(former):
+            raise DfmsdError(
+                f"stages.{index}.fresh: the layers of stage {index} and {index + 1} differ in shape or number, "
+                "so nothing can be taken over; set fresh: true"
+            )
+
+
+def _key(index: int, number: int) -> str:
+    """Name a teacher's layers: ``0`` in the first stage, those of its further teachers ``0_T2``, ``0_T3``, ..."""
+    return f"{index}_T{number + 1}" if number else str(index)
+
+
+def _previous_pyramid(lesson: Lesson, taught: Mapping[FrozenTeacher, FeaturePyramid]) -> FeaturePyramid | None:
+    """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""
+    if lesson.previous is None:
+        return None
+    names = {level.stride: level.name for level in lesson.previous.levels}
+    return {
+        pair.teacher.name: taught[lesson.previous][names[pair.teacher.stride]]
+        for pair in lesson.criterion.pairs
+        if pair.teacher.stride in names
+    }
+
+
+def _shapes(lessons: Sequence[Lesson]) -> list[dict[str, Size]]:
+    return [{name: value.shape for name, value in lesson.criterion.state_dict().items()} for lesson in lessons]

@@ -293,12 +293,13 @@ class BalanceReport(pl.Callback):
         """Tell the weights when the measurement of this stage has just ended."""
         assert isinstance(pl_module, DistillationModule)
         task = pl_module.task
-        if task.balance is None or task.stage in self.reported or not task.balance.settled:
+        balances = [lesson.balance for lesson in task.lessons if lesson.balance is not None]
+        if not balances or task.stage in self.reported or not all(balance.settled for balance in balances):
             return
         self.reported.add(task.stage)
         if trainer.is_global_zero:
             self._write(task)
-            self.say(f"stage {task.stage + 1}: balanced weights {task.balance.factors()}")
+            self.say(f"stage {task.stage + 1}: balanced weights {_factors(task)}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of a stage that is too short to settle them."""
@@ -307,6 +308,16 @@ class BalanceReport(pl.Callback):
             self._write(pl_module.task)
 
     def _write(self, task: DistillationTask) -> None:
-        if task.balance is not None:
+        factors = _factors(task)
+        if factors:
             chosen = json.loads(self.path.read_text()) if self.path.exists() else {}
-            write_json(self.path, {**chosen, str(task.stage + 1): task.balance.factors()})
+            write_json(self.path, {**chosen, str(task.stage + 1): factors})
+
+
+def _factors(task: DistillationTask) -> dict[str, float]:
+    return {
+        name: factor
+        for lesson in task.lessons
+        if lesson.balance is not None
+        for name, factor in lesson.named(lesson.balance.factors()).items()
+    }

@@ -147,8 +147,8 @@ class DistillConfig(RunConfig):
         loss: ``name`` of the loss and its options; several at once by a list of such.
         balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
             over the first steps of each stage; null keeps the stated weights.
-        inherit: start with the neck outputs and the head of the first stage's teacher (true), or of the detector of
-            this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
+        inherit: start with the neck outputs and the head of the first stage's (first) teacher (true), or of the
+            detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
         compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
             first step.
@@ -186,7 +186,7 @@ class DistillConfig(RunConfig):
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
         if self.balance is not None and self.balance <= 0:
             raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
-        if self.inherit is True and self.stages[0].teacher is None:
+        if self.inherit is True and not self.stages[0].teachers:
             raise DfmsdError(
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
             )
@@ -219,7 +219,7 @@ class DistillConfig(RunConfig):
     @property
     def ancestor(self) -> str | None:
         """Reference of the detector that the student inherits from."""
-        return self.stages[0].teacher if self.inherit is True else self.inherit or None
+        return self.stages[0].teachers[0] if self.inherit is True else self.inherit or None
 
     @property
     def teacher_arithmetic(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -55,9 +56,8 @@ class DistillationModule(pl.LightningModule):
         stages, epoch = self.task.stages, self.current_epoch
         index, begins = stage_of_epoch(stages, epoch), starts_stage(stages, epoch)
         self.task.enter_stage(index, begins=begins)
-        for teacher in self.task.teachers[max(index - 1, 0) : index + 1]:
-            if teacher is not None:
-                teacher.to(self.device)
+        for teacher in self.task.levels_in_use(index):
+            teacher.to(self.device)
         if begins and index and self.optim.schedule == "restart":
             self.trainer.optimizers[0].state.clear()
         torch.manual_seed((self.seed * 100_003 + epoch) * 1009 + self.global_rank)
@@ -84,6 +84,10 @@ def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimi
 
 
 def correlations_as_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scale the correlations so that their sum over levels is their mean; other values are sums."""
-    correlations = sum(name.startswith("pearson/") for name in values)
-    return {name: value / correlations if name.startswith("pearson/") else value for name, value in values.items()}
+    """Scale each teacher's correlations so that their sum over levels is their mean; other values are sums."""
+    groups = {name: name.partition("/")[0] for name in values}
+    levels = Counter(groups.values())
+    return {
+        name: value / levels[groups[name]] if groups[name].endswith("pearson") else value
+        for name, value in values.items()
+    }

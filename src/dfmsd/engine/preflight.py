@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from dfmsd.align import format_levels
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distill.task import DistillationTask, Lesson
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.engine.teachercache import CachePlan, try_out
@@ -25,7 +25,7 @@ class Preflight:
 
     Attributes:
         levels: one line per detector: its pyramid.
-        pairs: one line per stage with a teacher: which level learns from which.
+        pairs: one line per stage and teacher: which level learns from which.
         ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name.
         parameters: count by owner.
         terms: size of every term of every stage on one batch.
@@ -63,14 +63,13 @@ def preflight(
         DfmsdError: a teacher that cannot teach, a term that would not, or features that cannot be stored.
     """
     found = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
-    teachers = {teacher.name: teacher for teacher in task.teachers if teacher is not None}
+    teachers = {teacher.name: teacher for teacher in task.every_teacher}
     for name, teacher in teachers.items():
         found.levels[name] = format_levels(teacher.levels)
-    for index, stage_teacher in enumerate(task.teachers):
-        if stage_teacher is not None:
-            task.stage = index
-            found.pairs[f"stage {index + 1}: {stage_teacher.name}"] = _pairs(task)
-    task.stage = 0
+    for index in range(len(task.stages)):
+        for lesson in task.lessons_of(index):
+            label = f"{lesson.label}, " if lesson.label else ""
+            found.pairs[f"stage {index + 1}: {label}{lesson.teacher.name}"] = _pairs(lesson)
     if not allow_weak_teacher:
         for name, teacher in teachers.items():
             check_classes(name, teacher.detector.class_names, data.class_names)
@@ -88,9 +87,8 @@ def preflight(
     return found
 
 
-def _pairs(task: DistillationTask) -> str:
-    assert task.criterion is not None
-    pairs = dict.fromkeys(task.criterion.pairs)  # once, though several methods of a sum may have it
+def _pairs(lesson: Lesson) -> str:
+    pairs = dict.fromkeys(lesson.criterion.pairs)  # once, though several methods of a sum may have it
     return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in pairs)
 
 

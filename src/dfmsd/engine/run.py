@@ -169,7 +169,7 @@ def build_task(
             f"student: its classes {', '.join(student.class_names)} are not those of the data, "
             f"{', '.join(class_names)}; build it with the class names of the data, in their order"
         )
-    names = [stage.teacher for stage in config.stages]
+    names = list(dict.fromkeys(name for stage in config.stages for name in stage.teachers))
     given = teachers or {}
     wanted = dict.fromkeys(name for name in (*names, config.ancestor) if name and name not in given)
     detectors = {**load_teachers(list(wanted), class_names, Path(config.out)), **given}
@@ -177,11 +177,10 @@ def build_task(
         parts = inherit(student, detectors[config.ancestor], config.ancestor)
         console.print(f"student starts with {', '.join(parts)} of {config.ancestor}", highlight=False)
     arithmetic = config.teacher_arithmetic
-    frozen = {name: FrozenTeacher(detectors[name], name, arithmetic) for name in names if name}
+    frozen = {name: FrozenTeacher(detectors[name], name, arithmetic) for name in names}
     pl.seed_everything(config.seed, verbose=False)  # again: a teacher may just have been trained
-    task = DistillationTask(
-        student, config.stages, [frozen[name] if name else None for name in names], config.loss, config.balance
-    )
+    together = [[frozen[name] for name in stage.teachers] for stage in config.stages]
+    task = DistillationTask(student, config.stages, together, config.loss, config.balance)
     if config.compile_loss:
         task.compile_losses()
     return task

@@ -88,7 +88,7 @@ def step_parts(
 
     ``student`` (forward, losses, backward), ``load`` (a batch of images that were seen before), ``decode`` (of new
     ones), ``detect`` (a batch); for stage 1 ``1/update`` (clipping and optimiser) and, with a teacher, ``1/loss``
-    (forward and backward of the criterion), ``1/teacher`` (the features of all teachers it asks) and, with
+    (forward and backward of the criteria), ``1/teacher`` (the features of all teachers it asks) and, with
     ``teacher_cache``, ``1/cached`` (the same, found) and ``1/stored`` (the same, computed and stored).
 
     Args:
@@ -145,16 +145,15 @@ def _features(teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -
 
 
 def _loss(task: DistillationTask, batch: Batch, within: Within) -> Call:
-    """Run the criterion on the features of a real step, backward to the student's pyramid and its own layers."""
-    criterion = task.criterion
-    assert criterion is not None
+    """Run the criteria on the features of a real step, backward to the student's pyramid and their own layers."""
     with within():
-        args, kwargs = record_calls(task, batch, [criterion])[criterion]
-    leaves = [leaf for leaf in (*args[0].values(), *criterion.parameters()) if leaf.requires_grad]
+        calls = record_calls(task, batch, [lesson.criterion for lesson in task.lessons])
+    inputs = [(*args[0].values(), *criterion.parameters()) for criterion, (args, _) in calls.items()]
+    leaves = [leaf for given in inputs for leaf in given if leaf.requires_grad]
 
     def run() -> None:
-        terms = criterion(*args, **kwargs)
-        torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaves, allow_unused=True)
+        terms = [term for criterion, (args, kwargs) in calls.items() for term in criterion(*args, **kwargs).values()]
+        torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
 
     return run
 
@@ -191,7 +190,7 @@ def _store(config: DistillConfig, stack: ExitStack) -> Store:
 
 def _update(config: DistillConfig, task: DistillationTask) -> Call:
     """Clip and step, on gradients of its own."""
-    trained = nn.ModuleList([task.student] if task.criterion is None else [task.student, task.criterion])
+    trained = nn.ModuleList([task.student, *(lesson.criterion for lesson in task.lessons)])
     optimizer = standing_optimizer(trained, config.optim)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [torch.ones_like(weight) for weight in weights]

@@ -84,7 +84,7 @@ def estimate(
     data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = untrained_task(config, data.class_names)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    for teacher in filter(None, task.teachers):
+    for teacher in task.every_teacher:
         teacher.to(target)
     batch = first_batch(data).to(target)
     costs, cache_bytes, image_flops = [], [], []
@@ -145,6 +145,8 @@ def assumptions(found: Estimate) -> list[str]:
         lines.append("The measuring steps at the start of a balanced stage take longer than the others.")
     if config.teacher_cache == "disk":
         lines.append("The teacher cache starts empty; found entries are timed from the page cache.")
+    if config.teacher_cache and any(len(stage.teachers) > 1 for stage in config.stages):
+        lines.append("Teachers of one stage are taken for equally slow where the cache holds one and not the other.")
     return lines
 
 
@@ -154,10 +156,8 @@ def untrained_task(config: DistillConfig, class_names: Sequence[str]) -> Distill
     Raises:
         DfmsdError: student, teachers and data do not fit each other.
     """
-    teachers: dict[str, Detector] = {}
-    for stage in config.stages:
-        if stage.teacher is not None and stage.teacher not in teachers:
-            teachers[stage.teacher] = untrained_teacher(stage.teacher, class_names)
+    names = dict.fromkeys(name for stage in config.stages for name in stage.teachers)
+    teachers = {name: untrained_teacher(name, class_names) for name in names}
     return build_task(config, class_names, teachers=teachers)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -156,14 +157,14 @@ def record_calls(
 
 def _count_levels(task: DistillationTask, batch: Batch) -> dict[str, LevelCost]:
     """Count alignment and method of each level on the inputs that a real step gives them."""
-    criterion = task.criterion
-    assert criterion is not None
-    calls = record_calls(task, batch, (*criterion.align, *criterion.methods))
+    criteria = [lesson.criterion for lesson in task.lessons]
+    calls = record_calls(task, batch, chain.from_iterable((*each.align, *each.methods) for each in criteria))
     levels: dict[str, LevelCost] = {}
-    for pair, align, method in zip(criterion.pairs, criterion.align, criterion.methods, strict=True):
+    parts = chain.from_iterable(zip(each.pairs, each.align, each.methods, strict=True) for each in criteria)
+    for pair, align, method in parts:
         there = [calls[align][0], calls[method][0][1:]]  # not the aligned feature, unless that is the student's own
         costs = (_count_call(part, *calls[part], there) for part in (align, method))
-        before = levels.get(pair.student.name, LevelCost(Cost(), Cost()))  # of another method of a sum
+        before = levels.get(pair.student.name, LevelCost(Cost(), Cost()))  # of another method or teacher
         levels[pair.student.name] = LevelCost(
             *(old + new for old, new in zip((before.align, before.method), costs, strict=True))
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from statistics import fmean
 
 from dfmsd.distill.stages import stage_of_epoch
 from dfmsd.engine.config import DistillConfig
@@ -95,7 +96,7 @@ def missing_share(flip: float, epoch: int) -> float:
 def _epoch_step(config: DistillConfig, ms: Mapping[str, float], epoch: int, workers: int, kept: float) -> float:
     index = stage_of_epoch(config.stages, epoch)
     step = ms["student"] + ms[f"{index + 1}/update"]
-    if config.stages[index].teacher is not None:
+    if config.stages[index].teachers:
         step += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
     return _with_loading(step, ms["load"] if epoch else ms["decode"], workers)
 
@@ -103,12 +104,19 @@ def _epoch_step(config: DistillConfig, ms: Mapping[str, float], epoch: int, work
 def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: int, kept: float) -> float:
     if config.teacher_cache is None:
         return ms[f"{index + 1}/teacher"]
-    teachers = [config.stages[stage_of_epoch(config.stages, earlier)].teacher for earlier in range(epoch + 1)]
-    own = teachers.pop()
-    if config.teacher_cache == "ram":  # which is given back when another teacher comes
-        teachers = list(takewhile(lambda name: name == own, reversed(teachers)))
-    missing = kept * missing_share(config.data.flip, teachers.count(own)) + 1 - kept
+    shares = (
+        missing_share(config.data.flip, _epochs_before(config, name, epoch)) for name in config.stages[index].teachers
+    )
+    missing = kept * fmean(shares) + 1 - kept
     return missing * ms[f"{index + 1}/stored"] + (1 - missing) * ms[f"{index + 1}/cached"]
+
+
+def _epochs_before(config: DistillConfig, teacher: str, epoch: int) -> int:
+    """Epochs before this one whose features of a teacher a cache still holds."""
+    stages = [config.stages[stage_of_epoch(config.stages, earlier)] for earlier in reversed(range(epoch))]
+    taught = [teacher in stage.teachers for stage in stages]
+    # RAM is given back when a stage without the teacher comes
+    return sum(takewhile(bool, taught) if config.teacher_cache == "ram" else taught)
 
 
 def _with_loading(compute: float, load: float, workers: int) -> float:

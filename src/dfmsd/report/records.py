@@ -70,13 +70,17 @@ class RunRecord:
         """The logged columns that are neither a counter nor a correlation, in the file's order but ``lr`` last."""
         other = {"step", "epoch", "stage"}
         names = self.log.columns if self.log else {}
-        terms = [name for name in names if name not in other and not name.startswith("pearson/")]
+        terms = [name for name in names if name not in other and not _is_correlation(name)]
         return sorted(terms, key=lambda name: name == "lr")
 
     @property
     def correlations(self) -> list[str]:
-        """The columns ``pearson/<level>``."""
-        return [name for name in (self.log.columns if self.log else {}) if name.startswith("pearson/")]
+        """The columns ``pearson/<level>``, and ``T2.pearson/<level>`` where a stage has several teachers."""
+        return [name for name in (self.log.columns if self.log else {}) if _is_correlation(name)]
+
+
+def _is_correlation(column: str) -> bool:
+    return column.partition("/")[0].endswith("pearson")
 
 
 def read_run(folder: Path) -> RunRecord:

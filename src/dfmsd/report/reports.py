@@ -148,7 +148,7 @@ def _correlation(record: RunRecord, suffix: str, marks: list[float]) -> Section:
     title = f"Correlation with the teacher{suffix}"
     if record.log is None or not record.correlations:
         return Section(title, ["The correlation with the teacher was not logged."])
-    lines = {name.removeprefix("pearson/"): curve(record.log, name) for name in record.correlations}
+    lines = {name.replace("pearson/", ""): curve(record.log, name) for name in record.correlations}
     note = (
         "Pearson correlation of the aligned, unmasked student features with the teacher's, per level; 1 is perfect. "
         "Where the loss falls but this does not rise, the training-only layers learn instead of the student."
