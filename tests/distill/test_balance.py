@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.distill.balance import GradientBalance, gradient_norm, term_groups
+from dfmsd.distill.balance import GradientBalance, balanced_groups, gradient_norm, term_groups
 
 
 def pyramid() -> dict[str, Tensor]:
@@ -56,6 +56,20 @@ def test_the_factor_is_ratio_times_the_tasks_norm_over_the_terms() -> None:
     assert_close(terms["mask/p3"], torch.tensor(1.5 * 2 * 9 / 2))
     assert_close(terms["mask/p4"], torch.tensor(1.5 * 2 * 16 / 2))
     assert_close(terms["sfa/p3"], torch.tensor(30 * 0.1 * 25 / 2))
+
+
+def test_a_loss_that_is_balanced_as_a_whole_keeps_the_ratios_of_its_terms() -> None:
+    balance = GradientBalance(balanced_groups(("mask", "sfa"), "loss"), ratio=0.5)
+    terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
+    factor = 0.5 * 6 / 2.1  # both gradients point along the pyramid: their norms add up
+    assert balance.factors() == pytest.approx({"loss": factor})
+    assert_close(terms["mask/p3"], torch.tensor(factor * 2 * 9 / 2))
+    assert_close(terms["sfa/p3"], torch.tensor(factor * 0.1 * 25 / 2))
+
+
+def test_each_term_is_a_group_of_its_own_unless_the_loss_is_balanced_as_a_whole() -> None:
+    assert balanced_groups(("mask", "sfa"), "term") == ("mask", "sfa")
+    assert balanced_groups(("mask", "sfa"), "loss") == ("loss",)
 
 
 def test_scaled_terms_pull_on_the_student_with_the_wanted_share() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dfmsd.compare.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.distill.balance import BalanceBy
 from dfmsd.engine.config import OptimConfig, Precision
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, check_options
@@ -28,7 +29,8 @@ class CompareConfig:
         epochs: budget of every method, all stages together.
         optim: optimiser.
         loss_options: loss -> options that replace its defaults, such as ``{mgd: {weight: 2}}``.
-        balance: gradient norm of each term relative to the detector's own loss; null keeps the stated weights.
+        balance: gradient norm of each method's loss relative to the detector's own; null keeps the stated weights.
+        balance_by: balance the whole ``loss`` of a method, whose terms keep their ratios, or each ``term``.
         inherit: number of the teacher whose neck outputs and head every student but the baseline's starts with; null:
             none, and the control ``inherit`` takes T1's.
         teacher_cache: keep each image's teacher features: on ``disk`` for all runs, in ``ram`` of each run, or not.
@@ -46,6 +48,7 @@ class CompareConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     balance: float | None = None
+    balance_by: BalanceBy = "loss"
     inherit: int | None = None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
     precision: Precision = "32"

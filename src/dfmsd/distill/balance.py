@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.types import FeaturePyramid
+
+BalanceBy = Literal["term", "loss"]
+WHOLE = "loss"
+"""Name of the one group of a loss that is balanced as a whole."""
+
+
+def balanced_groups(terms: Sequence[str], by: BalanceBy) -> tuple[str, ...]:
+    """Name what gets a factor of its own: each term, or the whole loss, whose terms keep their ratios."""
+    return tuple(terms) if by == "term" else (WHOLE,)
 
 
 def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,15 +37,15 @@ def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
 
 
 class GradientBalance(nn.Module):
-    """Scale each distillation term to ``ratio`` times the task's gradient on the student's pyramid.
+    """Scale each group of distillation terms to ``ratio`` times the task's gradient on the student's pyramid.
 
     During the first ``batches`` calls the norms of task and terms are averaged; from then on the factors
-    ``ratio * norm(task) / norm(term)`` stay as they are. The state is saved with the run. No call waits for the
+    ``ratio * norm(task) / norm(group)`` stay as they are. The state is saved with the run. No call waits for the
     device: the calls are counted on the host, and the norms never leave the device.
 
     Args:
-        groups: names of the terms, such as ``mask`` and ``sfa``.
-        ratio: wanted size of each term's gradient, relative to the task's; > 0.
+        groups: names of the terms, such as ``mask`` and ``sfa``, or `WHOLE` for all together; see `balanced_groups`.
+        ratio: wanted size of each group's gradient, relative to the task's; > 0.
         batches: calls that are measured.
     """
 
@@ -50,7 +60,7 @@ class GradientBalance(nn.Module):
         self.register_buffer("sums", torch.zeros(len(groups) + 1))  # task first
 
     def factors(self) -> dict[str, float]:
-        """Factor of each group, as measured so far; 1 before the first call and for a term without gradient."""
+        """Factor of each group, as measured so far; 1 before the first call and for one without gradient."""
         return dict(zip(self.groups, self._scales().tolist(), strict=True))
 
     @property
@@ -68,11 +78,16 @@ class GradientBalance(nn.Module):
         """
         if not self.settled:
             grouped = term_groups(terms)
+            if self.groups == (WHOLE,):
+                grouped = {WHOLE: torch.stack(list(terms.values())).sum()}
             norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
             self.sums += torch.stack(norms).to(self.sums)
             self.count += 1
         scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
-        return {name: scales[name.partition("/")[0]] * value for name, value in terms.items()}
+        whole = scales.get(WHOLE)
+        return {
+            name: (scales[name.partition("/")[0]] if whole is None else whole) * value for name, value in terms.items()
+        }
 
     def get_extra_state(self) -> int:
         """Save the number of calls that were measured."""

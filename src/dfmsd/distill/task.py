@@ -10,7 +10,7 @@ from torch import Size, Tensor, nn
 
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
-from dfmsd.distill.balance import GradientBalance
+from dfmsd.distill.balance import BalanceBy, GradientBalance, balanced_groups
 from dfmsd.distill.heads import HeadPair
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.teacher import FrozenTeacher
@@ -48,8 +48,9 @@ class DistillationTask(nn.Module):
         stages: the plan.
         teachers: those of each stage: none, one, or several whose losses are added up.
         loss: ``name`` and options of the loss, or a list of such; for a stage's own see `losses.replace_loss`.
-        balance: size of each term's gradient relative to the task's, see `GradientBalance`; None keeps the
+        balance: size of their gradients relative to the task's, see `GradientBalance`; None keeps the
             stated weights.
+        balance_by: each ``term``, or the whole ``loss`` of a teacher.
 
     Attributes:
         trainable: student, alignment and generation: what the optimiser, DDP and resume see. Holds every
@@ -64,6 +65,7 @@ class DistillationTask(nn.Module):
         teachers: Sequence[Sequence[FrozenTeacher]],
         loss: losses.LossConfig,
         balance: float | None = None,
+        balance_by: BalanceBy = "term",
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
@@ -81,7 +83,7 @@ class DistillationTask(nn.Module):
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
                 if balance is not None:
-                    balances[key] = GradientBalance(criterion.terms, balance)
+                    balances[key] = GradientBalance(balanced_groups(criterion.terms, balance_by), balance)
         self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
         for index in range(len(self.stages)):
             self._check_stage(index)

@@ -11,6 +11,7 @@ import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.distill.balance import BalanceBy
 from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
@@ -147,6 +148,7 @@ class DistillConfig(RunConfig):
         loss: ``name`` of the loss and its options; several at once by a list of such.
         balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
             over the first steps of each stage; null keeps the stated weights.
+        balance_by: give each ``term`` its own factor, or the whole ``loss`` one, so that its terms keep their ratios.
         inherit: start with the neck outputs and the head of the first stage's (first) teacher (true), or of the
             detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
@@ -162,6 +164,7 @@ class DistillConfig(RunConfig):
     stages: list[StageConfig] = field(default_factory=list)
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = None
+    balance_by: BalanceBy = "term"
     inherit: bool | str = False
     teacher_precision: Precision | None = None
     compile_loss: bool = False
@@ -229,7 +232,8 @@ class DistillConfig(RunConfig):
     def without_teachers(self) -> DistillConfig:
         """Give the baseline: the same loop, data, schedule and stages, without any distillation term or inheriting."""
         stages = [replace(stage, teacher=None, loss={}, fresh=True) for stage in self.stages]
-        return replace(self, stages=stages, balance=None, inherit=False, teacher_cache=None, compile_loss=False)
+        undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
+        return replace(self, stages=stages, inherit=False, compile_loss=False, **undistilled)
 
 
 def to_yaml(config: RunConfig) -> str:

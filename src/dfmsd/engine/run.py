@@ -180,7 +180,7 @@ def build_task(
     frozen = {name: FrozenTeacher(detectors[name], name, arithmetic) for name in names}
     pl.seed_everything(config.seed, verbose=False)  # again: a teacher may just have been trained
     together = [[frozen[name] for name in stage.teachers] for stage in config.stages]
-    task = DistillationTask(student, config.stages, together, config.loss, config.balance)
+    task = DistillationTask(student, config.stages, together, config.loss, config.balance, config.balance_by)
     if config.compile_loss:
         task.compile_losses()
     return task
