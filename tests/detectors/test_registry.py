@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models.detection.retinanet import _default_anchorgen
 
-from dfmsd.detectors import DETECTORS, DetectorConfig, build_detector
+from dfmsd.detectors import DETECTORS, DetectorConfig, build_detector, check_frozen
 from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
@@ -101,3 +101,20 @@ def test_contradictions_are_refused(change: dict[str, object], message: str) -> 
 def test_no_classes_are_refused() -> None:
     with pytest.raises(DfmsdError, match="at least one class name"):
         build_detector(SMALL, [])
+
+
+def test_frozen_layers_need_weights_worth_keeping() -> None:
+    check_frozen(DetectorConfig(frozen_stride=4, pretrained=True))
+    check_frozen(DetectorConfig())
+    with pytest.raises(DfmsdError, match="frozen_stride: 4 would keep random weights; set pretrained"):
+        check_frozen(DetectorConfig(frozen_stride=4))
+    with pytest.raises(DfmsdError, match="frozen_stride: -1 is no stride"):
+        build_detector(replace(SMALL, frozen_stride=-1), ["thing"])
+
+
+def test_a_detector_stays_frozen_in_train_mode() -> None:
+    detector = build_detector(replace(SMALL, frozen_stride=4), ["thing"]).eval().train()
+    body = detector.model.backbone.body
+    assert not body.bn1.training
+    assert body.blocks[3][0].bn1.training
+    assert not next(body.parameters()).requires_grad

@@ -19,6 +19,7 @@ from dfmsd.compare.methods import BASELINE, parse_method
 from dfmsd.compare.results import PairResults, known_rows, read_row, write_results
 from dfmsd.compare.tables import print_table, write_tables
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import check_frozen
 from dfmsd.distill.cache import Layout, namespace
 from dfmsd.distill.checks import check_classes, check_teacher_ap
 from dfmsd.engine.allocator import keep_freed_memory
@@ -66,6 +67,7 @@ def compare(
     if jobs < 1:
         raise DfmsdError(f"jobs: {jobs} is below 1; give the number of runs at a time")
     keep_freed_memory()
+    check_frozen(config.student)
     data = CocoDataModule(config.data, digest=config.teacher_cache is not None)
     plans = {pair: _plan(config, pair, data.class_names) for pair in config.pairs}
     _print_plans(config, plans)

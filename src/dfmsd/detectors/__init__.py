@@ -4,7 +4,7 @@ from dfmsd.detectors.backbones import build_backbone, list_backbones
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.checkpoints import load_detector, save_detector
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.detectors.registry import DETECTORS, build_detector
+from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
 from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TorchvisionDetector",
     "build_backbone",
     "build_detector",
+    "check_frozen",
     "list_backbones",
     "load_detector",
     "save_detector",

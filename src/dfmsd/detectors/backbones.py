@@ -46,13 +46,38 @@ class Backbone(NamedTuple):
 
 
 class PyramidBackbone(nn.Module):
-    """Backbone and feature pyramid network, with the submodule names of torchvision's ``BackboneWithFPN``."""
+    """Backbone and feature pyramid network, with the submodule names of torchvision's ``BackboneWithFPN``.
 
-    def __init__(self, body: nn.Module, in_channels: Sequence[int], out_channels: int, extra: ExtraFPNBlock) -> None:
+    Args:
+        body: images -> feature maps, finest first.
+        in_channels: of each map.
+        out_channels: of the pyramid.
+        extra: gives its coarsest levels.
+        frozen_stride: layers of ``body`` up to this stride do not learn, see `layers_up_to`.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        in_channels: Sequence[int],
+        out_channels: int,
+        extra: ExtraFPNBlock,
+        frozen_stride: int = 0,
+    ) -> None:
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(list(in_channels), out_channels, extra_blocks=extra)
         self.out_channels = out_channels
+        self.frozen = layers_up_to(body, frozen_stride) if frozen_stride else ()
+        for layer in self.frozen:
+            layer.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PyramidBackbone:
+        """Set the mode of all layers but the frozen ones, whose normalisation keeps its statistics."""
+        super().train(mode)
+        for layer in self.frozen:
+            layer.eval()
+        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Give the pyramid, finest level first, with torchvision's own level names."""
@@ -97,6 +122,33 @@ def dry_run(module: nn.Module) -> Any:
     finally:
         for child, training in flags.items():
             child.training = training
+
+
+def layers_up_to(body: nn.Module, stride: int) -> tuple[nn.Module, ...]:
+    """Give the modules of a backbone that work at ``stride`` or a finer one, up to the last in the order they run.
+
+    What runs in between belongs to them, such as the squeezing of a squeeze-and-excitation block.
+
+    Args:
+        body: the backbone.
+        stride: input pixels per cell.
+    """
+    ran: dict[nn.Module, bool] = {}
+
+    def record(layer: nn.Module, _args: Any, output: Any) -> None:
+        is_map = isinstance(output, Tensor) and output.ndim == 4
+        ran[layer] = is_map and stride * output.shape[-1] >= DRY_RUN_SIZE
+
+    hooks = [layer.register_forward_hook(record) for layer in body.modules() if not list(layer.children())]
+    try:
+        dry_run(body)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = max((index for index, fine in enumerate(ran.values()) if fine), default=-1)
+    rest = set(list(ran)[last + 1 :])
+    within = ((module, [part for part in module.modules() if part in ran]) for module in body.modules())
+    return tuple(module for module, parts in within if parts and rest.isdisjoint(parts))
 
 
 def _timm_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:

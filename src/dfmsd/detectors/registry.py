@@ -47,6 +47,18 @@ def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Torchv
     return detector
 
 
+def check_frozen(config: DetectorConfig) -> None:
+    """Refuse to train a detector with layers that would stay random.
+
+    Raises:
+        DfmsdError: it has frozen layers and no pretrained weights.
+    """
+    if config.frozen_stride and config.pretrained is False:
+        raise DfmsdError(
+            f"frozen_stride: {config.frozen_stride} would keep random weights; set pretrained, or frozen_stride to 0"
+        )
+
+
 def build_model(config: DetectorConfig, num_classes: int) -> FCOS | RetinaNet | GFL | FasterRCNN:
     """Build the plain torchvision model for ``num_classes`` classes, background not counted.
 
@@ -159,7 +171,7 @@ def _group_norm(channels: int) -> Callable[[int], nn.Module]:
 
 
 def _pyramid(backbone: Backbone, config: DetectorConfig, extra: ExtraFPNBlock) -> PyramidBackbone:
-    return PyramidBackbone(backbone.body, backbone.channels, config.fpn_channels, extra)
+    return PyramidBackbone(backbone.body, backbone.channels, config.fpn_channels, extra, config.frozen_stride)
 
 
 def _strides(pyramid: PyramidBackbone) -> list[int]:
@@ -185,3 +197,5 @@ def _check(config: DetectorConfig) -> None:
         value = getattr(config, key)
         if not value > 0:
             raise DfmsdError(f"{key} must be positive, got {value}")
+    if config.frozen_stride < 0:
+        raise DfmsdError(f"frozen_stride: {config.frozen_stride} is no stride; give 0 or one such as 4")

@@ -21,7 +21,7 @@ from rich import get_console
 from rich.console import Console
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.detectors import Detector, build_detector, load_detector, save_detector
+from dfmsd.detectors import Detector, build_detector, check_frozen, load_detector, save_detector
 from dfmsd.distill.checks import ownership
 from dfmsd.distill.inherit import inherit
 from dfmsd.distill.task import DistillationTask
@@ -119,6 +119,8 @@ def distill(
     first = is_first_process()  # the others join later, when the folder is no longer empty
     if first:
         _check_folder(run, written or config, resume=resume, overwrite=overwrite)
+    if student is None:
+        check_frozen(config.student)
     data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = build_task(config, data.class_names, student=student, teachers=teachers)
     checkpoint = run / "last.ckpt" if resume and (run / "last.ckpt").exists() else None
@@ -140,6 +142,7 @@ def distill(
 
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run the pre-flight of `distill` and nothing else; nothing is written but teachers that are made on first use."""
+    check_frozen(config.student)
     data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = build_task(config, data.class_names)
     cache = plan_caches(task, config, len(data.train))
