@@ -152,11 +152,12 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
     content = yaml.safe_load(to_yaml(config))
     for key in ("teacher_cache", "teacher_cache_dtype", "teacher_cache_gib"):
         del content[key]
-    del content["data"]["cache_gib"]
+    del content["data"]["cache_gib"], content["student"]["frozen_stride"], content["optim"]["clip"]
     content["data"]["cache"] = True
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert same_run(config, tmp_path)
     assert not same_run(replace(config, teacher_cache="ram"), tmp_path)
+    assert not same_run(replace(config, student=DetectorConfig(frozen_stride=4)), tmp_path)
     assert not same_run(replace(config, data=DataConfig(cache="disk")), tmp_path)
     assert not same_run(replace(config, data=DataConfig(cache=False)), tmp_path)
 

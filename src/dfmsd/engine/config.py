@@ -257,9 +257,10 @@ def same_run(config: RunConfig, run: Path) -> bool:
     written = _written(run)
     # keys that are younger than the file had their defaults then
     younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
-    data = {**asdict(DataConfig()), **written.get("data", {})}
-    data["cache"] = DataConfig(cache=data["cache"]).cache  # once a truth value
-    return {**own, "out": None} == {**younger, **written, "data": data, "out": None}
+    sections = {"data": DataConfig, "optim": OptimConfig, "model": DetectorConfig, "student": DetectorConfig}
+    parts = {name: {**asdict(part()), **written.get(name, {})} for name, part in sections.items() if name in own}
+    parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
+    return {**own, "out": None} == {**younger, **written, **parts, "out": None}
 
 
 def trained_image_size(run: Path) -> int | None:
