@@ -88,7 +88,15 @@ def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [threads_of(count) for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [("3", 3), ("2,1", 2), ("", 4), ("many", 4), ("0", 4)])
+def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, chosen: str, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert threads_of(2) == threads
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

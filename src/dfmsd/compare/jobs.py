@@ -32,7 +32,10 @@ Ended = Callable[[Cell, "str | None"], None]
 
 
 def threads_of(jobs: int) -> int:
-    """Give each of ``jobs`` processes its share of this process's cores."""
+    """Give each of ``jobs`` processes its share of this process's cores; ``OMP_NUM_THREADS``, if set, wins."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if chosen.isdecimal() and int(chosen) > 0:
+        return int(chosen)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
 
@@ -93,7 +96,7 @@ def _start(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
     cell.run.mkdir(parents=True, exist_ok=True)
     if not holds_run(cell.run):
         write_config(cell.config, cell.run)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's own choice wins
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (cell.run / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "dfmsd.compare.worker", str(cell.run)],
