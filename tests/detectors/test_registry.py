@@ -118,3 +118,17 @@ def test_a_detector_stays_frozen_in_train_mode() -> None:
     assert not body.bn1.training
     assert body.blocks[3][0].bn1.training
     assert not next(body.parameters()).requires_grad
+
+
+def test_no_side_of_an_untrained_fcos_box_is_dead() -> None:
+    detector = build_detector(SMALL, ["thing"])
+    images, targets = (
+        torch.rand(2, 3, 64, 64),
+        [{"boxes": torch.tensor([[8.0, 8, 40, 48]]), "labels": torch.tensor([0])}],
+    )
+    head = detector.model.head.regression_head
+    distances, _ = head(list(detector.features(images).values()))
+    assert distances.min() > 0
+    _, losses = detector(images, targets * 2)
+    losses["bbox_regression"].backward()
+    assert (head.bbox_reg.bias.grad != 0).all()

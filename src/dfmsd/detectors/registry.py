@@ -33,6 +33,9 @@ ROI_SIZE = 7
 REGIONS_PER_IMAGE = 128
 """Regions that train the box head, a quarter of torchvision's: on a CPU, pooling 512 costs more than the network."""
 
+START_DISTANCE = 1.0
+"""In strides, of an untrained FCOS head's box sides from their point."""
+
 
 def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> TorchvisionDetector:
     """Build a detector with fresh heads, in train mode.
@@ -135,7 +138,7 @@ DETECTORS: dict[str, Callable[[DetectorConfig, int], FCOS | RetinaNet | GFL | Fa
 
 
 class _FCOSHead(FCOSHead):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's FCOS head, whose group normalisation asks for multiples of 32 channels, at any width."""
+    """torchvision's FCOS head at any width, where its normalisation asks for 32 channels, with boxes of some size."""
 
     def __init__(self, channels: int, num_classes: int, num_convs: int) -> None:
         nn.Module.__init__(self)
@@ -143,6 +146,9 @@ class _FCOSHead(FCOSHead):  # type: ignore[misc]  # torchvision is untyped
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
         self.classification_head = FCOSClassificationHead(channels, 1, num_classes, num_convs, norm_layer=norm)
         self.regression_head = FCOSRegressionHead(channels, 1, num_convs, norm_layer=norm)
+        # Distances go through a ReLU. From torchvision's 0 half of them start without a gradient, and it was seen that
+        # all of them died in the first 150 steps: boxes without area from then on.
+        nn.init.constant_(self.regression_head.bbox_reg.bias, START_DISTANCE)
 
 
 class _RetinaNetHead(RetinaNetHead):  # type: ignore[misc]  # torchvision is untyped
