@@ -11,9 +11,10 @@ from torch.testing import assert_close
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
+from dfmsd.boxes import overlaps
 from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector, load_detector, save_detector
 from dfmsd.detectors.gfl import GFL, DistributionCoder
-from dfmsd.detectors.gfl_loss import assign, distribution_focal_loss, overlaps, pad_objects
+from dfmsd.detectors.gfl_loss import assign, distribution_focal_loss, pad_objects
 from dfmsd.types import Target
 
 NAMES = ("a", "b")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from dfmsd.boxes import overlaps
 from dfmsd.detectors.gfl_loss import (
     assign,
     distribution_focal_loss,
-    overlaps,
     pad_objects,
     quality_focal_loss,
     valuable_region,

@@ -10,11 +10,11 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
+from dfmsd.boxes import overlaps
 from dfmsd.detectors.gfl_loss import (
     Assignment,
     assign,
     distribution_focal_loss,
-    overlaps,
     pad_objects,
     quality_focal_loss,
     valuable_region,

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from dfmsd.boxes import EPS, overlaps
+
 NEAREST = 9
 """Anchors of each level that may take an object."""
 CENTRE_MARGIN = 0.01
 """Pixels by which an anchor's centre has to lie inside of its object."""
 VALUABLE_FROM = 0.25
 """Lower end of the valuable region, relative to an object's threshold."""
-EPS = 1e-6
-"""Lower end of areas that are divided by, as in the official code."""
 
 
 class Assignment(NamedTuple):
@@ -27,15 +27,6 @@ class Assignment(NamedTuple):
     """Int64, ``N x A``: index of the anchor's object, -1 for background."""
     threshold: Tensor
     """``N x M``: overlap from which an object takes an anchor."""
-
-
-class Overlap(NamedTuple):
-    """How well boxes agree, in any broadcast shape; boxes without area overlap nothing."""
-
-    iou: Tensor
-    """0..1."""
-    generalized: Tensor
-    """-1..1: minus what the hull of both has beside the two, relative to it."""
 
 
 def pad_objects(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -94,19 +85,6 @@ def valuable_region(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor
     measure = overlap - distance / hull.square().sum(dim=-1).clamp(min=EPS)
     threshold = threshold.unsqueeze(2)
     return torch.where((measure < threshold) & (measure >= VALUABLE_FROM * threshold), overlap, 0).amax(dim=1)
-
-
-def overlaps(first: Tensor, second: Tensor) -> Overlap:
-    """Compare boxes ``... x 4``, xyxy, pair by pair."""
-    x1, y1, x2, y2 = first.unbind(-1)
-    u1, v1, u2, v2 = second.unbind(-1)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-    common = width * height
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - common
-    hull = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
-    iou = common / union.clamp(min=EPS)
-    return Overlap(iou, iou - (hull - union) / hull.clamp(min=EPS))
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:

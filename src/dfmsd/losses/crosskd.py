@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dfmsd.boxes import EPS, overlaps
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import channel_statistics, full_precision, standardize
 from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext
-
-BOX_EPS = 1e-6
-"""Lower end of areas and overlaps in the official code."""
 
 
 class Published(NamedTuple):
@@ -215,16 +213,8 @@ def box_imitation(boxes: Tensor, teacher: Tensor, weight: Tensor, *, generalized
         weight: ``...``.
         generalized: which of the two.
     """
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    u1, v1, u2, v2 = teacher.detach().unbind(-1)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-    common, area = width * height, (u2 - u1) * (v2 - v1)
-    union = (x2 - x1) * (y2 - y1) + area - common
-    overlap = common / union.clamp(min=BOX_EPS)
-    if generalized:
-        hull = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
-        error = 1 - overlap + (hull - union) / hull.clamp(min=BOX_EPS)
-    else:
-        error = -overlap.clamp(min=BOX_EPS).log()
-    return (error * (weight * (area > 0))).sum()
+    wanted = teacher.detach()
+    overlap = overlaps(boxes, wanted)
+    error = 1 - overlap.generalized if generalized else -overlap.iou.clamp(min=EPS).log()
+    width, height = (wanted[..., 2:] - wanted[..., :2]).unbind(-1)
+    return (error * (weight * (width * height > 0))).sum()
