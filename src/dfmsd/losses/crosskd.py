@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dfmsd.boxes import EPS, overlaps
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import channel_statistics, full_precision, standardize
-from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext
+from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
 
 
 class Published(NamedTuple):
@@ -54,9 +54,7 @@ class CrossKDOptions:
         Raises:
             DfmsdError: a negative factor or number, both terms dropped, ``beta`` below 1, or ``eps`` not above 0.
         """
-        for name, value in (("classification", self.classification), ("regression", self.regression)):
-            if value < 0:
-                raise DfmsdError(f"loss.{name}: {value} is negative; give 0 or more")
+        refuse_negative({"classification": self.classification, "regression": self.regression})
         if self.classification == self.regression == 0:
             raise DfmsdError("loss.classification and loss.regression are both 0: nothing to distil; keep one of them")
         if self.reused is not None and (type(self.reused) is not int or self.reused < 0):
@@ -121,18 +119,8 @@ class CrossKD(HeadMethod):
             )
         return self.options.reused
 
-    def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the terms ``cross_cls`` and ``cross_reg``, at least 0.
-
-        Args:
-            student: not used.
-            teacher: not used.
-            context: has the heads.
-
-        Raises:
-            DfmsdError: it has none.
-        """
-        head = self.heads(context)
+    def compare(self, head: HeadLevel) -> dict[str, Tensor]:
+        """Give the terms ``cross_cls`` and ``cross_reg``, at least 0."""
         pairs = zip(head.student.towers, head.teacher.towers, strict=True)
         cross = (
             put_on_statistics(full_precision(own), full_precision(theirs), self.options.eps) for own, theirs in pairs

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dfmsd import functional, masking
 from dfmsd.errors import DfmsdError
 from dfmsd.generation import Generation, SelfAdjustingFusion, generation_blocks
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import LossContext, Method, refuse_negative
 from dfmsd.masking import Direction, Enhancement, Selection
 
 TargetForm = Literal["standardized", "raw", "teacher"]
@@ -74,9 +74,7 @@ class DFMSDOptions:
         for name in ("ratio", "channel_ratio", "ratio_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DfmsdError(f"loss.{name}: {getattr(self, name)} is not a share between 0 and 1")
-        for name in ("alpha", "beta", "gamma", "delta", "ratio_step"):
-            if getattr(self, name) < 0:
-                raise DfmsdError(f"loss.{name}: {getattr(self, name)} is negative; give 0 or more")
+        refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
         if self.tau <= 0 or self.eps <= 0:
             raise DfmsdError(f"loss.tau and loss.eps must be above 0, got {self.tau} and {self.eps}")
         if self.alpha == 0 and self.beta == 0:

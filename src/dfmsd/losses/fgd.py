@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import SPATIAL, channel_attention, spatial_attention
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import LossContext, Method, refuse_negative
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class FGDOptions:
         """
         if self.tau <= 0:
             raise DfmsdError(f"loss.tau: {self.tau} is not above 0; the published one is 0.5")
-        for name, value in self.weights.items():
-            if value < 0:
-                raise DfmsdError(f"loss.{name}: {value} is negative; give 0 or more")
+        refuse_negative(self.weights)
         if not any(self.weights.values()):
             raise DfmsdError(f"loss.{', loss.'.join(self.weights)} are all 0: nothing to distil; give one above 0")
 

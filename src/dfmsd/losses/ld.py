@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision
-from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext
+from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
 
 MAIN_WEIGHT = 0.25
 VALUABLE_WEIGHT = 0.25
@@ -49,10 +49,7 @@ class LDOptions:
         Raises:
             DfmsdError: a negative factor, all terms dropped, or a temperature not above 0.
         """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value < 0:
-                raise DfmsdError(f"loss.{field.name}: {value} is negative; give 0 or more")
+        refuse_negative(asdict(self))
         if self.main == self.valuable == self.classes == 0:
             raise DfmsdError("loss.main, loss.valuable and loss.classes are all 0: nothing to distil; keep one of them")
         for name, published in (("temperature", 10), ("class_temperature", 2)):
@@ -94,18 +91,8 @@ class LD(HeadMethod):
         factors = {"ld_main": options.main, "ld_valuable": options.valuable, "ld_cls": options.classes}
         self.terms = tuple(name for name, factor in factors.items() if factor > 0)
 
-    def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the terms ``ld_main``, ``ld_valuable`` and ``ld_cls``, at least 0.
-
-        Args:
-            student: not used.
-            teacher: not used.
-            context: has the heads.
-
-        Raises:
-            DfmsdError: it has none.
-        """
-        head = self.heads(context)
+    def compare(self, head: HeadLevel) -> dict[str, Tensor]:
+        """Give the terms ``ld_main``, ``ld_valuable`` and ``ld_cls``, at least 0."""
         objects = head.objects.to(full_precision(head.student.logits).dtype)
         o, terms = self.options, {}
         if o.main > 0:

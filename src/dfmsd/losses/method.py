@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -63,6 +63,17 @@ class LossContext(NamedTuple):
     """Both heads at this level, for a method on predictions."""
 
 
+def refuse_negative(weights: Mapping[str, float]) -> None:
+    """Refuse options below 0.
+
+    Raises:
+        DfmsdError: the first of them.
+    """
+    for name, value in weights.items():
+        if value < 0:
+            raise DfmsdError(f"loss.{name}: {value} is negative; give 0 or more")
+
+
 class Method(nn.Module, ABC):
     """The loss of one level, between an aligned student and a teacher; built as ``Method(channels, options)``."""
 
@@ -113,15 +124,24 @@ class HeadMethod(Method):
         """
         return None
 
-    def heads(self, context: LossContext) -> HeadLevel:
-        """Give both heads.
+    def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
+        """Give the terms of `compare`.
+
+        Args:
+            student: not used.
+            teacher: not used.
+            context: has the heads.
 
         Raises:
-            DfmsdError: the context has none.
+            DfmsdError: it has none.
         """
         if context.head is None:
             raise DfmsdError(
                 f"{self.name} compares predictions: pass heads= to the criterion, or choose a loss on features such as "
                 "pkd"
             )
-        return context.head
+        return self.compare(context.head)
+
+    @abstractmethod
+    def compare(self, head: HeadLevel) -> dict[str, Tensor]:
+        """Give named, weighted scalars, at least 0, of the two heads at one level."""
