@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfmsd.compare.cells import Cell
+from dfmsd.cores import own_cores
 from dfmsd.engine.config import holds_run, write_config
 from dfmsd.errors import DfmsdError
 
@@ -36,8 +37,7 @@ def threads_of(jobs: int) -> int:
     chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, own_cores() // jobs)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from dfmsd.cores import own_cores
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
@@ -169,6 +170,5 @@ def _workers(asked: int | None, cached: bool) -> int:
         return asked
     if cached:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # One core stays with the training: benchmarks/data.py has one process ahead of none and of two on two cores.
-    return max(0, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(4, own_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
