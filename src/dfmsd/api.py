@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector, DetectorConfig, TorchvisionDetector
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distill.stages import taught_by
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
@@ -66,7 +66,7 @@ def distill(
     for length, together in zip(lengths, plan, strict=True):
         names = [_name(teacher, next(numbers)) for teacher in together]
         given |= {name: teacher for name, teacher in zip(names, together, strict=True) if isinstance(teacher, Detector)}
-        stages.append(StageConfig(epochs=length, teacher=names[0] if len(names) == 1 else names))
+        stages.append(taught_by(length, names))
     config = DistillConfig(
         out=str(out),
         data=data if isinstance(data, DataConfig) else DataConfig(root=str(data)),

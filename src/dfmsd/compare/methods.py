@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distill.stages import StageConfig, taught_by
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, LossConfig, check_options
 
@@ -84,7 +84,7 @@ class Method:
         if missing:
             raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
         lengths = split_epochs(epochs, [stage.share for stage in plan])
-        return [_stage(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
+        return [taught_by(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
 
     def slug(self, teachers: Sequence[str]) -> str:
         """Name the folder of the method's runs; one name for what is the same run in a pair, ``dfmsd@T2`` too."""
@@ -95,11 +95,6 @@ class Method:
 
     def _plan(self, teachers: Sequence[str]) -> tuple[PlannedStage, ...]:
         return self.plan or (PlannedStage((len(teachers),), 1.0),)
-
-
-def _stage(epochs: int, teachers: list[str]) -> StageConfig:
-    # the only teacher as in a config written by hand, and in those of earlier runs
-    return StageConfig(epochs=epochs, teacher=teachers[0] if len(teachers) == 1 else teachers)
 
 
 def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:

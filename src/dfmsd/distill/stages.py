@@ -42,6 +42,16 @@ class StageConfig:
         return (named,) if isinstance(named, str) else tuple(named)
 
 
+def taught_by(epochs: int, teachers: Sequence[str]) -> StageConfig:
+    """Describe a stage by all its teachers; the only one as in a config written by hand, and in those of earlier runs.
+
+    Args:
+        epochs: length of the stage, >= 1.
+        teachers: their references, at least one.
+    """
+    return StageConfig(epochs, teachers[0] if len(teachers) == 1 else list(teachers))
+
+
 def check_stages(stages: Sequence[StageConfig]) -> None:
     """Refuse an impossible plan.
 
