@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -257,8 +257,8 @@ def same_run(config: RunConfig, run: Path) -> bool:
     written = _written(run)
     # keys that are younger than the file had their defaults then
     younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
-    sections = {"data": DataConfig, "optim": OptimConfig, "model": DetectorConfig, "student": DetectorConfig}
-    parts = {name: {**asdict(part()), **written.get(name, {})} for name, part in sections.items() if name in own}
+    sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
+    parts = {name: {**asdict(section()), **written.get(name, {})} for name, section in sections.items()}
     parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
     return {**own, "out": None} == {**younger, **written, **parts, "out": None}
 
