@@ -77,17 +77,12 @@ class GradientBalance(nn.Module):
             pyramid: the student's, part of the graph of both.
         """
         if not self.settled:
-            grouped = term_groups(terms)
-            if self.groups == (WHOLE,):
-                grouped = {WHOLE: torch.stack(list(terms.values())).sum()}
+            grouped = term_groups({f"{self._group(name)}/{name}": value for name, value in terms.items()})
             norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
             self.sums += torch.stack(norms).to(self.sums)
             self.count += 1
         scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
-        whole = scales.get(WHOLE)
-        return {
-            name: (scales[name.partition("/")[0]] if whole is None else whole) * value for name, value in terms.items()
-        }
+        return {name: scales[self._group(name)] * value for name, value in terms.items()}
 
     def get_extra_state(self) -> int:
         """Save the number of calls that were measured."""
@@ -96,6 +91,9 @@ class GradientBalance(nn.Module):
     def set_extra_state(self, state: int) -> None:
         """Go on counting where a saved run stopped."""
         self.count = state
+
+    def _group(self, name: str) -> str:
+        return WHOLE if self.groups == (WHOLE,) else name.partition("/")[0]
 
     def _scales(self) -> Tensor:
         task, norms = self.sums[0], self.sums[1:]
