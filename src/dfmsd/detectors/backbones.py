@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,6 +124,16 @@ def dry_run(module: nn.Module) -> Any:
             child.training = training
 
 
+def _watched_dry_run(model: nn.Module, watchers: Mapping[nn.Module, Callable[..., None]]) -> None:
+    """Run ``model`` once and call each module's watcher with the module, what it was given and what it gave."""
+    hooks = [module.register_forward_hook(watcher) for module, watcher in watchers.items()]
+    try:
+        dry_run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def layers_up_to(body: nn.Module, stride: int) -> tuple[nn.Module, ...]:
     """Give the modules of a backbone that work at ``stride`` or a finer one, up to the last in the order they run.
 
@@ -139,12 +149,7 @@ def layers_up_to(body: nn.Module, stride: int) -> tuple[nn.Module, ...]:
         is_map = isinstance(output, Tensor) and output.ndim == 4
         ran[layer] = is_map and stride * output.shape[-1] >= DRY_RUN_SIZE
 
-    hooks = [layer.register_forward_hook(record) for layer in body.modules() if not list(layer.children())]
-    try:
-        dry_run(body)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _watched_dry_run(body, {layer: record for layer in body.modules() if not list(layer.children())})
     last = max((index for index, fine in enumerate(ran.values()) if fine), default=-1)
     rest = set(list(ran)[last + 1 :])
     within = ((module, [part for part in module.modules() if part in ran]) for module in body.modules())
@@ -217,14 +222,10 @@ def _last_node_of_each_stride(model: nn.Module) -> dict[int, tuple[str, int]]:
             if rest == 0:
                 found[stride] = (path, output.shape[1])
 
-    hooks = [stage.register_forward_hook(partial(record, path)) for path, stage in _stages(model)]
     try:
-        dry_run(model)
+        _watched_dry_run(model, {stage: partial(record, path) for path, stage in _stages(model)})
     except (AssertionError, RuntimeError):
         return {}  # made for one input size only: no detector's backbone
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
