@@ -197,10 +197,12 @@ class GFL(RetinaNet):  # type: ignore[misc]  # torchvision is untyped
         """
         return list(self._assign(targets, anchors, counts)[1].matched)
 
-    def near_matches(self, targets: Targets, anchors: list[Tensor], counts: Sequence[int]) -> Tensor:
-        """Give the overlap of anchors that nearly match an object, see `valuable_region`; arguments as in `match`."""
+    def match_and_near(
+        self, targets: Targets, anchors: list[Tensor], counts: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Give what `match` gives, and the overlap of anchors that nearly match an object, see `valuable_region`."""
         boxes, assignment = self._assign(targets, anchors, counts)
-        return valuable_region(anchors[0], boxes, assignment.threshold)
+        return list(assignment.matched), valuable_region(anchors[0], boxes, assignment.threshold)
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]

@@ -144,7 +144,7 @@ class OneStageDetector(TorchvisionDetector):
         levels = [head.at(index).outputs(value, reused) for index, value in enumerate(towers.values())]
         outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
         anchors, counts = self._anchors(_whole(images), list(pyramid.values()))
-        matched = self._match(own, outputs, anchors, counts)
+        matched, near = self._match_and_near(own, outputs, anchors, counts)
         losses: dict[str, Tensor] = self.model.head.compute_loss(own, outputs, anchors, matched)
         assigned = torch.stack(matched)
         valid = assigned != Matcher.BETWEEN_THRESHOLDS
@@ -159,7 +159,7 @@ class OneStageDetector(TorchvisionDetector):
             by_level(anchors[0], dim=0),
             by_level(valid),
             by_level(assigned >= 0),
-            by_level(self._near(own, anchors, counts, assigned)),
+            by_level(near),
             self._positives(own, anchors[0], assigned),
         )
         return pyramid, losses, found
@@ -192,12 +192,14 @@ class OneStageDetector(TorchvisionDetector):
             found = RetinaNet.compute_loss(model, targets, outputs, anchors)
         return found
 
-    def _near(
-        self, targets: list[TorchvisionTarget], anchors: list[Tensor], counts: list[int], assigned: Tensor
-    ) -> Tensor:
+    def _match_and_near(
+        self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Give what `_match` gives and, ``N x A``, how much an anchor overlaps an object that it nearly matches."""
         if isinstance(self.model, GFL):
-            return self.model.near_matches(targets, anchors, counts)
-        return anchors[0].new_zeros(()).expand(assigned.shape)
+            return self.model.match_and_near(targets, anchors, counts)
+        matched = self._match(targets, outputs, anchors, counts)
+        return matched, anchors[0].new_zeros(()).expand(len(matched), len(anchors[0]))
 
     def _positives(self, targets: list[TorchvisionTarget], anchors: Tensor, assigned: Tensor) -> Tensor:
         positive = assigned >= 0
