@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.literal import TOLERANCE, both
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,7 +20,6 @@ from dfmsd.detectors.gfl_loss import (
     valuable_region,
 )
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 COUNTS = [64, 16, 4]
 
 
@@ -136,16 +136,6 @@ def test_overlaps_by_hand() -> None:
     found = overlaps(first, second)
     assert_close(found.iou, torch.tensor([8 / 24, 0, 1, 0]))
     assert_close(found.generalized, torch.tensor([8 / 24, -2 / 4, 1, 0]))
-
-
-def both(fast: Tensor, slow: Tensor, source: Tensor, dtype: torch.dtype) -> None:
-    """Values and gradients agree; the literal one is in float64."""
-    (got,) = torch.autograd.grad(fast, source, retain_graph=True)
-    (want,) = torch.autograd.grad(slow, source, retain_graph=True)
-    assert fast.dtype == dtype
-    assert (fast - slow).abs() <= TOLERANCE[dtype] * slow.abs()
-    assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
-    assert want.norm() > 0
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.literal import TOLERANCE, both
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,7 +16,6 @@ from dfmsd.losses.crosskd import box_imitation, focal_imitation, put_on_statisti
 from dfmsd.types import LevelSpec
 
 N, A, K, C, SIDE = 2, 6, 3, 4, 5
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -60,15 +60,6 @@ def slow_rescaling(student: Tensor, teacher: Tensor, eps: float) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def both(fast: Tensor, slow: Tensor, source: Tensor, dtype: torch.dtype) -> None:
-    """Values and gradients agree; the literal one is in float64."""
-    (got,) = torch.autograd.grad(fast, source, retain_graph=True)
-    (want,) = torch.autograd.grad(slow, source, retain_graph=True)
-    assert (fast - slow).abs() <= TOLERANCE[dtype] * slow.abs()
-    assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
-    assert want.norm() > 0
-
-
 def boxes_near(centre: Tensor) -> Tensor:
     """Boxes of 4 to 12 pixels around points that are at most 2 pixels from ``centre``."""
     points = centre + 2 * torch.rand_like(centre)
@@ -102,7 +93,7 @@ def test_the_rescaling_equals_the_literal_formula(dtype: torch.dtype) -> None:
     source = torch.randn(N, C, SIDE, SIDE).double().requires_grad_()
     teacher, upstream = 3 * torch.randn(2, N, C, SIDE, SIDE).double() + 1
     fast = put_on_statistics(source.to(dtype), teacher.to(dtype), 1e-3)
-    both((fast * upstream).sum(), (slow_rescaling(source, teacher, 1e-3) * upstream).sum(), source, dtype)
+    both((fast * upstream.to(dtype)).sum(), (slow_rescaling(source, teacher, 1e-3) * upstream).sum(), source, dtype)
     assert_close(fast.mean((0, 2, 3)), teacher.mean((0, 2, 3)).to(dtype))
 
 

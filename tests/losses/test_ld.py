@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.literal import TOLERANCE, both
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,7 +17,6 @@ from dfmsd.losses.ld import divergence
 from dfmsd.types import LevelSpec
 
 N, A, K, BINS = 3, 10, 4, 17
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -36,16 +36,6 @@ def slow_sides(student: Tensor, teacher: Tensor) -> Tensor:
     """Summed over the four sides of an anchor."""
     pairs = zip(student.split(BINS), teacher.split(BINS), strict=True)
     return torch.stack([slow_divergence(own, theirs, 10.0) for own, theirs in pairs]).sum()
-
-
-def both(fast: Tensor, slow: Tensor, source: Tensor, dtype: torch.dtype) -> None:
-    """Values and gradients agree; the literal one is in float64."""
-    (got,) = torch.autograd.grad(fast, source, retain_graph=True)
-    (want,) = torch.autograd.grad(slow, source, retain_graph=True)
-    assert fast.dtype == dtype
-    assert (fast - slow).abs() <= TOLERANCE[dtype] * slow.abs()
-    assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
-    assert want.norm() > 0
 
 
 def never(*_: Tensor) -> tuple[Tensor, Tensor]:
