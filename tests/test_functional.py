@@ -163,20 +163,21 @@ def test_the_alignment_error_is_one_minus_pearson_up_to_the_unbiased_deviation(s
     size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
     shift=st.floats(-20, 20),
     upstream=st.floats(-3, 3),
+    weighted=st.booleans(),
 )
 def test_the_fused_alignment_equals_its_definition(
-    size: tuple[int, int, int, int], shift: float, upstream: float
+    size: tuple[int, int, int, int], shift: float, upstream: float, weighted: bool
 ) -> None:
     student = (shift + 3 * torch.randn(size, dtype=torch.float64)).requires_grad_()
     target = standardize(5 * torch.randn(size, dtype=torch.float64) - 1)
+    weight = torch.rand(size[0], 1, *size[2:], dtype=torch.float64) if weighted else None
     slow = standardize(student) - target
-    fused = align_distributions(student, target)
+    error = (slow.square() * (1 if weight is None else weight)).mean() / 2
+    fused = align_distributions(student, target, weight=weight)
     assert_close(fused.difference, slow.detach())
-    assert_close(fused.error, slow.square().mean() / 2)
+    assert_close(fused.error, error)
     assert_close(fused.correlation, pearson(student.detach(), target))
-    wanted, got = (
-        torch.autograd.grad(upstream * value, student)[0] for value in (slow.square().mean() / 2, fused.error)
-    )
+    wanted, got = (torch.autograd.grad(upstream * value, student)[0] for value in (error, fused.error))
     assert_close(got, wanted, atol=1e-9, rtol=1e-7)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dfmsd.functional import spatial_attention
-from dfmsd.masking import enhance_attention, object_cells, select_mask, stage_ratio
+from dfmsd.masking import enhance_attention, select_mask, stage_ratio
 
 RANKED = torch.tensor([[0.4, 1.6], [1.2, 0.8]]).view(1, 1, 2, 2)  # mean 1
 
@@ -131,60 +131,6 @@ def test_threshold_has_no_random_direction() -> None:
 
 def test_masks_carry_no_gradient() -> None:
     assert not select_mask(RANKED.clone().requires_grad_(), 0.5).requires_grad
-
-
-def test_cells_whose_centre_lies_in_a_box_are_object_cells() -> None:
-    # A padded input of 32 x 48 at stride 8: 4 x 6 cells with centres 4, 12, 20, ...
-    # x: 12 is in [12, 29) and 28 as well, 4 is not; y: 4 in [0, 12), 12 is not.
-    boxes = torch.tensor([[12.0, 0.0, 29.0, 12.0]])
-    expected = torch.zeros(4, 6)
-    expected[0, 1:4] = 1
-    assert_close(object_cells([boxes], 8, (4, 6))[0, 0], expected)
-
-
-def test_padding_does_not_stretch_the_boxes() -> None:
-    box = [torch.tensor([[0.0, 0.0, 16.0, 16.0]])]
-    unpadded, padded = object_cells(box, 8, (4, 4)), object_cells(box, 8, (4, 9))
-    assert_close(padded[..., :4], unpadded)
-    assert padded[..., 4:].sum() == 0
-
-
-def test_overlapping_boxes_count_once() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 8.0, 8.0]])
-    assert object_cells([boxes], 8, (2, 2)).unique().tolist() == [1.0]
-
-
-def test_a_box_between_the_centres_marks_nothing() -> None:
-    assert object_cells([torch.tensor([[5.0, 5.0, 11.0, 11.0]])], 8, (4, 4)).sum() == 0
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_images_without_boxes_have_no_object_cells(count: int) -> None:
-    cells = object_cells([torch.zeros(0, 4)] * count, 8, (3, 5))
-    assert cells.shape == (count, 1, 3, 5)
-    assert cells.sum() == 0
-
-
-@given(
-    counts=st.lists(st.integers(0, 5), min_size=1, max_size=4),
-    stride=st.sampled_from([4, 8, 13]),
-    size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-)
-def test_object_cells_equal_a_loop_over_images_boxes_and_cells(
-    counts: list[int], stride: int, size: tuple[int, int]
-) -> None:
-    boxes = []
-    for count in counts:
-        corners = torch.rand(count, 2, 2) * stride * max(size)
-        boxes.append(torch.cat([corners.amin(1), corners.amax(1)], dim=1))
-    expected = torch.zeros(len(counts), 1, *size)
-    for n, image_boxes in enumerate(boxes):
-        for x1, y1, x2, y2 in image_boxes.tolist():
-            for i in range(size[0]):
-                for j in range(size[1]):
-                    if y1 <= (i + 0.5) * stride < y2 and x1 <= (j + 0.5) * stride < x2:
-                        expected[n, 0, i, j] = 1
-    assert_close(object_cells(boxes, stride, size), expected)
 
 
 ATTENTION = torch.tensor([[0.5, 1.5], [1.0, 1.0]]).view(1, 1, 2, 2)

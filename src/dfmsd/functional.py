@@ -113,11 +113,13 @@ class Alignment(NamedTuple):
     """``z(S) - z(T)``, ``N x C x H x W``."""
 
 
-def align_distributions(student: Tensor, standard_teacher: Tensor, eps: float = 1e-3) -> Alignment:
+def align_distributions(
+    student: Tensor, standard_teacher: Tensor, eps: float = 1e-3, weight: Tensor | None = None
+) -> Alignment:
     r"""Compare the distributions of two feature maps, channel by channel.
 
-    $error = \frac12 \mathrm{mean}(z(S) - z(T))^2 = \mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to
-    $(n-1)/n$ and ``eps``.
+    $error = \frac12 \mathrm{mean}\,w (z(S) - z(T))^2$; without a weight it is
+    $\mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to $(n-1)/n$ and ``eps``.
 
     One pass gives what the loss, its progress measure and masking enhancement need, and the gradient is written
     out: on a CPU a chain of autograd operations takes three times as long and keeps twice the memory.
@@ -126,11 +128,13 @@ def align_distributions(student: Tensor, standard_teacher: Tensor, eps: float = 
         student: ``N x C x H x W``.
         standard_teacher: z(T), `standardize` of the teacher; never gets a gradient.
         eps: of the student's standardisation.
+        weight: $w$ of each position, ``N x 1 x H x W``, of mean 1; the statistics of $z$ do not depend on it. None
+            weighs all alike.
 
     Source: the semantic alignment of DFMSD is a reconstruction from its abstract ("consistent feature
     distributions" at each FPN layer); the formula is PKD's.
     """
-    error, correlation, difference = _AlignDistributions.apply(student, standard_teacher, eps)
+    error, correlation, difference = _AlignDistributions.apply(student, standard_teacher, eps, weight)
     return Alignment(error, correlation, difference)
 
 
@@ -138,11 +142,13 @@ class _AlignDistributions(torch.autograd.Function):
     """With ``c = S - mean``, ``r = 1 / (std + eps)``, ``d = r c - z(T)`` and ``m`` values: ``error = sum d^2 / 2m``.
 
     ``d error / dS = (r d - b c) / m`` with ``b = r sum(d r c) / ((n - 1) std)`` per channel, since neither ``c`` nor
-    ``z(T)`` has a mean that a gradient could move.
+    ``z(T)`` has a mean that a gradient could move. With a weight ``d`` becomes ``w d`` in the gradient, less its mean.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, student: Tensor, target: Tensor, eps: float, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         difference, mean = _centred(student)
         energy = _per_channel_sum(difference.square())
         deviation = _deviation(difference, energy)
@@ -153,19 +159,30 @@ class _AlignDistributions(torch.autograd.Function):
         standard_energy = scale.square() * energy
         covariance = (standard_energy + target_energy - squares) / 2  # of z(S) and z(T), without another pass
         projection = standard_energy - covariance  # sum(d z(S))
-        shrink = scale * projection / (_degrees_of_freedom(student) * deviation).clamp_min(_tiny(student))
-        ctx.save_for_backward(student, target, mean, scale, shrink)
         correlation = _correlation(covariance, standard_energy, target_energy)
+        drift = None
+        if weight is not None:
+            weighted = difference * weight
+            squares = _per_channel_sum(weighted * difference)
+            projection = squares + _per_channel_sum(weighted * target)
+            drift = weighted.mean(dim=PER_CHANNEL, keepdim=True)
+        shrink = scale * projection / (_degrees_of_freedom(student) * deviation).clamp_min(_tiny(student))
+        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift)
         ctx.mark_non_differentiable(correlation, difference)
         return squares.sum() / (2 * student.numel()), correlation, difference
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
-        student, target, mean, scale, shrink = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
+        student, target, mean, scale, shrink, weight, drift = ctx.saved_tensors
         gradient = gradient / student.numel()
         centred = student - mean  # first, since a constant channel has to give 0 and not a rounding error
-        return centred.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale), None, None
+        if weight is None:
+            slope = centred.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale)
+        else:
+            pull = (centred * scale).sub_(target).mul_(weight).sub_(drift)
+            slope = pull.mul_(gradient * scale).addcmul_(centred, -gradient * shrink)
+        return slope, None, None, None
 
 
 def blend_error(first: Tensor, second: Tensor, weight: Tensor, target: Tensor) -> Tensor:

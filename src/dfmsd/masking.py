@@ -6,12 +6,10 @@ A reconstruction from the abstract of DFMSD and from the lineage MGD, AMD, DMKD;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 Selection = Literal["topk", "sample", "threshold"]
 Direction = Literal["important", "unimportant", "random"]
@@ -62,28 +60,6 @@ def select_mask(
             score = score - torch.empty_like(score).exponential_().log()  # + Gumbel noise
     mask = torch.ones_like(flat)
     return mask.scatter_(1, score.topk(count, dim=1, sorted=False).indices, 0.0).view_as(attention)
-
-
-def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) -> Tensor:
-    """Mark the feature cells whose centre lies in a box.
-
-    Args:
-        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; ``M`` may be 0.
-        stride: input pixels per cell.
-        size: height and width of the feature map.
-
-    Returns:
-        ``N x 1 x H x W``, float32, 1 inside objects.
-
-    Differs from the official code of FGD in dividing by the stride: there boxes are stretched in padded
-    images.
-    """
-    padded = pad_sequence([box.reshape(-1, 4).float() for box in boxes], batch_first=True)
-    x1, y1, x2, y2 = padded.unsqueeze(-1).unbind(dim=2)  # each N x M x 1; a padding row holds no cell
-    rows, columns = ((torch.arange(n, device=padded.device) + 0.5) * stride for n in size)
-    inside_rows = ((rows >= y1) & (rows < y2)).float()
-    inside_columns = ((columns >= x1) & (columns < x2)).float()
-    return (inside_rows.mT @ inside_columns).clamp_max(1.0).unsqueeze(1)
 
 
 def enhance_attention(

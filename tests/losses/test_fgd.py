@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import FGD, FGDOptions, LossContext
-from dfmsd.losses.fgd import GcBlock, object_masks
+from dfmsd.losses.fgd import GcBlock
+from dfmsd.objects import object_masks
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 3, 8, 5, 7
@@ -134,34 +135,6 @@ def test_masks_equal_their_rule() -> None:
     for got, expected in zip(fast, slow, strict=True):
         assert_close(got.double(), expected, rtol=1e-6, atol=0)
     assert_close(object_masks([torch.zeros(0, 4)] * N, STRIDE, (H, W))[1], torch.full((N, 1, H, W), 1 / (H * W)))
-
-
-def test_masks_by_hand() -> None:
-    boxes = [torch.tensor([[8.0, 0.0, 16.0, 8.0], [20.0, 4.0, 23.0, 7.0]])]  # cells 1..2 x 0..1, 2..3 x 0..1
-    foreground, background = object_masks(boxes, 8, (3, 4))
-    quarter = torch.tensor([[0.0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]) / 4
-    assert_close(foreground[0, 0], quarter)
-    assert_close(background[0, 0], (quarter == 0) / 6)
-
-
-def test_of_overlapping_boxes_the_smaller_one_counts() -> None:
-    boxes = [torch.tensor([[0.0, 0.0, 24.0, 24.0], [8.5, 8.5, 9.0, 9.0]])]
-    foreground, _ = object_masks(boxes, 8, (4, 4))
-    expected = torch.full((4, 4), 1 / 16)
-    expected[1:3, 1:3] = 1 / 4
-    assert_close(foreground[0, 0], expected)
-
-
-def test_a_box_over_everything_leaves_no_background() -> None:
-    foreground, background = object_masks([torch.tensor([[0.0, 0.0, 32.0, 32.0]])], 8, (4, 4))
-    assert (foreground == 1 / 25).all()  # 5 x 5 cells from corner to corner, one row and column of them outside
-    assert (background == 0).all()
-
-
-def test_padding_of_the_input_does_not_stretch_boxes() -> None:
-    small, _ = object_masks(BOXES, STRIDE, (H, W))
-    padded, _ = object_masks(BOXES, STRIDE, (H + 3, W + 2))
-    assert_close(padded[:, :, :H, :W], small)
 
 
 @pytest.mark.parametrize("term", ["fg", "bg", "attention", "relation"])

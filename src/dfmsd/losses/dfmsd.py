@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfmsd import functional, masking
+from dfmsd import functional, masking, objects
 from dfmsd.errors import DfmsdError
 from dfmsd.generation import Generation, SelfAdjustingFusion, generation_blocks
 from dfmsd.losses.method import LossContext, Method, refuse_negative
@@ -42,6 +42,7 @@ class DFMSDOptions:
         delta: strength of ``object``.
         ratio_step: added to ``ratio`` at every stage after the first.
         ratio_max: upper end of the ratio.
+        focus: share of the alignment's weight that objects have to themselves, 0..1, see `objects.object_focus`.
         eps: of the standardisation.
     """
 
@@ -62,6 +63,7 @@ class DFMSDOptions:
     delta: float = 1.0
     ratio_step: float = 0.1
     ratio_max: float = 0.75
+    focus: float = 0.5
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class DFMSDOptions:
             DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, no masking branch, or
                 ``threshold`` with ``random``.
         """
-        for name in ("ratio", "channel_ratio", "ratio_max"):
+        for name in ("ratio", "channel_ratio", "ratio_max", "focus"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DfmsdError(f"loss.{name}: {getattr(self, name)} is not a share between 0 and 1")
         refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
@@ -88,7 +90,7 @@ class DFMSDOptions:
 class DFMSD(Method):
     r"""Dual feature masking and semantic alignment of one level.
 
-    $L = \alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean}(z(X) - z(T))^2$ with
+    $L = \alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean}\,w (z(X) - z(T))^2$ with
     $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$.
 
     Args:
@@ -119,7 +121,11 @@ class DFMSD(Method):
         """
         o = self.options
         standard_teacher = functional.standardize(teacher, o.eps)
-        alignment = functional.align_distributions(student, standard_teacher, o.eps)
+        weight = None
+        if o.focus > 0:
+            size = (teacher.shape[2], teacher.shape[3])
+            weight = objects.object_focus(context.boxes, context.stride, size, o.focus, teacher.dtype)
+        alignment = functional.align_distributions(student, standard_teacher, o.eps, weight)
         self.correlation = alignment.correlation
         terms = {}
         if o.alpha > 0:
@@ -166,9 +172,9 @@ class DFMSD(Method):
 
     def _enhance(self, attention: Tensor, context: LossContext, error: Tensor | None) -> Tensor:
         o = self.options
-        objects = previous = None
+        inside = previous = None
         if o.enhancement in ("object", "error+object"):
-            objects = masking.object_cells(context.boxes, context.stride, (attention.shape[2], attention.shape[3]))
+            inside = objects.object_cells(context.boxes, context.stride, (attention.shape[2], attention.shape[3]))
         if o.enhancement == "agreement":
             if context.previous_teacher is None:
                 raise DfmsdError("loss.enhancement 'agreement' needs the previous stage's teacher, which has none here")
@@ -176,7 +182,7 @@ class DFMSD(Method):
             if previous.shape != attention.shape:  # two models may round one stride's map to different sizes
                 previous = F.interpolate(previous, attention.shape[-2:], mode="bilinear", align_corners=False)
         return masking.enhance_attention(
-            attention, error=error, objects=objects, previous=previous, gamma=o.gamma, delta=o.delta
+            attention, error=error, objects=inside, previous=previous, gamma=o.gamma, delta=o.delta
         )
 
     def reconstruction_error(self, visible: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import SPATIAL, channel_attention, spatial_attention
 from dfmsd.losses.method import LossContext, Method, refuse_negative
+from dfmsd.objects import object_masks
 
 
 @dataclass(frozen=True)
@@ -145,39 +144,3 @@ class FGD(Method):
             shift = self.relation["student"](student) - self.relation["teacher"](teacher)
             values["relation"] = F.mse_loss(student + shift, teacher, reduction="sum") / n
         return {name: weights[name] * values[name] for name in self.terms}
-
-
-@torch.no_grad()
-def object_masks(
-    boxes: Sequence[Tensor], stride: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Weigh the cells of objects and of background.
-
-    A box covers the cells from ``floor(x1 / stride)`` to ``ceil(x2 / stride)``, both included, and likewise in y. Each
-    gets one over the number of cells that the box covers, the largest where boxes overlap; a cell in no box gets one
-    over the number of such cells in the image.
-
-    Args:
-        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; ``M`` may be 0.
-        stride: input pixels per cell.
-        size: height and width of the feature map.
-        dtype: of the masks.
-
-    Returns:
-        Foreground and background, ``N x 1 x H x W``, 0 in each other's cells.
-
-    Differs from the official code in dividing by the stride: there boxes are scaled by the size of the image without
-    its padding to a map that has padding, which stretches them.
-    """
-    # A last row of NaN, in no cell, is there so that an image, or a batch, without boxes is no special case.
-    rows = [F.pad(box.reshape(-1, 4).to(dtype), (0, 0, 0, 1), value=torch.nan) for box in boxes]
-    cells = pad_sequence(rows, batch_first=True, padding_value=torch.nan).div(stride).unsqueeze(-1)
-    first, last = cells[:, :, :2].floor(), cells[:, :, 2:].ceil()  # N x M x 2 x 1
-    value = 1 / (last - first + 1).prod(dim=2)
-    (x1, y1), (x2, y2) = first.unbind(2), last.unbind(2)
-    row, column = (torch.arange(n, device=cells.device) for n in size)
-    weights = torch.where((row >= y1) & (row <= y2), value, 0)
-    inside = ((column >= x1) & (column <= x2)).to(dtype)
-    foreground = (weights.unsqueeze(3) * inside.unsqueeze(2)).amax(dim=1, keepdim=True)
-    background = (foreground == 0).to(dtype)
-    return foreground, background / background.sum(dim=SPATIAL, keepdim=True).clamp_min(1)
