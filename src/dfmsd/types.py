@@ -57,6 +57,7 @@ class Batch(NamedTuple):
     images: Tensor
     """float32, ``N x 3 x H x W``, RGB in [0, 1], padded at the right and the bottom."""
     targets: list[Target]
+    """Of the first images; those behind have no annotations."""
     sizes: list[tuple[int, int]]
     """Height and width of the content, without the padding, in input pixels."""
     scales: list[tuple[float, float]]

@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from dfmsd.distill.balance import GradientBalance, balanced_groups, gradient_norm, term_groups
 
+BOTH = {"mask": "mask", "sfa": "sfa"}
+
 
 def pyramid() -> dict[str, Tensor]:
     """Two levels whose values have the norms 3 and 4: together 5."""
@@ -50,7 +52,7 @@ def test_a_value_that_does_not_reach_the_pyramid_has_norm_zero() -> None:
 
 
 def test_the_factor_is_ratio_times_the_tasks_norm_over_the_terms() -> None:
-    balance = GradientBalance(("mask", "sfa"), ratio=0.5)
+    balance = GradientBalance(BOTH, ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
     assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2, "sfa": 0.5 * 6 / 0.1})
     assert_close(terms["mask/p3"], torch.tensor(1.5 * 2 * 9 / 2))
@@ -68,12 +70,12 @@ def test_a_loss_that_is_balanced_as_a_whole_keeps_the_ratios_of_its_terms() -> N
 
 
 def test_each_term_is_a_group_of_its_own_unless_the_loss_is_balanced_as_a_whole() -> None:
-    assert balanced_groups(("mask", "sfa"), "term") == ("mask", "sfa")
-    assert balanced_groups(("mask", "sfa"), "loss") == ("loss",)
+    assert balanced_groups(("mask", "sfa"), "term") == BOTH
+    assert balanced_groups(("mask", "sfa"), "loss") == {"mask": "loss", "sfa": "loss"}
 
 
 def test_scaled_terms_pull_on_the_student_with_the_wanted_share() -> None:
-    balance = GradientBalance(("far",), ratio=0.25)
+    balance = GradientBalance({"far": "far"}, ratio=0.25)
     levels = pyramid()
     task = quadratic(levels, 3.0)
     terms = balance({"far/p3": 1e-5 * (levels["p3"] - 7).pow(4).sum()}, task, levels)
@@ -81,7 +83,7 @@ def test_scaled_terms_pull_on_the_student_with_the_wanted_share() -> None:
 
 
 def test_several_batches_are_averaged_and_then_the_factors_stay() -> None:
-    balance = GradientBalance(("mask", "sfa"), ratio=1.0, batches=2)
+    balance = GradientBalance(BOTH, ratio=1.0, batches=2)
     measure(balance, task=1.0, mask=1.0, sfa=1.0)
     assert not balance.settled
     measure(balance, task=3.0, mask=1.0, sfa=7.0)
@@ -94,14 +96,14 @@ def test_several_batches_are_averaged_and_then_the_factors_stay() -> None:
 
 
 def test_before_the_first_batch_and_without_gradient_the_factor_is_one() -> None:
-    balance = GradientBalance(("mask", "sfa"), ratio=1.0)
+    balance = GradientBalance(BOTH, ratio=1.0)
     assert balance.factors() == {"mask": 1.0, "sfa": 1.0}
     measure(balance, task=2.0, mask=1.0, sfa=0.0)
     assert balance.factors() == pytest.approx({"mask": 2.0, "sfa": 1.0})
 
 
 def test_the_measurement_survives_a_checkpoint() -> None:
-    first, second = (GradientBalance(("mask", "sfa"), ratio=1.0, batches=2) for _ in range(2))
+    first, second = (GradientBalance(BOTH, ratio=1.0, batches=2) for _ in range(2))
     measure(first, task=4.0, mask=1.0, sfa=2.0)
     second.load_state_dict(first.state_dict())
     assert second.factors() == first.factors() == pytest.approx({"mask": 4.0, "sfa": 2.0})
@@ -111,8 +113,16 @@ def test_the_measurement_survives_a_checkpoint() -> None:
 
 
 def test_the_factors_carry_no_gradient() -> None:
-    balance = GradientBalance(("mask", "sfa"), ratio=1.0)
+    balance = GradientBalance(BOTH, ratio=1.0)
     levels = pyramid()
     terms = balance({"mask/p3": quadratic(levels, 2.0), "sfa/p3": quadratic(levels, 2.0)}, quadratic(levels, 1), levels)
     (gradient,) = torch.autograd.grad(terms["mask/p3"], levels["p3"])
     assert_close(gradient, levels["p3"].detach())  # 1/2 of 2 x
+
+
+@pytest.mark.parametrize("groups", [{"mask": "mask"}, {"mask": "loss"}, {}])
+def test_a_term_without_a_group_stays_as_it_is(groups: dict[str, str]) -> None:
+    balance = GradientBalance(groups, ratio=0.5)
+    terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
+    assert balance.factors() == pytest.approx(dict.fromkeys(groups.values(), 1.5))
+    assert_close(terms["sfa/p3"], torch.tensor(0.1 * 25 / 2))

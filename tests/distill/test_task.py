@@ -366,3 +366,27 @@ def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
 def test_the_student_is_trained_in_place() -> None:
     student = FewNeurons()
     assert one_stage(student).student is student
+
+
+# Images without annotations.
+
+
+def test_images_behind_those_with_targets_feed_the_distillation_terms_alone() -> None:
+    more = torch.cat([IMAGES, torch.rand(3, 3, 32, 64)])
+    task = one_stage(alpha=0.0).eval()
+    named, alone = task(more, TARGETS), task(IMAGES, TARGETS)
+    assert named.keys() == alone.keys()
+    for name, value in named.items():
+        assert name.startswith("task/") == torch.equal(value, alone[name])
+    (lesson,) = task.lessons
+    boxes = [target["boxes"] for target in TARGETS] + [torch.zeros(0, 4)] * 3
+    pyramids = task.student.features(more), lesson.teacher.features(more)
+    expected = lesson.criterion(*pyramids, boxes=boxes, size=(32, 64))
+    assert_close({name: value for name, value in named.items() if name in expected}, expected)
+
+
+def test_a_stage_without_a_teacher_does_not_look_at_images_without_targets() -> None:
+    student = FewNeurons()
+    task = DistillationTask(student, [StageConfig(1)], [[]], LOSS).eval()
+    assert_close(task(torch.cat([IMAGES, IMAGES]), TARGETS), task(IMAGES, TARGETS))
+    assert [len(images) for images in student.seen] == [2, 2]

@@ -24,6 +24,7 @@ from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
 
 STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
+UNLABELED = DataConfig(unlabeled="more")
 PLAIN = [StageConfig(epochs=1, teacher="a")]
 
 
@@ -75,6 +76,8 @@ def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: st
             r"^stages\.0: loss: dmkd and dfmsd both have a term",
         ),
         ({"balance": 0.0}, "balance: 0.0 is not above 0"),
+        ({"data": UNLABELED, "stages": [StageConfig(2)]}, "^data.unlabeled: .* teach nothing without a teacher"),
+        ({"data": UNLABELED, "loss": [{"name": "pkd"}, {"name": "crosskd"}], "stages": PLAIN}, "crosskd compares"),
     ],
 )
 def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: str) -> None:
@@ -92,12 +95,14 @@ def test_a_loss_without_a_name_is_dfmsd() -> None:
 
 
 def test_the_baseline_keeps_everything_but_the_teachers() -> None:
-    config = DistillConfig(out="x", stages=STAGES, balance=0.5, seed=3, optim=OptimConfig(schedule="restart"))
+    optim = OptimConfig(schedule="restart")
+    config = DistillConfig(out="x", data=UNLABELED, stages=STAGES, balance=0.5, seed=3, optim=optim)
     baseline = config.without_teachers()
+    assert baseline.data.unlabeled is None
     assert [(stage.teacher, stage.epochs, stage.loss) for stage in baseline.stages] == [(None, 2, {}), (None, 3, {})]
     assert baseline.balance is None
     assert baseline.epochs == config.epochs == 5
-    assert replace(baseline, stages=config.stages, balance=0.5) == config
+    assert replace(baseline, data=UNLABELED, stages=config.stages, balance=0.5) == config
 
 
 def test_training_is_a_distillation_without_a_teacher() -> None:

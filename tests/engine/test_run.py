@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -245,6 +246,27 @@ def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had
     assert rows(run / "log.csv") == rows(distilled.run / "log.csv")
     assert rows(run / "epochs.csv") == rows(distilled.run / "epochs.csv")
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
+
+
+def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_the_same_ones(
+    distilled: Result, distill_config: MakeDistill, tiny_root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs / "more"
+    folder.mkdir()
+    for image in (tiny_root / "val").iterdir():
+        with Image.open(image) as file:  # turned: other images than those of the data set
+            file.rotate(180).save(folder / image.name)
+    data = DataConfig(str(tiny_root), image_size=64, batch_size=4, unlabeled=str(folder), unlabeled_ratio=0.5)
+    whole = quietly(distill_config(runs / "unlabeled", data=data, teacher_cache="ram"))
+    assert len(rows(whole.run / "log.csv")) == len(rows(distilled.run / "log.csv"))
+    assert not identical(delivered(whole.run), delivered(distilled.run))
+
+    config = distill_config(runs / "unlabeled_stopped", data=data, teacher_cache="ram")
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(3, press_ctrl_c))
+    quietly(config)
+    monkeypatch.undo()
+    quietly(config, resume=True)
+    assert identical(delivered(Path(config.out)), delivered(whole.run))
 
 
 def test_a_killed_run_goes_on_at_a_stage_that_restarts(

@@ -141,3 +141,9 @@ def test_a_stages_own_loss(run: losses.LossConfig, own: losses.LossConfig, found
 def test_options_alone_do_not_tell_which_of_several_losses_they_change() -> None:
     with pytest.raises(DfmsdError, match=r"loss\.name: missing; over a list of losses a stage's own loss stands alone"):
         replace_loss(SUM, {"weight": 2.0})
+
+
+def test_terms_on_predictions_are_none_on_features() -> None:
+    criterion = build([{"name": "pkd"}, {"name": "crosskd"}])
+    assert criterion.feature_terms == ("pkd",)
+    assert set(criterion.terms) > {"pkd"}

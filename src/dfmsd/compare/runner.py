@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from dfmsd.classes import common_classes
 from dfmsd.compare.cells import Cell, Skipped, build_tasks, make_cell, make_cells
 from dfmsd.compare.config import CompareConfig
 from dfmsd.compare.cost import measure_costs, threads
@@ -80,7 +81,7 @@ def compare(
             for pair, plan in plans.items():
                 results[pair].costs = _costs(config, plan, data, Path(config.out, pair))
                 _write(config, plan, results[pair])
-        _run(config, plans, results, jobs, lock, len(data.train))
+        _run(config, plans, results, jobs, lock, data.labeled)
     for found in results.values():
         print_table(found, console)
         console.print(f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html")
@@ -134,7 +135,7 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
         if not allow_weak:
             check_classes(name, detector.class_names, data.class_names)
         if key not in known:
-            comparable = set(detector.class_names) & set(data.class_names)
+            comparable = common_classes(detector.class_names, data.class_names)
             metrics = evaluate(detector, data.val_dataloader(), device=device()) if comparable else {"AP": 0.0}
             known[key] = metrics["AP"] or 0.0
             write_json(path, known)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ class ImageRecord(NamedTuple):
     """float32, ``M x 4``, xyxy in original pixels, inside the image, no crowds, no zero areas."""
     labels: Tensor
     """int64, ``M``, indices into the class names."""
+    labeled: bool = True
+    """False where nobody has looked for objects."""
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
@@ -86,6 +88,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             "annotations": [entry for entry in self.ground_truth["annotations"] if entry["image_id"] in kept],
         }
         return part
+
+    def joined(self, records: Sequence[ImageRecord]) -> CocoDetection:
+        """Give the split with more images behind its own; its `ground_truth` stays."""
+        joined = copy(self)
+        joined.records = [*self.records, *records]
+        return joined
 
     def __len__(self) -> int:
         """Count the images."""

@@ -19,6 +19,9 @@ class DataConfig:
         scale_jitter: Lowest and highest random factor of the content's size in training, or none.
         holdout: Share of the training images that is put aside and evaluated on in place of the val split, 0..0.5: for
             choosing settings without a look at val. File names decide which, so that it is always the same part.
+        unlabeled: Folder of images without annotations, which feed the distillation terms only; with none of them, or
+            in a stage without a teacher, images with annotations alone. Those of `root` itself are left out.
+        unlabeled_ratio: How many of them join the images of a batch, relative to `batch_size`.
         workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one for each
             core of this process but the first.
         cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
@@ -33,6 +36,8 @@ class DataConfig:
     flip: float = 0.5
     scale_jitter: tuple[float, float] | None = None
     holdout: float = 0.0
+    unlabeled: str | None = None
+    unlabeled_ratio: float = 1.0
     workers: int | None = None
     cache: bool | Literal["ram", "disk", "off"] = "ram"
     cache_gib: float = 4.0

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate, fitted_size
+from dfmsd.data.unlabeled import MixedSampler, unlabeled_records
 from dfmsd.errors import DfmsdError
 from dfmsd.store import GIB, DiskStore, cache_root, make_room
 
@@ -34,6 +36,9 @@ class CocoDataModule(pl.LightningDataModule):
         seed: Order and augmentation of the training images follow from it, at least 0.
         digest: Tell the digest of each training image, the key of caches.
 
+    Attributes:
+        labeled: Number of training images with annotations; in ``train`` those without follow them.
+
     Raises:
         DfmsdError: A value is out of its range, the data set is damaged, or the splits name different classes.
     """
@@ -44,15 +49,20 @@ class CocoDataModule(pl.LightningDataModule):
         self.config = config
         self.seed = seed
         root = cached_digits() if config.root == "digits" else config.root
-        train, val = CocoDetection(root, "train"), CocoDetection(root, "val")
+        whole = train = CocoDetection(root, "train")
+        val = CocoDetection(root, "val")
         if config.holdout:
-            train, val = hold_out(train, config.holdout)
+            train, val = hold_out(whole, config.holdout)
         if train.class_names != val.class_names:
             raise DfmsdError(
                 f"{val.file}: classes {list(val.class_names)} differ from those of the train split, "
                 f"{list(train.class_names)}; give both files the same categories"
             )
         self.class_names: tuple[str, ...] = train.class_names
+        self.labeled = len(train)
+        if config.unlabeled is not None:
+            own = [record.path for split in (whole, val) for record in split.records]
+            train = train.joined(unlabeled_records(config.unlabeled, own))
         need = _bytes_resized((train, val), config.image_size)
         cache = _fitting_cache(config, need)
         self.workers = _workers(config.workers, cache != "off")
@@ -62,10 +72,27 @@ class CocoDataModule(pl.LightningDataModule):
         self.train = DetectionDataset(train, config.image_size, augmentation, **keep, digest=digest, seed=seed)
         self.val = DetectionDataset(val, config.image_size, **keep)
 
+    @property
+    def example(self) -> list[int]:
+        """Indices of images that make a training batch, those with annotations first."""
+        others = range(self.labeled, len(self.train))
+        return [*range(min(self.config.batch_size, self.labeled)), *islice(cycle(others), self._extra)]
+
+    @property
+    def _extra(self) -> int:
+        """Images without annotations in a training batch."""
+        return round(self.config.unlabeled_ratio * self.config.batch_size) if len(self.train) > self.labeled else 0
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled and augmented; a last, smaller batch is left out (its statistics harm BatchNorm)."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(len(self.train), self.seed, rank=rank, world=world)
+        if self._extra:
+            sizes = self.config.batch_size, self._extra
+            mixed = MixedSampler(
+                self.labeled, len(self.train) - self.labeled, *sizes, self.seed, rank=rank, world=world
+            )
+            return self._loader(self.train, mixed, mixed.batch_size + mixed.extra, drop_last=False)
+        sampler = EpochSampler(self.labeled, self.seed, rank=rank, world=world)
         return self._loader(self.train, sampler, drop_last=len(sampler) >= self.config.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -73,11 +100,11 @@ class CocoDataModule(pl.LightningDataModule):
         return self._loader(self.val, None, drop_last=False)
 
     def _loader(
-        self, dataset: DetectionDataset, sampler: Sampler[Any] | None, *, drop_last: bool
+        self, dataset: DetectionDataset, sampler: Sampler[Any] | None, size: int | None = None, *, drop_last: bool
     ) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
-            batch_size=self.config.batch_size,
+            batch_size=size or self.config.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -125,6 +152,7 @@ def _check(config: DataConfig, seed: int) -> None:
         (0 <= config.flip <= 1, "flip", "a probability, 0 to 1"),
         (jitter is None or 0 < jitter[0] <= jitter[1], "scale_jitter", "[low, high] with 0 < low <= high, or null"),
         (0 <= config.holdout <= 0.5, "holdout", "a share of the training images, 0 to 0.5"),
+        (round(config.unlabeled_ratio * config.batch_size) >= 1, "unlabeled_ratio", "one image a batch or more"),
         (config.workers is None or config.workers >= 0, "workers", "at least 0, or null for automatic"),
         (config.cache in ("ram", "disk", "off"), "cache", "`ram`, `disk` or `off`"),
         (config.cache_gib > 0, "cache_gib", "a number above 0"),

@@ -71,7 +71,7 @@ class DetectionDataset(Dataset[Sample]):
     def _resized(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        sample = self._fitted(index)
+        sample = self._fitted(index)._replace(labeled=self.coco.records[index].labeled)
         if self.digest:
             sample = sample._replace(digest=pixel_digest(sample.image))
         if self._cache is not None:

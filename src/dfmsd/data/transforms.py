@@ -34,6 +34,8 @@ class Sample(NamedTuple):
     image_id: int
     digest: str | None = None
     """Key of the pixels for caches, if it was asked for; None for geometry that hardly ever comes again."""
+    labeled: bool = True
+    """False where nobody has looked for objects."""
 
 
 def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sample:
@@ -113,7 +115,7 @@ def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
     """Pad samples at the right and the bottom with black, and stack them.
 
     Args:
-        samples: At least one.
+        samples: At least one; those without annotations last.
         image_size: Side of the square frame in pixels; none = the largest height and width among the samples, rounded
             up to a multiple of 32.
     """
@@ -126,7 +128,7 @@ def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
         frame[:, :h, :w] = sample.image
     return Batch(
         images=frames.float().div_(255),
-        targets=[sample.target for sample in samples],
+        targets=[sample.target for sample in samples if sample.labeled],
         sizes=sizes,
         scales=[sample.scale for sample in samples],
         image_ids=[sample.image_id for sample in samples],
@@ -144,11 +146,11 @@ def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
     height, width = sample.image.shape[-2:]
     boxes = resize_boxes(sample.target["boxes"], (height, width), size)
     vertical, horizontal = sample.scale
-    return Sample(
-        F.resize(sample.image, list(size), antialias=True),
-        Target(boxes=boxes, labels=sample.target["labels"]),
-        (vertical * size[0] / height, horizontal * size[1] / width),
-        sample.image_id,
+    return sample._replace(
+        image=F.resize(sample.image, list(size), antialias=True),
+        target=Target(boxes=boxes, labels=sample.target["labels"]),
+        scale=(vertical * size[0] / height, horizontal * size[1] / width),
+        digest=None,
     )
 
 

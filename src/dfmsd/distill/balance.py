@@ -15,9 +15,9 @@ WHOLE = "loss"
 """Name of the one group of a loss that is balanced as a whole."""
 
 
-def balanced_groups(terms: Sequence[str], by: BalanceBy) -> tuple[str, ...]:
-    """Name what gets a factor of its own: each term, or the whole loss, whose terms keep their ratios."""
-    return tuple(terms) if by == "term" else (WHOLE,)
+def balanced_groups(terms: Sequence[str], by: BalanceBy) -> dict[str, str]:
+    """Map terms to what gets a factor of its own: each term, or the whole loss, whose terms keep their ratios."""
+    return {term: term if by == "term" else WHOLE for term in terms}
 
 
 def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,20 +44,21 @@ class GradientBalance(nn.Module):
     device: the calls are counted on the host, and the norms never leave the device.
 
     Args:
-        groups: names of the terms, such as ``mask`` and ``sfa``, or `WHOLE` for all together; see `balanced_groups`.
+        groups: term -> the group that it belongs to, see `balanced_groups`; a term without one stays as it is.
         ratio: wanted size of each group's gradient, relative to the task's; > 0.
         batches: calls that are measured.
     """
 
     sums: Tensor
 
-    def __init__(self, groups: tuple[str, ...], ratio: float, batches: int = 20) -> None:
+    def __init__(self, groups: Mapping[str, str], ratio: float, batches: int = 20) -> None:
         super().__init__()
-        self.groups = groups
+        self.group_of = dict(groups)
+        self.groups = tuple(dict.fromkeys(groups.values()))
         self.ratio = ratio
         self.batches = batches
         self.count = 0
-        self.register_buffer("sums", torch.zeros(len(groups) + 1))  # task first
+        self.register_buffer("sums", torch.zeros(len(self.groups) + 1))  # task first
 
     def factors(self) -> dict[str, float]:
         """Factor of each group, as measured so far; 1 before the first call and for one without gradient."""
@@ -77,12 +78,13 @@ class GradientBalance(nn.Module):
             pyramid: the student's, part of the graph of both.
         """
         if not self.settled:
-            grouped = term_groups({f"{self._group(name)}/{name}": value for name, value in terms.items()})
+            known = {name: self._group(name) for name in terms}
+            grouped = term_groups({f"{group}/{name}": terms[name] for name, group in known.items() if group})
             norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
             self.sums += torch.stack(norms).to(self.sums)
             self.count += 1
         scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
-        return {name: scales[self._group(name)] * value for name, value in terms.items()}
+        return {name: scales.get(self._group(name) or "", 1.0) * value for name, value in terms.items()}
 
     def get_extra_state(self) -> int:
         """Save the number of calls that were measured."""
@@ -92,8 +94,8 @@ class GradientBalance(nn.Module):
         """Go on counting where a saved run stopped."""
         self.count = state
 
-    def _group(self, name: str) -> str:
-        return WHOLE if self.groups == (WHOLE,) else name.partition("/")[0]
+    def _group(self, name: str) -> str | None:
+        return self.group_of.get(name.partition("/")[0])
 
     def _scales(self) -> Tensor:
         task, norms = self.sums[0], self.sums[1:]

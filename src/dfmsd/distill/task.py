@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from torch import Size, Tensor, nn
 
 from dfmsd import losses
@@ -83,7 +84,7 @@ class DistillationTask(nn.Module):
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
                 if balance is not None:
-                    balances[key] = GradientBalance(balanced_groups(criterion.terms, balance_by), balance)
+                    balances[key] = GradientBalance(balanced_groups(criterion.feature_terms, balance_by), balance)
         self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
         for index in range(len(self.stages)):
             self._check_stage(index)
@@ -150,7 +151,8 @@ class DistillationTask(nn.Module):
 
         Args:
             images: ``N x 3 x H x W``, RGB in [0, 1].
-            targets: ground truth of each image.
+            targets: ground truth of the first images. Those behind feed the distillation terms only, and are left out
+                in a stage without a teacher.
             keys: of each image, for teachers with a cache.
 
         Returns:
@@ -158,14 +160,17 @@ class DistillationTask(nn.Module):
             ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
         """
         lessons = self.lessons
+        if not lessons:
+            images = images[: len(targets)]
         taught = self._teacher_pyramids(images, keys)  # before the student: their peak of memory is over by then
         pyramid, task_losses, heads = self._student_step(images, targets, lessons, taught)
+        boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
         for lesson, levels in zip(lessons, heads, strict=True):
             terms = lesson.criterion(
                 pyramid,
                 taught[lesson.teacher],
-                boxes=[target["boxes"] for target in targets],
+                boxes=boxes,
                 size=(images.shape[-2], images.shape[-1]),
                 stage=self.stage + 1,
                 previous=_previous_pyramid(lesson, taught),
@@ -198,6 +203,15 @@ class DistillationTask(nn.Module):
             name: value for lesson in self.lessons for name, value in lesson.named(lesson.criterion.diagnostics).items()
         }
 
+    def student_pass(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
+        """Give the student's pyramid of all images and its own losses of those with targets, which come first."""
+        if len(images) == len(targets):
+            return self.student(images, targets)  # type: ignore[no-any-return]
+        labeled, others = images.tensor_split([len(targets)])
+        pyramid, named = self.student(labeled, targets)
+        rest = self.student.features(others)
+        return {name: torch.cat([level, rest[name]]) for name, level in pyramid.items()}, named
+
     def _teacher_pyramids(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, FeaturePyramid]:
         """Each teacher's levels that the losses look at; the others need not stay in memory."""
         pyramids = {}
@@ -216,7 +230,7 @@ class DistillationTask(nn.Module):
         """One forward pass of the student, and with it the two heads of each lesson that compares predictions."""
         pairs = [lesson.heads for lesson in lessons if lesson.heads is not None]
         if not pairs:
-            return *self.student(images, targets), [None] * len(lessons)
+            return *self.student_pass(images, targets), [None] * len(lessons)
         theirs = [pair.teach(taught[pair.teacher]) for pair in pairs]
         pyramid, named, own = self.student.forward_with_head(images, targets, pairs[0].reused)
         return pyramid, named, [pair.compare(own, levels) for pair, levels in zip(pairs, theirs, strict=True)]

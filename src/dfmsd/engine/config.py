@@ -16,7 +16,7 @@ from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_text
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, replace_loss
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss
 
 Precision = Literal["32", "bf16", "16"]
 ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -194,6 +194,22 @@ class DistillConfig(RunConfig):
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
             )
         self._check_teacher_cache()
+        if self.data.unlabeled is not None:
+            self._check_unlabeled()
+
+    def _check_unlabeled(self) -> None:
+        taught = [stage for stage in self.stages if stage.teachers]
+        if not taught:
+            raise DfmsdError(
+                "data.unlabeled: images without annotations teach nothing without a teacher; leave it out, or give a "
+                "stage a teacher"
+            )
+        compared = [name for stage in taught for name in head_methods(replace_loss(self.loss, stage.loss))]
+        if compared:
+            raise DfmsdError(
+                f"data.unlabeled: {compared[0]} compares predictions, which needs annotations; choose a loss on "
+                "features such as dfmsd, or leave data.unlabeled out"
+            )
 
     def _check_teacher_cache(self) -> None:
         if self.teacher_cache not in (None, "ram", "disk") or self.teacher_cache_dtype not in get_args(StorageType):
@@ -233,7 +249,8 @@ class DistillConfig(RunConfig):
         """Give the baseline: the same loop, data, schedule and stages, without any distillation term or inheriting."""
         stages = [replace(stage, teacher=None, loss={}, fresh=True) for stage in self.stages]
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
-        return replace(self, stages=stages, inherit=False, compile_loss=False, **undistilled)
+        data = replace(self.data, unlabeled=None)
+        return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -129,7 +129,7 @@ def _student(task: DistillationTask, batch: Batch, within: Within) -> Call:
 
     def run() -> None:
         with within():
-            _, losses = task.student(batch.images, batch.targets)
+            _, losses = task.student_pass(batch.images, batch.targets)
         torch.autograd.grad(torch.stack(list(losses.values())).sum(), weights, allow_unused=True)
 
     return run
@@ -210,9 +210,8 @@ def _loading(data: CocoDataModule) -> tuple[Call, Call]:
     """Give loading of a batch that was loaded before, and of new images; both in this process."""
     collate = data.train_dataloader().collate_fn
     plain = DetectionDataset(data.train.coco, data.train.image_size, data.train.augmentation, seed=data.seed)
-    indices = range(min(data.config.batch_size, len(data.train)))
 
     def load(dataset: DetectionDataset) -> object:
-        return collate([dataset[index] for index in indices])
+        return collate([dataset[index] for index in data.example])
 
     return partial(load, data.train), partial(load, plain)

@@ -89,6 +89,7 @@ __all__ = [
     "build_sum",
     "check_options",
     "check_sum",
+    "head_methods",
     "replace_loss",
 ]
 
@@ -166,6 +167,11 @@ def check_sum(loss: LossConfig) -> None:
         check_options(name, **options)
     if len(parts) > 1:
         check_terms({name: _terms(name, options) for name, options in parts.items()})
+
+
+def head_methods(loss: LossConfig) -> list[str]:
+    """Name the losses that compare predictions."""
+    return [name for name in _parts(loss) if issubclass(LOSSES[name], HeadMethod)]
 
 
 def _terms(name: str, options: Mapping[str, Any]) -> Sequence[str]:

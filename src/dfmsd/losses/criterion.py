@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfmsd.align import Align, LevelPair, Pairing, pair_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision, pearson
-from dfmsd.losses.method import HeadLevel, LossContext, Method
+from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
 from dfmsd.types import FeaturePyramid, LevelSpec
 
 
@@ -59,6 +59,11 @@ class Criterion(nn.Module):
         self.needs_previous: bool = methods[0].needs_previous
         self.diagnose = True
         self.diagnostics: dict[str, Tensor] = {}
+
+    @property
+    def feature_terms(self) -> tuple[str, ...]:
+        """The terms that compare features, not predictions."""
+        return () if any(isinstance(method, HeadMethod) for method in self.methods) else self.terms
 
     def forward(
         self,
@@ -143,6 +148,11 @@ class CriterionSum(nn.Module):
     def criteria(self) -> list[Criterion]:
         """The parts, in their order."""
         return [part for part in self.parts.values() if isinstance(part, Criterion)]
+
+    @property
+    def feature_terms(self) -> tuple[str, ...]:
+        """The terms that compare features, not predictions."""
+        return tuple(chain.from_iterable(part.feature_terms for part in self.criteria))
 
     @property
     def align(self) -> list[nn.Module]:

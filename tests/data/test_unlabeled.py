@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import shutil
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dfmsd.data import CocoDataModule, DataConfig, EpochSampler
+from dfmsd.data.unlabeled import MixedSampler, unlabeled_records
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Batch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    for name, size in {"a.png": (40, 30), "deep/b.jpg": (20, 50), "c.PNG": (10, 10)}.items():
+        Image.new("RGB", size, "red").save(tmp_path / "more" / name)
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    return tmp_path / "more"
+
+
+def module(root: Path, **values: Any) -> CocoDataModule:
+    return CocoDataModule(DataConfig(**{"root": str(root), "image_size": 64, "batch_size": 3, **values}))
+
+
+def test_records_are_the_images_of_a_folder_and_its_subfolders(folder: Path) -> None:
+    records = unlabeled_records(folder)
+    assert [(record.id, record.path.name, record.width, record.height) for record in records] == [
+        (-1, "a.png", 40, 30),
+        (-2, "c.PNG", 10, 10),
+        (-3, "b.jpg", 20, 50),
+    ]
+    assert all(not record.labeled and record.boxes.shape == (0, 4) for record in records)
+
+
+def test_a_turned_photo_has_the_size_it_is_decoded_to(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    (record,) = unlabeled_records(tmp_path)
+    assert (record.width, record.height) == (30, 40)
+
+
+def test_images_of_the_data_set_itself_are_left_out(folder: Path, tiny_coco: Path) -> None:
+    shutil.copy(folder / "a.png", tiny_coco / "train" / "extra.png")
+    found = unlabeled_records(tiny_coco / "train", [record.path for record in module(tiny_coco).train.coco.records])
+    assert [record.path.name for record in found] == ["extra.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none", "data.unlabeled: no folder"),
+        (lambda folder: (folder / "empty").mkdir() or folder / "empty", "holds 0 images"),
+        (lambda folder: (folder / "a.png").write_bytes(b"?") and folder, "a.png: cannot be read as an image"),
+    ],
+)
+def test_bad_folders_are_refused(folder: Path, make: Any, message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        unlabeled_records(make(folder))
+
+
+@given(
+    length=st.integers(1, 20),
+    unlabeled=st.integers(1, 20),
+    batch_size=st.integers(1, 6),
+    extra=st.integers(1, 9),
+    world=st.integers(1, 3),
+    epoch=st.integers(0, 2),
+)
+def test_batches_hold_labeled_images_first_and_every_rank_its_own(
+    length: int, unlabeled: int, batch_size: int, extra: int, world: int, epoch: int
+) -> None:
+    others = []
+    for rank in range(world):
+        sampler = MixedSampler(length, unlabeled, batch_size, extra, seed=1, rank=rank, world=world)
+        plain = EpochSampler(length, seed=1, rank=rank, world=world)
+        for each in (sampler, plain):
+            each.set_epoch(epoch)
+        keys, step = list(sampler), sampler.batch_size + extra
+        batches = [keys[start : start + step] for start in range(0, len(keys), step)]
+        assert len(keys) == len(sampler)
+        assert batches
+        own = list(chain.from_iterable(batch[: sampler.batch_size] for batch in batches))
+        assert own == list(plain)[: len(own)]  # the order that a run without the others has
+        assert len(plain) - len(own) < sampler.batch_size
+        rest = list(chain.from_iterable(batch[sampler.batch_size :] for batch in batches))
+        assert all(length <= index < length + unlabeled for _, index in rest)
+        others += rest
+    counts = torch.tensor([index - length for _, index in others]).bincount(minlength=unlabeled)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_another_epoch_shows_them_in_another_order() -> None:
+    sampler = MixedSampler(8, 30, 2, 4)
+    first = [index for _, index in sampler]
+    sampler.set_epoch(1)
+    assert [index for _, index in sampler] != first
+
+
+def test_batches_end_with_images_that_have_no_target(tiny_coco: Path, folder: Path) -> None:
+    data = module(tiny_coco, unlabeled=str(folder), unlabeled_ratio=0.67)
+    assert (data.labeled, len(data.train)) == (8, 11)
+    assert data.example == [0, 1, 2, 8, 9]
+    batches = list(data.train_dataloader())
+    assert [len(batch.images) for batch in batches] == [5, 5]
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        assert len(batch.targets) == 3
+        assert all(number > 0 for number in batch.image_ids[:3])
+        assert all(number < 0 for number in batch.image_ids[3:])
+
+
+def test_jitter_and_caches_keep_them_apart(tiny_coco: Path, folder: Path) -> None:
+    for options in ({"scale_jitter": (0.5, 2.0)}, {"cache": "off"}):
+        data = module(tiny_coco, unlabeled=str(folder), **options)
+        for _ in range(2):
+            assert [len(batch.targets) for batch in data.train_dataloader()] == [3, 3]
+
+
+@pytest.mark.parametrize("ratio", [0.1, -1.0])
+def test_a_ratio_without_an_image_a_batch_is_refused(tiny_coco: Path, folder: Path, ratio: float) -> None:
+    with pytest.raises(DfmsdError, match=r"data.unlabeled_ratio"):
+        module(tiny_coco, unlabeled=str(folder), unlabeled_ratio=ratio)
