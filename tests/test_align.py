@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from dfmsd.align import Align, LevelPair, format_levels, pair_levels
+from dfmsd.align import STRIDE_TOLERANCE, Align, LevelPair, format_levels, pair_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
@@ -25,6 +27,68 @@ def test_one_stage_and_two_stage_pyramids_share_the_strides_8_to_64() -> None:
     assert [(pair.student.stride, pair.teacher.stride) for pair in pair_levels(TWO_STAGE, ONE_STAGE)] == [
         (stride, stride) for stride in (8, 16, 32, 64)
     ]
+
+
+SSD300 = [LevelSpec(f"s{stride}", 8, stride) for stride in (8, 16, 32, 64, 100, 300)]
+
+
+def strides(student: list[LevelSpec], teacher: list[LevelSpec]) -> list[tuple[int, int]]:
+    return [(pair.student.stride, pair.teacher.stride) for pair in pair_levels(student, teacher)]
+
+
+def of(*values: int) -> list[LevelSpec]:
+    return [LevelSpec(f"{stride}.{index}", 8, stride) for index, stride in enumerate(values)]
+
+
+def test_an_odd_stride_is_paired_with_the_nearest() -> None:
+    assert strides(SSD300, ONE_STAGE) == [(8, 8), (16, 16), (32, 32), (64, 64), (100, 128)]
+    assert strides(ONE_STAGE, SSD300) == [(8, 8), (16, 16), (32, 32), (64, 64), (128, 100)]
+    assert strides(of(14, 30), of(8, 16, 32, 64)) == [(14, 16), (30, 32)]
+
+
+def test_exact_strides_come_before_near_ones_and_nearer_before_farther() -> None:
+    assert strides(of(16, 18, 32), of(16, 32)) == [(16, 16), (32, 32)]
+    assert strides(of(16, 20, 22), of(16, 23)) == [(16, 16), (22, 23)]  # 20 is near too, but farther
+    assert strides(of(16, 20), of(16, 18, 25)) == [(16, 16), (20, 18)]
+
+
+def test_no_two_powers_of_two_are_near() -> None:
+    assert strides(of(8, 16, 32), of(8, 32, 64)) == [(8, 8), (32, 32)]
+
+
+def test_levels_of_one_stride_learn_from_one_teacher_level() -> None:
+    assert strides(of(32, 32, 64), of(32, 32, 64)) == [(32, 32), (32, 32), (64, 64)]
+    assert {pair.teacher.name for pair in pair_levels(of(32, 32, 64), of(32, 32, 64))} == {"32.0", "64.2"}
+
+
+SOME = st.lists(st.integers(1, 600), min_size=1, max_size=7).map(lambda values: of(*sorted(values)))
+
+
+@given(SOME, SOME)
+def test_exact_pairs_always_win_and_none_lies_outside_the_tolerance(
+    student: list[LevelSpec], teacher: list[LevelSpec]
+) -> None:
+    common = {level.stride for level in student} & {level.stride for level in teacher}
+    try:
+        pairs = pair_levels(student, teacher)
+    except DfmsdError:
+        assert sum(level.stride in common for level in student) < 2
+        return
+    taught = {pair.student: pair.teacher for pair in pairs}
+    assert list(taught) == [level for level in student if level in taught]  # in order, each once
+    near = []
+    for level in student:
+        if level.stride in common:
+            assert taught[level].stride == level.stride
+        elif level in taught:
+            near.append(taught[level].stride)
+            assert 1 / STRIDE_TOLERANCE <= near[-1] / level.stride <= STRIDE_TOLERANCE
+    assert len(set(near)) == len(near)
+    assert not set(near) & common
+    for level in student:  # who goes without has no free neighbour
+        free = [t.stride for t in teacher if t.stride not in common and t.stride not in near]
+        if level not in taught:
+            assert not any(1 / STRIDE_TOLERANCE <= s / level.stride <= STRIDE_TOLERANCE for s in free)
 
 
 def test_pairing_by_index_ignores_the_strides() -> None:

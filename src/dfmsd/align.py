@@ -13,6 +13,8 @@ from dfmsd.types import LevelSpec
 
 Pairing = Literal["stride", "index"]
 MIN_PAIRS = 2
+STRIDE_TOLERANCE = 2**0.5
+"""Factor by which the strides of two levels may differ: half an octave, so that no two powers of two are taken."""
 
 
 class LevelPair(NamedTuple):
@@ -35,8 +37,9 @@ def pair_levels(
     Args:
         student: levels of the student.
         teacher: levels of the teacher.
-        pairing: ``stride`` pairs equal strides; ``index`` the first with the first and so on, whatever
-            their strides (what PKD's released configs do).
+        pairing: ``stride`` pairs equal strides, and then what is left of the student with the nearest of what is left
+            of the teacher, nearest first and each once, as far as `STRIDE_TOLERANCE` allows; ``index`` the first with
+            the first and so on, whatever their strides (what PKD's released configs do).
 
     Raises:
         DfmsdError: fewer than two pairs.
@@ -44,15 +47,33 @@ def pair_levels(
     if pairing == "index":
         pairs = tuple(LevelPair(s, t) for s, t in zip(student, teacher, strict=False))
     else:
-        by_stride = {level.stride: level for level in reversed(teacher)}  # the first of several with one stride
-        pairs = tuple(LevelPair(level, by_stride[level.stride]) for level in student if level.stride in by_stride)
+        pairs = _pair_by_stride(student, teacher)
     if len(pairs) < MIN_PAIRS:
+        whole = min(len(student), len(teacher)) >= MIN_PAIRS
+        remedy = "a detector with common strides or loss.pairing: index" if whole else "detectors that have a pyramid"
         raise DfmsdError(
             f"student and teacher share {len(pairs)} pyramid level(s) by {pairing}, {MIN_PAIRS} are needed: "
             f"student has {format_levels(student)}; teacher has {format_levels(teacher)}; "
-            "choose a detector with common strides or loss.pairing: index"
+            f"choose {remedy}"
         )
     return pairs
+
+
+def _pair_by_stride(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> tuple[LevelPair, ...]:
+    free = {level.stride: level for level in reversed(teacher)}  # the first of several with one stride
+    taught = {level: free[level.stride] for level in student if level.stride in free}
+    for level in taught.values():
+        free.pop(level.stride, None)
+    rest = [(_ratio(own, theirs), own, theirs) for own in student if own not in taught for theirs in free.values()]
+    for ratio, own, theirs in sorted(rest, key=lambda pair: pair[0]):
+        if ratio <= STRIDE_TOLERANCE and own not in taught and theirs.stride in free:
+            taught[own] = free.pop(theirs.stride)
+    return tuple(LevelPair(level, taught[level]) for level in student if level in taught)
+
+
+def _ratio(first: LevelSpec, second: LevelSpec) -> float:
+    low, high = sorted((first.stride, second.stride))
+    return high / low
 
 
 class Align(nn.Module):

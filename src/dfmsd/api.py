@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmsd.data import DataConfig
-from dfmsd.detectors import Detector, DetectorConfig, TorchvisionDetector
+from dfmsd.detectors import Detector, DetectorConfig
 from dfmsd.distill.stages import taught_by
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
@@ -102,7 +102,7 @@ def _config_of(student: Detector | DetectorConfig) -> DetectorConfig:
     """Give what the student is made of, which the delivered file has to tell."""
     if isinstance(student, DetectorConfig):
         return student
-    if isinstance(student, TorchvisionDetector) and student.config is not None:
+    if student.config is not None:
         return student.config
     raise DfmsdError(
         f"student: this {type(student).__name__} was not built from a configuration, so that it could not be saved; "

@@ -192,10 +192,14 @@ def _list_parser() -> jsonargparse.ArgumentParser:
 
 
 def _list(values: Any) -> None:
-    from dfmsd.detectors import DETECTORS, list_backbones
+    from dfmsd.detectors import DETECTORS, TORCHVISION_MODELS, list_backbones
     from dfmsd.losses import LOSSES
 
-    names = {"losses": lambda: sorted(LOSSES), "detectors": lambda: sorted(DETECTORS), "backbones": list_backbones}
+    names = {
+        "losses": lambda: sorted(LOSSES),
+        "detectors": lambda: [*sorted(DETECTORS), *TORCHVISION_MODELS],
+        "backbones": list_backbones,
+    }
     print("\n".join(names[values.what]()))
 
 

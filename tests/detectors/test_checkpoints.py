@@ -142,10 +142,9 @@ def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message
     [
         ("nowhere/run", r"no detector at 'nowhere/run': looked for a run folder, a student file"),
         ("mmdet:faster_rcnn", r"needs the adapter of dfmsd\[mmdet\], which this version of dfmsd does not have yet"),
-        ("hf:detr", r"needs the adapter of dfmsd\[transformers\], which this version"),
         ("ftp:model", r"unknown prefix 'ftp:'"),
         ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*FCOS_ResNet50_FPN_Weights\.COCO_V1"),
-        ("MaskRCNN_ResNet50_FPN_Weights.COCO_V1", r"unknown torchvision detector weights"),
+        ("KeypointRCNN_ResNet50_FPN_Weights.COCO_V1", r"COCO_V1 is not supported: Keypoint R-CNN knows persons"),
     ],
 )
 def test_wrong_references_are_refused(reference: str, message: str) -> None:

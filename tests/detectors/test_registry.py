@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models.detection.retinanet import _default_anchorgen
 
 from dfmsd.detectors import DETECTORS, DetectorConfig, build_detector, check_frozen
+from dfmsd.detectors.config import OWN_ARCHS
 from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
@@ -30,7 +31,8 @@ def test_any_width_is_built(arch: str) -> None:
     detector = build_detector(replace(SMALL, arch=arch, fpn_channels=20), ["a"]).eval()
     norms = [module for module in detector.modules() if isinstance(module, nn.GroupNorm)]
     assert all(norm.num_groups == 4 for norm in norms)  # the largest divisor of 20 and 32
-    assert detector.features(torch.rand(1, 3, 64, 64))["p3"].shape == (1, 20, 8, 8)
+    level, side = ("p9", 1) if arch == "ssdlite" else ("p3", 8)
+    assert detector.features(torch.rand(1, 3, 64, 64))[level].shape == (1, 20, side, side)
 
 
 @pytest.mark.parametrize("arch", ["fcos", "retinanet"])
@@ -96,6 +98,10 @@ def test_one_stage_heads_have_no_background() -> None:
 def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         build_detector(replace(SMALL, **change), ["a"])
+
+
+def test_the_names_of_a_configuration_are_those_of_the_builders() -> None:
+    assert tuple(DETECTORS) == OWN_ARCHS
 
 
 def test_no_classes_are_refused() -> None:

@@ -156,7 +156,7 @@ def test_flags_into_the_list_that_mean_nothing_are_refused(file: Path, flags: li
         ("teacher: a, epochs: 1", "teacher: a, epoch: 1", r"'epoch' is not accepted; did you mean epochs\?"),
         ("out:", "zzz: 1\nout:", r"'zzz' is not accepted$"),
         ("image_size: 96", "image_size: wide", r"data\.image_size"),
-        ("{backbone: resnet18}", "{arch: yolo}", r"student\.arch.*'fcos'"),
+        ("image_size: 96", "pad: diagonal", r"data\.pad.*'square'"),
         ("{name: dfmsd, alpha: 0.5}", "dfmsd", "loss"),
         ("out: runs/x\n", "", "out"),
         ("root: somewhere", "root: {somewhere", "config"),

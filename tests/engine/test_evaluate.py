@@ -155,6 +155,7 @@ def test_classes_are_matched_by_name(val: DetectionDataset) -> None:
     answers = [found(torch.cat([noise["boxes"], d["boxes"]]), [1, *d["labels"].tolist()]) for d in answers]
     assert evaluate(FakeDetector(names, answers), val)["AP"] == 1.0
     assert match_classes(names, val.coco) == {0: 3, 2: 1}
+    assert match_classes(("Disc", "other", "SQUARE"), val.coco) == {0: 3, 2: 1}
 
 
 def test_a_class_that_the_detector_lacks_has_ap_0(val: DetectionDataset) -> None:

@@ -131,11 +131,14 @@ def test_a_teacher_with_other_classes_is_refused_by_name_unless_allowed(
     assert check(config, allow_weak_teacher=True, check_images=1).ap[str(tmp_path / "foreign")] < 0.5
 
 
-def test_a_teacher_without_any_common_class_counts_as_zero(distill_config: Make, tmp_path: Path) -> None:
+def test_the_ap_of_a_teacher_without_any_common_class_is_unknown(distill_config: Make, tmp_path: Path) -> None:
     config = distill_config(tmp_path / "run")
     save_detector(build_detector(config.student, ["cat"]), tmp_path / "cats")
     config = distill_config(tmp_path / "run", stages=[type(config.stages[0])(epochs=1, teacher=str(tmp_path / "cats"))])
-    assert check(config, allow_weak_teacher=True, check_images=1).ap[str(tmp_path / "cats")] == 0.0
+    found = check(config, allow_weak_teacher=True, check_images=1)
+    assert found.ap[str(tmp_path / "cats")] is None
+    assert "unknown" in printed(found)
+    assert len(found.terms) == 3  # it teaches all the same
 
 
 def test_a_term_of_exactly_zero_is_refused(

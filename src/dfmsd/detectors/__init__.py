@@ -3,12 +3,13 @@
 from dfmsd.detectors.backbones import build_backbone, list_backbones
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.checkpoints import load_detector, save_detector
-from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.config import TORCHVISION_MODELS, DetectorConfig
 from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
 from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
 
 __all__ = [
     "DETECTORS",
+    "TORCHVISION_MODELS",
     "Detector",
     "DetectorConfig",
     "TorchvisionDetector",

@@ -45,7 +45,35 @@ class Backbone(NamedTuple):
     std: tuple[float, ...]
 
 
-class PyramidBackbone(nn.Module):
+class FreezableBackbone(nn.Module):
+    """A backbone, as ``body``, whose first layers may keep what they know.
+
+    Args:
+        body: images -> feature maps, finest first.
+        frozen_stride: layers of ``body`` up to this stride do not learn, see `layers_up_to`; 0 for none.
+    """
+
+    def __init__(self, body: nn.Module, frozen_stride: int = 0) -> None:
+        super().__init__()
+        self.body = body
+        self.frozen = layers_up_to(body, frozen_stride) if frozen_stride else ()
+        for layer in self.frozen:
+            layer.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FreezableBackbone:
+        """Set the mode of all layers but the frozen ones, whose normalisation keeps its statistics."""
+        super().train(mode)
+        for layer in self.frozen:
+            layer.eval()
+        return self
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Give the feature maps of ``body``, finest first."""
+        maps = self.body(images)
+        return list(maps.values() if isinstance(maps, dict) else maps)
+
+
+class PyramidBackbone(FreezableBackbone):
     """Backbone and feature pyramid network, with the submodule names of torchvision's ``BackboneWithFPN``.
 
     Args:
@@ -53,7 +81,7 @@ class PyramidBackbone(nn.Module):
         in_channels: of each map.
         out_channels: of the pyramid.
         extra: gives its coarsest levels.
-        frozen_stride: layers of ``body`` up to this stride do not learn, see `layers_up_to`.
+        frozen_stride: see `FreezableBackbone`.
     """
 
     def __init__(
@@ -64,26 +92,13 @@ class PyramidBackbone(nn.Module):
         extra: ExtraFPNBlock,
         frozen_stride: int = 0,
     ) -> None:
-        super().__init__()
-        self.body = body
+        super().__init__(body, frozen_stride)
         self.fpn = FeaturePyramidNetwork(list(in_channels), out_channels, extra_blocks=extra)
         self.out_channels = out_channels
-        self.frozen = layers_up_to(body, frozen_stride) if frozen_stride else ()
-        for layer in self.frozen:
-            layer.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PyramidBackbone:
-        """Set the mode of all layers but the frozen ones, whose normalisation keeps its statistics."""
-        super().train(mode)
-        for layer in self.frozen:
-            layer.eval()
-        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Give the pyramid, finest level first, with torchvision's own level names."""
-        maps = self.body(images)
-        values = maps.values() if isinstance(maps, dict) else maps
-        pyramid: dict[str, Tensor] = self.fpn(OrderedDict((str(i), value) for i, value in enumerate(values)))
+        pyramid: dict[str, Tensor] = self.fpn(OrderedDict((str(i), map_) for i, map_ in enumerate(self.maps(images))))
         return pyramid
 
 
@@ -112,13 +127,13 @@ def list_backbones() -> list[str]:
 
 
 @torch.no_grad()
-def dry_run(module: nn.Module) -> Any:
+def dry_run(module: nn.Module, side: int = DRY_RUN_SIZE) -> Any:
     """Run ``module`` once on black pixels in eval mode, leaving its training flags and buffers as they were."""
     flags = {child: child.training for child in module.modules()}
     device = next(module.parameters()).device
     module.eval()
     try:
-        return module(torch.zeros(1, 3, DRY_RUN_SIZE, DRY_RUN_SIZE, device=device))
+        return module(torch.zeros(1, 3, side, side, device=device))
     finally:
         for child, training in flags.items():
             child.training = training

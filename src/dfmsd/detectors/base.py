@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from dfmsd.detectors.config import DetectorConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+
+SCORE_THRESHOLD = 0.05
+"""Detections below are dropped: low, since average precision wants the whole curve."""
+DETECTIONS_PER_IMAGE = 100
+"""COCO's metrics look at no more."""
+UNUSED_CLASSES = ("__background__", "N/A")
+"""What libraries call the labels that no object has."""
 
 
 class HeadSpec(NamedTuple):
@@ -89,6 +97,10 @@ class Detector(nn.Module, ABC):
     """The pyramid, finest level first, read off the model."""
     class_names: tuple[str, ...]
     """Label ``i`` is ``class_names[i]``."""
+    config: DetectorConfig | None = None
+    """What :func:`~dfmsd.detectors.build_detector` was told; None for a detector that was made otherwise."""
+    model: Any
+    """The wrapped model, whose own state dict is what a saved file holds; only a detector with a `config` needs it."""
 
     @abstractmethod
     def features(self, images: Tensor) -> FeaturePyramid:
@@ -101,6 +113,10 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects; boxes are clipped to each image's unpadded ``(height, width)``."""
+
+    def description(self) -> dict[str, Any]:
+        """Tell what a saved file needs, beside `config`, classes and levels, to build the model again, as JSON."""
+        return {}
 
     @property
     def dense_head(self) -> DenseHead | None:

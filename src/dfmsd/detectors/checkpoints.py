@@ -1,4 +1,4 @@
-"""A detector alone on disk: ``student.safetensors`` (torchvision's state dict) and ``student.json`` (the rest)."""
+"""A detector alone on disk: ``student.safetensors`` (its library's state dict) and ``student.json`` (the rest)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from safetensors.torch import save_file
+from torchvision.models.detection import KeypointRCNN
 
-from dfmsd.detectors.base import Detector
-from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.base import UNUSED_CLASSES, Detector
+from dfmsd.detectors.config import HUGGING_FACE, TORCHVISION_MODELS, DetectorConfig
 from dfmsd.detectors.registry import build_model
-from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
+from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
+from dfmsd.detectors.transformers_files import load_transformers, restore_transformers
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_atomically, write_json
 
 FORMAT_VERSION = 1
 STUDENT_NAME = "student"
-_UNUSED_CATEGORIES = ("__background__", "N/A")
-_ADAPTERS_TO_COME = {"mmdet": "dfmsd[mmdet]", "hf": "dfmsd[transformers]"}
-_FAMILIES = ("fcos", "retinanet", "fasterrcnn")
+_ADAPTERS_TO_COME = {"mmdet": "dfmsd[mmdet]"}
 
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
@@ -40,32 +41,39 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     Raises:
         DfmsdError: if the detector was not built from a configuration.
     """
-    if not isinstance(detector, TorchvisionDetector) or detector.config is None:
+    if detector.config is None:
         raise DfmsdError(
             f"this {type(detector).__name__} was not built from a configuration and cannot be saved alone:"
             " use build_detector, or refer to it by the name that it was loaded from"
         )
     weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / f"{STUDENT_NAME}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in detector.model.state_dict().items()}
+    # copies, since layers that share a tensor would be one in the file
+    state = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in detector.model.state_dict().items()
+    }
     write_atomically(weights, lambda file: save_file(state, file))
     write_json(weights.with_suffix(".json"), _describe(detector, detector.config))
     return weights
 
 
-def load_detector(reference: str | Path, *, trained: bool = True) -> TorchvisionDetector:
+def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     """Load a detector, in eval mode, on the CPU.
 
     Args:
-        reference: a run folder, a student file (``.safetensors`` or its ``.json``), or the name of torchvision
-            weights such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``.
-        trained: False builds the model of torchvision weights without them, so that nothing is downloaded; a file is
-            read all the same.
+        reference: a run folder, a student file (``.safetensors`` or its ``.json``), the name of torchvision weights
+            such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, or ``hf:`` and the folder or hub id of a detector of Hugging
+            Face transformers.
+        trained: False builds the model of torchvision or transformers weights without them, so that none are
+            downloaded; a file is read all the same.
 
     Raises:
         DfmsdError: if there is no such detector, or its file does not fit.
     """
     path, text = Path(reference), str(reference)
+    if text.startswith(HUGGING_FACE):
+        return load_transformers(text, trained=trained)
     if path.is_dir():
         path = path / f"{STUDENT_NAME}.safetensors"
         if not path.is_file():
@@ -79,41 +87,48 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Torchvision
         raise _no_such_prefix(text, prefix[1])
     raise DfmsdError(
         f"no detector at {text!r}: looked for a run folder, a student file and the name of torchvision weights"
-        " such as FCOS_ResNet50_FPN_Weights.COCO_V1"
+        " such as FCOS_ResNet50_FPN_Weights.COCO_V1; a model of Hugging Face transformers is hf:<folder or id>"
     )
 
 
-def _describe(detector: TorchvisionDetector, config: DetectorConfig) -> dict[str, Any]:
+def _describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "detector": asdict(config),
         "class_names": list(detector.class_names),
-        "image_mean": list(detector.model.transform.image_mean),
-        "image_std": list(detector.model.transform.image_std),
+        **detector.description(),
         "levels": [level._asdict() for level in detector.levels],
     }
 
 
-def _load_files(path: Path) -> TorchvisionDetector:
+def _load_files(path: Path) -> Detector:
     if path.suffix not in (".safetensors", ".json"):
         raise DfmsdError(f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json beside it")
     weights, described = path.with_suffix(".safetensors"), path.with_suffix(".json")
     description = _read_description(described)
     try:
         config = DetectorConfig(**description["detector"])
-        class_names: list[str] = description["class_names"]
-        # The file holds the backbone too: no ImageNet weights are fetched to be overwritten.
-        model = build_model(replace(config, pretrained=False), len(class_names))
-        model.transform.image_mean = description["image_mean"]
-        model.transform.image_std = description["image_std"]
+        restore = restore_transformers if config.arch.startswith(HUGGING_FACE) else _restore_torchvision
+        detector = restore(config, description)
         levels = [tuple(level.values()) for level in description["levels"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DfmsdError(f"{described} does not describe a detector of dfmsd ({error!r})") from error
-    load_strictly(model, read_state_dict(weights), weights)
+    load_strictly(detector.model, read_state_dict(weights), weights)
+    if levels != [tuple(level) for level in detector.levels]:
+        raise DfmsdError(
+            f"{described} tells of levels {levels}, but this version of its library builds {detector.levels}"
+        )
+    return detector
+
+
+def _restore_torchvision(config: DetectorConfig, description: dict[str, Any]) -> TorchvisionDetector:
+    class_names: list[str] = description["class_names"]
+    # The file holds the backbone too: no ImageNet weights are fetched to be overwritten.
+    model: Any = build_model(replace(config, pretrained=False), len(class_names))
+    model.transform.image_mean = description["image_mean"]
+    model.transform.image_std = description["image_std"]
     detector = wrap_torchvision(model, class_names)
     detector.config = config
-    if levels != [tuple(level) for level in detector.levels]:
-        raise DfmsdError(f"{described} tells of levels {levels}, but this version of timm builds {detector.levels}")
     return detector
 
 
@@ -133,16 +148,17 @@ def _read_description(path: Path) -> dict[str, Any]:
 def _load_torchvision(name: str, trained: bool) -> TorchvisionDetector:
     names = {
         f"{enum.__name__}.{member}": (builder, weights)
-        for builder in torchvision.models.list_models(module=torchvision.models.detection)
-        if builder.startswith(_FAMILIES)
+        for builder in TORCHVISION_MODELS
         for enum in [torchvision.models.get_model_weights(builder)]
         for member, weights in enum.__members__.items()
     }
+    if name.startswith(KeypointRCNN.__name__):
+        raise keypoints_refused(name)
     if name not in names:
         raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(names)}")
     builder, weights = names[name]
     categories = weights.meta["categories"]
-    label_ids = [label for label, category in enumerate(categories) if category not in _UNUSED_CATEGORIES]
+    label_ids = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
     if trained:
         # torchvision's builder unpickles the cached file without restrictions, so let it be read safely first. The
         # builder is needed: it freezes the batch normalisation and sets its epsilon as the weights were trained with.

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+
+import torchvision
+
+from dfmsd.errors import DfmsdError
+
+OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
+"""What dfmsd builds on any backbone."""
+KEYPOINTS = "keypointrcnn"
+TORCHVISION_MODELS: tuple[str, ...] = tuple(
+    name
+    for name in torchvision.models.list_models(module=torchvision.models.detection)
+    if not name.startswith(KEYPOINTS)
+)
+"""torchvision's own detectors, by the names of their builders."""
+HUGGING_FACE = "hf:"
+"""What the name of a model of transformers begins with."""
 
 
 @dataclass
@@ -11,23 +26,53 @@ class DetectorConfig:
     """What a detector is made of.
 
     Attributes:
-        arch: the family of heads.
+        arch: the family of heads: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
+            torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
+            RT-DETRv2 or D-FINE of Hugging Face transformers, for which no other key but ``pretrained`` applies.
         backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
-        fpn_channels: width of the feature pyramid and of the heads.
-        head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; Faster R-CNN has no such towers.
-        pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file.
+        fpn_channels: width of the feature pyramid and of the heads; of SSDLite, which has no pyramid, width of the
+            coarsest of its four further levels, the others having twice and four times as many channels.
+        head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
+        pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:`` true
+            stands for the weights beside the model's config, those of its head included where the classes are equal.
         frozen_stride: layers of the backbone that work at this stride or a finer one keep their pretrained weights and
             statistics, which spares the most expensive part of the backward pass; 0 trains them all, 4 is usual.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With
             4, RetinaNet's and GFL's anchors start at 32 pixels (torchvision's default for RetinaNet; GFL's official 8
             is meant for images of 800 pixels) and Faster R-CNN's at 16 (torchvision's 32 is meant for such images
-            too). FCOS has no anchors to choose.
+            too). SSDLite's boxes are fractions of the image: its smallest has this many strides of the finest level
+            in an image of 320 pixels, with 4 a fifth of the side (torchvision's). FCOS has no anchors to choose.
     """
 
-    arch: Literal["fcos", "retinanet", "gfl", "faster_rcnn"] = "fcos"
+    arch: str = "fcos"
     backbone: str = "mobilenetv3_small_050"
     fpn_channels: int = 64
     head_convs: int = 4
     pretrained: bool | str = False
     frozen_stride: int = 0
     anchor_scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Refuse a detector that there is not.
+
+        Raises:
+            DfmsdError: an unknown `arch`.
+        """
+        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith(HUGGING_FACE):
+            raise DfmsdError(
+                f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
+                f" {', '.join(TORCHVISION_MODELS)}, or {HUGGING_FACE}<folder or id>"
+            )
+
+
+def check_whole(config: DetectorConfig) -> None:
+    """Refuse keys that say how to make a detector, for a model that is taken as a whole.
+
+    Raises:
+        DfmsdError: another key than ``arch`` and ``pretrained`` differs from its default.
+    """
+    names = [field.name for field in fields(config) if field.name not in ("arch", "pretrained")]
+    default = DetectorConfig()
+    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
+    if changed:
+        raise DfmsdError(f"{', '.join(changed)}: {config.arch} brings its own backbone and heads; leave out these keys")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
+from torchvision.models.detection.ssd import SSD
 
 from dfmsd.detectors.base import HeadSpec, Towers
 from dfmsd.detectors.gfl import GFL, GFLRegressionHead
@@ -20,6 +21,15 @@ _PARTS = {
     "retinanet": (RetinaNetClassificationHead, RetinaNetRegressionHead),
     "gfl": (FCOSClassificationHead, GFLRegressionHead),
 }
+ARCHS = {
+    FCOS: "fcos",
+    RetinaNet: "retinanet",
+    GFL: "gfl",
+    FasterRCNN: "faster_rcnn",
+    MaskRCNN: "mask_rcnn",
+    SSD: "ssd",
+}
+"""Class of a torchvision model -> its family."""
 
 
 class TorchvisionHead:
@@ -116,13 +126,15 @@ def can_be_cut(model: FCOS | RetinaNet) -> bool:
 
 
 def arch_of(model: nn.Module) -> str:
-    """Name a torchvision model's family, as ``arch`` in `DetectorConfig`."""
-    kinds = {FCOS: "fcos", RetinaNet: "retinanet", GFL: "gfl", FasterRCNN: "faster_rcnn"}
-    return kinds[type(model)]
+    """Name a torchvision model's family, as ``arch`` in `DetectorConfig` where that has it."""
+    return ARCHS[type(model)]
 
 
 def anchors_of(model: Any) -> tuple[tuple[object, ...], ...]:
-    """Sizes and aspect ratios of a torchvision model's anchors, by level."""
+    """Sizes and aspect ratios of a torchvision model's anchors, by level; SSD's sizes are fractions of the image."""
+    if isinstance(model, SSD):
+        boxes = model.anchor_generator
+        return tuple((scale, tuple(r)) for scale, r in zip(boxes.scales, boxes.aspect_ratios, strict=False))
     generator = model.rpn.anchor_generator if isinstance(model, FasterRCNN) else model.anchor_generator
     return tuple((tuple(s), tuple(r)) for s, r in zip(generator.sizes, generator.aspect_ratios, strict=True))
 

@@ -1,4 +1,4 @@
-"""Detectors that dfmsd builds itself: a backbone, a feature pyramid and a head of torchvision's parts, at any width."""
+"""Detectors that dfmsd builds itself: a backbone, a neck and a head of torchvision's parts, at any width."""
 
 from __future__ import annotations
 
@@ -10,34 +10,43 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import BoxLinearCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from dfmsd.detectors.backbones import Backbone, PyramidBackbone, build_backbone
-from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, SCORE_THRESHOLD, Detector
+from dfmsd.detectors.config import HUGGING_FACE, DetectorConfig
 from dfmsd.detectors.gfl import GFL, GFLHead
-from dfmsd.detectors.torchvision import TorchvisionDetector, read_levels, wrap_torchvision
+from dfmsd.detectors.ssdlite import STRIDES, SSDLiteBackbone
+from dfmsd.detectors.torchvision import wrap_torchvision
+from dfmsd.detectors.torchvision_base import read_levels
+from dfmsd.detectors.torchvision_models import TorchvisionModel, build_torchvision
+from dfmsd.detectors.transformers_files import build_transformers
 from dfmsd.errors import DfmsdError
 
-SCORE_THRESHOLD = 0.05
-"""Detections below are dropped: low, since average precision wants the whole curve."""
-DETECTIONS_PER_IMAGE = 100
-"""COCO's metrics look at no more."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7
 """Cells per side of a pooled region."""
 REGIONS_PER_IMAGE = 128
 """Regions that train the box head, a quarter of torchvision's: on a CPU, pooling 512 costs more than the network."""
 
+SSD_SIZE = 320
+"""Side in pixels of the image that SSDLite's `anchor_scale` refers to."""
+LARGEST_BOX = 0.95
+"""Scale of the default boxes of SSDLite's coarsest level, as a fraction of the image's side; torchvision's."""
+SSD_NMS_THRESHOLD = 0.55
+
 START_DISTANCE = 1.0
 """In strides, of an untrained FCOS head's box sides from their point."""
 
 
-def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> TorchvisionDetector:
+def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Detector:
     """Build a detector with fresh heads, in train mode.
 
     Raises:
@@ -45,6 +54,8 @@ def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Torchv
     """
     if not class_names:
         raise DfmsdError("a detector needs at least one class name: check `categories` of the annotation file")
+    if config.arch.startswith(HUGGING_FACE):
+        return build_transformers(config, class_names)
     detector = wrap_torchvision(build_model(config, len(class_names)), class_names)
     detector.config = config
     return detector
@@ -62,14 +73,14 @@ def check_frozen(config: DetectorConfig) -> None:
         )
 
 
-def build_model(config: DetectorConfig, num_classes: int) -> FCOS | RetinaNet | GFL | FasterRCNN:
+def build_model(config: DetectorConfig, num_classes: int) -> TorchvisionModel:
     """Build the plain torchvision model for ``num_classes`` classes, background not counted.
 
     Raises:
         DfmsdError: if the configuration cannot be built; says which key.
     """
     _check(config)
-    return DETECTORS[config.arch](config, num_classes)
+    return DETECTORS.get(config.arch, build_torchvision)(config, num_classes)
 
 
 def build_fcos(config: DetectorConfig, num_classes: int) -> FCOS:
@@ -128,13 +139,43 @@ def build_faster_rcnn(config: DetectorConfig, num_classes: int) -> FasterRCNN:
     )
 
 
-DETECTORS: dict[str, Callable[[DetectorConfig, int], FCOS | RetinaNet | GFL | FasterRCNN]] = {
+def build_ssdlite(config: DetectorConfig, num_classes: int) -> SSD:
+    """Build SSDLite on strides 16 to 512, the last four made of C5; NMS at IoU 0.55 (torchvision's).
+
+    Raises:
+        DfmsdError: widths or default boxes that there are not.
+    """
+    if config.fpn_channels < 2:
+        raise DfmsdError(f"fpn_channels must be at least 2 for ssdlite, got {config.fpn_channels}")
+    smallest = config.anchor_scale * STRIDES[0] / SSD_SIZE
+    if smallest >= LARGEST_BOX:
+        raise DfmsdError(
+            f"anchor_scale must be below {LARGEST_BOX * SSD_SIZE / STRIDES[0]:g} for ssdlite, got {config.anchor_scale}"
+        )
+    backbone = build_backbone(config.backbone, STRIDES, config.pretrained)
+    levels = SSDLiteBackbone(backbone, config.fpn_channels, config.frozen_stride)
+    boxes = DefaultBoxGenerator([[2, 3]] * len(levels.out_channels), smallest, LARGEST_BOX)
+    head = SSDLiteHead(levels.out_channels, boxes.num_anchors_per_location(), num_classes + 1, nn.BatchNorm2d)
+    return SSD(
+        levels,
+        boxes,
+        (SSD_SIZE, SSD_SIZE),
+        num_classes + 1,
+        head=head,
+        nms_thresh=SSD_NMS_THRESHOLD,
+        **_detect_options(),
+        **_pixels(backbone),
+    )
+
+
+DETECTORS: dict[str, Callable[[DetectorConfig, int], TorchvisionModel]] = {
     "fcos": build_fcos,
     "retinanet": build_retinanet,
     "gfl": build_gfl,
     "faster_rcnn": build_faster_rcnn,
+    "ssdlite": build_ssdlite,
 }
-"""``arch`` -> builder of the plain model."""
+"""``arch`` -> builder of the plain model; besides, there are torchvision's own, `TORCHVISION_MODELS`."""
 
 
 class _FCOSHead(FCOSHead):  # type: ignore[misc]  # torchvision is untyped
@@ -197,8 +238,6 @@ def _pixels(backbone: Backbone) -> dict[str, Any]:
 
 
 def _check(config: DetectorConfig) -> None:
-    if config.arch not in DETECTORS:
-        raise DfmsdError(f"unknown arch {config.arch!r}: expected one of {', '.join(DETECTORS)}")
     for key in ("fpn_channels", "head_convs", "anchor_scale"):
         value = getattr(config, key)
         if not value > 0:

@@ -150,7 +150,7 @@ def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, sour
         )
 
 
-def load_strictly(model: nn.Module, state: StateDict, source: Path) -> None:
+def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> None:
     """Load a whole state dict.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfmsd.classes import common_classes
 from dfmsd.distill.balance import term_groups
 from dfmsd.distill.task import DistillationTask
 from dfmsd.errors import DfmsdError
@@ -30,7 +31,8 @@ def check_classes(teacher: str, known: Sequence[str], wanted: Sequence[str]) -> 
     Raises:
         DfmsdError: names the classes that are missing.
     """
-    missing = [name for name in wanted if name not in known]
+    common = set(common_classes(known, wanted).values())
+    missing = [name for place, name in enumerate(wanted) if place not in common]
     if missing:
         raise DfmsdError(
             f"teacher {teacher} does not know class(es) {', '.join(missing)} of the data; it knows "

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from dfmsd.classes import common_classes
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.transforms import Sample, collate
@@ -102,13 +103,13 @@ def detect(detector: Detector, batch: Batch, amp: torch.dtype | None = None) -> 
 
 
 def match_classes(class_names: Sequence[str], coco: CocoDetection) -> dict[int, int]:
-    """Map a detector's labels to the data set's category ids by class name; classes it does not have are left out.
+    """Map a detector's labels to the data set's category ids by name, see `common_classes`; others are left out.
 
     Raises:
         DfmsdError: No name in common.
     """
-    ids = dict(zip(coco.class_names, coco.category_ids, strict=True))
-    matched = {label: ids[name] for label, name in enumerate(class_names) if name in ids}
+    common = common_classes(class_names, coco.class_names)
+    matched = {label: coco.category_ids[place] for label, place in common.items()}
     if not matched:
         raise DfmsdError(
             f"{coco.file}: none of its classes {_brief(coco.class_names)} is one of the detector's "

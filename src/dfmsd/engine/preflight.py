@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dfmsd.align import format_levels
+from dfmsd.classes import common_classes
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distill.task import DistillationTask, Lesson
@@ -26,7 +27,8 @@ class Preflight:
     Attributes:
         levels: one line per detector: its pyramid.
         pairs: one line per stage and teacher: which level learns from which.
-        ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name.
+        ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name; None where a teacher
+            knows none of the data's classes, so that nobody can tell.
         parameters: count by owner.
         terms: size of every term of every stage on one batch.
         cache: what the teacher caches will hold, if there are any.
@@ -34,7 +36,7 @@ class Preflight:
 
     levels: dict[str, str] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
-    ap: dict[str, float] = field(default_factory=dict)
+    ap: dict[str, float | None] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     terms: list[TermScale] = field(default_factory=list)
     cache: str | None = None
@@ -77,7 +79,7 @@ def preflight(
     _measure(found, task, data, list(teachers.values()), images, device)
     if not allow_weak_teacher:
         for name in teachers:
-            check_teacher_ap(name, found.ap[name], found.ap["student"])
+            check_teacher_ap(name, found.ap[name] or 0.0, found.ap["student"] or 0.0)
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
         found.terms = term_scales(task, batch)
@@ -105,10 +107,11 @@ def _measure(
     device: torch.device | str,
 ) -> None:
     for teacher in teachers:
-        known = set(teacher.detector.class_names) & set(data.class_names)
         teacher.to(device)
-        metrics = evaluate(teacher.detector, data.val_dataloader(), limit=images) if known else {"AP": 0.0}
-        found.ap[teacher.name] = metrics["AP"] or 0.0
+        if common_classes(teacher.detector.class_names, data.class_names):
+            found.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"] or 0.0
+        else:
+            found.ap[teacher.name] = None
     if teachers:
         found.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
 
@@ -119,7 +122,8 @@ def print_preflight(found: Preflight, console: Console) -> None:
         Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
     )
     for name, levels in found.levels.items():
-        table.add_row(name, levels, percent(found.ap.get(name)))
+        unknown = name in found.ap and found.ap[name] is None
+        table.add_row(name, levels, "unknown" if unknown else percent(found.ap.get(name)))
     console.print(table)
     for stage, pairs in found.pairs.items():
         console.print(f"{stage}: {pairs}", highlight=False)

@@ -20,6 +20,8 @@ COCO_EPOCHS = {"1x": 12, "2x": 24}
 UTILISATION = 0.3
 SIDES = (256, 512)
 """Sides of the square images that FLOPs are counted on."""
+IMAGES = 2
+"""Counted at once: one alone is too few for batch normalisation where a level has one cell, as SSDLite's last has."""
 BOXES = 7
 """Objects in a counted image, about COCO's mean."""
 
@@ -66,11 +68,11 @@ def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, Image
         device: where to count.
     """
     classes = len(task.student.class_names)
-    counted = [_products(count_stage(task, random_batch(1, side, classes).to(device))) for side in SIDES]
+    counted = [_products(count_stage(task, random_batch(IMAGES, side, classes).to(device))) for side in SIDES]
     pixels = [side * side for side in SIDES]
     found = {}
     for part in counted[0]:
-        per_pixel, constant = np.polyfit(pixels, [each[part] for each in counted], 1)
+        per_pixel, constant = np.polyfit(pixels, [each[part] / IMAGES for each in counted], 1)
         found[part] = ImageFlops(float(constant), float(per_pixel))
     return found
 

@@ -1,0 +1,67 @@
+"""torchvision's own detectors by the names of their builders, with fresh heads."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights, VGG16_Weights
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from dfmsd.detectors.config import DetectorConfig, check_whole
+from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
+from dfmsd.errors import DfmsdError
+
+TorchvisionModel: TypeAlias = FCOS | RetinaNet | FasterRCNN | SSD
+"""A detector of torchvision or made of its parts."""
+IMAGENET = {
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "mobilenet_v3_large": MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+    "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
+}
+"""Backbone, as it stands in the names, -> the weights that torchvision starts from."""
+REDUCED = "ssdlite320"
+"""Its backbone has half the channels at the end, which torchvision trained for detection alone."""
+WITHOUT_BACKGROUND = ("fcos", "retinanet")
+
+
+def build_torchvision(config: DetectorConfig, num_classes: int) -> TorchvisionModel:
+    """Build a torchvision detector for ``num_classes`` classes, background not counted.
+
+    Differs from torchvision in training all layers of the backbone and their batch normalisation, also with
+    ``pretrained``, where torchvision freezes some: so its layout does not depend on where its weights come from.
+
+    Raises:
+        DfmsdError: a key that such a model has no use for, or ImageNet weights that there are not.
+    """
+    check_whole(config)
+    outputs = num_classes + (not config.arch.startswith(WITHOUT_BACKGROUND))
+    model: TorchvisionModel = torchvision.models.get_model(
+        config.arch, weights=None, weights_backbone=None, num_classes=outputs
+    )
+    if config.pretrained is not False:
+        _load_imagenet(model.backbone, config)
+    return model
+
+
+def _load_imagenet(backbone: nn.Module, config: DetectorConfig) -> None:
+    """Copy a classifier's convolutions and normalisation, the first of the backbone in the same order."""
+    if config.arch.startswith(REDUCED):
+        raise DfmsdError(
+            f"pretrained: there are no ImageNet weights of {config.arch}, whose backbone has half the channels at its"
+            " end; set pretrained: false, or arch: ssdlite with backbone: torchvision/mobilenet_v3_large"
+        )
+    name, weights = next((name, weights) for name, weights in IMAGENET.items() if name in config.arch)
+    with torch.device("meta"):  # no values are drawn that would be overwritten
+        classifier = torchvision.models.get_model(name).to_empty(device="cpu")
+    state = read_state_dict(config.pretrained) if isinstance(config.pretrained, str) else download_weights(weights)
+    load_strictly(classifier, state, config.pretrained if isinstance(config.pretrained, str) else str(weights))
+    for own, given in zip(_layers(backbone), _layers(classifier), strict=False):  # the backbone goes on: its neck
+        own.load_state_dict(given.state_dict())
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]

@@ -1,0 +1,51 @@
+"""Tiny detectors of Hugging Face transformers, each made once."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny_transformers import save_model, student
+
+from dfmsd.detectors import load_detector
+
+Saved = Callable[[str], Path]
+Built = Callable[[str], Any]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Folder of a random model of a type, as the library writes it: do not change it."""
+    pytest.importorskip("transformers", reason="needs pip install 'dfmsd[transformers]'")
+    root = tmp_path_factory.mktemp("hf")
+
+    @cache
+    def save(model_type: str) -> Path:
+        save_model(model_type, root / model_type)
+        return root / model_type
+
+    return save
+
+
+@pytest.fixture
+def folder(saved: Saved, tmp_path: Path) -> Path:
+    """A copy of an RT-DETR that a test may damage."""
+    return Path(shutil.copytree(saved("rt_detr"), tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def loaded(saved: Saved) -> Built:
+    """A teacher of a type, made once: do not change it."""
+    return cache(lambda model_type: load_detector(f"hf:{saved(model_type)}"))
+
+
+@pytest.fixture(scope="session")
+def learning(saved: Saved) -> Built:
+    """A student of a type, in train mode, that a test may change."""
+    built = cache(lambda model_type: student(saved(model_type)))
+    return lambda model_type: copy.deepcopy(built(model_type))
