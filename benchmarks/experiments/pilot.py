@@ -33,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "1000_steps_pretrained": {"steps": 1000, **WHOLE},
     "500_steps_pretrained": {"steps": 500, **WHOLE},
     "500_steps": {"steps": 500},
+    "500_steps_balance_4": {"steps": 500, "balance": 4.0},
+    "500_steps_balance_40": {"steps": 500, "balance": 40.0},
     "1000_steps": {"steps": 1000},
     "3000_steps": {"steps": 3000},
     "10000_steps": {"steps": 10000},
