@@ -137,7 +137,7 @@ def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, past: Tensor, stag
 
 
 RULES = ("none", "error", "object", "agreement", "ratio", "error+object")
-STRENGTHS = {"tau": 0.8, "gamma": 3.0, "delta": 5.0}  # enough for every rule to choose another mask, see below
+STRENGTHS = {"tau": 0.8, "gamma": 3.0, "delta": 5.0, "focus": 0.4}  # every rule chooses another mask, see below
 
 
 def example() -> tuple[Tensor, Tensor, Tensor]:

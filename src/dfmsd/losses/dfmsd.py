@@ -63,7 +63,7 @@ class DFMSDOptions:
     delta: float = 1.0
     ratio_step: float = 0.1
     ratio_max: float = 0.75
-    focus: float = 0.5
+    focus: float = 0.0
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
