@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import dfmsd
 
@@ -76,6 +78,48 @@ def test_the_documented_loss_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) 
     ones, zeros = ({level.name: torch.full((1, 2, 4, 4), v) for level in levels} for v in (1.0, 0.0))
     terms = criterion(ones, zeros, boxes=[torch.zeros(0, 4)], size=(32, 32))
     assert {name: float(value) for name, value in terms.items()} == {"l1/p3": 1.0, "l1/p4": 1.0}
+
+
+def test_the_documented_detectors_of_ones_own_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (README.parent / "docs" / "add-a-detector.md").read_text(encoding="utf-8")
+    wrap, restore, backbone = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+    class Output:
+        def losses(self, targets: list[dfmsd.Target]) -> dict[str, torch.Tensor]:
+            return {"own": torch.tensor(float(len(targets)))}
+
+        def detections(self, sizes: list[tuple[int, int]]) -> list[dfmsd.Detections]:
+            one = {"boxes": torch.ones(1, 4), "scores": torch.ones(1), "labels": torch.zeros(1, dtype=torch.int64)}
+            return [one for _ in sizes]  # type: ignore[misc]
+
+    class Neck(torch.nn.Conv2d):
+        def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.nn.functional.avg_pool2d(super(Neck, self).forward(pixels), 2**n) for n in (3, 4, 5)]
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neck = Neck(3, 4, 1)
+
+        def forward(self, pixels: torch.Tensor) -> Output:
+            self.neck(pixels)
+            return Output()
+
+    monkeypatch.chdir(tmp_path)
+    names = {"model": Model(), "class_names": ("a", "b"), "dfmsd": dfmsd}
+    exec(compile(wrap, "add-a-detector.md", "exec"), names)
+    student = names["student"]
+    pyramid, losses = student(torch.rand(2, 3, 64, 64), [{}, {}])
+    assert ([value.shape[-1] for value in pyramid.values()], float(losses["own"])) == ([8, 4, 2], 2.0)
+    assert len(student.detect(torch.rand(2, 3, 64, 64), [(64, 64)] * 2)) == 2
+    dfmsd.save_detector(student, tmp_path / "runs" / "student")
+    weight = names["model"].neck.weight.detach().clone()
+    torch.nn.init.zeros_(names["model"].neck.weight)
+    exec(compile(restore, "add-a-detector.md", "exec"), names)
+    assert torch.equal(names["model"].neck.weight, weight)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    exec(compile(backbone, "add-a-detector.md", "exec"), names)
+    assert [level.stride for level in names["teacher"].levels] == [8, 16, 32]
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))

@@ -37,7 +37,8 @@ def distill(
     """Distil one or several teachers, one after the other or at once, into a student.
 
     Args:
-        student: a detector, trained in place, or what to build.
+        student: a detector, trained in place, or what to build; the weights of a `ModuleDetector` are delivered for
+            its own module.
         teachers: detectors or references (see `StageConfig`), in the order of the stages; several in one stage by a
             list of their own, as in ``[first, [second, third]]``.
         data: folder in the COCO layout, or a whole `DataConfig`.
@@ -106,5 +107,5 @@ def _config_of(student: Detector | DetectorConfig) -> DetectorConfig:
         return student.config
     raise DfmsdError(
         f"student: this {type(student).__name__} was not built from a configuration, so that it could not be saved; "
-        "give a DetectorConfig, or a detector made by build_detector"
+        "give a DetectorConfig, a detector made by build_detector, or a module of your own as a ModuleDetector"
     )

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, save_detector
+from dfmsd.distill.checks import undisturbed
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine import preflight as module
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
-from dfmsd.engine.run import check
+from dfmsd.engine.run import build_task, check
 from dfmsd.errors import DfmsdError
+from dfmsd.functional import pearson
 
 Make = Callable[..., DistillConfig]
 
@@ -158,3 +162,30 @@ def test_check_measures_and_writes_nothing(config: DistillConfig, tmp_path: Path
     found = check(config, allow_weak_teacher=True)
     assert set(found.ap) == set(found.levels)
     assert (sorted(tmp_path.rglob("*")), sorted(tiny_root.rglob("*"))) == before
+
+
+def test_a_teacher_without_a_head_is_told_by_its_correlation(
+    distill_config: Make, tmp_path: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of an AP, and it is not refused for having none."""
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    name = f"timm:test_resnet?weights={tmp_path}/weights.safetensors"
+    stage = [type(distill_config(tmp_path).stages[0])(epochs=1, teacher=[name, tiny_teachers[0]])]
+    config = distill_config(tmp_path / "run", stages=stage, loss={"name": "pkd"})
+    task = build_task(config, ("square", "disc"))
+    measure, batches = module.term_scales, []
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: {"AP": 0.5})
+    monkeypatch.setattr(module, "term_scales", lambda task, batch: batches.append(batch) or measure(task, batch))
+    found = preflight(task, CocoDataModule(config.data))
+    assert found.ap == {"student": 0.5, name: None, tiny_teachers[0]: 0.5}
+    assert found.pearson.keys() == {name}
+    with undisturbed(task), torch.no_grad():
+        pyramid, _ = task.student(batches[0].images, batches[0].targets)
+        taught = task.lessons[0].teacher.features(batches[0].images)
+        criterion = task.lessons[0].criterion
+        correlations = []
+        for pair, align in zip(criterion.pairs, criterion.align, strict=True):
+            target = taught[pair.teacher.name]
+            correlations.append(pearson(align(pyramid[pair.student.name], target.shape[-2:]), target))
+    assert found.pearson[name] == pytest.approx(float(torch.stack(correlations).mean()), abs=1e-5)
+    assert f"no head; pearson {found.pearson[name]:.3f}" in printed(found)

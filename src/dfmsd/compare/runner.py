@@ -132,7 +132,8 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
     side, aps = config.data.image_size, {}
     for name, detector in load_teachers(references, data.class_names, Path(config.out)).items():
         key = f"{name} {namespace(detector, Layout(detector.levels, (side, side)))}"
-        if not allow_weak:
+        checked = bool(detector.class_names) and not allow_weak
+        if checked:
             check_classes(name, detector.class_names, data.class_names)
         if key not in known:
             comparable = common_classes(detector.class_names, data.class_names)
@@ -140,8 +141,9 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
             known[key] = metrics["AP"] or 0.0
             write_json(path, known)
         aps[name] = known[key]
-        console.print(f"teacher {name}: AP {percent(aps[name])}", highlight=False)
-        if not allow_weak:
+        ap = percent(aps[name]) if detector.class_names else "unknown, it has no head"
+        console.print(f"teacher {name}: AP {ap}", highlight=False)
+        if checked:
             check_teacher_ap(name, aps[name], 0.0)
     return aps
 

@@ -4,6 +4,7 @@ from dfmsd.detectors.backbones import build_backbone, list_backbones
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.checkpoints import load_detector, save_detector
 from dfmsd.detectors.config import TORCHVISION_MODELS, DetectorConfig
+from dfmsd.detectors.module import ModuleDetector
 from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
 from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
 
@@ -12,6 +13,7 @@ __all__ = [
     "TORCHVISION_MODELS",
     "Detector",
     "DetectorConfig",
+    "ModuleDetector",
     "TorchvisionDetector",
     "build_backbone",
     "build_detector",

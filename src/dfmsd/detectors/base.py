@@ -96,7 +96,7 @@ class Detector(nn.Module, ABC):
     levels: tuple[LevelSpec, ...]
     """The pyramid, finest level first, read off the model."""
     class_names: tuple[str, ...]
-    """Label ``i`` is ``class_names[i]``."""
+    """Label ``i`` is ``class_names[i]``; empty for a teacher that has no detection head."""
     config: DetectorConfig | None = None
     """What :func:`~dfmsd.detectors.build_detector` was told; None for a detector that was made otherwise."""
     model: Any

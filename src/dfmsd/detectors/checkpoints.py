@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from torchvision.models.detection import KeypointRCNN
 
 from dfmsd.detectors.base import UNUSED_CLASSES, Detector
-from dfmsd.detectors.config import HUGGING_FACE, TORCHVISION_MODELS, DetectorConfig
+from dfmsd.detectors.config import HUGGING_FACE, PYTHON, TORCHVISION_MODELS, DetectorConfig
+from dfmsd.detectors.features import TIMM, backbone_class, load_timm, load_transformers_backbone
+from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
-from dfmsd.detectors.transformers_files import load_transformers, restore_transformers
+from dfmsd.detectors.transformers_files import load_transformers, read_config, restore_transformers
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_atomically, write_json
@@ -31,7 +33,8 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     """Write weights and description side by side, each atomically.
 
     Args:
-        detector: one built by :func:`~dfmsd.detectors.build_detector` or loaded from its files.
+        detector: one built by :func:`~dfmsd.detectors.build_detector` or loaded from its files; or a `ModuleDetector`,
+            whose files `load_detector` refuses: its weights go back into the module by ``module.load_state_dict``.
         path: a folder, which gets ``student.safetensors`` and ``student.json``; or a file ``<stem>.safetensors``,
             which gets ``<stem>.json`` beside it.
 
@@ -51,7 +54,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
     # copies, since layers that share a tensor would be one in the file
     state = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in detector.model.state_dict().items()
+        for key, value in unwrap(detector.model).state_dict().items()
     }
     write_atomically(weights, lambda file: save_file(state, file))
     write_json(weights.with_suffix(".json"), _describe(detector, detector.config))
@@ -64,16 +67,21 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     Args:
         reference: a run folder, a student file (``.safetensors`` or its ``.json``), the name of torchvision weights
             such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, or ``hf:`` and the folder or hub id of a detector of Hugging
-            Face transformers.
-        trained: False builds the model of torchvision or transformers weights without them, so that none are
-            downloaded; a file is read all the same.
+            Face transformers; as a teacher without a detection head ``hf:`` and a vision backbone, or
+            ``timm:<model>`` and ``timm:<model>?weights=<file>``.
+        trained: False builds the model of torchvision, timm or transformers weights without them, so that none are
+            downloaded; a file of dfmsd is read all the same.
 
     Raises:
         DfmsdError: if there is no such detector, or its file does not fit.
     """
     path, text = Path(reference), str(reference)
     if text.startswith(HUGGING_FACE):
-        return load_transformers(text, trained=trained)
+        config = read_config(text)
+        load = load_transformers if backbone_class(config) is None else load_transformers_backbone
+        return load(text, config, trained=trained)
+    if text.startswith(TIMM):
+        return load_timm(text, trained=trained)
     if path.is_dir():
         path = path / f"{STUDENT_NAME}.safetensors"
         if not path.is_file():
@@ -87,7 +95,8 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         raise _no_such_prefix(text, prefix[1])
     raise DfmsdError(
         f"no detector at {text!r}: looked for a run folder, a student file and the name of torchvision weights"
-        " such as FCOS_ResNet50_FPN_Weights.COCO_V1; a model of Hugging Face transformers is hf:<folder or id>"
+        " such as FCOS_ResNet50_FPN_Weights.COCO_V1; a model of Hugging Face transformers is hf:<folder or id>, a"
+        " backbone of timm timm:<name>"
     )
 
 
@@ -108,6 +117,12 @@ def _load_files(path: Path) -> Detector:
     description = _read_description(described)
     try:
         config = DetectorConfig(**description["detector"])
+        if config.arch.startswith(PYTHON):
+            raise DfmsdError(
+                f"{weights} holds the weights of a module that only its own program can build,"
+                f" {config.arch.removeprefix(PYTHON)}: load them there, by"
+                f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it by ModuleDetector"
+            )
         restore = restore_transformers if config.arch.startswith(HUGGING_FACE) else _restore_torchvision
         detector = restore(config, description)
         levels = [tuple(level.values()) for level in description["levels"]]

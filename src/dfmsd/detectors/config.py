@@ -19,6 +19,8 @@ TORCHVISION_MODELS: tuple[str, ...] = tuple(
 """torchvision's own detectors, by the names of their builders."""
 HUGGING_FACE = "hf:"
 """What the name of a model of transformers begins with."""
+PYTHON = "python:"
+"""What stands before the class of a module that only its own program can build."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class DetectorConfig:
         Raises:
             DfmsdError: an unknown `arch`.
         """
-        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith(HUGGING_FACE):
+        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith((HUGGING_FACE, PYTHON)):
             raise DfmsdError(
                 f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
                 f" {', '.join(TORCHVISION_MODELS)}, or {HUGGING_FACE}<folder or id>"

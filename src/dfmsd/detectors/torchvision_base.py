@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,6 +135,24 @@ def read_levels(
         suffix = f"_{seen[power]}" if seen[power] > 1 else ""
         levels.append(LevelSpec(f"p{power}{suffix}", value.shape[1], stride))
     return tuple(levels)
+
+
+class Maps(nn.Module):
+    """A detector's path to its maps as a module of its own, for a dry run.
+
+    Args:
+        detector: owns the weights.
+        maps: images -> maps, finest first.
+    """
+
+    def __init__(self, detector: nn.Module, maps: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Give the maps by their number."""
+        return {str(index): value for index, value in enumerate(self.maps(images))}
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, SCORE_THRESHOLD, UNUSED_CLASSES, Detector
-from dfmsd.detectors.torchvision_base import read_levels
+from dfmsd.detectors.hooks import Watch
+from dfmsd.detectors.torchvision_base import Maps, read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
@@ -91,12 +92,12 @@ class TransformersDetector(Detector):
         self.class_names = tuple(names[label] for label in used)
         class_of = torch.full((max(names) + 1,), -1)
         class_of[used] = torch.arange(len(used))
-        mean, std = _normalization(processor)
+        mean, std = normalization(pixels_of(processor))
         # Not persistent: checkpoints hold the library's own state dict, and a model's description the rest.
         self.register_buffer("class_of", class_of, persistent=False)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.levels = read_levels(_Encoder(self))
+        self.levels = read_levels(Maps(self, self.maps))
 
     def features(self, images: Tensor) -> FeaturePyramid:
         """Run the model to its encoder and no further: level name -> ``N x C x H/stride x W/stride``.
@@ -116,10 +117,7 @@ class TransformersDetector(Detector):
         """
         if not self.family.learns:
             raise refuse_student(self.model.config.model_type)
-        maps: list[Tensor] = []
-        labels = own_targets(targets, (images.shape[-2], images.shape[-1]))
-        with self._read_encoder(images, maps.extend):
-            output = self.model(pixel_values=self._pixels(images), labels=labels)
+        output, maps = self._run(images, labels=own_targets(targets, (images.shape[-2], images.shape[-1])))
         return self._pyramid(maps), dict(output.loss_dict)
 
     @torch.no_grad()
@@ -136,33 +134,21 @@ class TransformersDetector(Detector):
         """Give the library's config and the processor's pixels, from which the model is built again."""
         return {"transformers": {"config": self.model.config.to_dict(), "pixels": pixels_of(self.processor)}}
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Give the encoder's maps, finest first."""
-        maps: list[Tensor] = []
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        """Give the encoder's maps, finest first; what follows is not run."""
+        return self._run(images, stop=True)[1]
 
-        def stop(found: Sequence[Tensor]) -> None:
-            maps.extend(found)
-            raise _EncoderDone
-
-        try:
-            with self._read_encoder(images, stop):
-                self.model(pixel_values=self._pixels(images))
-        except _EncoderDone:
-            pass
-        return maps
-
-    def _read_encoder(self, images: Tensor, use: Callable[[Sequence[Tensor]], None]) -> Any:
-        """Hand the encoder's maps on during the model's own forward pass, for as long as the context is open.
+    def _run(self, images: Tensor, *, stop: bool = False, **given: Any) -> tuple[Any, Sequence[Tensor]]:
+        """Give the output of the model's own forward pass, if it is not to stop, and the encoder's maps.
 
         All families have an ``encoder``, but what is done to a backbone's maps before it is each one's own.
         """
         check_size(images)
-        size = (images.shape[-2], images.shape[-1])
-
-        def hook(_module: nn.Module, _args: Any, given: dict[str, Any], output: Any) -> None:
-            use(self.family.read(output, given, size))
-
-        return self.model.model.encoder.register_forward_hook(hook, with_kwargs=True)
+        output = None
+        with Watch({"encoder": self.model.model.encoder}, stop=stop) as calls:
+            output = self.model(pixel_values=self._pixels(images), **given)
+        (call,) = calls["encoder"]
+        return output, self.family.read(call.output, call.given, (images.shape[-2], images.shape[-1]))
 
     def _pixels(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -176,21 +162,6 @@ class TransformersDetector(Detector):
         order = order[labels[order] >= 0][:DETECTIONS_PER_IMAGE]
         boxes = clip_boxes_to_image(found["boxes"][order], (int(size[0]), int(size[1])))
         return {"boxes": boxes, "scores": found["scores"][order], "labels": labels[order]}
-
-
-class _EncoderDone(Exception):  # noqa: N818  # no error
-    """Ends a forward pass behind the encoder."""
-
-
-class _Encoder(nn.Module):
-    """A detector's path to its encoder as a module of its own, for a dry run."""
-
-    def __init__(self, detector: TransformersDetector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {str(index): value for index, value in enumerate(self.detector.maps(images))}
 
 
 def own_targets(targets: Sequence[Target], size: tuple[int, int]) -> list[dict[str, Tensor]]:
@@ -218,9 +189,8 @@ def pixels_of(processor: Any) -> dict[str, Any]:
     }
 
 
-def _normalization(processor: Any) -> tuple[Tensor, Tensor]:
-    """Give mean and standard deviation, ``3 x 1 x 1``, of pixels in [0, 1]; the processor's are of those it scaled."""
-    pixels = pixels_of(processor)
+def normalization(pixels: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Give mean and standard deviation, ``3 x 1 x 1``, of pixels in [0, 1]; a processor's are of those it scaled."""
     scale = 255 * pixels["rescale_factor"] if pixels["do_rescale"] else 255.0
     mean, std = (pixels["image_mean"], pixels["image_std"]) if pixels["do_normalize"] else ([0.0] * 3, [1.0] * 3)
     return torch.tensor(mean).view(3, 1, 1) / scale, torch.tensor(std).view(3, 1, 1) / scale

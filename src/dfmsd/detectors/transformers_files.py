@@ -29,19 +29,20 @@ HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 SAVED = "config.json, model.safetensors and preprocessor_config.json, as save_pretrained writes them"
 
 
-def load_transformers(reference: str, *, trained: bool = True) -> TransformersDetector:
+def load_transformers(reference: str, config: Any, *, trained: bool = True) -> TransformersDetector:
     """Load a detector with its own classes, in eval mode.
 
     Args:
         reference: ``hf:`` and a folder or the id of a model on the hub.
-        trained: False reads the config alone and leaves the weights random.
+        config: that `read_config` found there.
+        trained: False leaves the weights random.
 
     Raises:
-        DfmsdError: the library, the model or one of its files is missing, or the family is not supported.
+        DfmsdError: one of the model's files is missing, or the family is not supported.
     """
-    config = _config(reference)
-    model = _weights(reference, config) if trained else _from_config(config)
-    return TransformersDetector(model, _processor(config, _pixels(reference, needed=trained))).eval()
+    _check_family(config, reference)
+    model = load_weights(reference, config) if trained else _from_config(config)
+    return TransformersDetector(model, _processor(config, read_pixels(reference, needed=trained))).eval()
 
 
 def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> TransformersDetector:
@@ -56,7 +57,8 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     """
     _check_keys(config)
     reference = config.arch
-    theirs = _config(reference)
+    theirs = read_config(reference)
+    _check_family(theirs, reference)
     if not FAMILIES[theirs.model_type].learns:
         raise refuse_student(theirs.model_type)
     own = _with_classes(theirs, class_names)
@@ -64,8 +66,8 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
         own.freeze_backbone_batch_norms = False
     model = _from_config(own)
     if config.pretrained:
-        _copy_weights(_weights(reference, theirs), model, reference)
-    detector = TransformersDetector(model, _processor(own, _pixels(reference, needed=bool(config.pretrained))))
+        _copy_weights(load_weights(reference, theirs), model, reference)
+    detector = TransformersDetector(model, _processor(own, read_pixels(reference, needed=bool(config.pretrained))))
     detector.config = config
     return detector.train()
 
@@ -85,7 +87,9 @@ def restore_transformers(config: DetectorConfig, description: dict[str, Any]) ->
     except DfmsdError:
         raise
     except Exception as error:  # a foreign description breaks the library in any way
-        raise DfmsdError(f"the description of {config.arch} is of no use to transformers ({_line(error)})") from error
+        raise DfmsdError(
+            f"the description of {config.arch} is of no use to transformers ({one_line(error)})"
+        ) from error
     detector.config = config
     return detector
 
@@ -98,10 +102,13 @@ def _library(reference: str) -> Any:
         raise DfmsdError(f"{reference} needs transformers ({error}): pip install 'dfmsd[transformers]'") from error
 
 
-def _config(reference: str) -> Any:
-    library = _library(reference)
-    config = _fetch(reference, library.AutoConfig.from_pretrained)
-    _check_family(config, reference)
+def read_config(reference: str) -> Any:
+    """Read the library's config of a model.
+
+    Raises:
+        DfmsdError: the library or the model is missing.
+    """
+    config = _fetch(reference, _library(reference).AutoConfig.from_pretrained)
     for key in FIXED_SIZES:
         if hasattr(config, key):
             setattr(config, key, None)
@@ -111,14 +118,24 @@ def _config(reference: str) -> Any:
 def _check_family(config: Any, reference: str) -> None:
     if config.model_type not in FAMILIES:
         raise DfmsdError(
-            f"{reference} is a {config.model_type}: of transformers' models those of type {', '.join(FAMILIES)} are "
-            "supported"
+            f"{reference} is a {config.model_type}: of transformers' detectors those of type {', '.join(FAMILIES)} are "
+            "supported, and as teachers without a head the models that have an AutoBackbone, such as swin or dinov2"
         )
 
 
-def _weights(reference: str, config: Any) -> Any:
-    """Load the model with its own classes; weights that are missing would be random ones."""
-    load = _library(reference).AutoModelForObjectDetection.from_pretrained
+def load_weights(reference: str, config: Any, kind: Any = None, fresh: tuple[str, ...] = ()) -> Any:
+    """Load a model; weights that are missing would be random ones.
+
+    Args:
+        reference: of the model.
+        config: of the model.
+        kind: class of the model; None takes the detector that fits the config.
+        fresh: how the names of layers begin that a file may lack.
+
+    Raises:
+        DfmsdError: the file is missing or does not fit the config.
+    """
+    load = (kind or _library(reference).AutoModelForObjectDetection).from_pretrained
     model, found = _fetch(
         reference,
         load,
@@ -128,11 +145,12 @@ def _weights(reference: str, config: Any) -> Any:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are told, with those that are missing
     )
-    missing = [*sorted(found["missing_keys"]), *sorted(key for key, *_ in found["mismatched_keys"])]
+    missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(fresh)]
+    missing += sorted(key for key, *_ in found["mismatched_keys"])
     if missing:
         raise DfmsdError(
             f"{reference}: its weights do not fit its config.json: {len(missing)} missing or of another shape, such as "
-            f"{missing[0]}; give the folder of a whole detector"
+            f"{missing[0]}; give the folder of a whole model"
         )
     return model
 
@@ -144,8 +162,12 @@ def _from_config(config: Any) -> Any:
     return model
 
 
-def _pixels(reference: str, *, needed: bool) -> dict[str, Any]:
-    """Read what the image processor's file tells of pixels; the rest are the defaults of its class."""
+def read_pixels(reference: str, *, needed: bool) -> dict[str, Any]:
+    """Read what the image processor's file tells of pixels; the rest are the defaults of its class.
+
+    Raises:
+        DfmsdError: there is no such file, and it is needed.
+    """
     read = import_module("transformers.models.auto.image_processing_auto").get_image_processor_config
     pixels: dict[str, Any] = _fetch(reference, read)
     if needed and not pixels:
@@ -207,14 +229,15 @@ def _fetch(reference: str, get: Callable[..., T], **options: Any) -> T:
             return get(name, local_files_only=local, trust_remote_code=False, **options)
     except Exception as error:  # the library lets through what its many readers raise
         if local:
-            raise DfmsdError(f"{reference}: {_line(error)}; the folder has to hold {SAVED}") from error
+            raise DfmsdError(f"{reference}: {one_line(error)}; the folder has to hold {SAVED}") from error
         raise DfmsdError(
-            f"{reference}: there is no folder {name}, and the Hugging Face hub does not give it ({_line(error)}); "
+            f"{reference}: there is no folder {name}, and the Hugging Face hub does not give it ({one_line(error)}); "
             f"download the model elsewhere (hf download {name}) and give the path of its folder, {HUGGING_FACE}FOLDER"
         ) from error
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Shorten a foreign message."""
     line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return line if len(line) <= LINE else f"{line[:LINE]} ..."
 

@@ -20,9 +20,9 @@ class StageConfig:
     """One stage of a run.
 
     Args:
-        teacher: run folder, student file, torchvision weight name, or the YAML of a training run, which is
-            made on first use; a list of such for several at once, whose losses are added up; None is plain training on
-            the labels.
+        teacher: run folder, student file, torchvision weight name, ``hf:`` or ``timm:`` reference, or the YAML of a
+            training run, which is made on first use; a list of such for several at once, whose losses are added up;
+            None is plain training on the labels.
         epochs: length of the stage, >= 1.
         loss: options that replace those of the run's loss in this stage; where one of the two is a list of losses, the
             stage's own alone.

@@ -29,6 +29,8 @@ class Preflight:
         pairs: one line per stage and teacher: which level learns from which.
         ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name; None where a teacher
             knows none of the data's classes, so that nobody can tell.
+        pearson: of each teacher that knows no class at all, in place of its AP: correlation of its features with the
+            student's, aligned but not trained yet, on one batch, as the mean over the paired levels; -1..1.
         parameters: count by owner.
         terms: size of every term of every stage on one batch.
         cache: what the teacher caches will hold, if there are any.
@@ -37,6 +39,7 @@ class Preflight:
     levels: dict[str, str] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
     ap: dict[str, float | None] = field(default_factory=dict)
+    pearson: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     terms: list[TermScale] = field(default_factory=list)
     cache: str | None = None
@@ -72,21 +75,30 @@ def preflight(
         for lesson in task.lessons_of(index):
             label = f"{lesson.label}, " if lesson.label else ""
             found.pairs[f"stage {index + 1}: {label}{lesson.teacher.name}"] = _pairs(lesson)
+    headed = {name: teacher for name, teacher in teachers.items() if teacher.detector.class_names}
     if not allow_weak_teacher:
-        for name, teacher in teachers.items():
+        for name, teacher in headed.items():
             check_classes(name, teacher.detector.class_names, data.class_names)
     task.to(device)
     _measure(found, task, data, list(teachers.values()), images, device)
     if not allow_weak_teacher:
-        for name in teachers:
+        for name in headed:
             check_teacher_ap(name, found.ap[name] or 0.0, found.ap["student"] or 0.0)
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
         found.terms = term_scales(task, batch)
+        found.pearson = {name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed}
         if cache is not None:
             try_out(cache, batch.images)
             found.cache = str(cache)
     return found
+
+
+def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
+    """Mean over the levels of what the teacher's first lesson has just measured."""
+    lessons = (lesson for index in range(len(task.stages)) for lesson in task.lessons_of(index))
+    measured = next(lesson.criterion.diagnostics for lesson in lessons if lesson.teacher is teacher)
+    return float(torch.stack(list(measured.values())).mean())
 
 
 def _pairs(lesson: Lesson) -> str:
@@ -116,14 +128,20 @@ def _measure(
         found.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
 
 
+def _quality(found: Preflight, name: str) -> str:
+    if name in found.pearson:
+        return f"no head; pearson {found.pearson[name]:.3f}"
+    unknown = name in found.ap and found.ap[name] is None
+    return "unknown" if unknown else percent(found.ap.get(name))
+
+
 def print_preflight(found: Preflight, console: Console) -> None:
     """Print the findings as tables."""
     table = Table(
         Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
     )
     for name, levels in found.levels.items():
-        unknown = name in found.ap and found.ap[name] is None
-        table.add_row(name, levels, "unknown" if unknown else percent(found.ap.get(name)))
+        table.add_row(name, levels, _quality(found, name))
     console.print(table)
     for stage, pairs in found.pairs.items():
         console.print(f"{stage}: {pairs}", highlight=False)

@@ -1,0 +1,106 @@
+"""Whole runs with a module of one's own as student and a backbone as teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
+
+import dfmsd
+from dfmsd.detectors import ModuleDetector
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_config
+from dfmsd.engine.run import check
+from dfmsd.errors import DfmsdError
+
+CLASSES = ("square", "disc")
+
+
+class OneBox(nn.Module):
+    """One box an image, the mean of all: a detector that no library knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        self.head = nn.Linear(8, 4 + len(CLASSES))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        predicted = self.head(self.body(pixels).mean((2, 3)))
+        centre, size = predicted[:, :2].sigmoid() * 64, predicted[:, 2:4].sigmoid() * 64
+        return torch.cat([centre - size / 2, centre + size / 2], 1), predicted[:, 4:]
+
+
+def loss(model: nn.Module, pixels: Tensor, targets: Sequence[dfmsd.Target]) -> dict[str, Tensor]:
+    boxes, logits = model(pixels)
+    some = [index for index, target in enumerate(targets) if len(target["boxes"])]
+    wanted = torch.stack([targets[index]["boxes"][0] for index in some])
+    labels = torch.stack([targets[index]["labels"][0] for index in some])
+    return {
+        "box": generalized_box_iou_loss(boxes[some], wanted, reduction="mean"),
+        "class": nn.functional.cross_entropy(logits[some], labels),
+    }
+
+
+def decode(model: nn.Module, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dfmsd.Detections]:
+    boxes, logits = model(pixels)
+    scores, labels = logits.softmax(1).max(1)
+    return [
+        {"boxes": box[None], "scores": score[None], "labels": label[None]}
+        for box, score, label in zip(boxes, scores, labels, strict=True)
+    ]
+
+
+def student(module: nn.Module, **functions: Any) -> ModuleDetector:
+    pixels = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return ModuleDetector(module, ("body.2", "body.3"), CLASSES, **pixels, loss=loss, **functions)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.safetensors")
+    return f"timm:test_resnet?weights={tmp_path}/resnet.safetensors"
+
+
+def test_a_foreign_student_learns_from_a_backbone_and_is_delivered(
+    tiny_root: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    module = OneBox()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    data = dfmsd.DataConfig(str(tiny_root), image_size=64, batch_size=4)
+    options: dict[str, Any] = {"loss": {"name": "pkd"}, "epochs": 1}
+    result = dfmsd.distill(student(module, decode=decode), teacher, data, tmp_path / "run", **options)
+    assert isinstance(result.metrics["AP"], float)
+    assert all(not torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert "no head; pearson" in capsys.readouterr().err  # and it is not refused as a weak teacher
+
+    fresh = OneBox()
+    fresh.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
+    trained = module.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in fresh.state_dict().items())
+    assert dfmsd.evaluate(student(fresh, decode=decode), dfmsd.CocoDataModule(data).val)["AP"] == result.metrics["AP"]
+    with pytest.raises(DfmsdError, match=r"module\.load_state_dict"):
+        dfmsd.load_detector(tmp_path / "run")
+
+    config = read_config(DistillConfig, tmp_path / "run" / "config.yaml")
+    assert config.student.arch == f"python:{OneBox.__module__}.OneBox"
+    with pytest.raises(DfmsdError, match="which a config cannot build; give it in Python"):
+        check(config)
+    again = dfmsd.distill(student(module, decode=decode), teacher, data, tmp_path / "run", **options, resume=True)
+    assert again.metrics == result.metrics
+
+
+def test_a_student_without_boxes_is_refused_before_its_first_step(
+    tiny_root: Path, teacher: str, tmp_path: Path
+) -> None:
+    data = dfmsd.DataConfig(str(tiny_root), image_size=64, batch_size=4)
+    with pytest.raises(DfmsdError, match=r"OneBox gives no boxes: give ModuleDetector"):
+        dfmsd.distill(student(OneBox()), teacher, data, tmp_path / "run", loss={"name": "pkd"}, epochs=1)
+    assert not (tmp_path / "run").exists()
