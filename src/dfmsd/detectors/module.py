@@ -89,14 +89,14 @@ class ModuleDetector(Detector):
         self.config = DetectorConfig(f"{PYTHON}{kind.__module__}.{kind.__qualname__}")
         self.taps = tuple(find_tap(unwrap(module), path) for path in features)
         self.levels = read_levels(Maps(self, self._dry_maps), side)
+        if not self.levels or any(a.stride > b.stride for a, b in zip(self.levels, self.levels[1:], strict=False)):
+            strides = ", ".join(f"{tap.path} {level.stride}" for tap, level in zip(self.taps, self.levels, strict=True))
+            raise DfmsdError(f"features: expected maps, finest first, got strides {strides or 'of none'}; reorder them")
         self.standing: Watch | None = None
         if is_compiled(on_one_device(module)):
             # A compiled graph has the hooks that were there when it was made, so these stay, and none stops it.
             self.standing = self._watch()
             self.standing.__enter__()
-        if not self.levels or any(a.stride > b.stride for a, b in zip(self.levels, self.levels[1:], strict=False)):
-            strides = ", ".join(f"{tap.path} {level.stride}" for tap, level in zip(self.taps, self.levels, strict=True))
-            raise DfmsdError(f"features: expected maps, finest first, got strides {strides or 'of none'}; reorder them")
 
     def features(self, images: Tensor) -> FeaturePyramid:
         """Run the model to the last of the maps: level name -> ``N x C x H/stride x W/stride``.
