@@ -279,6 +279,7 @@ class Plain(nn.Module):
         return scores, scores.repeat(1, 2, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_watched_in_every_pass() -> None:
     """Detecting without a look at the maps comes between the others: its graph must not serve them."""
     net = Plain()
