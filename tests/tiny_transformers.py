@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +16,14 @@ from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.detectors.transformers import FAMILIES
 from dfmsd.types import LevelSpec, Target
 
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="needs pip install 'dfmsd[transformers]'"
+)
+NEEDED = [pytest.mark.transformers, needs_transformers]
+"""Marks of files that test the library's models."""
+Saved = Callable[[str], Path]
+Built = Callable[[str], Any]
+SIZES = [(96, 64), (70, 50)]
 BACKBONE = {
     "model_type": "rt_detr_resnet",
     "embedding_size": 16,

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.tiny_transformers import save_model, student
+from tests.tiny_transformers import Built, Saved, save_model, student
 
 from dfmsd.detectors import load_detector
-
-Saved = Callable[[str], Path]
-Built = Callable[[str], Any]
 
 
 @pytest.fixture(scope="session")

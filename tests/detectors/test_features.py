@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tiny_transformers import needs_transformers
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -26,9 +26,6 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
 IMAGES = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
-needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="needs pip install 'dfmsd[transformers]'"
-)
 
 
 def normalised(model: Any, images: Tensor = IMAGES) -> Tensor:

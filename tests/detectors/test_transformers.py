@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tests.tiny_transformers import CLASSES, OPTIONS, PYRAMID, STUDENTS, TARGETS, processor, student
+from tests.tiny_transformers import (
+    CLASSES,
+    NEEDED,
+    OPTIONS,
+    PYRAMID,
+    SIZES,
+    STUDENTS,
+    TARGETS,
+    Built,
+    Saved,
+    processor,
+    student,
+)
 from torch import Tensor, nn
 
 from dfmsd.align import pair_levels
 from dfmsd.detectors.transformers import FAMILIES
 from dfmsd.errors import DfmsdError
 
-pytestmark = [
-    pytest.mark.transformers,
-    pytest.mark.skipif(find_spec("transformers") is None, reason="needs pip install 'dfmsd[transformers]'"),
-]
-Saved = Callable[[str], Path]
-Built = Callable[[str], Any]
-SIZES = [(96, 64), (70, 50)]
+pytestmark = NEEDED
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 EMPTY = [TARGETS[1], TARGETS[1]]

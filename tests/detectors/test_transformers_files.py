@@ -8,27 +8,20 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny_transformers import CLASSES, PYRAMID, TARGETS, student
+from tests.tiny_transformers import CLASSES, NEEDED, PYRAMID, SIZES, TARGETS, Built, Saved, student
 from torch import Tensor, nn
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.detectors.transformers import TransformersDetector
 from dfmsd.errors import DfmsdError
 
-pytestmark = [
-    pytest.mark.transformers,
-    pytest.mark.skipif(find_spec("transformers") is None, reason="needs pip install 'dfmsd[transformers]'"),
-]
-Saved = Callable[[str], Path]
-Built = Callable[[str], Any]
-SIZES = [(96, 64), (70, 50)]
+pytestmark = NEEDED
 
 
 @pytest.mark.parametrize(("model_type", "pretrained"), [("rt_detr", True), ("rt_detr_v2", False), ("d_fine", False)])

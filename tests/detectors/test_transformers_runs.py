@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_transformers import CLASSES
+from tests.tiny_transformers import CLASSES, NEEDED, Saved
 
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import Detector, DetectorConfig, load_detector
@@ -18,11 +17,7 @@ from dfmsd.engine.run import check, distill
 from dfmsd.estimate.estimate import first_batch, untrained_task
 from dfmsd.estimate.flops import count_stage
 
-pytestmark = [
-    pytest.mark.transformers,
-    pytest.mark.skipif(find_spec("transformers") is None, reason="needs pip install 'dfmsd[transformers]'"),
-]
-Saved = Callable[[str], Path]
+pytestmark = NEEDED
 Config = Callable[..., DistillConfig]
 
 
