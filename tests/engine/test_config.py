@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dfmsd import losses
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distill.stages import StageConfig
@@ -22,6 +23,7 @@ from dfmsd.engine.config import (
 )
 from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import DFMSDOptions
 
 STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
 UNLABELED = DataConfig(unlabeled="more")
@@ -128,7 +130,40 @@ def test_a_written_config_is_read_again_as_the_same(tmp_path: Path) -> None:
     train = TrainConfig(out="x", model=DetectorConfig(pretrained=True), epochs=3)
     for config in (distil, train):
         write_config(config, tmp_path)
-        assert read_config(type(config), tmp_path / "config.yaml") == config
+        again = read_config(type(config), tmp_path / "config.yaml")
+        assert to_yaml(again) == to_yaml(config)
+        assert same_run(again, tmp_path)
+        assert same_run(config, tmp_path)
+        if isinstance(config, DistillConfig):
+            again.loss, again.stages = config.loss, config.stages  # whose losses have all their options written out
+        assert again == config
+
+
+def test_a_run_stays_what_it_was_when_a_default_of_its_loss_changes(tmp_path: Path, monkeypatch: Any) -> None:
+    own = [StageConfig(epochs=1, teacher="a", loss={"name": "mgd", "weight": 2.0}), StageConfig(epochs=1, teacher="b")]
+    config = DistillConfig(out="x", stages=own, loss={"name": "dfmsd", "alpha": 0.5})
+    write_config(config, tmp_path)
+    assert same_run(replace(config, loss={"name": "dfmsd", "alpha": 0.5, "ratio": 0.5}), tmp_path)
+    assert not same_run(replace(config, loss={"name": "dfmsd"}), tmp_path)
+    baseline = DistillConfig(out="x", stages=PLAIN).without_teachers()
+    place = tmp_path / "baseline"
+    place.mkdir()
+    write_config(baseline, place)
+
+    @dataclass(frozen=True)
+    class Younger(DFMSDOptions):
+        ratio: float = 0.4
+
+    monkeypatch.setattr(losses.DFMSD, "Options", Younger)
+    assert not same_run(config, tmp_path)
+    assert same_run(replace(config, loss={"name": "dfmsd", "alpha": 0.5, "ratio": 0.5}), tmp_path)
+    assert same_run(baseline, place)  # where nobody teaches no loss is meant
+
+
+def test_a_run_with_an_option_that_is_no_more_is_another(tmp_path: Path) -> None:
+    config = DistillConfig(out="x", stages=STAGES)
+    (tmp_path / "config.yaml").write_text(to_yaml(config).replace("  channel_ratio:", "  channel_share:"))
+    assert not same_run(config, tmp_path)
 
 
 def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
@@ -147,7 +182,7 @@ def test_a_run_from_before_stages_had_several_teachers_is_the_same(tmp_path: Pat
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**content, "stages": yaml.safe_load(stages)}))
     config = DistillConfig(out="x", stages=[StageConfig(epochs=2, teacher="a"), StageConfig(epochs=1)])
     assert same_run(config, tmp_path)
-    assert read_config(DistillConfig, tmp_path / "config.yaml") == config
+    assert read_config(DistillConfig, tmp_path / "config.yaml").stages == config.stages
     other = [StageConfig(epochs=2, teacher=["a", "b"]), StageConfig(epochs=1)]
     assert not same_run(replace(config, stages=other), tmp_path)
 

@@ -126,7 +126,8 @@ def test_checking_draws_no_random_numbers() -> None:
     [
         ({"name": "dfmsd", "alpha": 2.0}, {}, {"name": "dfmsd", "alpha": 2.0}),
         ({"name": "dfmsd", "alpha": 2.0}, {"beta": 0.0}, {"name": "dfmsd", "alpha": 2.0, "beta": 0.0}),
-        ({"name": "dfmsd"}, {"name": "pkd"}, {"name": "pkd"}),
+        ({"name": "dfmsd", "alpha": 2.0}, {"name": "pkd"}, {"name": "pkd"}),
+        ({"alpha": 2.0}, {"name": "dfmsd", "beta": 0.0}, {"alpha": 2.0, "name": "dfmsd", "beta": 0.0}),
         ({"name": "dfmsd", "alpha": 2.0}, SUM, SUM),
         (SUM, {}, SUM),
         (SUM, {"name": "pkd"}, {"name": "pkd"}),

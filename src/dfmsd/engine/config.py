@@ -16,7 +16,7 @@ from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_text
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
 
 Precision = Literal["32", "bf16", "16"]
 ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -254,8 +254,8 @@ class DistillConfig(RunConfig):
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Write a config as YAML that gives the same config again."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    """Write a config as YAML that gives the same run again, also where a loss has other defaults by then."""
+    return yaml.safe_dump(_with_loss_options(asdict(config)), sort_keys=False)
 
 
 def write_config(config: RunConfig, run: Path) -> None:
@@ -277,12 +277,27 @@ def same_run(config: RunConfig, run: Path) -> bool:
     sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
     parts = {name: {**asdict(section()), **written.get(name, {})} for name, section in sections.items()}
     parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
-    return {**own, "out": None} == {**younger, **written, **parts, "out": None}
+    try:
+        return {**own, "out": None} == {**_with_loss_options({**younger, **written, **parts}), "out": None}
+    except DfmsdError:  # a loss or an option that is no more
+        return False
 
 
 def trained_image_size(run: Path) -> int | None:
     """Tell the image size of a run folder's training; None for anything that is not a run folder."""
     return int(_written(run)["data"]["image_size"]) if holds_run(run) else None
+
+
+def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Write out every option of the losses of a config, unless nobody teaches."""
+    stages = values.get("stages", [])
+    if not any(stage["teacher"] for stage in stages):
+        return values
+    loss = values["loss"]
+    taught = [
+        {**stage, "loss": resolve_loss(replace_loss(loss, stage["loss"])) if stage["loss"] else {}} for stage in stages
+    ]
+    return {**values, "loss": resolve_loss(loss), "stages": taught}
 
 
 def _written(run: Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ __all__ = [
     "check_sum",
     "head_methods",
     "replace_loss",
+    "resolve_loss",
 ]
 
 
@@ -201,7 +202,7 @@ def build_sum(
 
 
 def replace_loss(loss: LossConfig, own: LossConfig) -> LossConfig:
-    """Give the loss of a stage: options over those of the run's one loss; in front of or as a list, its own alone.
+    """Give the loss of a stage: options over those of the run's one loss; another one, or a list, stands alone.
 
     Args:
         loss: of the run.
@@ -213,10 +214,29 @@ def replace_loss(loss: LossConfig, own: LossConfig) -> LossConfig:
     if own == {}:
         return loss
     if isinstance(loss, Mapping) and isinstance(own, Mapping):
-        return {**loss, **own}
+        name = loss.get("name", DEFAULT_LOSS)
+        return {**loss, **own} if own.get("name", name) == name else own
     if isinstance(own, Mapping) and "name" not in own:
         raise DfmsdError("loss.name: missing; over a list of losses a stage's own loss stands alone, so name it")
     return own
+
+
+def resolve_loss(loss: LossConfig) -> LossConfig:
+    """Write out every option of a loss, or of each one in a sum, with its default where none is stated.
+
+    Raises:
+        DfmsdError: see `check_sum`.
+    """
+    check_sum(loss)
+    parts = [{"name": name, **_resolved(name, options)} for name, options in _parts(loss).items()]
+    return parts[0] if isinstance(loss, Mapping) else parts
+
+
+def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    method = LOSSES[name]
+    shared = {"pairing": "stride", "weight": method.default_weight}
+    own = method.Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
+    return {**shared, **{key: getattr(own, key) for key in _switches(method.Options)}, **options}
 
 
 def _parts(loss: LossConfig) -> dict[str, dict[str, Any]]:
