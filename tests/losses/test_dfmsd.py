@@ -403,3 +403,31 @@ def test_agreement_takes_a_previous_map_of_another_size() -> None:
     expected = torch.ones(4, 4)
     expected[2:, 2:] = 0
     assert_close(mask, expected)
+
+
+@pytest.mark.parametrize(("stride", "share"), [(4, 4.0), (8, 1.0), (16, 0.25), (64, 1 / 64)])
+def test_a_level_weighs_as_much_as_it_has_cells(stride: int, share: float) -> None:
+    student, teacher = torch.randn(2, 1, C, 128 // stride, 192 // stride)
+    place = LossContext([torch.zeros(0, 4)], (128, 192), stride)
+    losses = [DFMSD(C, DFMSDOptions(levels=levels)) for levels in ("equal", "cells")]
+    losses[1].load_state_dict(losses[0].state_dict())
+    equal, cells = (loss(student, teacher, place) for loss in losses)
+    assert equal.keys() == cells.keys() == {"mask", "sfa"}
+    for name, value in equal.items():
+        assert_close(cells[name], share * value)
+
+
+def test_a_cell_pulls_alike_on_all_levels() -> None:
+    """The gradient of one cell, of a feature that repeats itself, does not depend on how many cells its level has."""
+    tile_student, tile_teacher = torch.randn(2, 1, C, 4, 4, dtype=torch.float64)
+    pulls = []
+    for stride, repeats in ((8, 4), (16, 2), (32, 1)):
+        student = tile_student.repeat(1, 1, repeats, repeats).requires_grad_()
+        teacher = tile_teacher.repeat(1, 1, repeats, repeats)
+        place = LossContext([torch.zeros(0, 4)], (128, 128), stride)
+        method(alpha=0.0, eps=1e-9)(student, teacher, place)["sfa"].backward()
+        assert student.grad is not None
+        pulls.append(student.grad[..., :4, :4])
+    # the deviation divides by n - 1: 255, 63 and 15
+    assert_close(pulls[1], pulls[0], rtol=0.02, atol=1e-5)
+    assert_close(pulls[2], pulls[0], rtol=0.1, atol=1e-4)

@@ -17,6 +17,9 @@ from dfmsd.losses.method import LossContext, Method, refuse_negative
 from dfmsd.masking import Direction, Enhancement, Selection
 
 TargetForm = Literal["standardized", "raw", "teacher"]
+Levels = Literal["cells", "equal"]
+REFERENCE_STRIDE = 8
+"""Of the level that weighs 1 where levels weigh as much as they have cells: the finest one of most detectors."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class DFMSDOptions:
         delta: strength of ``object``.
         ratio_step: added to ``ratio`` at every stage after the first.
         ratio_max: upper end of the ratio.
+        levels: ``cells`` weighs a level by its number of cells, see `level_share`, so that a cell counts alike on all
+            levels, as in the sums of MGD and FGD; ``equal`` weighs all levels alike, as the means of PKD do.
         focus: share of the alignment's weight that objects have to themselves, 0..1, see `objects.object_focus`.
         eps: of the standardisation.
     """
@@ -63,6 +68,7 @@ class DFMSDOptions:
     delta: float = 1.0
     ratio_step: float = 0.1
     ratio_max: float = 0.75
+    levels: Levels = "cells"
     focus: float = 0.0
     eps: float = 1e-3
 
@@ -90,8 +96,8 @@ class DFMSDOptions:
 class DFMSD(Method):
     r"""Dual feature masking and semantic alignment of one level.
 
-    $L = \alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean}\,w (z(X) - z(T))^2$ with
-    $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$.
+    $L = s\,(\alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean}\,w (z(X) - z(T))^2)$ with
+    $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$ and $s$ the level's share, see `level_share`.
 
     Args:
         channels: of the aligned pair.
@@ -127,6 +133,7 @@ class DFMSD(Method):
             weight = objects.object_focus(context.boxes, context.stride, size, o.focus, teacher.dtype)
         alignment = functional.align_distributions(student, standard_teacher, o.eps, weight)
         self.correlation = alignment.correlation
+        share = level_share(teacher, context) if o.levels == "cells" else 1.0
         terms = {}
         if o.alpha > 0:
             error = None
@@ -139,9 +146,9 @@ class DFMSD(Method):
             elif o.target == "teacher":
                 mean, scale = functional.channel_statistics(teacher, o.eps)
                 visible = (student - mean) / scale
-            terms["mask"] = o.alpha * self.reconstruction_error(visible, masks, target)
+            terms["mask"] = share * o.alpha * self.reconstruction_error(visible, masks, target)
         if o.beta > 0:
-            terms["sfa"] = o.beta * alignment.error
+            terms["sfa"] = share * o.beta * alignment.error
         return terms
 
     @torch.no_grad()
@@ -192,3 +199,9 @@ class DFMSD(Method):
             return F.mse_loss(rebuilt[0], target)
         spatial, channel = rebuilt
         return self.fusion.error(spatial, channel, target)
+
+
+def level_share(feature: Tensor, context: LossContext) -> float:
+    """Number of cells of a feature map, relative to a level of stride 8 of the same input."""
+    height, width = context.size
+    return feature.shape[2] * feature.shape[3] * REFERENCE_STRIDE**2 / (height * width)

@@ -26,7 +26,8 @@ class DMKDOptions(DFMSDOptions):
 class DMKD(DFMSD):
     r"""`DFMSD` without semantic alignment, masking enhancement and stages: its term ``mask``, the same in every stage.
 
-    $L = \mathrm{mean}(R - target)^2$ with $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$.
+    $L = s\,\mathrm{mean}(R - target)^2$ with $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$; with ``levels: cells``
+    its levels share the loss as those of MGD, which it comes from.
 
     Args:
         channels: of the aligned pair.
