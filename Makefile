@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+MMDET := .venv-mmdet
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo test test-slow test-mmdet lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,6 +24,14 @@ test: $(INSTALLED) ## the unit tests: offline, no data needed
 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow
+
+test-mmdet: $(MMDET)/.installed ## the tests of MMDetection, in a virtual environment of its own
+	$(MMDET)/bin/python -m pytest -m mmdet tests/detectors
+
+$(MMDET)/.installed: pyproject.toml constraints.txt
+	test -x $(MMDET)/bin/python || $(PYTHON) -m venv $(MMDET)
+	$(MMDET)/bin/python -m pip install -q -c constraints.txt -e ".[mmdet]" pytest
+	touch $@
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

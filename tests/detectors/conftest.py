@@ -1,4 +1,4 @@
-"""Tiny detectors of Hugging Face transformers, each made once."""
+"""Tiny detectors of Hugging Face transformers and of MMDetection, each made once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests import tiny_mmdet
 from tests.tiny_transformers import Built, Saved, save_model, student
 
 from dfmsd.detectors import load_detector
@@ -44,3 +45,10 @@ def learning(saved: Saved) -> Built:
     """A student of a type, in train mode, that a test may change."""
     built = cache(lambda model_type: student(saved(model_type)))
     return lambda model_type: copy.deepcopy(built(model_type))
+
+
+@pytest.fixture(scope="session")
+def saved_mmdet(tmp_path_factory: pytest.TempPathFactory) -> tiny_mmdet.Saved:
+    """Config and checkpoint of a tiny model of MMDetection: do not change them."""
+    root = tmp_path_factory.mktemp("mmdet")
+    return cache(lambda family: tiny_mmdet.save_model(family, root / family))

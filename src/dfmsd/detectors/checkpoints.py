@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torchvision.models.detection import KeypointRCNN
 
 from dfmsd.detectors.base import UNUSED_CLASSES, Detector
-from dfmsd.detectors.config import HUGGING_FACE, PYTHON, TORCHVISION_MODELS, DetectorConfig
+from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, TORCHVISION_MODELS, DetectorConfig
 from dfmsd.detectors.features import TIMM, backbone_class, load_timm, load_transformers_backbone
 from dfmsd.detectors.hooks import unwrap
+from dfmsd.detectors.mmdet_files import load_mmdet, restore_mmdet
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
 from dfmsd.detectors.transformers_files import load_transformers, read_config, restore_transformers
@@ -26,7 +27,6 @@ from dfmsd.files import write_atomically, write_json
 
 FORMAT_VERSION = 1
 STUDENT_NAME = "student"
-_ADAPTERS_TO_COME = {"mmdet": "dfmsd[mmdet]"}
 
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
@@ -66,9 +66,10 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
 
     Args:
         reference: a run folder, a student file (``.safetensors`` or its ``.json``), the name of torchvision weights
-            such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, or ``hf:`` and the folder or hub id of a detector of Hugging
-            Face transformers; as a teacher without a detection head ``hf:`` and a vision backbone, or
-            ``timm:<model>`` and ``timm:<model>?weights=<file>``.
+            such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``hf:`` and the folder or hub id of a detector of Hugging
+            Face transformers, or ``mmdet:`` and config and checkpoint of one of MMDetection, a comma between; as a
+            teacher without a detection head ``hf:`` and a vision backbone, or ``timm:<model>`` and
+            ``timm:<model>?weights=<file>``.
         trained: False builds the model of torchvision, timm or transformers weights without them, so that none are
             downloaded; a file of dfmsd is read all the same.
 
@@ -80,6 +81,8 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         config = read_config(text)
         load = load_transformers if backbone_class(config) is None else load_transformers_backbone
         return load(text, config, trained=trained)
+    if text.startswith(MMDET):
+        return load_mmdet(text, trained=trained)
     if text.startswith(TIMM):
         return load_timm(text, trained=trained)
     if path.is_dir():
@@ -92,11 +95,14 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         return _load_torchvision(text, trained).eval()
     prefix = re.match(r"(\w+):", text)
     if prefix:
-        raise _no_such_prefix(text, prefix[1])
+        raise DfmsdError(
+            f"unknown prefix {prefix[1] + ':'!r} in {text!r}: expected a path, a torchvision weight name, or"
+            f" {HUGGING_FACE}, {MMDET} or {TIMM} and a model"
+        )
     raise DfmsdError(
         f"no detector at {text!r}: looked for a run folder, a student file and the name of torchvision weights"
-        " such as FCOS_ResNet50_FPN_Weights.COCO_V1; a model of Hugging Face transformers is hf:<folder or id>, a"
-        " backbone of timm timm:<name>"
+        " such as FCOS_ResNet50_FPN_Weights.COCO_V1; a model of Hugging Face transformers is hf:<folder or id>, one of"
+        " MMDetection mmdet:<config>,<checkpoint>, a backbone of timm timm:<name>"
     )
 
 
@@ -123,8 +129,7 @@ def _load_files(path: Path) -> Detector:
                 f" {config.arch.removeprefix(PYTHON)}: load them there, by"
                 f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it by ModuleDetector"
             )
-        restore = restore_transformers if config.arch.startswith(HUGGING_FACE) else _restore_torchvision
-        detector = restore(config, description)
+        detector = _restore(config, description)
         levels = [tuple(level.values()) for level in description["levels"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DfmsdError(f"{described} does not describe a detector of dfmsd ({error!r})") from error
@@ -134,6 +139,14 @@ def _load_files(path: Path) -> Detector:
             f"{described} tells of levels {levels}, but this version of its library builds {detector.levels}"
         )
     return detector
+
+
+def _restore(config: DetectorConfig, description: dict[str, Any]) -> Detector:
+    if config.arch.startswith(HUGGING_FACE):
+        return restore_transformers(config, description)
+    if config.arch.startswith(MMDET):
+        return restore_mmdet(config, description)
+    return _restore_torchvision(config, description)
 
 
 def _restore_torchvision(config: DetectorConfig, description: dict[str, Any]) -> TorchvisionDetector:
@@ -182,10 +195,3 @@ def _load_torchvision(name: str, trained: bool) -> TorchvisionDetector:
     else:
         model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=len(categories))
     return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids)
-
-
-def _no_such_prefix(reference: str, prefix: str) -> DfmsdError:
-    extra = _ADAPTERS_TO_COME.get(prefix)
-    if extra:
-        return DfmsdError(f"{reference} needs the adapter of {extra}, which this version of dfmsd does not have yet")
-    return DfmsdError(f"unknown prefix {prefix + ':'!r} in {reference!r}: expected a path or a torchvision weight name")

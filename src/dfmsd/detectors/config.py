@@ -19,8 +19,11 @@ TORCHVISION_MODELS: tuple[str, ...] = tuple(
 """torchvision's own detectors, by the names of their builders."""
 HUGGING_FACE = "hf:"
 """What the name of a model of transformers begins with."""
+MMDET = "mmdet:"
+"""What the paths of a config and a checkpoint of MMDetection begin with."""
 PYTHON = "python:"
 """What stands before the class of a module that only its own program can build."""
+PREFIXES = (HUGGING_FACE, MMDET, PYTHON)
 
 
 @dataclass
@@ -30,13 +33,15 @@ class DetectorConfig:
     Attributes:
         arch: the family of heads: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
             torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
-            RT-DETRv2 or D-FINE of Hugging Face transformers, for which no other key but ``pretrained`` applies.
+            RT-DETRv2 or D-FINE of Hugging Face transformers, or ``mmdet:`` and the config of a detector of MMDetection,
+            after a comma its checkpoint; for these three no other key but ``pretrained`` applies.
         backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
         fpn_channels: width of the feature pyramid and of the heads; of SSDLite, which has no pyramid, width of the
             coarsest of its four further levels, the others having twice and four times as many channels.
         head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
         pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:`` true
-            stands for the weights beside the model's config, those of its head included where the classes are equal.
+            stands for the weights beside the model's config, with ``mmdet:`` for the checkpoint, those of its head
+            included where the classes are equal.
         frozen_stride: layers of the backbone that work at this stride or a finer one keep their pretrained weights and
             statistics, which spares the most expensive part of the backward pass; 0 trains them all, 4 is usual.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With
@@ -60,10 +65,10 @@ class DetectorConfig:
         Raises:
             DfmsdError: an unknown `arch`.
         """
-        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith((HUGGING_FACE, PYTHON)):
+        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith(PREFIXES):
             raise DfmsdError(
                 f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
-                f" {', '.join(TORCHVISION_MODELS)}, or {HUGGING_FACE}<folder or id>"
+                f" {', '.join(TORCHVISION_MODELS)}, {MMDET}<config>,<checkpoint> or {HUGGING_FACE}<folder or id>"
             )
 
 

@@ -21,8 +21,9 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from dfmsd.detectors.backbones import Backbone, PyramidBackbone, build_backbone
 from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, SCORE_THRESHOLD, Detector
-from dfmsd.detectors.config import HUGGING_FACE, PYTHON, DetectorConfig
+from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, DetectorConfig
 from dfmsd.detectors.gfl import GFL, GFLHead
+from dfmsd.detectors.mmdet_files import build_mmdet
 from dfmsd.detectors.ssdlite import STRIDES, SSDLiteBackbone
 from dfmsd.detectors.torchvision import wrap_torchvision
 from dfmsd.detectors.torchvision_base import read_levels
@@ -56,6 +57,8 @@ def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Detect
         raise DfmsdError("a detector needs at least one class name: check `categories` of the annotation file")
     if config.arch.startswith(HUGGING_FACE):
         return build_transformers(config, class_names)
+    if config.arch.startswith(MMDET):
+        return build_mmdet(config, class_names)
     if config.arch.startswith(PYTHON):
         raise DfmsdError(
             f"arch: {config.arch} is a module of somebody's own, which a config cannot build; give it in Python, as a "
