@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 MMDET := .venv-mmdet
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-slow test-mmdet lint bench clean
+.PHONY: help install demo test test-slow test-mmdet lint bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,9 @@ lint: $(INSTALLED) ## ruff and mypy
 bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and writes benchmarks/results/*.json
 	@test -n "$(BENCHMARKS)" || { echo "make bench: no script under benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+support: $(INSTALLED) ## try every teacher with every student: docs/support.json, docs/support.md
+	$(BIN)/python -m tests.support_docs
 
 clean: ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,8 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
 
 MIN_TEACHER_AP = 0.01
+SUSPECTS = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
+"""What makes a good teacher measure badly, likeliest first."""
 
 
 def check_classes(teacher: str, known: Sequence[str], wanted: Sequence[str]) -> None:
@@ -53,14 +55,14 @@ def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None
         DfmsdError: the teacher is at about 0, or below the student's start.
     """
     if teacher_ap < MIN_TEACHER_AP:
-        problem = "about 0: wrong weights, classes or normalisation?"
+        problem = "about 0"
     elif teacher_ap < student_ap:
         problem = f"below the student's start ({100 * student_ap:.1f})"
     else:
         return
     raise DfmsdError(
         f"teacher {teacher} measures AP {100 * teacher_ap:.1f} in this pipeline, {problem}; "
-        "give a better teacher or pass --allow-weak-teacher"
+        f"look at {SUSPECTS}, give a better teacher or pass --allow-weak-teacher"
     )
 
 
