@@ -132,6 +132,18 @@ def test_other_channels_are_projected_by_a_pointwise_convolution() -> None:
     assert_close(align(feature, (4, 6)), torch.einsum("oc,nchw->nohw", weight, feature) + bias.view(1, -1, 1, 1))
 
 
+def test_equal_channels_are_projected_on_request() -> None:
+    align = Align(LevelPair(LevelSpec("s", 3, 8), LevelSpec("t", 3, 8)), project=True)
+    student = torch.randn(2, 3, 4, 5)
+    layer = align.project
+    assert isinstance(layer, nn.Conv2d)
+    turned = torch.eye(3)[[2, 0, 1]]  # the teacher's channels in another order
+    with torch.no_grad():
+        layer.weight.copy_(turned[:, :, None, None])
+        layer.bias.zero_()
+    assert_close(align(student, (4, 5)), student[:, [2, 0, 1]])
+
+
 def test_other_sizes_are_resized_bilinearly() -> None:
     align = Align(LevelPair(LevelSpec("s", 1, 16), LevelSpec("t", 1, 8)))
     resized = align(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))

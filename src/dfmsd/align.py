@@ -84,12 +84,16 @@ class Align(nn.Module):
 
     Args:
         pair: the two levels.
+        project: have the convolution also where the channels agree. Channel 7 of one detector has nothing to do with
+            channel 7 of another: without it the student rearranges its own channels after the teacher's, and again
+            after the next stage's.
     """
 
-    def __init__(self, pair: LevelPair) -> None:
+    def __init__(self, pair: LevelPair, *, project: bool = False) -> None:
         super().__init__()
         student, teacher = pair.student.channels, pair.teacher.channels
-        self.project: nn.Module = nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1)
+        alike = student == teacher and not project
+        self.project: nn.Module = nn.Identity() if alike else nn.Conv2d(student, teacher, 1)
 
     def forward(self, student: Tensor, size: tuple[int, int]) -> Tensor:
         """Align ``N x C_S x H' x W'`` to ``N x C_T x`` ``size``."""

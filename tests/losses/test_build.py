@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
@@ -48,10 +49,11 @@ def test_every_loss_builds_with_its_defaults(name: str) -> None:
 
 
 def test_options_reach_method_and_criterion() -> None:
-    options = {"alpha": 2, "selection": "sample", "pairing": "index", "weight": 3}
+    options = {"alpha": 2, "selection": "sample", "pairing": "index", "weight": 3, "project": True}
     assert losses.check_options("dfmsd", **options) == options
     criterion = losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)), **options)
     assert criterion.weight == 3
+    assert all(isinstance(align.project, nn.Conv2d) for align in criterion.align)
     assert [pair.teacher.stride for pair in criterion.pairs] == [4, 8]
     assert all(method.options.selection == "sample" and method.options.alpha == 2 for method in criterion.methods)
 

@@ -52,7 +52,7 @@ LossConfig = dict[str, Any] | list[dict[str, Any]]
 """``name`` (`DEFAULT_LOSS` where there is none) and options of a loss; of each one in a sum of several."""
 
 DEFAULT_LOSS = "dfmsd"
-CRITERION_OPTIONS = {"pairing": Pairing, "weight": float}
+CRITERION_OPTIONS = {"pairing": Pairing, "weight": float, "project": bool}
 
 __all__ = [
     "AMD",
@@ -144,7 +144,7 @@ def build(
         name: a key of `LOSSES`.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
-        **options: ``pairing`` and ``weight`` of `Criterion`, the rest of the method
+        **options: ``pairing``, ``weight`` and ``project`` of `Criterion`, the rest of the method
             (for ``dfmsd``: `DFMSDOptions`).
 
     Raises:
@@ -234,7 +234,7 @@ def resolve_loss(loss: LossConfig) -> LossConfig:
 
 def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     method = LOSSES[name]
-    shared = {"pairing": "stride", "weight": method.default_weight}
+    shared = {"pairing": "stride", "weight": method.default_weight, "project": False}
     own = method.Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
     return {**shared, **{key: getattr(own, key) for key in _switches(method.Options)}, **options}
 

@@ -28,6 +28,7 @@ class Criterion(nn.Module):
         teacher_levels: levels of the teacher.
         pairing: see `dfmsd.align.pair_levels`.
         weight: factor on every term; None takes the method's published one.
+        project: see `dfmsd.align.Align`.
 
     Attributes:
         pairs: the paired levels.
@@ -48,11 +49,12 @@ class Criterion(nn.Module):
         *,
         pairing: Pairing = "stride",
         weight: float | None = None,
+        project: bool = False,
     ) -> None:
         super().__init__()
         self.pairs = pair_levels(student_levels, teacher_levels, pairing)
         self.weight = method.default_weight if weight is None else weight
-        self.align = nn.ModuleList(Align(pair) for pair in self.pairs)
+        self.align = nn.ModuleList(Align(pair, project=project) for pair in self.pairs)
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
