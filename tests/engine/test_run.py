@@ -20,7 +20,7 @@ from dfmsd.distill.stages import StageConfig, learning_rate_factor
 from dfmsd.engine import callbacks
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import StopOnInterrupt
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, write_config
+from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, same_run, write_config
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.evaluate import evaluate
 from dfmsd.engine.run import Result, build_task, distill, train
@@ -103,7 +103,7 @@ def test_the_run_folder_is_complete_and_says_the_same_everywhere(
 ) -> None:
     run = distilled.run
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
-    assert read_config(DistillConfig, run / "config.yaml") == distill_config(run)
+    assert same_run(distill_config(run), run)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == distilled.metrics
     assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"]
@@ -359,7 +359,7 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
             quietly(config)
     result = quietly(config, resume=True)
     assert result.finished
-    assert read_config(DistillConfig, result.run / "config.yaml") == config
+    assert same_run(config, result.run)
     log = rows(result.run / "log.csv")
     terms = [{name.partition("/")[0] for name, value in row.items() if "/" in name and value} for row in log]
     assert [row["stage"] for row in log] == ["1", "1", "2", "2"]

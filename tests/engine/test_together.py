@@ -16,8 +16,7 @@ from dfmsd.data import DataConfig
 from dfmsd.distill.stages import StageConfig
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import StopOnInterrupt
-from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.config import DistillConfig, same_run
 from dfmsd.engine.run import Result, check, distill
 from dfmsd.report import run_report
 
@@ -82,7 +81,7 @@ def test_the_folder_tells_the_teachers_apart(distilled: Result, make: Make) -> N
         "1": {"mask", "sfa"},
         "2": {"T1.mask", "T1.sfa", "T2.mask", "T2.sfa"},
     }
-    assert read_config(DistillConfig, distilled.run / "config.yaml") == make("whole")
+    assert same_run(make("whole"), distilled.run)
     names = torch.load(distilled.run / "last.ckpt", weights_only=True)["state_dict"]
     layers = {name.split(".")[3] for name in names if name.startswith("task.trainable.criteria.")}
     assert layers == {"0", "1", "1_T2"}
