@@ -115,8 +115,13 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
         _check_value(f"loss.{key}", value, known[key])
     if not options.get("weight", 1.0) > 0:
         raise DfmsdError(f"loss.weight: {options['weight']} must be above 0; use --no-distill for a baseline")
-    LOSSES[name].Options(**{k: v for k, v in options.items() if k not in CRITERION_OPTIONS})
+    _settings(name, options)
     return options
+
+
+def _settings(name: str, options: Mapping[str, Any]) -> Any:
+    """Give a method's own options, without those of the criterion around it."""
+    return LOSSES[name].Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
 
 
 def _switches(options: Any) -> dict[str, Any]:
@@ -152,9 +157,8 @@ def build(
     """
     check_options(name, **options)
     method = LOSSES[name]
-    shared = {key: options.pop(key) for key in CRITERION_OPTIONS if key in options}
-    settings = method.Options(**options)
-    return Criterion(method, settings, student_levels, teacher_levels, **shared)
+    shared = {key: options[key] for key in CRITERION_OPTIONS if key in options}
+    return Criterion(method, _settings(name, options), student_levels, teacher_levels, **shared)
 
 
 def check_sum(loss: LossConfig) -> None:
@@ -177,10 +181,8 @@ def head_methods(loss: LossConfig) -> list[str]:
 
 def _terms(name: str, options: Mapping[str, Any]) -> Sequence[str]:
     """Name the terms of a method, which may depend on its options."""
-    method = LOSSES[name]
-    settings = method.Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
     with torch.device("meta"):  # no memory, no random numbers
-        return method(256, settings).terms
+        return LOSSES[name](256, _settings(name, options)).terms
 
 
 def build_sum(
@@ -235,7 +237,7 @@ def resolve_loss(loss: LossConfig) -> LossConfig:
 def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     method = LOSSES[name]
     shared = {"pairing": "stride", "weight": method.default_weight, "project": False}
-    own = method.Options(**{key: value for key, value in options.items() if key not in CRITERION_OPTIONS})
+    own = _settings(name, options)
     return {**shared, **{key: getattr(own, key) for key in _switches(method.Options)}, **options}
 
 
