@@ -34,6 +34,20 @@ def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path:
         assert cell.config.deliver == "last"
 
 
+def test_a_method_may_have_a_balance_of_its_own(compare_config: MakeCompare, tmp_path: Path) -> None:
+    methods = ["none", "pkd", "pkd[weight=2]@T1+T2", "mgd", "pkd+mgd"]
+    config = compare_config(tmp_path, methods=methods, balance=40.0, balances={"pkd": 4.0, "pkd+mgd": 9.0})
+    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    expected = {"none": None, "pkd": 4.0, "pkd[weight=2]@T1+T2": 4.0, "mgd": 40.0, "pkd+mgd": 9.0}
+    assert {cell.method.name: cell.config.balance for cell in cells} == expected
+
+
+@pytest.mark.parametrize("family", ["pkd[weight=2]", "pkd@T1", "pdk"])
+def test_balances_are_of_losses(compare_config: MakeCompare, tmp_path: Path, family: str) -> None:
+    with pytest.raises(DfmsdError, match=family.replace("[", "\\[")):
+        compare_config(tmp_path, balances={family: 4.0})
+
+
 def test_methods_start_from_the_same_weights_and_see_the_same_batches(
     compare_config: MakeCompare, tmp_path: Path
 ) -> None:

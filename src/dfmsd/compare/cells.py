@@ -74,7 +74,7 @@ def make_cell(config: CompareConfig, pair: str, method: Method, seed: int) -> Ce
         student=config.student,
         stages=method.stages(teachers, config.epochs),
         loss=method.loss(config.loss_options) if method.losses else {},
-        balance=config.balance,
+        balance=config.balances.get(method.family, config.balance),
         balance_by=config.balance_by,
         teacher_cache=config.teacher_cache,
     )

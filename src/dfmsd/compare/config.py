@@ -30,6 +30,7 @@ class CompareConfig:
         optim: optimiser.
         loss_options: loss -> options that replace its defaults, such as ``{mgd: {weight: 2}}``.
         balance: gradient norm of each method's loss relative to the detector's own; null keeps the stated weights.
+        balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its own ``balance``.
         balance_by: balance the whole ``loss`` of a method, whose terms keep their ratios, or each ``term``.
         inherit: number of the teacher whose neck outputs and head every student but the baseline's starts with; null:
             none, and the control ``inherit`` takes T1's.
@@ -48,6 +49,7 @@ class CompareConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     balance: float | None = None
+    balances: dict[str, float] = field(default_factory=dict)
     balance_by: BalanceBy = "loss"
     inherit: int | None = None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
@@ -71,11 +73,17 @@ class CompareConfig:
                 raise DfmsdError(f"pairs.{name}: give one or more teachers, each once; the plan T1+T1 repeats one")
             if self.inherit is not None and not 1 <= self.inherit <= len(teachers):
                 raise DfmsdError(f"inherit: there is no T{self.inherit} in pairs.{name}; give 1 to {len(teachers)}")
+        self._check_options()
+        self.parsed_methods()
+
+    def _check_options(self) -> None:
         for name, options in self.loss_options.items():
             if name not in LOSSES:
                 raise DfmsdError(f"loss_options.{name}: unknown loss; there is {', '.join(sorted(LOSSES))}")
             check_options(name, **options)
-        self.parsed_methods()
+        for family in self.balances:
+            if parse_method(family).family != family:
+                raise DfmsdError(f"balances.{family}: give losses without options and plan, such as cwd or pkd+crosskd")
 
     def parsed_methods(self) -> list[Method]:
         """Read the methods, each once, the baseline first."""

@@ -58,6 +58,11 @@ class Method:
     plan: tuple[PlannedStage, ...] = ()
     variant: bool = False
 
+    @property
+    def family(self) -> str:
+        """Name its losses without options and plan: ``pkd+crosskd``; ``none`` without a loss."""
+        return "+".join(str(loss["name"]) for loss in self.losses) or BASELINE
+
     def loss(self, defaults: Mapping[str, Mapping[str, Any]]) -> LossConfig:
         """Give what a run's ``loss`` says.
 
