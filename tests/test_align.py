@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from dfmsd.align import STRIDE_TOLERANCE, Align, LevelPair, format_levels, pair_levels
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import build
 from dfmsd.types import LevelSpec
 
 ONE_STAGE = [LevelSpec(f"p{level}", 64, 2**level) for level in range(3, 8)]  # strides 8..128
@@ -121,7 +122,10 @@ def test_equal_channels_and_sizes_need_no_layer_and_change_nothing() -> None:
     align = Align(LevelPair(LevelSpec("s", 3, 8), LevelSpec("t", 3, 8)))
     feature = torch.randn(2, 3, 4, 5)
     assert not list(align.parameters())
-    assert align(feature, (4, 5)) is feature
+    target = torch.randn(2, 3, 4, 5)
+    aligned = align(feature, target)
+    assert aligned[0] is feature
+    assert aligned[1] is target
 
 
 def test_other_channels_are_projected_by_a_pointwise_convolution() -> None:
@@ -129,7 +133,8 @@ def test_other_channels_are_projected_by_a_pointwise_convolution() -> None:
     feature = torch.randn(2, 3, 4, 6)
     assert isinstance(align.project, nn.Conv2d)
     weight, bias = align.project.weight[:, :, 0, 0], align.project.bias
-    assert_close(align(feature, (4, 6)), torch.einsum("oc,nchw->nohw", weight, feature) + bias.view(1, -1, 1, 1))
+    target = torch.randn(2, 5, 4, 6)
+    assert_close(align(feature, target)[0], torch.einsum("oc,nchw->nohw", weight, feature) + bias.view(1, -1, 1, 1))
 
 
 def test_equal_channels_are_projected_on_request() -> None:
@@ -141,15 +146,48 @@ def test_equal_channels_are_projected_on_request() -> None:
     with torch.no_grad():
         layer.weight.copy_(turned[:, :, None, None])
         layer.bias.zero_()
-    assert_close(align(student, (4, 5)), student[:, [2, 0, 1]])
+    assert_close(align(student, torch.randn(2, 3, 4, 5))[0], student[:, [2, 0, 1]])
 
 
 def test_other_sizes_are_resized_bilinearly() -> None:
     align = Align(LevelPair(LevelSpec("s", 1, 16), LevelSpec("t", 1, 8)))
-    resized = align(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+    resized, _ = align(torch.tensor([[[[0.0, 4.0]]]]), torch.zeros(1, 1, 1, 4))
     assert_close(resized, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))  # cell centres at -1/4, 1/4, 3/4, 5/4
 
 
 def test_channels_and_sizes_together() -> None:
     align = Align(LevelPair(LevelSpec("s", 2, 8), LevelSpec("t", 6, 16)))
-    assert align(torch.randn(1, 2, 8, 10), (4, 5)).shape == (1, 6, 4, 5)
+    student, teacher = torch.randn(1, 2, 8, 10), torch.randn(1, 6, 4, 5)
+    assert [each.shape for each in align(student, teacher)] == [(1, 6, 4, 5)] * 2
+
+
+def test_the_teacher_is_resized_on_request() -> None:
+    coarse, fine = LevelSpec("p3", 1, 8), LevelSpec("p2", 1, 4)
+    down = Align(LevelPair(coarse, fine), resize="teacher")
+    student, teacher = torch.randn(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0, 1.0, 1.0], [4.0, 6.0, 1.0, 5.0]]]])
+    kept, pooled = down(student, teacher)
+    assert kept is student
+    assert_close(pooled, torch.tensor([[[[3.0, 2.0]]]]))  # means of the 2 x 2 cells
+    up = Align(LevelPair(fine, coarse), resize="teacher")
+    assert_close(
+        up(torch.zeros(1, 1, 1, 4), torch.tensor([[[[0.0, 4.0]]]]))[1], torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]])
+    )
+
+
+def test_what_differs_within_a_cell_is_no_loss_when_the_teacher_is_resized() -> None:
+    student, teacher = [LevelSpec("p3", 4, 8), LevelSpec("p4", 4, 16)], [LevelSpec("p2", 4, 4), LevelSpec("p3", 4, 8)]
+    pyramid = {level.name: torch.randn(2, 4, 64 // level.stride, 64 // level.stride) for level in student}
+    finer = {
+        fine.name: pyramid[own.name].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        for own, fine in zip(student, teacher, strict=True)
+    }
+    detail = {
+        name: value + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(value.shape[2] // 2, value.shape[3] // 2)
+        for name, value in finer.items()
+    }
+    context = {"boxes": [torch.zeros(0, 4)] * 2, "size": (64, 64)}
+    losses = {
+        resize: sum(build("pkd", student, teacher, pairing="index", resize=resize)(pyramid, detail, **context).values())
+        for resize in ("student", "teacher")
+    }
+    assert float(losses["teacher"]) < 1e-6 < float(losses["student"])

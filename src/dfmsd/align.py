@@ -12,6 +12,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
 Pairing = Literal["stride", "index"]
+Resize = Literal["student", "teacher"]
 MIN_PAIRS = 2
 STRIDE_TOLERANCE = 2**0.5
 """Factor by which the strides of two levels may differ: half an octave, so that no two powers of two are taken."""
@@ -77,7 +78,7 @@ def _ratio(first: LevelSpec, second: LevelSpec) -> float:
 
 
 class Align(nn.Module):
-    """Bring a student level to a teacher level's shape: 1x1 convolution, then bilinear resize.
+    """Bring the two levels of a pair to one shape: 1x1 convolution of the student, then a resize of one of them.
 
     The convolution is the identity when the channels agree, the resize when the sizes do. The convolution
     is dropped after training.
@@ -87,17 +88,30 @@ class Align(nn.Module):
         project: have the convolution also where the channels agree. Channel 7 of one detector has nothing to do with
             channel 7 of another: without it the student rearranges its own channels after the teacher's, and again
             after the next stage's.
+        resize: whose map is brought to the other one's size: the ``student``'s (bilinear), or the ``teacher``'s (the
+            mean over the area of a cell where it is finer). A student's map of stride 8 cannot say what differs within
+            a cell, however it is enlarged; a teacher's of stride 4 then costs four times the loss for nothing.
     """
 
-    def __init__(self, pair: LevelPair, *, project: bool = False) -> None:
+    def __init__(self, pair: LevelPair, *, project: bool = False, resize: Resize = "student") -> None:
         super().__init__()
+        self.resize: Resize = resize
         student, teacher = pair.student.channels, pair.teacher.channels
         alike = student == teacher and not project
         self.project: nn.Module = nn.Identity() if alike else nn.Conv2d(student, teacher, 1)
 
-    def forward(self, student: Tensor, size: tuple[int, int]) -> Tensor:
-        """Align ``N x C_S x H' x W'`` to ``N x C_T x`` ``size``."""
-        aligned: Tensor = self.project(student)
-        if aligned.shape[-2:] != size:
-            aligned = F.interpolate(aligned, size=size, mode="bilinear", align_corners=False)
-        return aligned
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Align ``N x C_S x H' x W'`` and ``N x C_T x H x W``; both become ``N x C_T x`` the one or the other size."""
+        projected: Tensor = self.project(student)
+        if self.resize == "student" and projected.shape[-2:] != teacher.shape[-2:]:
+            projected = F.interpolate(projected, size=teacher.shape[-2:], mode="bilinear", align_corners=False)
+        return projected, resize_teacher(teacher, student, self.resize)
+
+
+def resize_teacher(teacher: Tensor, student: Tensor, resize: Resize) -> Tensor:
+    """Bring a teacher's map ``N x C x H x W`` to the size of a student's where ``resize`` is ``teacher``."""
+    if resize == "student" or teacher.shape[-2:] == student.shape[-2:]:
+        return teacher
+    if teacher.shape[-2] > student.shape[-2]:
+        return F.adaptive_avg_pool2d(teacher, (student.shape[-2], student.shape[-1]))
+    return F.interpolate(teacher, size=student.shape[-2:], mode="bilinear", align_corners=False)

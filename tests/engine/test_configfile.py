@@ -114,7 +114,14 @@ def test_a_list_of_losses_is_written_and_read_again(file: Path, tmp_path: Path) 
     write_config(config, tmp_path)
     again = read_config(DistillConfig, tmp_path / "config.yaml")
     assert [part["name"] for part in again.loss] == ["pkd", "mgd"]
-    assert again.loss[1] == {"name": "mgd", "ratio": 0.5, "pairing": "stride", "weight": 1e-5, "project": False}
+    assert again.loss[1] == {
+        "name": "mgd",
+        "ratio": 0.5,
+        "pairing": "stride",
+        "weight": 1e-5,
+        "project": False,
+        "resize": "student",
+    }
     assert same_run(again, tmp_path)
     assert same_run(config, tmp_path)
     assert not same_run(replace(config, loss=[{"name": "pkd"}, {"name": "mgd"}]), tmp_path)

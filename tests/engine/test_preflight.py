@@ -185,7 +185,6 @@ def test_a_teacher_without_a_head_is_told_by_its_correlation(
         criterion = task.lessons[0].criterion
         correlations = []
         for pair, align in zip(criterion.pairs, criterion.align, strict=True):
-            target = taught[pair.teacher.name]
-            correlations.append(pearson(align(pyramid[pair.student.name], target.shape[-2:]), target))
+            correlations.append(pearson(*align(pyramid[pair.student.name], taught[pair.teacher.name])))
     assert found.pearson[name] == pytest.approx(float(torch.stack(correlations).mean()), abs=1e-5)
     assert f"no head; pearson {found.pearson[name]:.3f}" in printed(found)

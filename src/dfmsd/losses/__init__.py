@@ -14,11 +14,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from dfmsd.align import Pairing
+from dfmsd.align import Pairing, Resize
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.amd import AMD, AMDOptions
 from dfmsd.losses.criterion import Criterion, CriterionSum, check_terms
@@ -52,7 +53,7 @@ LossConfig = dict[str, Any] | list[dict[str, Any]]
 """``name`` (`DEFAULT_LOSS` where there is none) and options of a loss; of each one in a sum of several."""
 
 DEFAULT_LOSS = "dfmsd"
-CRITERION_OPTIONS = {"pairing": Pairing, "weight": float, "project": bool}
+CRITERION_OPTIONS = {"pairing": Pairing, "weight": float, "project": bool, "resize": Resize}
 
 __all__ = [
     "AMD",
@@ -149,7 +150,7 @@ def build(
         name: a key of `LOSSES`.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
-        **options: ``pairing``, ``weight`` and ``project`` of `Criterion`, the rest of the method
+        **options: ``pairing``, ``weight``, ``project`` and ``resize`` of `Criterion`, the rest of the method
             (for ``dfmsd``: `DFMSDOptions`).
 
     Raises:
@@ -236,7 +237,8 @@ def resolve_loss(loss: LossConfig) -> LossConfig:
 
 def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     method = LOSSES[name]
-    shared = {"pairing": "stride", "weight": method.default_weight, "project": False}
+    parameters = signature(Criterion).parameters
+    shared = {**{key: parameters[key].default for key in CRITERION_OPTIONS}, "weight": method.default_weight}
     own = _settings(name, options)
     return {**shared, **{key: getattr(own, key) for key in _switches(method.Options)}, **options}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Align, LevelPair, Pairing, pair_levels
+from dfmsd.align import Align, LevelPair, Pairing, Resize, pair_levels, resize_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision, pearson
 from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
@@ -29,6 +29,7 @@ class Criterion(nn.Module):
         pairing: see `dfmsd.align.pair_levels`.
         weight: factor on every term; None takes the method's published one.
         project: see `dfmsd.align.Align`.
+        resize: see `dfmsd.align.Align`.
 
     Attributes:
         pairs: the paired levels.
@@ -50,11 +51,13 @@ class Criterion(nn.Module):
         pairing: Pairing = "stride",
         weight: float | None = None,
         project: bool = False,
+        resize: Resize = "student",
     ) -> None:
         super().__init__()
         self.pairs = pair_levels(student_levels, teacher_levels, pairing)
+        self.resize: Resize = resize
         self.weight = method.default_weight if weight is None else weight
-        self.align = nn.ModuleList(Align(pair, project=project) for pair in self.pairs)
+        self.align = nn.ModuleList(Align(pair, project=project, resize=resize) for pair in self.pairs)
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
@@ -95,11 +98,13 @@ class Criterion(nn.Module):
         terms: dict[str, Tensor] = {}
         with torch.autocast(next(iter(student.values())).device.type, enabled=False):
             for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
-                target = full_precision(teacher[pair.teacher.name].detach())
-                aligned = align(full_precision(student[pair.student.name]), target.shape[-2:])
+                own = full_precision(student[pair.student.name])
+                aligned, target = align(own, full_precision(teacher[pair.teacher.name].detach()))
                 former = self._previous_level(previous, pair.teacher)
                 head = None if heads is None else heads[pair.student.name]
-                context = LossContext(boxes, size, pair.teacher.stride, stage, former, head)
+                former = None if former is None else resize_teacher(former, own, self.resize)
+                stride = (pair.teacher if self.resize == "student" else pair.student).stride
+                context = LossContext(boxes, size, stride, stage, former, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
                 if self.diagnose or method.correlation is not None:
