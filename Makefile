@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MMDET := .venv-mmdet
+FUZZ_SECONDS ?= 60
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-slow test-mmdet lint bench support clean
+.PHONY: help install demo test test-slow test-mmdet fuzz lint docs bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -13,7 +14,7 @@ install: $(INSTALLED) ## make .venv with everything in it (again when the depend
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,demo,transformers,weights]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[browser,demo,dev,docs,transformers,weights]"
 	touch $@
 
 demo: $(INSTALLED) ## digits: teachers, baseline, distilled student, runs/demo/report.html
@@ -33,10 +34,19 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 	$(MMDET)/bin/python -m pip install -q -c constraints.txt -e ".[mmdet]" pytest
 	touch $@
 
+fuzz: $(INSTALLED) ## fuzz the annotation reader for FUZZ_SECONDS (60); a crash is kept in build/fuzz
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[fuzz]"
+	mkdir -p build/fuzz/new
+	$(BIN)/python -m tests.fuzz.annotations build/fuzz/new tests/fuzz/corpus \
+		-max_total_time=$(FUZZ_SECONDS) -max_len=2000 -artifact_prefix=build/fuzz/
+
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED) ## the documentation, build/site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and writes benchmarks/results/*.json
 	@test -n "$(BENCHMARKS)" || { echo "make bench: no script under benchmarks/" >&2; exit 1; }

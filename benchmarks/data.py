@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from dfmsd import DetectorConfig, build_detector
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.data.coco import read_image
+from dfmsd.data.images import read_image
 from dfmsd.data.transforms import Sample, collate, fit, hflip
 from dfmsd.types import Batch
 

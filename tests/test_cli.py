@@ -180,7 +180,7 @@ def test_a_bad_command_is_refused(dfmsd: Command, arguments: list[str], message:
 
 def test_broken_yaml_is_refused(dfmsd: Command) -> None:
     (dfmsd.folder / "broken.yaml").write_text("data: {root: x\nout: run\n")
-    assert "Problems parsing config" in dfmsd.refusal("distill", "--config", "broken.yaml")
+    assert "broken.yaml: not valid YAML" in dfmsd.refusal("distill", "--config", "broken.yaml")
 
 
 def test_annotations_without_categories_are_refused(dfmsd: Command, config: str, tiny_root: Path) -> None:

@@ -17,7 +17,17 @@ from dfmsd.compare.config import CompareConfig
 from dfmsd.compare.methods import split_methods
 from dfmsd.data import DataConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig, trained_image_size
-from dfmsd.engine.configfile import apply_list_flags, build_config, command_parser, config_parser, explain, one_line
+from dfmsd.engine.configfile import (
+    apply_list_flags,
+    build_config,
+    check_text,
+    command_parser,
+    config_files,
+    config_parser,
+    explain,
+    naming,
+    one_line,
+)
 from dfmsd.errors import INTERRUPTED, DfmsdError
 
 if TYPE_CHECKING:
@@ -69,7 +79,7 @@ def _finish(result: Result) -> None:
     from dfmsd.report import run_report
 
     if not result.finished:
-        sys.exit(INTERRUPTED)
+        sys.exit(result.status)
     if is_first_process():
         print(run_report(result.run))
 
@@ -247,24 +257,29 @@ def run(arguments: Sequence[str]) -> None:
     parser = command_parser("Distil big object detectors into a small, better one.")
     parser.prog = "dfmsd"  # also as python -m dfmsd
     commands = parser.add_subcommands(dest="command")
-    for name, (build, _) in COMMANDS.items():
-        subparser = build()
+    for name in [command] if command else COMMANDS:
+        subparser = COMMANDS[name][0]()
         commands.add_subcommand(name, subparser, help=subparser.description)
+    files = config_files(arguments)
+    for file in files:
+        check_text(file, CONFIGS.get(command))
     try:
         if CONFIGS.get(command) is DistillConfig:
             for key in ("stages", "loss"):
                 arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], key)]
         if command == "compare":
             arguments = _lists_of(arguments)
-        values = parser.instantiate(parser.parse_args(list(arguments)))
+        values = parser.parse_args(list(arguments))
+        with naming(files):
+            values = parser.instantiate(values)
     except jsonargparse.ArgumentError as error:
-        see = f"dfmsd {command} --help" if command else "dfmsd --help"
+        see = " and ".join([f"dfmsd {command} --help" if command else "dfmsd --help", *map(str, files)])
         raise DfmsdError(f"{explain(error, CONFIGS.get(command))}; see {see}") from error
     COMMANDS[values.command][1](values[values.command])
 
 
 def main() -> None:
-    """Run the command line: status 2 and one line for what the user can mend, 130 after Ctrl-C."""
+    """Run the command line: status 2 and one line for what the user can mend, 130 and 75 after signals."""
     logging.basicConfig(
         format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)]
     )

@@ -67,7 +67,7 @@ def demo(out: Path) -> Path:
     Returns:
         The report.
     """
-    start, console = time.perf_counter(), Console()
+    start, console = time.perf_counter(), Console(markup=False)
     configs = demo_configs(out)
     CocoDataModule(DATA)  # makes the data set once, before two processes ask for it
     console.print("1/2 training the teachers, side by side")

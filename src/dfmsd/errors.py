@@ -4,6 +4,8 @@ from __future__ import annotations
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+PREEMPTED = 75
+"""Exit status of a run that SIGTERM or SIGUSR1 stopped: it is saved and can go on (EX_TEMPFAIL of sysexits.h)."""
 
 
 class DfmsdError(ValueError):
@@ -11,3 +13,7 @@ class DfmsdError(ValueError):
 
     The command line prints it as ``dfmsd: error: <message>`` and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # a process that loads images hands its errors over as the text of a traceback, which ends with the message
+        super().__init__(message.rpartition(f"{__name__}.DfmsdError: ")[2])

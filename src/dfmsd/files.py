@@ -8,6 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dfmsd.errors import DfmsdError
+
+
+def check_path(where: str, path: str) -> None:
+    """Refuse what cannot be the path of a file or folder, whether there is one or not.
+
+    Args:
+        where: what the user calls it, such as ``out``.
+        path: to look at.
+
+    Raises:
+        DfmsdError: it is empty or too long, holds a character that no name has, or is out of reach.
+    """
+    try:
+        if path:
+            os.stat(path)
+            return
+        reason = "it is empty"
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    shown = path if len(path) <= 60 else f"{path[:60]}..."
+    raise DfmsdError(f"{where}: {shown!r} is of no use as a path ({reason}); give another")
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, which then takes its place; a failure leaves no trace."""

@@ -172,11 +172,10 @@ def test_a_file_that_is_no_json_object_is_refused(tiny_coco: Path, text: str, me
         CocoDetection(tiny_coco, "train")
 
 
-def test_a_size_that_contradicts_the_file_is_an_error_when_the_image_is_read(tiny_coco: Path) -> None:
+def test_a_size_that_contradicts_the_file_is_an_error_at_once(tiny_coco: Path) -> None:
     edit(tiny_coco, change("images", width=11, height=12))
-    coco = CocoDetection(tiny_coco, "train")
     with pytest.raises(DfmsdError, match=r"train_0.jpg is .* says 11 x 12; .*image id 1"):
-        coco[0]
+        CocoDetection(tiny_coco, "train")
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

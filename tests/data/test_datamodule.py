@@ -95,7 +95,7 @@ def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_pa
     expected = []
     for epoch in range(3):
         loader = CocoDataModule(config(tiny_coco, batch_size=4), seed=5).train_dataloader()
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
         expected += [tuple(batch.image_ids) for batch in loader]
     assert module.seen == expected
     assert len(set(module.seen)) == 6

@@ -59,7 +59,7 @@ def test_images_of_the_data_set_itself_are_left_out(folder: Path, tiny_coco: Pat
     [
         (lambda folder: folder / "none", "data.unlabeled: no folder"),
         (lambda folder: (folder / "empty").mkdir() or folder / "empty", "holds 0 images"),
-        (lambda folder: (folder / "a.png").write_bytes(b"?") and folder, "a.png: cannot be read as an image"),
+        (lambda folder: (folder / "a.png").write_bytes(b"?") and folder, "a.png: cannot be decoded as an image"),
     ],
 )
 def test_bad_folders_are_refused(folder: Path, make: Any, message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -294,6 +295,17 @@ def test_a_frozen_student_is_found() -> None:
     student = FewNeurons().requires_grad_(False)
     with pytest.raises(DfmsdError, match=r"stage 1: no gradient of task reaches the student; are its weights frozen"):
         term_scales(build(big(), student=student), BATCH)
+
+
+def test_a_frozen_layer_of_the_loss_is_named() -> None:
+    task = build(big())
+    name, layer = next(iter(task.lessons[0].criterion.named_parameters()))
+    layer.requires_grad_(False)
+    with pytest.raises(
+        DfmsdError, match=rf"stage 1: {re.escape(name)} cannot learn \(requires_grad is False\)"
+    ) as caught:
+        term_scales(task, BATCH)
+    assert one_line(caught)
 
 
 def test_a_layer_that_no_term_uses_is_named() -> None:

@@ -169,7 +169,7 @@ def test_flags_into_the_list_that_mean_nothing_are_refused(file: Path, flags: li
         ("image_size: 96", "pad: diagonal", r"data\.pad.*'square'"),
         ("{name: dfmsd, alpha: 0.5}", "dfmsd", "loss"),
         ("out: runs/x\n", "", "out"),
-        ("root: somewhere", "root: {somewhere", "config"),
+        ("root: somewhere", "root: {somewhere", "not valid YAML .*line"),
     ],
 )
 def test_bad_files_are_refused_in_one_line_that_names_the_file(file: Path, old: str, new: str, message: str) -> None:

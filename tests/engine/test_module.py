@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dfmsd.distill.stages import learning_rate_factor
 from dfmsd.distill.task import DistillationTask
@@ -22,7 +25,7 @@ def module(task: DistillationTask) -> DistillationModule:
 
 def optimizers(module: DistillationModule, **optim: Any) -> tuple[torch.optim.Optimizer, Any]:
     module.optim = OptimConfig(**optim)
-    module.trainer = SimpleNamespace(estimated_stepping_batches=30)
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(train_dataloader=lambda: range(10)))
     made = module.configure_optimizers()
     assert made["lr_scheduler"]["interval"] == "step"
     return made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -66,20 +69,130 @@ def test_the_learning_rate_follows_the_stages(module: DistillationModule, schedu
     assert seen == pytest.approx(expected)
 
 
-def enter(module: DistillationModule, epoch: int, state: dict[Any, Any] | None = None) -> torch.Tensor:
+def enter(module: DistillationModule, epoch: int, state: dict[Any, Any] | None = None) -> None:
     optimizer = SimpleNamespace(state={} if state is None else state)
     module.trainer = SimpleNamespace(current_epoch=epoch, optimizers=[optimizer], global_rank=0)
     module.on_train_epoch_start()
-    return torch.rand(3)
 
 
-def test_an_epoch_enters_its_stage_and_draws_its_own_numbers(module: DistillationModule) -> None:
-    first, again, second = enter(module, 0), enter(module, 0), enter(module, 1)
-    assert module.task.stage == 0
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
-    enter(module, 2)
-    assert module.task.stage == 1
+def test_an_epoch_enters_its_stage(module: DistillationModule) -> None:
+    stages = []
+    for epoch in range(3):
+        enter(module, epoch)
+        stages.append(module.task.stage)
+    assert stages == [0, 0, 1]
+
+
+def test_a_run_that_goes_on_within_a_stage_finds_it_as_it_was(
+    module: DistillationModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[tuple[int, bool]] = []
+    monkeypatch.setattr(module.task, "enter_stage", lambda index, *, begins: entered.append((index, begins)))
+    module.trainer = SimpleNamespace(current_epoch=2)
+    module.on_train_start()
+    assert entered == [(1, False)]
+
+
+def draw(module: DistillationModule, epoch: int, batch: int, rank: int = 0) -> tuple[float, ...]:
+    module.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    module.on_train_batch_start(None, batch)  # type: ignore[arg-type]
+    return float(torch.rand(())), float(np.random.rand()), random.random()
+
+
+def test_a_step_draws_numbers_that_follow_from_where_it_is_alone(module: DistillationModule) -> None:
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 1)]
+    drawn = [draw(module, *place) for place in places]
+    torch.rand(7), np.random.rand(7), random.random()
+    assert [draw(module, *place) for place in reversed(places)] == drawn[::-1]
+    for numbers in zip(*drawn, strict=True):
+        assert len(set(numbers)) == len(places)
+    module.seed += 1
+    assert not set(draw(module, 0, 0)) & set(drawn[0])
+
+
+class Poisoned(nn.Module):
+    """A task with every kind of state, whose loss can be poisoned, or its gradient alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.stage = 0
+
+    def forward(self, images: torch.Tensor, *_: Any) -> dict[str, torch.Tensor]:
+        value = self.net(images.flatten(1)[:, :3]).square().mean()
+        return {"task/box": value, "mask/p3": torch.sqrt(value * 0.0) if images.amax() > 5 else value * 0.5}
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def step(module: DistillationModule, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:
+    """What the trainer does in a step."""
+    module.on_train_batch_start(None, 0)  # type: ignore[arg-type]
+    optimizer.zero_grad()
+    loss = module.training_step(Batch(images, [], [], [], []), 0)["loss"]
+    loss.backward()
+    module.configure_gradient_clipping(optimizer, 10.0)
+    optimizer.step()
+
+
+def poisoned_module(skip: bool, scaler: object | None = None) -> DistillationModule:
+    torch.manual_seed(0)
+    module = DistillationModule(Poisoned(), OptimConfig(), skip_nonfinite=skip)  # type: ignore[arg-type]
+    module.trainer = SimpleNamespace(
+        current_epoch=0,
+        global_rank=0,
+        global_step=0,
+        precision_plugin=SimpleNamespace(scaler=scaler),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+    )
+    return module
+
+
+GOOD = torch.linspace(-1, 1, 4 * 3 * 4 * 4).view(4, 3, 4, 4)
+
+
+@pytest.mark.parametrize("bad", [GOOD / 0.0, GOOD * 10], ids=["the loss is not finite", "its gradient alone is not"])
+def test_a_step_that_is_left_out_changes_nothing(bad: torch.Tensor) -> None:
+    module, reference = poisoned_module(skip=True), poisoned_module(skip=True)
+    optimizers = [torch.optim.AdamW(one.parameters(), lr=0.1, weight_decay=0.1) for one in (module, reference)]
+    for images in (GOOD, bad, GOOD * 0.5):
+        step(module, optimizers[0], images)
+        assert module.skipped == (images is bad)
+    for images in (GOOD, GOOD * 0.5):
+        step(reference, optimizers[1], images)
+    for name, value in reference.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    for ours, theirs in zip(*(one.state_dict()["state"].values() for one in optimizers), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_without_leave_a_bad_step_is_made_for_the_check_to_find() -> None:
+    module = poisoned_module(skip=False)
+    step(module, torch.optim.SGD(module.parameters(), lr=0.1), GOOD * 10)
+    assert not module.skipped
+    assert module.gradient_norm is not None
+    assert module.gradient_norm.isnan()
+
+
+def test_an_overflow_is_the_loss_scalers_business() -> None:
+    module = poisoned_module(skip=True, scaler=object())
+    step(module, torch.optim.SGD(module.parameters(), lr=0.1), GOOD * 10)
+    assert module.gradient_norm is None
+    assert not module.skipped
+
+
+def test_gradients_are_clipped_as_torch_does_it() -> None:
+    module = poisoned_module(skip=False)
+    step(module, torch.optim.SGD(module.parameters(), lr=0.0), GOOD)
+    before = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.cat([value.flatten() for value in before]))
+    assert module.gradient_norm is not None
+    assert float(module.gradient_norm) == pytest.approx(float(norm), rel=1e-5)
+    module.configure_gradient_clipping(torch.optim.SGD(module.parameters(), lr=0.0), float(norm) / 4)
+    for parameter, value in zip(module.parameters(), before, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, value / 4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, same_ru
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.evaluate import evaluate
 from dfmsd.engine.run import Result, build_task, distill, train
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
@@ -38,6 +38,7 @@ FILES = {
     "log.csv",
     "epochs.csv",
     "last.ckpt",
+    "previous.ckpt",
     "best.ckpt",
     "student.safetensors",
     "student.json",
@@ -231,9 +232,10 @@ def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had
     assert not (run / "metrics.json").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "interrupted: " in said
-    assert "is the student so far, not evaluated; --resume goes on from the last whole epoch" in said
+    assert "is the student so far, not evaluated; --resume goes on from step 3" in said
+    assert stopped.status == INTERRUPTED
     assert identical(delivered(run), {k: v.cpu() for k, v in stopped.student.model.state_dict().items()})  # type: ignore[attr-defined]
-    assert not identical(delivered(run), in_checkpoint(run / "last.ckpt"))
+    assert identical(delivered(run), in_checkpoint(run / "last.ckpt"))
     assert [row["step"] for row in rows(run / "log.csv")] == ["0", "1", "2"]
     with pytest.raises(DfmsdError, match="already holds a run; pass --resume, --overwrite or another --out"):
         quietly(config)
@@ -295,13 +297,29 @@ def test_a_killed_run_goes_on_at_a_stage_that_restarts(
     assert rates[3] < 0.001
 
 
-def test_a_run_stopped_in_its_first_epoch_starts_again(
-    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+def test_a_preempted_run_is_saved_and_goes_on(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, at: int
+) -> None:
+    """In the middle of an epoch, and at its last step, which is evaluated and saved before the run ends."""
+    config = train_config(tmp_path / "run", epochs=2)
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(at, lambda: signal.raise_signal(number)))
+    stopped = train(config)
+    assert (stopped.finished, stopped.status) == (False, PREEMPTED)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == at
+    monkeypatch.undo()
+    assert train(config, resume=True).finished
+    assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "epochs.csv")] == ["0", "1"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = train_config(tmp_path / "run")
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(1, press_ctrl_c))
-    assert not train(config).finished
-    assert "--resume starts again" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(1, kill))
+    with pytest.raises(RuntimeError, match="power"):
+        train(config)
     monkeypatch.undo()
     assert train(config, resume=True).finished
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1"]
@@ -330,7 +348,35 @@ def test_a_loss_that_explodes_stops_the_run(train_config: MakeTrain, tmp_path: P
     with pytest.raises(DfmsdError, match=r"step 1 \(stage 1\): task/.* is not finite; lower optim.lr"):
         train(config)
     assert not (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "last.ckpt").exists()
     assert len(rows(tmp_path / "run" / "log.csv")) == 2
+    failure = json.loads((tmp_path / "run" / "failure" / "step-1.json").read_text())
+    assert (failure["step"], failure["epoch"], failure["stage"]) == (1, 0, 1)
+    assert len(set(failure["image_ids"])) == 4
+    assert failure["values"]["loss"] == "nan"
+
+
+def test_steps_that_may_be_left_out_are_and_a_resumed_run_counts_on(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoning(StopOnInterrupt):
+        def on_after_backward(self, trainer: Any, module: Any, *_: Any) -> None:
+            if trainer.global_step in (1, 3, 4):
+                next(module.parameters()).grad.fill_(torch.nan)
+
+    config = train_config(tmp_path / "run", epochs=3, skip_nonfinite=2)
+    monkeypatch.setattr(engine, "StopOnInterrupt", Poisoning)
+    with pytest.raises(DfmsdError, match=r"step 4 \(stage 1\): gradient is not finite; .* 2 such steps were left out"):
+        train(config)
+    run = tmp_path / "run"
+    assert {path.name for path in (run / "failure").iterdir()} == {"step-1.json", "step-3.json", "step-4.json"}
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert all(value.isfinite().all() for value in in_checkpoint(run / "last.ckpt").values())
+    with pytest.raises(DfmsdError, match=r"step 4 .* 2 such steps were left out before"):
+        train(config, resume=True)
+    result = train(train_config(run, epochs=3, skip_nonfinite=3), resume=True)
+    assert result.finished
+    assert [row["step"] for row in rows(run / "log.csv")] == [str(step) for step in range(6)]
 
 
 def test_a_process_that_joins_later_neither_refuses_the_folder_nor_writes_there(

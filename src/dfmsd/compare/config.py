@@ -12,6 +12,7 @@ from dfmsd.detectors import DetectorConfig
 from dfmsd.distill.balance import BalanceBy
 from dfmsd.engine.config import OptimConfig, Precision
 from dfmsd.errors import DfmsdError
+from dfmsd.files import check_path
 from dfmsd.losses import LOSSES, check_options
 
 
@@ -62,8 +63,11 @@ class CompareConfig:
         Raises:
             DfmsdError: what is wrong.
         """
+        check_path("out", self.out)
         if not self.seeds or not self.methods:
             raise DfmsdError("methods and seeds: give at least one of each, such as --methods none,pkd --seeds 0,1,2")
+        if min(self.seeds) < 0:
+            raise DfmsdError(f"seeds: {min(self.seeds)} is below 0; give other numbers")
         if not self.pairs:
             raise DfmsdError("pairs: none is given; give at least one, such as {strong: [configs/teacher.yaml]}")
         for name, teachers in self.pairs.items():

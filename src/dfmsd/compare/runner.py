@@ -84,7 +84,9 @@ def compare(
         _run(config, plans, results, jobs, lock, data.labeled)
     for found in results.values():
         print_table(found, console)
-        console.print(f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html")
+        console.print(
+            f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html", markup=False
+        )
     return list(results.values())
 
 
@@ -142,7 +144,7 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
             write_json(path, known)
         aps[name] = known[key]
         ap = percent(aps[name]) if detector.class_names else "unknown, it has no head"
-        console.print(f"teacher {name}: AP {ap}", highlight=False)
+        console.print(f"teacher {name}: AP {ap}", highlight=False, markup=False)
         if checked:
             check_teacher_ap(name, aps[name], 0.0)
     return aps

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfmsd.data.coco import CocoDetection, ImageRecord, read_image
+from dfmsd.data.coco import CocoDetection, ImageRecord
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits, make_digits
+from dfmsd.data.images import read_image
 from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
 
 if TYPE_CHECKING:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from copy import copy
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dfmsd.data.imagecheck import UNWRITABLE, check_files, check_names, check_size, check_sizes
+from dfmsd.data.images import read_image
 from dfmsd.errors import DfmsdError
+from dfmsd.files import check_path
 from dfmsd.types import Target
 
 logger = logging.getLogger("dfmsd")
 
 CONVERT_HINT = "supervision's DetectionDataset.as_coco makes it from VOC or YOLO data"
+LARGEST_ID = 2**63 - 1
+"""The evaluation takes 64-bit integers."""
+FARTHEST = 1e9
+"""Pixels: what no box reaches, and what products of two sides stay exact numbers below."""
 
 
 class ImageRecord(NamedTuple):
@@ -53,8 +57,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         split: ``train`` or ``val``.
 
     Raises:
-        DfmsdError: Something is missing, malformed or contradictory; later, when an image cannot be decoded or its
-            size is not the one in the annotation file.
+        DfmsdError: Something is missing, malformed or contradictory, down to the size of every image; later, when an
+            image cannot be decoded.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -71,9 +75,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 )
         self.class_names = _class_names(categories, self.file)
         self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
-        _check_images(images, root / split, self.file)
+        check_names(images, root / split, self.file)
+        check_files([image["file_name"] for image in images], root / split, root, self.file)
         _check_annotations(annotations, {image["id"] for image in images}, set(self.category_ids), self.file)
         self.records = _records(images, annotations, self.category_ids, root / split, self.file)
+        check_sizes(self.records, self.file)
         self.ground_truth: dict[str, list[dict[str, Any]]] = _ground_truth(images, annotations, categories)
         """What COCO evaluation needs of the file, crowds included."""
 
@@ -103,33 +109,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         """Decode image ``index``."""
         record = self.records[index]
         image = read_image(record.path)
-        height, width = image.shape[-2:]
-        if (height, width) != (record.height, record.width):
-            raise DfmsdError(
-                f"{record.path} is {width} x {height} pixels (EXIF orientation applied), but {self.file} says "
-                f"{record.width} x {record.height}; correct width, height and boxes of image id {record.id} there"
-            )
+        check_size(record, (image.shape[1], image.shape[2]), self.file)
         return image, Target(boxes=record.boxes, labels=record.labels)
 
 
-def read_image(path: str | Path) -> Tensor:
-    """Decode any image file to uint8 RGB ``3 x H x W``, turned as its EXIF orientation says.
-
-    Raises:
-        DfmsdError: The file is missing, broken, or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip it at 255
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DfmsdError(f"{path}: cannot be decoded as an image ({error}); replace or remove it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def _annotation_file(root: Path, split: str) -> Path:
+    check_path("data.root", str(root))
     if not root.is_dir():
         raise DfmsdError(
             f"data.root: no folder {root.absolute()}; give a folder in the COCO layout "
@@ -145,8 +130,8 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    except (OSError, ValueError, RecursionError) as error:
         raise DfmsdError(f"{file}: not valid JSON ({error}); write the file again") from error
     if not isinstance(raw, dict):
         raise DfmsdError(
@@ -163,8 +148,8 @@ def _entries(raw: dict[str, Any], key: str, file: Path) -> list[dict[str, Any]]:
             f"{file}: no list `{key}`; a COCO detection file has images, annotations and categories; {CONVERT_HINT}"
         )
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-            raise DfmsdError(f"{file}: {key}[{position}] has no integer `id`; give every entry its own")
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or abs(entry["id"]) > LARGEST_ID:
+            raise DfmsdError(f"{file}: {key}[{position}] has no integer `id` of 64 bits; give every entry its own")
     _check_unique((entry["id"] for entry in entries), f"{key} id", file)
     return entries
 
@@ -181,46 +166,13 @@ def _class_names(categories: list[dict[str, Any]], file: Path) -> tuple[str, ...
     for category in categories:
         if not isinstance(category.get("name"), str) or not category["name"]:
             raise DfmsdError(f"{file}: category id {category['id']} has no `name`; name it")
+        if UNWRITABLE.search(category["name"]):
+            raise DfmsdError(
+                f"{file}: category id {category['id']}: name {category['name']!r} holds control characters; rename it"
+            )
     names: tuple[str, ...] = tuple(category["name"] for category in categories)
     _check_unique(names, "category name", file)
     return names
-
-
-def _check_images(images: list[dict[str, Any]], folder: Path, file: Path) -> None:
-    for image in images:
-        name = image.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DfmsdError(f"{file}: image id {image['id']} has no `file_name`; add it")
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise DfmsdError(
-                f"{file}: image id {image['id']}: file_name {name!r} leaves {folder}; write it relative to that folder"
-            )
-        if any(type(image.get(key)) is not int or image[key] < 1 for key in ("width", "height")):
-            raise DfmsdError(
-                f"{file}: image id {image['id']} ({name}) has no positive integer `width` and `height`; add them"
-            )
-    missing = _missing_files((image["file_name"] for image in images), folder)
-    if missing:
-        raise DfmsdError(
-            f"{folder}: {len(missing)} of the {len(images)} images in {file} are missing, the first is {missing[0]}; "
-            "add the files or remove their entries"
-        )
-
-
-def _missing_files(names: Iterable[str], folder: Path) -> list[str]:
-    """List the names without a file; one scan a folder instead of one `stat` an image (slow on network disks)."""
-    by_parent: dict[PurePosixPath, list[PurePosixPath]] = defaultdict(list)
-    for path in map(PurePosixPath, names):
-        by_parent[path.parent].append(path)
-    missing = []
-    for parent, paths in by_parent.items():
-        try:
-            with os.scandir(folder / parent) as entries:
-                present = {entry.name for entry in entries if entry.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
-            present = set()
-        missing += [str(path) for path in paths if path.name not in present]
-    return missing
 
 
 def _check_annotations(
@@ -232,14 +184,18 @@ def _check_annotations(
             value = annotation.get(key)
             if type(value) is not int or value not in known:
                 raise DfmsdError(f"{where} has the unknown {key} {value!r}; correct or remove it")
-        if not _is_box(annotation.get("bbox")):
-            raise DfmsdError(
-                f"{where}: bbox {annotation.get('bbox')!r} is not 4 finite numbers [x, y, width, height]; correct it"
-            )
+        box, area, crowd = (annotation.get(key) for key in ("bbox", "area", "iscrowd"))
+        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(side, FARTHEST) for side in box)):
+            raise DfmsdError(f"{where}: bbox {box!r} is not 4 finite numbers [x, y, width, height]; correct it")
+        if area is not None and not (_is_number(area, FARTHEST**2) and area >= 0):
+            raise DfmsdError(f"{where}: area {area!r} is not a number of pixels; correct it or leave it out")
+        if crowd not in (None, 0, 1):
+            raise DfmsdError(f"{where}: iscrowd {crowd!r} is not 0 or 1; correct it or leave it out")
 
 
-def _is_box(box: object) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) and math.isfinite(x) for x in box)
+def _is_number(value: object, largest: float) -> bool:
+    """Whether a value is a number that is finite and not absurd; comparing takes integers of any length."""
+    return type(value) in (int, float) and -largest <= value <= largest  # type: ignore[operator]
 
 
 def _records(

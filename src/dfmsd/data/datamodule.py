@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -13,19 +14,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from dfmsd.cores import own_cores
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
 from dfmsd.data.digits import cached_digits
+from dfmsd.data.loader import ResumableLoader, leave_signals_to_the_run
 from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate, fitted_size
 from dfmsd.data.unlabeled import MixedSampler, unlabeled_records
 from dfmsd.errors import DfmsdError
 from dfmsd.store import GIB, DiskStore, cache_root, make_room
 
 logger = logging.getLogger("dfmsd")
+
+LARGEST_SIZE = 2**14
+"""Pixels of a side: a frame of this size takes 3 GiB."""
 
 
 class CocoDataModule(pl.LightningDataModule):
@@ -83,36 +88,33 @@ class CocoDataModule(pl.LightningDataModule):
         """Images without annotations in a training batch."""
         return round(self.config.unlabeled_ratio * self.config.batch_size) if len(self.train) > self.labeled else 0
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented; a last, smaller batch is left out (its statistics harm BatchNorm)."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size = self.config.batch_size
         if self._extra:
-            sizes = self.config.batch_size, self._extra
-            mixed = MixedSampler(
-                self.labeled, len(self.train) - self.labeled, *sizes, self.seed, rank=rank, world=world
-            )
-            return self._loader(self.train, mixed, mixed.batch_size + mixed.extra, drop_last=False)
+            unlabeled = len(self.train) - self.labeled
+            mixed = MixedSampler(self.labeled, unlabeled, size, self._extra, self.seed, rank=rank, world=world)
+            whole = mixed.batch_size + mixed.extra
+            return ResumableLoader(self.train, mixed, whole, drop_last=False, **self._options)
         sampler = EpochSampler(self.labeled, self.seed, rank=rank, world=world)
-        return self._loader(self.train, sampler, drop_last=len(sampler) >= self.config.batch_size)
+        return ResumableLoader(self.train, sampler, size, drop_last=len(sampler) >= size, **self._options)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every image once, in the order of the annotation file, without augmentation."""
-        return self._loader(self.val, None, drop_last=False)
+        return DataLoader(self.val, self.config.batch_size, **self._options)
 
-    def _loader(
-        self, dataset: DetectionDataset, sampler: Sampler[Any] | None, size: int | None = None, *, drop_last: bool
-    ) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            batch_size=size or self.config.batch_size,
-            sampler=sampler,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=partial(collate, image_size=self.config.image_size if self.config.pad == "square" else None),
-            drop_last=drop_last,
-            generator=torch.Generator(),  # a loader without its own draws from the global one
-        )
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What both loaders share."""
+        return {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "worker_init_fn": leave_signals_to_the_run,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": partial(collate, image_size=self.config.image_size if self.config.pad == "square" else None),
+            "generator": torch.Generator(),  # a loader without its own draws from the global one
+        }
 
 
 def hold_out(split: CocoDetection, share: float) -> tuple[CocoDetection, CocoDetection]:
@@ -147,12 +149,17 @@ def _check(config: DataConfig, seed: int) -> None:
             "image_size",
             f"a positive multiple of {STRIDE}",
         ),
+        (config.image_size <= LARGEST_SIZE, "image_size", f"at most {LARGEST_SIZE} pixels"),
         (config.batch_size >= 1, "batch_size", "at least 1"),
         (config.pad in ("square", "batch"), "pad", "`square` or `batch`"),
         (0 <= config.flip <= 1, "flip", "a probability, 0 to 1"),
-        (jitter is None or 0 < jitter[0] <= jitter[1], "scale_jitter", "[low, high] with 0 < low <= high, or null"),
+        (
+            jitter is None or 0 < jitter[0] <= jitter[1] < math.inf,
+            "scale_jitter",
+            "[low, high] with 0 < low <= high, or null",
+        ),
         (0 <= config.holdout <= 0.5, "holdout", "a share of the training images, 0 to 0.5"),
-        (round(config.unlabeled_ratio * config.batch_size) >= 1, "unlabeled_ratio", "one image a batch or more"),
+        (0.5 < config.unlabeled_ratio * config.batch_size < math.inf, "unlabeled_ratio", "one image a batch or more"),
         (config.workers is None or config.workers >= 0, "workers", "at least 0, or null for automatic"),
         (config.cache in ("ram", "disk", "off"), "cache", "`ram`, `disk` or `off`"),
         (config.cache_gib > 0, "cache_gib", "a number above 0"),

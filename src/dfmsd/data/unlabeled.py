@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 
 from dfmsd.data.coco import ImageRecord
 from dfmsd.data.dataset import EpochSampler
+from dfmsd.data.images import image_suffixes, read_size
 from dfmsd.errors import DfmsdError
+from dfmsd.files import check_path
 
 logger = logging.getLogger("dfmsd")
-
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 def unlabeled_records(folder: str | Path, known: Collection[Path] = ()) -> list[ImageRecord]:
@@ -35,10 +33,11 @@ def unlabeled_records(folder: str | Path, known: Collection[Path] = ()) -> list[
         DfmsdError: There is no such folder, an image is broken, or none is left.
     """
     folder = Path(folder).expanduser()
+    check_path("data.unlabeled", str(folder))
     if not folder.is_dir():
         raise DfmsdError(f"data.unlabeled: no folder {folder.absolute()}; give one with images in it")
-    suffixes = Image.registered_extensions()
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
+    endings = image_suffixes()
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
     own = {path.resolve() for path in known}
     paths = [path for path in found if path.resolve() not in own]
     if not paths:
@@ -52,13 +51,7 @@ def unlabeled_records(folder: str | Path, known: Collection[Path] = ()) -> list[
 
 
 def _record(image_id: int, path: Path) -> ImageRecord:
-    try:
-        with Image.open(path) as image:
-            (width, height), orientation = image.size, image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DfmsdError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
-    if orientation in TURNED:
-        width, height = height, width
+    height, width = read_size(path)
     boxes, labels = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
     return ImageRecord(image_id, path, height, width, boxes, labels, labeled=False)
 

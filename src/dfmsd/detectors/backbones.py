@@ -205,9 +205,10 @@ def timm_weights(name: str, pretrained: bool | str, remedy: str) -> tuple[nn.Mod
     path = pip_weights(name) if pretrained is True else pretrained
     if path is not None:
         return timm.create_model(name), read_state_dict(str(path))
+    timm.models.set_pretrained_check_hash()  # of a file of the web, whose name ends with it
     try:
         classifier = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # hub, web and the readers of files fail in any way
         config = timm.get_pretrained_cfg(name)
         origin = (config.hf_hub_id or config.url) if config else None
         package = PIP_WEIGHTS.get(name.partition(".")[0])

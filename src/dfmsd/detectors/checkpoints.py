@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +21,10 @@ from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.mmdet_files import load_mmdet, restore_mmdet
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
-from dfmsd.detectors.transformers_files import load_transformers, read_config, restore_transformers
+from dfmsd.detectors.transformers_files import load_transformers, one_line, read_config, restore_transformers
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError
-from dfmsd.files import write_atomically, write_json
+from dfmsd.files import check_path, write_atomically, write_json
 
 FORMAT_VERSION = 1
 STUDENT_NAME = "student"
@@ -85,6 +86,7 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         return load_mmdet(text, trained=trained)
     if text.startswith(TIMM):
         return load_timm(text, trained=trained)
+    check_path("model or teacher", text)
     if path.is_dir():
         path = path / f"{STUDENT_NAME}.safetensors"
         if not path.is_file():
@@ -131,8 +133,13 @@ def _load_files(path: Path) -> Detector:
             )
         detector = _restore(config, description)
         levels = [tuple(level.values()) for level in description["levels"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DfmsdError(f"{described} does not describe a detector of dfmsd ({error!r})") from error
+    except DfmsdError:
+        raise
+    except Exception as error:  # a foreign description breaks what is built from it in any way
+        raise DfmsdError(
+            f"{described} does not describe a detector of dfmsd ({type(error).__name__}: {one_line(error)}):"
+            " give the file that was written beside the weights"
+        ) from error
     load_strictly(detector.model, read_state_dict(weights), weights)
     if levels != [tuple(level) for level in detector.levels]:
         raise DfmsdError(
@@ -150,14 +157,31 @@ def _restore(config: DetectorConfig, description: dict[str, Any]) -> Detector:
 
 
 def _restore_torchvision(config: DetectorConfig, description: dict[str, Any]) -> TorchvisionDetector:
-    class_names: list[str] = description["class_names"]
+    class_names = _names(description["class_names"])
     # The file holds the backbone too: no ImageNet weights are fetched to be overwritten.
     model: Any = build_model(replace(config, pretrained=False), len(class_names))
-    model.transform.image_mean = description["image_mean"]
-    model.transform.image_std = description["image_std"]
+    model.transform.image_mean = _pixel_values(description["image_mean"], -math.inf)
+    model.transform.image_std = _pixel_values(description["image_std"], 0.0)
     detector = wrap_torchvision(model, class_names)
     detector.config = config
     return detector
+
+
+def _names(names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"class_names: {names!r} is no list of names")
+    if len(set(names)) < len(names):
+        raise ValueError("class_names: a name is there twice")
+    return names
+
+
+def _pixel_values(values: Any, above: float) -> list[float]:
+    """Give mean or deviation of the three channels."""
+    if not isinstance(values, list) or len(values) != 3:
+        raise TypeError(f"image_mean, image_std: {values!r} is no list of three numbers")
+    if not all(above < value < math.inf for value in values):
+        raise ValueError(f"image_mean, image_std: {values!r} is out of range")
+    return [float(value) for value in values]
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -165,7 +189,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DfmsdError(f"{path} is missing: it belongs beside the weights, copy both files") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DfmsdError(f"{path} is not a checkpoint's description: it is no JSON ({error})") from error
     version = description.get("format_version") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:

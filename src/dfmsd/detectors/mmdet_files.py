@@ -159,8 +159,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DfmsdError(f"{path} is no checkpoint of mmdet: expected its weights by name, as state_dict")
     own = ((key.removeprefix("module."), value) for key, value in state.items())
-    meta = read.get("meta") or {}
-    classes = (meta.get("dataset_meta") or meta).get("classes") or (meta.get("dataset_meta") or meta).get("CLASSES")
+    meta = read.get("meta")
+    told = meta.get("dataset_meta") or meta if isinstance(meta, Mapping) else {}
+    classes = told.get("classes") or told.get("CLASSES") if isinstance(told, Mapping) else ()
     return Checkpoint({key: value for key, value in own if not NOT_LOADED.match(key)}, class_names(classes))
 
 

@@ -84,7 +84,7 @@ def parse(literal: str, text: str) -> Settings:
     """
     try:
         settings = ast.literal_eval(literal)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         raise DfmsdError(f"{text}: its mmdet settings are no plain values that a file can hold ({error})") from error
     for name in _types(settings):
         if not re.fullmatch(REGISTERED, name):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
+from dfmsd.files import check_path
 
 StateDict = dict[str, Tensor]
 
@@ -45,6 +46,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     Raises:
         DfmsdError: if the file is missing or holds anything but tensors by name.
     """
+    check_path("weights file", str(path))
     path = Path(path)
     if not path.is_file():
         raise DfmsdError(f"weights file {path} does not exist: check the path")
@@ -53,9 +55,13 @@ def read_state_dict(path: str | Path) -> StateDict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file breaks the readers in any way
-        raise DfmsdError(f"{path} is not a checkpoint that can be read safely ({_first_line(error)})") from error
+        reason = _first_line(error).partition(". ")[0]  # what torch says next is how to run the code in the file
+        raise DfmsdError(
+            f"{path} is not a checkpoint that can be read safely ({reason}): give a .safetensors file, or one that"
+            " torch.save wrote of a state dict, tensors alone"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DfmsdError(f"{path} is not a checkpoint: expected a flat state dict, parameter name -> tensor")
+        raise DfmsdError(f"{path} is not a checkpoint: expected a flat state dict, parameter name -> tensor, alone")
     return dict(state)
 
 

@@ -158,7 +158,7 @@ def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
         if groups[name.partition("/")[0]] == 0 and not name.startswith("task/") and not empty:
             raise DfmsdError(
                 f"stage {stage}: {name} is exactly 0 on the first batch, so it would teach nothing; is the teacher the "
-                "student itself, or a weight 0?"
+                "student itself, or a weight 0? Give another teacher, or leave the term out"
             )
 
 
@@ -170,11 +170,18 @@ def _check_layers_learn(task: DistillationTask, loss: Tensor, stage: int) -> Non
     }
     if not layers:
         return
+    frozen = [name for name, layer in layers.items() if not layer.requires_grad]
+    if frozen:
+        raise DfmsdError(
+            f"stage {stage}: {', '.join(frozen[:5])} cannot learn (requires_grad is False); only the student may be "
+            "frozen in part, so let the loss's own layers learn"
+        )
     gradients = torch.autograd.grad(loss, list(layers.values()), retain_graph=True, allow_unused=True)
     idle = [name for name, gradient in zip(layers, gradients, strict=True) if gradient is None]
     if idle:
         raise DfmsdError(
-            f"stage {stage}: no gradient reaches {', '.join(idle[:5])}; the loss does not use these layers"
+            f"stage {stage}: no gradient reaches {', '.join(idle[:5])}; the loss does not use these layers: leave them "
+            "out of its parameters, or use them in its forward"
         )
 
 

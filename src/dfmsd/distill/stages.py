@@ -65,6 +65,8 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
     for index, stage in enumerate(stages):
         if stage.epochs < 1:
             raise DfmsdError(f"stages.{index}.epochs: {stage.epochs} is below 1; give the stage an epoch or remove it")
+        if not all(stage.teachers):
+            raise DfmsdError(f"stages.{index}.teacher: a name is empty; name a teacher, or leave it out")
         twice = [name for name, count in Counter(stage.teachers).items() if count > 1]
         if twice:
             raise DfmsdError(f"stages.{index}.teacher: {twice[0]} is there twice; name each teacher once")

@@ -1,10 +1,11 @@
-"""What happens beside the training loop: logs, evaluation and delivery after an epoch, and Ctrl-C."""
+"""What happens beside the training loop: logs, evaluation and delivery after an epoch, and signals."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from dfmsd.distill.balance import term_groups
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.evaluate import Metrics, evaluate, percent
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import INTERRUPTED, PREEMPTED
 from dfmsd.files import write_json, write_text
 
 Say = Callable[[str], None]
@@ -50,6 +51,8 @@ class CsvTable:
             self._write(columns, self.rows())
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before a checkpoint that has these steps behind it
 
     def keep(self, column: str, below: int) -> None:
         """Keep the rows whose integer ``column`` is below ``below``: a resumed run makes the others again.
@@ -77,7 +80,7 @@ class CsvTable:
 
 
 class StepLog(pl.Callback):
-    """Write every step's named losses to ``log.csv``, and stop the run at one that is not finite.
+    """Write every step's named losses to ``log.csv``.
 
     Values are fetched from the device every ``interval`` steps, so that a GPU is not made to wait.
 
@@ -116,31 +119,23 @@ class StepLog(pl.Callback):
         }
         self.pending.append((row, outputs["named"]))
         if len(self.pending) >= self.interval:
-            self.flush(trainer)
+            self._write(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
-        self.flush(trainer)
+        self._write(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write what is left: a run that resumes from there makes no earlier row again."""
+        self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the steps that led there."""
         self._write(trainer)
 
-    def flush(self, trainer: pl.Trainer) -> None:
-        """Write the noted steps and check them.
-
-        Raises:
-            DfmsdError: a value is not finite.
-        """
-        for row in self._write(trainer):
-            bad = [name for name, value in row.items() if value in ("nan", "inf", "-inf") and name != "loss"]
-            if bad:
-                raise DfmsdError(
-                    f"step {row['step']} (stage {row['stage']}): {', '.join(bad)} is not finite; lower optim.lr, "
-                    f"lengthen optim.warmup or lower the loss's weight; {self.table.path} shows the steps before"
-                )
-
-    def _write(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+    def _write(self, trainer: pl.Trainer) -> None:
         rows = []
         for row, named in self.pending:
             values = torch.stack([value.float() for value in named.values()]).tolist()
@@ -148,7 +143,6 @@ class StepLog(pl.Callback):
         self.pending.clear()
         if trainer.is_global_zero and rows:
             self.table.append(rows)
-        return rows
 
 
 class LossBar(RichProgressBar):
@@ -238,42 +232,54 @@ class EpochEnd(pl.Callback):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
-    """Ctrl-C was pressed; the student is as the last finished step left it."""
+    """A signal ended the run, which is saved; the student is as the last finished step left it.
+
+    Args:
+        status: exit status that says so.
+    """
+
+    def __init__(self, status: int = INTERRUPTED) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class StopOnInterrupt(pl.Callback):
-    """Turn the first Ctrl-C into an `Interrupted` after the running step; a second one ends at once."""
+    """Note the signals that ask a run to stop, for `LastCheckpoint` to save and end it after the running step.
+
+    These are Ctrl-C, of which a second one ends the run at once, and SIGTERM and SIGUSR1, as schedulers send them
+    before they take a machine away.
+
+    Attributes:
+        asked: exit status that goes with the signal; 0 before there was one.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._former: Any = None
+        self.asked = 0
+        self._former: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to Ctrl-C, which Python allows in the main thread only."""
+        """Listen to the signals, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGINT, self._ask)
+            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+            self._former = {getattr(signal, name): signal.signal(getattr(signal, name), self._ask) for name in names}
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        self._give_back()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Leave the loop where the user asked for it, all processes at the same step."""
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            raise Interrupted
+    def _ask(self, number: int, _: Any) -> None:
+        self.asked = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+        if number == signal.SIGINT:
+            signal.signal(number, self._former.pop(number) or signal.SIG_DFL)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._give_back()
 
     def _give_back(self) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGINT, self._former)
-            self._former = None
+        for number, handler in self._former.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._former = {}
 
 
 class BalanceReport(pl.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +16,12 @@ from dfmsd.distill.balance import BalanceBy
 from dfmsd.distill.cache import StorageType
 from dfmsd.distill.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
-from dfmsd.files import write_text
+from dfmsd.files import check_path, write_text
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
 
 Precision = Literal["32", "bf16", "16"]
+FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0}
+"""Keys that a run may be resumed with other values of."""
 ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """Type that a `Precision` computes in."""
 
@@ -50,10 +53,10 @@ class OptimConfig:
         Raises:
             DfmsdError: such a value.
         """
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise DfmsdError(f"optim.lr: {self.lr} is out of range; give a number above 0")
         for name in ("weight_decay", "warmup", "clip"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise DfmsdError(f"optim.{name}: {getattr(self, name)} is out of range; give 0 or more")
 
 
@@ -71,6 +74,10 @@ class RunConfig:
             on the validation images, so its AP is an optimistic one: comparisons use ``last``.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         devices: processes, each with a GPU where there are any, else a CPU process.
+        checkpoint_every: optimiser steps between two checkpoints, and so the most that a kill costs; null is an epoch
+            or 10 minutes, whichever is less.
+        skip_nonfinite: leave out so many steps with a loss or gradient that is not finite before the run ends; 0 ends
+            it at the first one.
     """
 
     out: str
@@ -81,6 +88,8 @@ class RunConfig:
     deliver: Literal["last", "best"] = "last"
     eval_every: int = 1
     devices: int = 1
+    checkpoint_every: int | None = None
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -88,6 +97,11 @@ class RunConfig:
         Raises:
             DfmsdError: such a value.
         """
+        check_path("out", self.out)
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise DfmsdError(f"checkpoint_every: {self.checkpoint_every} is below 1; give a number of steps, or null")
+        if self.skip_nonfinite < 0:
+            raise DfmsdError(f"skip_nonfinite: {self.skip_nonfinite} is below 0; give a number of steps")
         if self.eval_every < 1 or self.devices < 1:
             raise DfmsdError(f"eval_every and devices must be at least 1, got {self.eval_every} and {self.devices}")
         if not 0 <= self.seed < 2**32:
@@ -107,6 +121,8 @@ class TrainConfig(RunConfig):
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
         devices: processes.
+        checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
+        skip_nonfinite: steps that may be left out for a value that is not finite.
         model: the detector.
         epochs: passes over the training images.
     """
@@ -143,6 +159,8 @@ class DistillConfig(RunConfig):
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
         devices: processes.
+        checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
+        skip_nonfinite: steps that may be left out for a value that is not finite.
         student: the detector that is trained.
         stages: who teaches, and for how long.
         loss: ``name`` of the loss and its options; several at once by a list of such.
@@ -187,8 +205,10 @@ class DistillConfig(RunConfig):
                 check_sum(replace_loss(self.loss, stage.loss))
             except DfmsdError as error:
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
-        if self.balance is not None and self.balance <= 0:
-            raise DfmsdError(f"balance: {self.balance} is not above 0; leave it out to keep the stated weights")
+        if self.balance is not None and not 0 < self.balance < math.inf:
+            raise DfmsdError(
+                f"balance: {self.balance} is not above 0, or not finite; leave it out to keep the stated weights"
+            )
         if self.inherit is True and not self.stages[0].teachers:
             raise DfmsdError(
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
@@ -269,23 +289,41 @@ def holds_run(run: Path) -> bool:
 
 
 def same_run(config: RunConfig, run: Path) -> bool:
-    """Whether the ``config.yaml`` of a folder describes this run; where it lies does not matter."""
+    """Whether the ``config.yaml`` of a folder describes this run; `FREE_ON_RESUME` does not matter."""
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
     written = _written(run)
     # keys that are younger than the file had their defaults then
     younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
     sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
-    parts = {name: {**asdict(section()), **written.get(name, {})} for name, section in sections.items()}
-    parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
     try:
-        return {**own, "out": None} == {**_with_loss_options({**younger, **written, **parts}), "out": None}
-    except DfmsdError:  # a loss or an option that is no more
+        parts = {name: {**asdict(section()), **written.get(name, {})} for name, section in sections.items()}
+        parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
+        former = _with_loss_options({**younger, **written, **parts})
+        return {**own, **FREE_ON_RESUME} == {**former, **FREE_ON_RESUME}
+    except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or an option that is no more, or no config
         return False
 
 
 def trained_image_size(run: Path) -> int | None:
     """Tell the image size of a run folder's training; None for anything that is not a run folder."""
-    return int(_written(run)["data"]["image_size"]) if holds_run(run) else None
+    if not holds_run(run):
+        return None
+    try:
+        return int(_written(run)["data"]["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DfmsdError):
+            raise
+        raise DfmsdError(f"{run / 'config.yaml'} tells no data.image_size; give --image-size") from error
+
+
+def trained_data_root(run: Path) -> str | None:
+    """Tell the data set of a run folder's training; None for anything that is not a run folder."""
+    if not holds_run(run):
+        return None
+    data = _written(run).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("root"), str):
+        raise DfmsdError(f"{run / 'config.yaml'} tells no data.root; give --images")
+    return str(data["root"])
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -301,5 +339,11 @@ def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(run: Path) -> dict[str, Any]:
-    written: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    file = run / "config.yaml"
+    try:
+        written: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise DfmsdError(f"{file} is damaged ({type(error).__name__}); restore it, or remove the folder") from error
+    if not isinstance(written, dict):
+        raise DfmsdError(f"{file} is damaged (no keys in it); restore it, or remove the folder")
     return written

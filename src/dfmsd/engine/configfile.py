@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,6 +21,8 @@ from dfmsd.distill.stages import StageConfig
 from dfmsd.errors import DfmsdError
 
 C = TypeVar("C")
+LARGEST = 10_000
+"""Values in a config file, every alias written out: a few lines of aliases of aliases are millions."""
 
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
@@ -35,7 +41,8 @@ def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
 def build_config(config: type[C], values: Any) -> C:
     """Build the config object from parsed values, leaving out what is no field of it."""
     known = get_type_hints(config)
-    return config(**{name: value for name, value in vars(values).items() if name in known})
+    with naming(vars(values).get("config") or ()):
+        return config(**{name: value for name, value in vars(values).items() if name in known})
 
 
 def read_config(config: type[C], path: Path) -> C:
@@ -45,10 +52,94 @@ def read_config(config: type[C], path: Path) -> C:
         DfmsdError: the file is missing, or holds something that the config does not know.
     """
     parser = config_parser(config)
+    check_text(path, config)
     try:
-        return build_config(config, parser.instantiate(parser.parse_args(["--config", str(path)])))
+        values = parser.parse_args(["--config", str(path)])
+        values = parser.instantiate(values)
+        values.config = None
+        return build_config(config, values)
     except jsonargparse.ArgumentError as error:
         raise DfmsdError(f"{path}: {explain(error, config)}") from error
+    except DfmsdError as error:
+        raise DfmsdError(f"{path}: {error}") from error
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """Name the files that follow ``--config``."""
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    following = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    return [Path(name) for name in joined + following]
+
+
+def check_text(path: Path, config: type[Any] | None = None) -> None:
+    """Refuse a YAML file that no config can come of, before the parser follows what it says.
+
+    Args:
+        path: of the file; one that is not there is left to the parser.
+        config: that it is to become.
+
+    Raises:
+        DfmsdError: it is no text, no YAML, no mapping, has a key twice or one that names code, is far larger than it
+            looks, or gives a single value, which may be the path of another file, where the config has keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        size = _check_nodes(root, {}, path)
+        if size <= LARGEST:
+            yaml.safe_load(text)
+    except OSError:
+        return
+    except UnicodeDecodeError as error:
+        raise DfmsdError(f"{path}: no text in UTF-8 ({error.reason}); give a YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, DfmsdError):
+            raise
+        message = one_line(error).replace('in "<unicode string>", ', "")
+        raise DfmsdError(f"{path}: not valid YAML ({message}); correct it there") from error
+    if size > LARGEST:
+        raise DfmsdError(f"{path}: its aliases stand for more than {LARGEST} values; write them out")
+    if not isinstance(root, yaml.MappingNode):
+        raise DfmsdError(f"{path}: expected keys and values such as `out: runs/student`; write them there")
+    parts = {key.value: value for key, value in root.value}
+    for name, kind in get_type_hints(config).items() if config else ():
+        section = isinstance(kind, type) and is_dataclass(kind)
+        if section and not isinstance(parts.get(name, root), yaml.MappingNode):
+            raise DfmsdError(
+                f"{path}: {name}: expected keys such as {next(_keys(kind))}, got {parts[name].value!r}; "
+                "give some, or leave it out"
+            )
+
+
+def _check_nodes(node: yaml.Node | None, known: dict[int, float], path: Path) -> float:
+    """Count the values below a node with every alias written out; refuse a key that is there twice."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what holds itself has no end
+        parts = list(node.value) if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in parts if isinstance(key, yaml.ScalarNode))
+            twice = [key for key, count in keys.items() if count > 1]
+            if twice:
+                line = node.start_mark.line + 1
+                raise DfmsdError(
+                    f"{path}: key {twice[0]!r} is there twice from line {line} on; leave out one of the two"
+                )
+            if "class_path" in keys:  # which the parser would import
+                raise DfmsdError(f"{path}: class_path names code, which no config runs; write plain values")
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_check_nodes(part, known, path) for part in parts)
+    return known[id(node)]
+
+
+@contextmanager
+def naming(files: Sequence[object]) -> Iterator[None]:
+    """Name the files that a refused value may come from."""
+    try:
+        yield
+    except DfmsdError as error:
+        if not files:
+            raise
+        raise DfmsdError(f"{error} (in {', '.join(map(str, files))} or the flags)") from error
 
 
 def one_line(error: object) -> str:
@@ -106,7 +197,7 @@ def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[st
         return list(arguments)
     for flag, value in changes.items():
         position, *path = flag.removeprefix(f"--{key}.").split(".")
-        if not position.isdigit() or int(position) >= len(entries):
+        if not position.isdecimal() or int(position) >= len(entries):
             raise DfmsdError(
                 f"{flag}: {key} has {len(entries)} entries, counted from 0; name one, as in --{key}.0.<option>"
             )

@@ -28,17 +28,28 @@ from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, LossBar, StepLog, StopOnInterrupt
+from dfmsd.engine.checkpoint import (
+    LAST,
+    PREVIOUS,
+    DurableIO,
+    LastCheckpoint,
+    find_checkpoint,
+    full_disk_told,
+    saved_step,
+    tidy,
+)
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
 from dfmsd.engine.evaluate import evaluate, percent
+from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
-from dfmsd.files import write_json
+from dfmsd.files import check_path, write_json
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, emoji=False)  # names may hold brackets
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 ADVICE = (
     ".*does not have many workers",
@@ -46,6 +57,7 @@ ADVICE = (
     ".*Checkpoint directory",
     ".*could not find the monitored key",
     ".*have no `validation_step`",
+    ".*callbacks used to create the checkpoint",
 )
 """How Lightning's warnings begin that concern what is decided here."""
 
@@ -59,12 +71,14 @@ class Result:
         run: the run folder.
         student: the delivered detector, in eval mode.
         finished: False when the run was interrupted.
+        status: exit status for the process: 0, or which signal interrupted the run.
     """
 
     metrics: Mapping[str, Any]
     run: Path
     student: Detector
     finished: bool = True
+    status: int = 0
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Result:
@@ -107,7 +121,8 @@ def distill(
         written: what ``config.yaml`` shall hold, if not ``config``.
 
     Returns:
-        Metrics, run folder and student. After Ctrl-C ``finished`` is False and the student as far as it got.
+        Metrics, run folder and student. After Ctrl-C, SIGTERM or SIGUSR1 ``finished`` is False, and the student as it
+        was then.
 
     Raises:
         DfmsdError: bad input, or a folder that already holds a run.
@@ -123,7 +138,7 @@ def distill(
         check_frozen(config.student)
     data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
     task = build_task(config, data.class_names, student=student, teachers=teachers)
-    checkpoint = run / "last.ckpt" if resume and (run / "last.ckpt").exists() else None
+    checkpoint = find_checkpoint(run) if resume else None
     cache = plan_caches(task, config, len(data.train))
     if first and any(task.teachers) and checkpoint is None:
         found = preflight(
@@ -133,8 +148,9 @@ def distill(
     if cache is not None:
         open_caches(cache)
     if first:
-        _open_folder(run, written or config, task, overwrite=overwrite)
-    result = _fit(config, run, data, task, checkpoint)
+        _open_folder(run, written or config, task, checkpoint, overwrite=overwrite)
+    with full_disk_told(run):
+        result = _fit(config, run, data, task, checkpoint)
     if first and cache is not None:
         _say(found_and_computed(cache))
     return result
@@ -200,6 +216,8 @@ def load_teachers(references: Sequence[str], class_names: Sequence[str], out: Pa
     Raises:
         DfmsdError: one of the references is of no use; no teacher has been trained then.
     """
+    for name in references:
+        check_path("teacher", name)
     recipes = {name: read_config(TrainConfig, Path(name)) for name in references if name.endswith((".yaml", ".yml"))}
     for name in references:
         folder = Path(recipes[name].out if name in recipes else name)
@@ -248,10 +266,15 @@ def _check_folder(run: Path, config: RunConfig, *, resume: bool, overwrite: bool
         raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
 
 
-def _open_folder(run: Path, config: RunConfig, task: DistillationTask, *, overwrite: bool) -> None:
+def _open_folder(
+    run: Path, config: RunConfig, task: DistillationTask, checkpoint: Path | None, *, overwrite: bool
+) -> None:
     """Make the run folder, as late as this: an input that is refused costs nobody an older run."""
     if overwrite and holds_run(run):
         shutil.rmtree(run)
+    tidy(run, checkpoint)
+    if checkpoint is not None and checkpoint.name == PREVIOUS:
+        _say(f"the last checkpoint is damaged; going on from the one before it, of step {saved_step(checkpoint)}")
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_config(config, run)
@@ -263,13 +286,20 @@ def _open_folder(run: Path, config: RunConfig, task: DistillationTask, *, overwr
 def _fit(
     config: DistillConfig, run: Path, data: CocoDataModule, task: DistillationTask, checkpoint: Path | None
 ) -> Result:
-    module = DistillationModule(task, config.optim, config.seed).to(memory_format=torch.channels_last)
+    module = DistillationModule(task, config.optim, config.seed, skip_nonfinite=config.skip_nonfinite > 0)
+    module.to(memory_format=torch.channels_last)
     epoch_end = EpochEnd(run, data.val_dataloader(), config.eval_every, _say)
-    # Two, since Lightning's save_last skips an epoch that is not the best one; the last one keeps the other's state.
+    stop = StopOnInterrupt()
     save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(run, "best", monitor="AP", mode="max", **save)
-    last = ModelCheckpoint(run, "last", **save)
-    callbacks: list[Callback] = [StepLog(run), epoch_end, BalanceReport(run, _say), StopOnInterrupt(), best, last]
+    callbacks: list[Callback] = [
+        StepLog(run),
+        FiniteCheck(run, config.skip_nonfinite),
+        epoch_end,
+        BalanceReport(run, _say),
+        stop,
+        ModelCheckpoint(run, "best", monitor="AP", mode="max", **save),
+        LastCheckpoint(run, stop, config.checkpoint_every),  # behind the best one, whose state it keeps
+    ]
     if console.is_terminal:
         callbacks.append(LossBar())
     start = time.perf_counter()
@@ -282,7 +312,10 @@ def _fit(
             precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
             gradient_clip_val=config.optim.clip or None,
             callbacks=callbacks,
-            logger=TensorBoardLogger(run, name="tensorboard", version=""),
+            plugins=DurableIO(),
+            logger=TensorBoardLogger(
+                run, name="tensorboard", version="", purge_step=checkpoint and saved_step(checkpoint)
+            ),
             log_every_n_steps=LOG_EVERY,
             limit_val_batches=0,
             use_distributed_sampler=False,
@@ -292,8 +325,8 @@ def _fit(
         )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except Interrupted:
-            return _deliver_unfinished(run, task)
+        except Interrupted as stopped:
+            return _deliver_unfinished(run, task, stopped.status)
     metrics = epoch_end.metrics
     if config.deliver == "best":
         module.load_state_dict(torch.load(run / "best.ckpt", weights_only=True, map_location="cpu")["state_dict"])
@@ -307,18 +340,18 @@ def _fit(
     return Result(metrics, run, student)
 
 
-def _deliver_unfinished(run: Path, task: DistillationTask) -> Result:
+def _deliver_unfinished(run: Path, task: DistillationTask, status: int) -> Result:
     student = task.student.cpu().eval()
     if is_first_process():
         save_detector(student, run)
-        rest = "goes on from the last whole epoch" if (run / "last.ckpt").exists() else "starts again"
-        _say(f"interrupted: {run}/student.safetensors is the student so far, not evaluated; --resume {rest}")
-    return Result({}, run, student, finished=False)
+        rest = f"--resume goes on from step {saved_step(run / LAST)}"
+        _say(f"interrupted: {run}/student.safetensors is the student so far, not evaluated; {rest}")
+    return Result({}, run, student, finished=False, status=status)
 
 
 def _say(line: str) -> None:
     # on a terminal through the console that the progress bar lives on, which a line from another one would tear
-    (get_console() if console.is_terminal else console).print(line, highlight=False)
+    (get_console() if console.is_terminal else console).print(line, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

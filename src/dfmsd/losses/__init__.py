@@ -12,6 +12,7 @@ Several methods at once: ``dfmsd.losses.build_sum([{"name": "pkd"}, {"name": "mg
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from inspect import signature
@@ -139,6 +140,8 @@ def _check_value(where: str, value: object, expected: Any) -> None:
         raise DfmsdError(f"{where}: {value!r} is not true or false")
     if expected is float and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise DfmsdError(f"{where}: {value!r} is not a number")
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise DfmsdError(f"{where}: {value!r} is not finite")
 
 
 def build(
@@ -246,9 +249,15 @@ def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(loss: LossConfig) -> dict[str, dict[str, Any]]:
     """Name -> options of each loss."""
     parts: dict[str, dict[str, Any]] = {}
-    for part in [loss] if isinstance(loss, Mapping) else loss:
+    given: Any = [loss] if isinstance(loss, Mapping) else loss
+    if not isinstance(given, Sequence):
+        raise DfmsdError(f"loss: {given!r} is neither a loss nor a list of such; give one, such as {{name: dfmsd}}")
+    for part in given:
         options = {"name": DEFAULT_LOSS, **part}
         name = options.pop("name")
+        for key in (name, *options):
+            if not isinstance(key, str):
+                raise DfmsdError(f"loss: {key!r} is neither a loss nor an option; give a name, such as dfmsd")
         if name in parts:
             raise DfmsdError(f"loss: {name} is there twice; leave out one of the two")
         parts[name] = options

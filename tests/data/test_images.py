@@ -1,0 +1,145 @@
+"""Odd images are read right or refused by name; for the formats of pixels see also test_coco.py."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.bad_input import dfmsd as dfmsd
+from tests.test_cli import Command
+from torch.utils.data import DataLoader
+
+from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, collate, read_image
+from dfmsd.data.images import FORMATS, read_size
+from dfmsd.errors import DfmsdError
+
+
+def test_transparency_is_left_out_of_palettes_too(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "image.png", transparency=b"\x00\x80")
+    assert Image.open(tmp_path / "image.png").info["transparency"]
+    assert read_image(tmp_path / "image.png").permute(1, 2, 0).tolist() == [[[200, 0, 0], [0, 0, 200]]]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
+def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> None:
+    first, *rest = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    first.save(
+        tmp_path / f"image.{suffix}",
+        save_all=True,
+        append_images=rest,
+        **({"lossless": True} if suffix == "webp" else {}),
+    )
+    with Image.open(tmp_path / f"image.{suffix}") as file:
+        assert getattr(file, "n_frames", 1) == 3
+    image = read_image(tmp_path / f"image.{suffix}")
+    assert image.flatten(1).unique(dim=1).tolist() == [[255], [0], [0]]
+    assert read_size(tmp_path / f"image.{suffix}") == (6, 8)
+
+
+def test_sixteen_bits_a_channel_keep_the_upper_eight(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">HHH", 0x1234, 0x8000, 0xFFFF)))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+    assert read_image(tmp_path / "deep.png").flatten().tolist() == [0x12, 0x80, 0xFF]
+
+
+def test_a_huge_image_that_is_honest_is_read(tmp_path: Path) -> None:
+    Image.new("1", (6000, 4000), 1).save(tmp_path / "huge.png")
+    assert read_image(tmp_path / "huge.png").shape == (3, 4000, 6000)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DfmsdError, match=r"float\.tif: its pixels are floating-point .*; save"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n")
+    with Image.open(file) as image:
+        assert image.format == "EPS"  # by its content, whatever its name
+    assert "EPS" not in FORMATS
+    for read in (read_image, read_size):
+        with pytest.raises(DfmsdError, match=r"photo\.jpg: cannot be decoded as an image"):
+            read(file)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif"])
+def test_a_file_cut_anywhere_is_refused_or_read_whole(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"image.{suffix}"
+    Image.effect_noise((24, 16), 60).convert("RGB").save(file)
+    whole = file.read_bytes()
+    refused = 0
+    for end in range(0, len(whole), max(1, len(whole) // 40)):
+        file.write_bytes(whole[:end])
+        try:
+            assert read_image(file).shape == (3, 16, 24)
+        except DfmsdError as error:
+            assert f"image.{suffix}: cannot be decoded" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 20
+
+
+ORIENTATIONS = {  # where orientation `key` says that the top left corner of the stored pixels belongs
+    1: ("left", "top"),
+    2: ("right", "top"),
+    3: ("right", "bottom"),
+    4: ("left", "bottom"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_boxes_are_in_the_pixels_of_the_turned_image(tmp_path: Path, orientation: int, suffix: str) -> None:
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[:8, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    root = tmp_path / "data"
+    (root / "train").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    Image.fromarray(pixels).save(root / "train" / f"0.{suffix}", exif=exif)
+    turned = orientation > 4
+    width, height = (32, 64) if turned else (64, 32)
+    w, h = (8, 16) if turned else (16, 8)
+    horizontal, vertical = ORIENTATIONS[orientation]
+    box = [0 if horizontal == "left" else width - w, 0 if vertical == "top" else height - h, w, h]
+    truth = {
+        "images": [{"id": 1, "file_name": f"0.{suffix}", "width": width, "height": height}],
+        "categories": [{"id": 1, "name": "corner"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box}],
+    }
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(truth))
+    for flip in (0.0, 1.0):  # through the whole pipeline, at twice the size
+        sample = DetectionDataset(CocoDetection(root, "train"), 128, Augmentation(128, flip))[0]
+        x0, y0, x1, y1 = sample.target["boxes"][0].round().int().tolist()
+        bright = sample.image.float().mean(0) > 128
+        assert (x1 - x0, y1 - y0) == (2 * w, 2 * h)
+        assert bright[y0:y1, x0:x1].float().mean() > 0.9
+        assert bright.sum() < 1.15 * (x1 - x0) * (y1 - y0)
+
+
+def test_a_process_that_loads_images_tells_the_error_in_one_line(dfmsd: Command) -> None:
+    dataset = DetectionDataset(CocoDetection("data", "train"), 64)
+    (dfmsd.folder / "data" / "train" / "0.png").write_bytes(b"gone bad since")
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
+    with pytest.raises(DfmsdError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"{Path('data', 'train', '0.png')}: cannot be decoded as an image")
+    assert "Traceback" not in str(caught.value)

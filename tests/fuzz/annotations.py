@@ -1,0 +1,53 @@
+"""Fuzz the annotation reader: ``python -m tests.fuzz.annotations NEW CORPUS -max_total_time=60`` (``make fuzz``).
+
+An input that begins as JSON does is a file as it is; any other says which value to put where into a sound file.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+with atheris.instrument_imports(include=["dfmsd.data.coco", "dfmsd.data.imagecheck", "json"]):
+    from tests.fuzz.target import changed, check, make_root
+
+WORDS = ("0.png", "../0.png", "/etc/hostname", "deep", "a\0b", "", "disc", ".", "deep/../0.png")
+KEYS = ("id", "name", "bbox")
+
+
+def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
+    """Draw a value of JSON, near those that matter."""
+    draw = (
+        lambda: None,
+        lambda: data.ConsumeBool(),
+        lambda: data.ConsumeIntInRange(-2, 9),
+        lambda: data.ConsumeInt(9),
+        lambda: 10 ** data.ConsumeIntInRange(0, 400),
+        lambda: data.ConsumeFloat(),
+        lambda: data.ConsumeUnicode(20),
+        lambda: WORDS[data.ConsumeIntInRange(0, len(WORDS) - 1)],
+        lambda: [value(data, depth + 1) for _ in range(data.ConsumeIntInRange(0, 5))],
+        lambda: {key: value(data, depth + 1) for key in KEYS if data.ConsumeBool()},
+    )
+    return draw[data.ConsumeIntInRange(0, len(draw) - (3 if depth > 2 else 1))]()
+
+
+def test_one_input(content: bytes) -> None:
+    """Read one input."""
+    if content[:1] in (b"{", b"["):
+        check(content, ROOT)
+        return
+    data = atheris.FuzzedDataProvider(content)
+    drawn = value(data)
+    check(changed(lambda limit: data.ConsumeIntInRange(0, limit - 1), drawn), ROOT)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        ROOT = make_root(Path(folder))
+        atheris.Setup(sys.argv, test_one_input)
+        atheris.Fuzz()

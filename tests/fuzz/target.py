@@ -1,0 +1,87 @@
+"""What the fuzzer calls: the annotation reader, which may refuse what it is given and do nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dfmsd.data import CocoDetection
+from dfmsd.errors import DfmsdError
+
+SIDES = (40, 30)
+TRUTH: dict[str, Any] = {
+    "images": [
+        {"id": 1, "file_name": "0.png", "width": 40, "height": 30},
+        {"id": 2, "file_name": "deep/1.png", "width": 40, "height": 30},
+    ],
+    "categories": [{"id": 1, "name": "square"}, {"id": 3, "name": "disc"}],
+    "annotations": [
+        {"id": 7, "image_id": 1, "category_id": 3, "bbox": [2, 3.5, 20, 10], "area": 200.0, "iscrowd": 0},
+        {"id": 8, "image_id": 2, "category_id": 1, "bbox": [0, 0, 40, 30], "area": 1200, "iscrowd": 1},
+    ],
+}
+"""A sound annotation file, for `make_root`'s images."""
+Values = Callable[[], Any]
+
+
+def make_root(root: Path) -> Path:
+    """Write the images that `TRUTH` names; gives the folder back."""
+    for name in ("0.png", "deep/1.png"):
+        file = root / "train" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIDES).save(file)
+    (root / "annotations").mkdir(exist_ok=True)
+    return root
+
+
+def check(content: bytes, root: Path) -> CocoDetection | None:
+    """Read an annotation file: it gives a data set that keeps its promises, or one line that names the file."""
+    logging.getLogger("dfmsd").setLevel(logging.ERROR)
+    file = root / "annotations" / "instances_train.json"
+    file.write_bytes(content)
+    try:
+        split = CocoDetection(root, "train")
+    except DfmsdError as error:
+        message = str(error)
+        assert file.name in message or "data.root" in message, message
+        assert "\n" not in message, message
+        return None
+    assert len(split) >= 1
+    names = split.class_names
+    assert len(set(names)) == len(names) == len(split.category_ids) >= 1
+    assert all(name.encode() for name in names)
+    for record in split.records:
+        assert record.path.resolve().is_relative_to(root.resolve())
+        assert (record.width, record.height) == SIDES
+        boxes = record.boxes
+        assert boxes.shape == (len(record.labels), 4)
+        assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+        assert bool((boxes >= 0).all())
+        assert bool((boxes[:, 0::2] <= 40).all())
+        assert bool((boxes[:, 1::2] <= 30).all())
+        assert all(0 <= label < len(names) for label in record.labels.tolist())
+    json.dumps(split.ground_truth, allow_nan=False)
+    return split
+
+
+def changed(choose: Callable[[int], int], value: Any) -> bytes:
+    """Put a value somewhere into the sound file.
+
+    Args:
+        choose: gives a number below its argument, at least 1.
+        value: of JSON.
+    """
+    raw: Any = copy.deepcopy(TRUTH)
+    part: Any = raw
+    while True:
+        key = choose(len(part)) if isinstance(part, list) else list(part)[choose(len(part))]
+        if not isinstance(part[key], dict | list) or not part[key] or choose(4) == 0:
+            part[key] = value
+            return json.dumps(raw).encode("utf-8", "replace")
+        part = part[key]

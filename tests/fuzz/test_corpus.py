@@ -1,0 +1,17 @@
+"""Every input that the fuzzer keeps, and every crash that it found, again and without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.fuzz.target import check, make_root
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+SOUND = {"sound.json", "bom.json", "more-keys.json", "no-objects.json"}
+
+
+@pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)
+def test_a_kept_input_is_read_or_refused(file: Path, tmp_path: Path) -> None:
+    read = check(file.read_bytes(), make_root(tmp_path))
+    assert (read is not None) == (file.name in SOUND)
