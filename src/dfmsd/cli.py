@@ -183,6 +183,21 @@ def _evaluation_data(values: Any) -> DataConfig:
     return DataConfig(root=values.data, image_size=size)
 
 
+def _convert_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("A data set in the layout of Pascal VOC or YOLO, turned into the COCO layout.")
+    parser.add_argument("source", type=Path, help="its folder; what must be in it is told in docs/convert.md")
+    parser.add_argument("--from", dest="layout", choices=["voc", "yolo"], required=True, help="layout of the source")
+    parser.add_argument("--out", type=Path, required=True, help="folder that is made; images are copied")
+    return parser
+
+
+def _convert(values: Any) -> None:
+    from dfmsd.data.convert import convert
+
+    for split, (images, boxes) in convert(values.source, values.layout, values.out).items():
+        print(f"{split}: {images} images, {boxes} boxes")
+
+
 def _demo_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("Teachers, baseline and distilled student on the embedded data set, with a report.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the four runs and the report")
@@ -234,6 +249,7 @@ COMMANDS: dict[str, Command] = {
     "estimate": (_estimate_parser, _estimate),
     "compare": (_compare_parser, _compare),
     "evaluate": (_evaluate_parser, _evaluate),
+    "convert": (_convert_parser, _convert),
     "list": (_list_parser, _list),
 }
 
