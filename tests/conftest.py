@@ -19,7 +19,8 @@ from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.task import DistillationTask
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, write_config
+from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.run import build_task
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -104,6 +105,27 @@ def built_task(
 def task(built_task: DistillationTask) -> DistillationTask:
     """A task that a test may change."""
     return copy.deepcopy(built_task)
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    distill_config: Callable[..., DistillConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Make the folder of a run without training it: ``finished_run(name, **values)``, or with ``no_distill=True``."""
+
+    def make(name: str, *, no_distill: bool = False, **values: Any) -> Path:
+        run = tmp_path_factory.mktemp("finished") / name
+        config = distill_config(run, **values)
+        config = config.without_teachers() if no_distill else config
+        task = build_task(config, ("square", "disc"))
+        save_detector(task.student, run)
+        write_config(config, run)
+        torch.save({"state_dict": DistillationModule(task, config.optim).state_dict()}, run / "last.ckpt")
+        metrics = {"AP": 0.25, "AP50": 0.5, "APs": 0.2, "APm": 0.3, "per_class": {"square": 0.5, "disc": 0.125}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        return run
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -198,6 +198,40 @@ def _convert(values: Any) -> None:
         print(f"{split}: {images} images, {boxes} boxes")
 
 
+def _visualize_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("Attention, masks and reconstruction error of a loss on every level, one PNG an image.")
+    parser.add_argument("--model", type=str, required=True, help="the student; its run folder has all layers")
+    parser.add_argument("--teacher", type=str, required=True, help="as in a config's `stages`")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("images", type=str, nargs="+", help="image files, or folders of them")
+    return parser
+
+
+def _visualize(values: Any) -> None:
+    from dfmsd.visualize import visualize
+
+    for path in visualize(values.model, values.teacher, values.images, values.out):
+        print(path)
+
+
+def _report_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("The report of a run, of a folder of runs or of a comparison, with pictures and costs.")
+    parser.add_argument("run", type=Path, help="run folder; folder with a run each in its folders; folder of `compare`")
+    parser.add_argument("--baseline", type=Path | None, default=None, help="run folder to compare the run with")
+    parser.add_argument("--teacher", type=str, nargs="+", default=[], help="teachers; those of the run by default")
+    parser.add_argument("--images", type=int, default=200, help="validation images to look at, at most")
+    return parser
+
+
+def _report(values: Any) -> None:
+    from dfmsd.compare.tables import rewrite_tables
+    from dfmsd.report.rewrite import rewrite_report
+
+    pages = [] if values.baseline or values.teacher else rewrite_tables(values.run)
+    for page in pages or [rewrite_report(values.run, values.baseline, values.teacher, values.images)]:
+        print(page)
+
+
 def _demo_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("Teachers, baseline and distilled student on the embedded data set, with a report.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the four runs and the report")
@@ -250,6 +284,8 @@ COMMANDS: dict[str, Command] = {
     "compare": (_compare_parser, _compare),
     "evaluate": (_evaluate_parser, _evaluate),
     "convert": (_convert_parser, _convert),
+    "visualize": (_visualize_parser, _visualize),
+    "report": (_report_parser, _report),
     "list": (_list_parser, _list),
 }
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import json
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from plotly.graph_objects import Figure
 
-from dfmsd.report.plots import MAX_POINTS, Panel, curve, draw, stage_starts
+from dfmsd.report.plots import MAX_POINTS, bars, curve, curves, stage_starts
 from dfmsd.report.records import Series
 
 
@@ -57,13 +58,45 @@ def test_stage_starts_are_steps():
     assert stage_starts(series([np.nan, np.nan])) == []
 
 
-def test_labels_are_escaped_text_of_well_formed_svg():
+def test_labels_are_shown_as_they_are():
     line = (np.arange(3.0), np.arange(3.0))
-    svg = draw([Panel("a & b", {"<script>": line, "50$ and 20$": line}, "step", marks=[1.0])])
-    texts = ["".join(node.itertext()) for node in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"a & b", "<script>", "50$ and 20$", "step"} <= set(texts)
+    figure = curves("a & b", {"<script>": line, "<b>50$</b> &lt;": line}, "step", marks=[1.0])
+    assert [trace["name"] for trace in figure.traces] == ["&lt;script&gt;", "&lt;b&gt;50$&lt;/b&gt; &amp;lt;"]
+    assert [row[0] for row in figure.values.rows] == ["<script>", "<b>50$</b> &lt;"]  # the page escapes these itself
+    assert bars("", {"<i>g": {"<a href='x'>": 1.0}}, "<u>").traces[0]["y"] == ["&lt;a href='x'&gt;"]
 
 
-def test_the_same_data_give_the_same_svg():
-    panels = [Panel(str(i), {"x": (np.arange(3.0), np.arange(3.0) * i)}, "step") for i in range(3)]
-    assert draw(panels) == draw(panels)
+def test_the_same_data_give_the_same_figure():
+    lines = {str(i): (np.arange(3.0), np.arange(3.0) * i) for i in range(3)}
+    assert curves("", lines, "step") == curves("", lines, "step")
+
+
+def test_plotly_knows_every_key():
+    line = (np.array([0.0, 1.0, np.nan, 2.0]), np.array([3.0, np.nan, np.nan, 1.0]))
+    drawn = [
+        curves("AP", {"a": line, "b": (np.empty(0), np.empty(0))}, "step", marks=[1.5]),
+        bars("AP by class", {"student": {"1": 10.0, "2": None}, "baseline": {"1": 9.0}}, "AP", signed=True),
+    ]
+    for figure in drawn:
+        Figure(data=list(figure.traces), layout=dict(figure.layout))  # refuses what plotly does not know
+        json.dumps([figure.traces, figure.layout], allow_nan=False)
+
+
+def test_a_curve_is_told_in_numbers_and_words():
+    figure = curves("loss", {"p3": (np.arange(4.0), np.array([2.0, 4.0, np.nan, 1.0]))}, "step", digits=1)
+    assert figure.values.rows == [("p3", "2.0", "1.0", "4.0", "1.0")]
+    assert figure.alt == "loss: p3 from 2.0 to 1.0."
+    assert figure.traces[0]["y"] == [2.0, 4.0, None, 1.0]
+
+
+def test_a_mark_is_named_after_the_stage_that_begins():
+    figure = curves("", {"loss": (np.arange(3.0), np.arange(3.0))}, "step", marks=[1.0, 2.0])
+    assert [note["text"] for note in figure.layout["annotations"]] == ["stage 2", "stage 3"]
+    assert [shape["x0"] for shape in figure.layout["shapes"]] == [1.0, 2.0]
+
+
+def test_bars_leave_out_what_is_unknown_and_keep_the_order():
+    figure = bars("AP", {"a": {"x": 1.25, "y": None}, "b": {"z": -2.0}}, "AP", signed=True)
+    assert figure.traces[0]["x"] == [1.25, None]
+    assert figure.values.header == ("", "a", "b")
+    assert figure.values.rows == [("x", "+1.2", "–"), ("y", "–", "–"), ("z", "–", "-2.0")]

@@ -13,6 +13,7 @@ from typing import Any
 from dfmsd.compare.cells import Cell
 from dfmsd.compare.methods import BASELINE
 from dfmsd.compare.statistics import bootstrap_interval, gap_recovery, paired_differences, sample_deviation
+from dfmsd.errors import DfmsdError
 from dfmsd.files import write_json, write_text
 
 
@@ -128,6 +129,21 @@ def known_rows(folder: Path) -> list[tuple[str, int]]:
     path = folder / "results.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     return [(row["method"], row["seed"]) for row in rows]
+
+
+def read_results(folder: Path) -> PairResults:
+    """Read what `write_results` wrote.
+
+    Raises:
+        DfmsdError: the file is damaged.
+    """
+    path = folder / "results.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known.pop("summary")
+        return PairResults(**{**known, "rows": [Row(**row) for row in known["rows"]]})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DfmsdError(f"{path} is damaged ({error!r}); run the comparison again, which writes it anew") from error
 
 
 def write_results(results: PairResults, folder: Path) -> None:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from dfmsd.compare.methods import BASELINE
-from dfmsd.compare.results import PairResults, Summary
+from dfmsd.compare.page import result_sections
+from dfmsd.compare.results import PairResults, Summary, read_results
 from dfmsd.compare.statistics import FEWEST
 from dfmsd.files import write_atomically, write_text
-from dfmsd.report import Section, Table, write_report
-from dfmsd.report.plots import STYLE, to_svg
+from dfmsd.report import Table, write_report
 
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#8a8f98",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.color": "#e6e8eb",
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
 HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", "peak memory")
 
 
@@ -58,11 +68,29 @@ def write_tables(results: PairResults, folder: Path) -> None:
     text = [f"# {results.pair}", "", *lines, "", *(f"- {note}" for note in notes(results)), ""]
     write_text(folder / "table.md", "\n".join(text))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
-    sections = [Section("Methods", notes(results), Table(HEADER, rows))]
     if gains:
         write_atomically(folder / "plot.png", lambda file: _draw(gains).savefig(file, format="png", dpi=150))
-        sections.append(Section("Gain over the baseline", figure=_svg(gains)))
+    sections = result_sections(results, Table(HEADER, rows), notes(results))
     write_report(folder / "report.html", f"Comparison: {results.pair}", sections)
+
+
+def rewrite_tables(folder: Path) -> list[Path]:
+    """Write tables and pages of a comparison anew, from what it measured.
+
+    Args:
+        folder: of one pair, or of a whole comparison; any other one is left alone.
+
+    Returns:
+        The pages; none for a folder that is no comparison's.
+
+    Raises:
+        DfmsdError: a pair's ``results.json`` is damaged.
+    """
+    own = folder / "results.json"
+    pairs = [file.parent for file in ([own] if own.is_file() else sorted(folder.glob("*/results.json")))]
+    for pair in pairs:
+        write_tables(read_results(pair), pair)
+    return [pair / "report.html" for pair in pairs]
 
 
 def print_table(results: PairResults, console: Console) -> None:
@@ -96,10 +124,6 @@ def _gain(summary: Summary) -> str:
 
 def _markdown(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _svg(gains: Sequence[Summary]) -> Markup:
-    return to_svg(_draw(gains))
 
 
 def _draw(gains: Sequence[Summary]) -> Figure:

@@ -1,83 +1,112 @@
-"""Curves as SVG text, to be put into a page."""
+"""Curves and bars for a page, as plotly's own JSON."""
 
 from __future__ import annotations
 
-import io
+import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from cycler import cycler
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from dfmsd.report.page import Figure, Table
 from dfmsd.report.records import Column, Series
 
 MAX_POINTS = 300
 """A longer curve is drawn as means over blocks of equal length."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Lines are told apart by more than their colour."""
+PATTERNS = ("", "/", "x", ".")
+"""So are bars."""
+COLOURS = 7
+"""How many there are in the page's style."""
 
 _GAP = np.array([np.nan])
-
-# Okabe and Ito's palette: told apart by colour-blind readers as well.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": "#8a8f98",
-    "axes.grid": True,
-    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=_COLOURS),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "grid.color": "#e6e8eb",
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: small, selectable, searchable
-    "svg.hashsalt": "dfmsd",  # the same run gives the same file
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
+_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
+def curves(
+    title: str,
+    lines: Mapping[str, tuple[Column, Column]],
+    xlabel: str,
+    marks: Sequence[float] = (),
+    digits: int = 3,
+) -> Figure:
+    """Plot lines over one x axis.
 
-    title: str
-    lines: Mapping[str, tuple[Column, Column]]
-    """Label -> x and y of equal length; NaN breaks the line."""
-    xlabel: str
-    ylim: tuple[float, float] | None = None
-    marks: Sequence[float] = ()
-    """Where a new stage begins, in units of x."""
+    Args:
+        title: what it shows.
+        lines: label -> x and y of equal length; NaN breaks the line.
+        xlabel: of the x axis.
+        marks: where a new stage begins, in units of x.
+        digits: after the point, in the numbers below the plot.
+    """
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(x) <= 40 else "lines",
+            "name": plain(label),
+            "x": _values(x),
+            "y": _values(y),
+            "line": {"width": 1.8, "dash": DASHES[index // COLOURS % len(DASHES)]},
+            "marker": {"size": 5},
+        }
+        for index, (label, (x, y)) in enumerate(lines.items())
+    ]
+    layout = {
+        "margin": {"l": 48, "r": 12, "t": 24, "b": 40},
+        "xaxis": {"title": {"text": plain(xlabel)}},
+        "yaxis": {},
+        "hovermode": "x unified",
+        "showlegend": len(traces) > 1,
+        "legend": _LEGEND,
+        "shapes": [_mark(x) for x in marks],
+        "annotations": [_stage(x, number) for number, x in enumerate(marks, 2)],
+    }
+    values = Table(
+        ("", "first", "lowest", "highest", "last"),
+        [(label, *_extent(y, digits)) for label, (_, y) in lines.items()],
+    )
+    return Figure(title, traces, layout, _curves_in_words(title, lines, digits), values)
 
 
-def draw(panels: Sequence[Panel], columns: int = 2) -> Markup:
-    """Draw panels in a grid; gives an ``<svg>`` element."""
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.9 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax, panel in zip(axes, panels, strict=False):
-            _draw_panel(ax, panel)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-        return to_svg(figure)
+def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str, signed: bool = False) -> Figure:
+    """Plot bars, side by side where there are several groups.
 
-
-def to_svg(figure: Figure) -> Markup:
-    """Give a figure as an ``<svg>`` element."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = buffer.getvalue()
-    return Markup(svg[svg.index("<svg") :])  # matplotlib escapes the texts; HTML wants no XML prologue
+    Args:
+        title: what it shows.
+        groups: name of a group -> name of a bar -> value; None leaves it out.
+        unit: of the values.
+        signed: write the sign: the values are differences.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": plain(label),
+            "y": [plain(name) for name in group],
+            "x": [None if value is None else round(value, 4) for value in group.values()],
+            "marker": {"pattern": {"shape": PATTERNS[index % len(PATTERNS)], "solidity": 0.5}},
+            "hovertemplate": "%{y}: %{x:" + ("+" if signed else "") + ".1f}<extra></extra>",
+        }
+        for index, (label, group) in enumerate(groups.items())
+    ]
+    layout = {
+        "margin": {"l": 8, "r": 12, "t": 24, "b": 40},
+        "barmode": "group",
+        "xaxis": {"title": {"text": plain(unit)}},
+        # a class that is called "3" is no number; the first one stands on top
+        "yaxis": {"type": "category", "autorange": "reversed"},
+        "showlegend": len(traces) > 1,
+        "legend": _LEGEND,
+    }
+    form = "+.1f" if signed else ".1f"
+    rows = [(name, *(_number(group.get(name), form) for group in groups.values())) for name in names]
+    told = "; ".join(f"{row[0]} {', '.join(row[1:])}" for row in rows[:20])
+    alt = f"{title} ({', '.join(groups)}), {unit}: {told}{', and more' if len(rows) > 20 else ''}."
+    height = 120 + 20 * len(groups) + max(24, 14 * len(groups)) * len(names)
+    return Figure(title, traces, layout, alt, Table(("", *groups), rows), height)
 
 
 def stage_starts(series: Series) -> list[float]:
@@ -103,21 +132,43 @@ def curve(series: Series, name: str) -> tuple[Column, Column]:
     return np.concatenate(xs[:-1]), np.concatenate(ys[:-1])
 
 
+def plain(text: str) -> str:
+    """Give a text as plotly shows it unchanged: it takes some HTML for markup wherever it writes."""
+    return html.escape(text, quote=False)
+
+
 def _thin(values: Column) -> Column:
     starts = np.arange(0, len(values), math.ceil(len(values) / MAX_POINTS))
     means: Column = np.add.reduceat(values, starts) / np.diff(starts, append=len(values))
     return means
 
 
-def _draw_panel(ax: Axes, panel: Panel) -> None:
-    for mark in panel.marks:
-        ax.axvline(mark, color="#8a8f98", linewidth=0.8, linestyle=(0, (4, 3)))
-    for label, (x, y) in panel.lines.items():
-        few = len(x) <= 40
-        ax.plot(x, y, label=label, linewidth=1.4, marker="o" if few else None, markersize=3)
-    ax.set(title=panel.title, xlabel=panel.xlabel)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if panel.ylim:
-        ax.set_ylim(*panel.ylim)
-    if len(panel.lines) > 1:
-        ax.legend(ncols=math.ceil(len(panel.lines) / 6))
+def _values(values: Column) -> list[float | None]:
+    """Give numbers that JSON has, in as many digits as a plot can show."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
+
+
+def _mark(x: float) -> dict[str, Any]:
+    return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1, "dash": "dash"}}
+
+
+def _stage(x: float, number: int) -> dict[str, Any]:
+    place = {"x": x, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top"}
+    return {**place, "text": f"stage {number}", "showarrow": False}
+
+
+def _extent(y: Column, digits: int) -> tuple[str, ...]:
+    known = y[np.isfinite(y)]
+    if not len(known):
+        return ("–",) * 4
+    return tuple(f"{value:.{digits}f}" for value in (known[0], known.min(), known.max(), known[-1]))
+
+
+def _curves_in_words(title: str, lines: Mapping[str, tuple[Column, Column]], digits: int) -> str:
+    extents = {label: _extent(y, digits) for label, (_, y) in lines.items()}
+    told = "; ".join(f"{label} from {first} to {last}" for label, (first, _, _, last) in extents.items())
+    return f"{title or 'Curves'}: {told}."
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"

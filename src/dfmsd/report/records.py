@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
+from dfmsd.types import LevelSpec
 
 Column = NDArray[np.float64]
 
@@ -43,6 +44,19 @@ class RunRecord:
     config: str | None
     log: Series | None
     epochs: Series | None
+    balance: Mapping[str, Mapping[str, float]] | None = None
+    """Stage -> name of a term, or of a whole loss -> the factor that the automatic balance chose."""
+
+    @property
+    def weights_bytes(self) -> int | None:
+        """Size of the delivered weights file, where there is one."""
+        file = self.folder / "student.safetensors"
+        return file.stat().st_size if file.is_file() else None
+
+    @property
+    def levels(self) -> list[LevelSpec]:
+        """The pyramid of the delivered model, as far as the folder tells."""
+        return [LevelSpec(**level) for level in (self.student or {}).get("levels", [])]
 
     @property
     def parameters(self) -> int | None:
@@ -102,6 +116,7 @@ def read_run(folder: Path) -> RunRecord:
         config=config.read_text(encoding="utf-8") if config.is_file() else None,
         log=_read_csv(folder / "log.csv", required=("step", "epoch", "stage")),
         epochs=_read_csv(folder / "epochs.csv", required=("epoch", "step", "stage", "AP")),
+        balance=_read_json(folder / "balance.json"),
     )
 
 

@@ -1,44 +1,82 @@
-"""What the two reports say: about one run, and about several side by side."""
+"""What the reports say: about one run, and about several side by side."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import yaml
 
+from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.report.page import Section, Table, write_report
-from dfmsd.report.plots import MAX_POINTS, Panel, curve, draw, stage_starts
-from dfmsd.report.records import Column, RunRecord, Series, read_run
+from dfmsd.report.plan import folder_of, paired_levels, read_plan, teachers_of
+from dfmsd.report.records import RunRecord, read_run
+from dfmsd.report.scores import METRICS, PERCENT, Contender, classes_section, contender, headline
+from dfmsd.report.training import precision_section, training_sections
+from dfmsd.report.warnings import against_baseline, warnings_of
+from dfmsd.types import LevelSpec
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_PERCENT = "AP is COCO's average precision on the validation images, in percent."
+if TYPE_CHECKING:
+    from dfmsd.report.examine import Examination
+
+ONE_SEED = (
+    "This is one run each: the seed alone moves AP, so repeat with several seeds before you believe a small gain."
+)
 
 
-def run_report(run: Path) -> Path:
+def run_report(
+    run: Path, *, baseline: Path | None = None, teachers: Sequence[str] = (), found: Examination | None = None
+) -> Path:
     """Write ``report.html`` into a run folder; gives its path.
 
     What the folder lacks is named in the page.
 
+    Args:
+        run: the folder.
+        baseline: folder of the run that it is compared with.
+        teachers: references; none takes those of the run's config.
+        found: what `dfmsd.report.examine` saw; without it the page tells what the folders hold.
+
     Raises:
         DfmsdError: there is no such folder, or a file in it is damaged.
     """
-    record = read_run(run)
-    curves = (_average_precision({run.name: record}, METRICS[:3]), *_training_sections(record, ""))
-    sections = (_summary(record), _per_class(record), *curves, _config(record), _environment(record))
+    record, plan = read_run(run), _plan_of(run)
+    references = list(teachers) or teachers_of(plan)
+    taught = [_teacher(name, plan, found) for name in references]
+    before = read_run(baseline) if baseline else None
+    contenders = [one for one, _ in taught if one.metrics or one.parameters or one.flops]
+    if before is not None:
+        contenders.append(_measured(contender("baseline", before), "baseline", found))
+    contenders.append(_measured(contender(run.name, record), "student", found))
+    warnings = [*(found.notes if found else []), *warnings_of(record, plan, [one for one, _ in taught])]
+    if before is not None and baseline is not None:
+        warnings += against_baseline(record, before, plan, _plan_of(baseline))
+    levels = {name: own for name, (_, own) in zip(references, taught, strict=True) if own}
+    sections = [
+        _summary(record, contenders, before, found),
+        *([Section("Warnings", warnings)] if warnings else []),
+        classes_section(contenders, run.name, "baseline"),
+        precision_section({run.name: record}, METRICS[:3]) if before is None else _both(record, before),
+        *training_sections(record, plan, ""),
+        *_pairing(plan, record, levels),
+        *(found.sections if found else []),
+        _config(record),
+        _environment(record),
+    ]
     return write_report(run / "report.html", f"Run {run.name}", sections)
 
 
-def comparison_report(path: Path, runs: Mapping[str, Path]) -> Path:
+def comparison_report(path: Path, runs: Mapping[str, Path], found: Examination | None = None) -> Path:
     """Write one page about several runs; gives its path.
 
     Args:
         path: the HTML file to write.
         runs: name to be shown -> run folder, in the order of the table. Where there is a ``baseline`` and a
             ``distilled``, their difference is told as well.
+        found: what `dfmsd.report.examine` saw of ``distilled``, ``baseline`` and the runs of its teachers.
 
     Raises:
         DfmsdError: no run is given, one of the folders does not exist, or a file in it is damaged.
@@ -46,122 +84,130 @@ def comparison_report(path: Path, runs: Mapping[str, Path]) -> Path:
     if not runs:
         raise DfmsdError("no run to compare: give at least one run folder")
     records = {name: read_run(folder) for name, folder in runs.items()}
-    sections = [_comparison(records), _average_precision(records, METRICS[:1])]
+    keys = {"distilled": "student", "baseline": "baseline", **_teacher_names(records)}
+    contenders = [_measured(contender(name, record), keys.get(name, ""), found) for name, record in records.items()]
+    notes = [PERCENT, *_costs_in_words(contenders, found)]
+    notes += [f"{name} has no metrics.json yet." for name, run in records.items() if run.metrics is None]
+    pair = {"baseline", "distilled"} <= records.keys()
+    if pair:
+        notes += _verdict(records["baseline"], records["distilled"])
+    sections = [headline(contenders, notes)]
+    if pair and records["distilled"].metrics is not None:
+        sections.append(classes_section(contenders, "distilled", "baseline"))
+    sections.append(precision_section(records, METRICS[:1]))
     for name, record in records.items():
         if record.distils:
-            sections += _training_sections(record, f" ({name})")
-    return write_report(path, "Comparison of runs", sections)
+            plan = _plan_of(record.folder)
+            sections += training_sections(record, plan, f" ({name})")
+            sections += _pairing(plan, record, _known_levels(teachers_of(plan), found), f" ({name})")
+    told = [f"{name}: {warning}" for name, run in records.items() if run.distils for warning in _warnings(run)]
+    told += found.notes if found else []
+    sections[1:1] = [Section("Warnings", told)] if told else []
+    return write_report(path, "Comparison of runs", [*sections, *(found.sections if found else [])])
 
 
-def _comparison(records: Mapping[str, RunRecord]) -> Section:
-    rows = [
-        (name, _metric(record, "AP"), _metric(record, "AP50"), _count(record.parameters), _count(record.trained_epochs))
-        for name, record in records.items()
+def _warnings(record: RunRecord) -> list[str]:
+    plan = read_plan(record)
+    return warnings_of(record, plan, [_teacher(name, plan, None)[0] for name in teachers_of(plan)])
+
+
+def _teacher_names(records: Mapping[str, RunRecord]) -> dict[str, str]:
+    """Map runs to the references that other runs know them by as teachers."""
+    references = {name for record in records.values() for name in teachers_of(read_plan(record))}
+    folders = {folder.resolve(): name for name in references if (folder := folder_of(name))}
+    own = {name: record.folder.resolve() for name, record in records.items()}
+    return {name: folders[folder] for name, folder in own.items() if folder in folders}
+
+
+def _plan_of(run: Path) -> DistillConfig | None:
+    return read_plan(read_run(run))
+
+
+def _teacher(name: str, plan: DistillConfig | None, found: Examination | None) -> tuple[Contender, Sequence[LevelSpec]]:
+    """Tell what is known about a teacher; its own AP counts only where it was measured on the run's images."""
+    folder = folder_of(name)
+    record = read_run(folder) if folder else None
+    one = contender(name, record) if record else Contender(name)
+    theirs = read_plan(record) if record else None
+    same = plan is not None and theirs is not None and _images(plan) == _images(theirs)
+    one = replace(one, metrics=one.metrics if same else None)
+    levels = found.levels.get(name, ()) if found else record.levels if record else ()
+    return _measured(one, name, found), levels
+
+
+def _images(plan: DistillConfig) -> tuple[object, ...]:
+    return plan.data.root, plan.data.image_size, plan.data.holdout
+
+
+def _known_levels(references: Sequence[str], found: Examination | None) -> dict[str, Sequence[LevelSpec]]:
+    known = {name: _teacher(name, None, found)[1] for name in references}
+    return {name: levels for name, levels in known.items() if levels}
+
+
+def _measured(one: Contender, key: str, found: Examination | None) -> Contender:
+    """Add what was measured; the metrics of a run's folder win, which are of all images."""
+    if found is None:
+        return one
+    cost = found.costs.get(key)
+    if cost is not None:
+        one = replace(one, flops=cost.flops, latency=cost.latency)
+    return one if one.metrics else replace(one, metrics=found.metrics.get(key))
+
+
+def _summary(
+    record: RunRecord, contenders: Sequence[Contender], before: RunRecord | None, found: Examination | None
+) -> Section:
+    if record.metrics is None:
+        missing = "There is no metrics.json: the run is not finished, or was not evaluated."
+        return Section("Result", [missing]) if len(contenders) == 1 else headline(contenders, [missing, PERCENT])
+    notes = [PERCENT, *_costs_in_words(contenders, found)]
+    if before is not None:
+        notes += _verdict(before, record)
+    return headline(contenders, notes)
+
+
+def _costs_in_words(contenders: Sequence[Contender], found: Examination | None) -> list[str]:
+    if found is None:
+        return []
+    notes = [
+        "GFLOPs and CPU ms: the detection in one image, 2 FLOPs per multiply-add, median time on this machine with the "
+        "detectors in turns."
     ]
-    notes = [_PERCENT, *(f"{name} has no metrics.json yet." for name, run in records.items() if run.metrics is None)]
-    if {"baseline", "distilled"} <= records.keys():
-        notes += _verdict(records["baseline"], records["distilled"])
-    return Section("Result", notes, Table(("run", "AP", "AP50", "parameters", "epochs"), rows))
+    seen = [one.name for one in contenders if any(one.metrics is known for known in found.metrics.values())]
+    if seen and not found.whole:
+        notes.append(f"AP of {', '.join(seen)} is of the first {found.images} validation images only.")
+    return notes
 
 
 def _verdict(baseline: RunRecord, distilled: RunRecord) -> list[str]:
     before, after = ((run.metrics or {}).get("AP") for run in (baseline, distilled))
     if before is None or after is None:
         return []
-    gain = 100 * (after - before)
-    notes = [
-        f"The distilled student has {gain:+.1f} AP against the baseline. This is one run each: the seed alone moves "
-        "AP, so repeat with several seeds before you believe a small difference."
-    ]
+    notes = [f"The distilled student has {100 * (after - before):+.1f} AP against the baseline. {ONE_SEED}"]
     if baseline.trained_epochs != distilled.trained_epochs:
         notes.append("The two were not trained for the same number of epochs: the comparison is not fair.")
     return notes
 
 
-def _summary(record: RunRecord) -> Section:
-    if record.metrics is None:
-        return Section("Result", ["There is no metrics.json: the run is not finished, or was not evaluated."])
-    metrics = record.metrics
-    facts = [(name, _percent(metrics[name])) for name in METRICS if name in metrics]
-    facts += [("parameters", _count(record.parameters)), ("epochs", _count(record.trained_epochs))]
-    return Section("Result", [_PERCENT], Table([name for name, _ in facts], [[value for _, value in facts]]))
+def _both(record: RunRecord, before: RunRecord) -> Section:
+    return precision_section({"baseline": before, record.folder.name: record}, METRICS[:1])
 
 
-def _per_class(record: RunRecord) -> Section:
-    per_class = (record.metrics or {}).get("per_class")
-    if not per_class:
-        return Section("Classes", ["There are no metrics per class."])
-    rows = [(name, _percent(value)) for name, value in per_class.items()]
-    absent = ["A dash: the validation images hold no object of this class."] if any(r[1] == "–" for r in rows) else []
-    return Section("Classes", absent, Table(("class", "AP"), rows))
-
-
-def _average_precision(records: Mapping[str, RunRecord], columns: Sequence[str]) -> Section:
-    """Curves of AP: several columns of one run, or one column of several runs."""
-    notes = [
-        f"{n} has no epochs.csv: nothing was evaluated during training." for n, r in records.items() if not r.epochs
-    ]
-    lines = {
-        name if len(records) > 1 else column: _percent_curve(record.epochs, column)
-        for name, record in records.items()
-        for column in columns
-        if record.epochs and column in record.epochs.columns
-    }
-    figure = draw([Panel("", lines, "epochs trained")], columns=1) if lines else None
-    return Section("AP during training", notes, figure=figure)
-
-
-def _percent_curve(epochs: Series, name: str) -> tuple[Column, Column]:
-    measured = np.isfinite(epochs.columns[name])
-    return epochs.columns["epoch"][measured] + 1, 100 * epochs.columns[name][measured]
-
-
-def _training_sections(record: RunRecord, suffix: str) -> list[Section]:
-    """Losses and, for a distillation, the correlation with the teacher."""
-    if record.log is None:
-        return [Section(f"Losses{suffix}", ["There is no log.csv with a step in it."])]
-    marks = stage_starts(record.log)
-    notes = [
-        f"{name} was not finite in {count} of {len(record.log.stages)} steps."
-        for name, count in record.log.not_finite.items()
-    ]
-    if len(record.log.stages) > MAX_POINTS:
-        notes.append(f"Each point is the mean of neighbouring steps, at most {MAX_POINTS} points a stage.")
-    if marks:
-        notes.append("A dashed vertical line marks the beginning of a stage.")
-    panels = [
-        Panel(
-            group if len(names) > 1 else names[0],
-            {name.removeprefix(f"{group}/"): curve(record.log, name) for name in names},
-            "step",
-            marks=marks,
+def _pairing(
+    plan: DistillConfig | None, record: RunRecord, levels: Mapping[str, Sequence[LevelSpec]], suffix: str = ""
+) -> list[Section]:
+    lines = paired_levels(plan, record.levels, levels) if plan and record.levels else []
+    if not lines:
+        return []
+    rows = [
+        (
+            f"{line.stage}: {line.teacher}",
+            *(f"{level.name} /{level.stride}, {level.channels} channels" for level in line.pair),
+            line.alignment,
         )
-        for group, names in _grouped(record.terms).items()
+        for line in lines
     ]
-    sections = [Section(f"Losses{suffix}", notes, figure=draw(panels))] if panels else []
-    if record.distils:
-        sections.append(_correlation(record, suffix, marks))
-    return sections
-
-
-def _correlation(record: RunRecord, suffix: str, marks: list[float]) -> Section:
-    title = f"Correlation with the teacher{suffix}"
-    if record.log is None or not record.correlations:
-        return Section(title, ["The correlation with the teacher was not logged."])
-    lines = {name.replace("pearson/", ""): curve(record.log, name) for name in record.correlations}
-    note = (
-        "Pearson correlation of the aligned, unmasked student features with the teacher's, per level; 1 is perfect. "
-        "Where the loss falls but this does not rise, the training-only layers learn instead of the student."
-    )
-    return Section(title, [note], figure=draw([Panel("", lines, "step", marks=marks)], columns=1))
-
-
-def _grouped(names: list[str]) -> dict[str, list[str]]:
-    """``mask/p3``, ``mask/p4`` -> one group ``mask``."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.partition("/")[0], []).append(name)
-    return groups
+    return [Section(f"Levels{suffix}", (), Table(("stage: teacher", "student", "teacher", "alignment"), rows))]
 
 
 def _config(record: RunRecord) -> Section:
@@ -173,16 +219,3 @@ def _environment(record: RunRecord) -> Section:
     if not record.environment:
         return Section("Environment", ["There is no environment.json: versions and machine are unknown."])
     return Section("Environment", text=yaml.safe_dump(dict(record.environment), sort_keys=False, allow_unicode=True))
-
-
-def _metric(record: RunRecord, name: str) -> str:
-    return _percent((record.metrics or {}).get(name))
-
-
-def _percent(value: float | None) -> str:
-    """COCO's -1 (nothing to measure), a null and NaN become a dash."""
-    return "–" if value is None or math.isnan(value) or value < 0 else f"{100 * value:.1f}"
-
-
-def _count(value: int | None) -> str:
-    return "unknown" if value is None else f"{value:,}"

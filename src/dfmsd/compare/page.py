@@ -1,0 +1,124 @@
+"""What the page of a comparison shows beside its table: gains, curves and object sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dfmsd.compare.methods import BASELINE
+from dfmsd.compare.results import PairResults, Summary
+from dfmsd.errors import DfmsdError
+from dfmsd.report.page import Figure, Section, Table
+from dfmsd.report.plots import bars, curves, plain
+from dfmsd.report.records import Column, RunRecord, read_run
+from dfmsd.report.scores import SIZES, percent
+
+SEEDS = "a seed"
+
+
+def result_sections(results: PairResults, table: Table, notes: Sequence[str]) -> list[Section]:
+    """Put a page together.
+
+    Args:
+        results: of one pair.
+        table: of its methods.
+        notes: on how to read it.
+    """
+    sections = [Section("Methods", notes, table)]
+    if results.failed:
+        sections.append(Section("Warnings", [f"{run} failed: {reason}" for run, reason in results.failed.items()]))
+    gains = [summary for summary in results.summaries() if summary.difference is not None]
+    if gains:
+        note = "A bar is the mean over the seeds, its line the interval; each dot is a seed."
+        sections.append(Section("Gain over the baseline", [note], figures=[gains_figure(gains)]))
+    records = _records(results)
+    lines = {method: _mean_curve(runs) for method, runs in records.items()}
+    lines = {method: line for method, line in lines.items() if len(line[0]) > 1}
+    if lines:
+        note = "Mean over the seeds, each epoch that all of them evaluated."
+        figure = curves("AP in percent", lines, "epochs trained", digits=1)
+        sections.append(Section("AP during training", [note], figures=[figure]))
+    return [*sections, *_sizes(records)]
+
+
+def gains_figure(gains: Sequence[Summary]) -> Figure:
+    """Draw each method's paired gains.
+
+    Args:
+        gains: summaries with a difference.
+    """
+    means = {summary.method: 100 * (summary.difference or 0.0) for summary in gains}
+    unit = "AP above the baseline with the same seed"
+    figure = bars("Gain over the baseline", {"mean": means}, unit, signed=True)
+    known = [summary.interval or (summary.difference or 0.0,) * 2 for summary in gains]
+    reach = {
+        "type": "data",
+        "symmetric": False,
+        "array": [round(100 * high - mean, 4) for (_, high), mean in zip(known, means.values(), strict=True)],
+        "arrayminus": [round(mean - 100 * low, 4) for (low, _), mean in zip(known, means.values(), strict=True)],
+    }
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": SEEDS,
+        "y": [plain(summary.method) for summary in gains for _ in summary.differences],
+        "x": [round(100 * value, 4) for summary in gains for value in summary.differences.values()],
+        "text": [f"seed {seed}" for summary in gains for seed in summary.differences],
+        "hovertemplate": "%{y}, %{text}: %{x:+.1f}<extra></extra>",
+        "marker": {"size": 7},
+    }
+    layout = {**figure.layout, "showlegend": True}
+    return replace(figure, traces=[{**figure.traces[0], "error_x": reach}, dots], layout=layout)
+
+
+def _records(results: PairResults) -> dict[str, list[RunRecord]]:
+    """Read the runs of each method, best first, as far as their folders are there and whole."""
+    folders: dict[str, list[RunRecord]] = {summary.method: [] for summary in results.summaries()}
+    for row in results.rows:
+        try:
+            folders[row.method].append(read_run(Path(row.run)))
+        except DfmsdError:  # moved, or damaged since it was counted
+            continue
+    return {method: records for method, records in folders.items() if records}
+
+
+def _mean_curve(records: Sequence[RunRecord]) -> tuple[Column, Column]:
+    tables = [record.epochs.columns for record in records if record.epochs]
+    if len(tables) < len(records):
+        return np.empty(0), np.empty(0)
+    values = [dict(zip(table["epoch"], table["AP"], strict=True)) for table in tables]
+    epochs = sorted(set.intersection(*(set(known) for known in values)))
+    means = [100 * float(np.mean([known[epoch] for known in values])) for epoch in epochs]
+    return np.array(epochs) + 1, np.array(means)
+
+
+def _sizes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
+    """Compare object sizes, and classes where the baseline is known."""
+    sizes = {
+        method: {label: _mean([(run.metrics or {}).get(key) for run in runs]) for key, label in SIZES.items()}
+        for method, runs in records.items()
+    }
+    known = {method: values for method, values in sizes.items() if any(v is not None for v in values.values())}
+    if not known:
+        return []
+    figures = [bars("AP by object size", known, "AP in percent")]
+    if BASELINE in known and len(known) > 1:
+        before = known[BASELINE]
+        gains = {
+            method: {
+                label: None if value is None or before[label] is None else value - (before[label] or 0.0)
+                for label, value in values.items()
+            }
+            for method, values in known.items()
+            if method != BASELINE
+        }
+        figures.append(bars("AP above the baseline by object size", gains, "difference in AP", signed=True))
+    return [Section("Object sizes", ["Mean over the seeds."], figures=figures)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in map(percent, values) if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,183 @@
+"""The reports as a reader's browser shows them: Chromium without network, in light and dark, wide and on a phone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dfmsd.compare.results import PairResults, Row
+from dfmsd.compare.tables import write_tables
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.run import distill
+from dfmsd.report.rewrite import rewrite_report
+
+pytestmark = pytest.mark.slow
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra `browser`")
+
+SCREENSHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
+PHONE, DESK = 375, 1200
+EVIL = "<b>evil</b> \"'`--><img src=x onerror=document.title='hacked'></script><script>document.title='hacked'</script>"
+SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+class Seen(NamedTuple):
+    """A page, open."""
+
+    page: Any
+    said: list[str]
+    """Messages of the console, errors, and what was asked of the network."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here: install Debian's package chromium, or another one")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
+    """Pages of a real run and its baseline, whose data have a class with a hostile name, and of a comparison."""
+    folder = tmp_path_factory.mktemp("browser")
+    runs = {name: folder / "runs" / name for name in ("baseline", "distilled")}
+    config: DistillConfig = distill_config(runs["distilled"])
+    data = shutil.copytree(config.data.root, folder / "data")
+    for file in (data / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = EVIL
+        file.write_text(json.dumps(content))
+    for name, run in runs.items():
+        config = distill_config(run, loss={"name": "dfmsd", "weight": 2.0})
+        config.data.root = str(data)
+        distill(config, no_distill=name == "baseline", allow_weak_teacher=True, check_images=1)
+    pages = {
+        "run": rewrite_report(runs["distilled"], runs["baseline"], [], 4),
+        "runs": rewrite_report(folder / "runs", None, [], 4),
+    }
+    methods = {"none": (1, "baseline"), "dfmsd": (2, "distilled"), f"mgd[{EVIL}]": (1.5, "distilled")}
+    rows = [
+        Row(method, seed, 3, 0.1 * gain + 0.01 * seed, 0.2, 0.1, 1.0, 1.0, False, str(runs[run]))
+        for method, (gain, run) in methods.items()
+        for seed in range(3)
+    ]
+    (folder / "pair").mkdir()
+    write_tables(PairResults(EVIL, {EVIL: 0.5}, rows, failed={EVIL: EVIL}), folder / "pair")
+    return {**pages, "comparison": folder / "pair" / "report.html"}
+
+
+@pytest.fixture
+def see(browser, reports, request) -> Iterator[Any]:
+    """Open a report: ``see(name, width, scheme)``."""
+    contexts = []
+
+    def open_page(name: str, width: int, scheme: str, **options: Any) -> Seen:
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **options)
+        )
+        page, said = contexts[-1].new_page(), []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(reports[name].as_uri())
+        page.wait_for_function("document.querySelectorAll('[data-plot] .main-svg').length > 0")
+        return Seen(page, said)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def colour(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESK, PHONE])
+@pytest.mark.parametrize("name", ["run", "runs", "comparison"])
+def test_the_page_is_drawn_without_a_word(see, name, width, scheme):
+    page, said = see(name, width, scheme)
+    assert said == []
+    plots = page.locator("[data-plot]")
+    assert plots.count() >= 3
+    for plot in plots.all():
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        assert box["width"] > 200
+        assert box["height"] > 100
+        # something is drawn in it: lines, points or bars
+        assert plot.locator(".scatterlayer path, .barlayer path").count() > 0
+        assert plot.get_attribute("aria-label")
+    assert page.evaluate(SIDEWAYS) == 0
+    assert page.title() != "hacked"
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [DESK, PHONE])
+@pytest.mark.parametrize("name", ["run", "comparison"])
+def test_axe_finds_nothing_serious(see, name, width, scheme):
+    page, _ = see(name, width, scheme, bypass_csp=True)  # axe is a script that the page does not allow
+    for summary in page.locator("summary").all():
+        summary.click()
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_the_scheme_is_followed_while_the_page_is_open(see):
+    page, _ = see("run", DESK, "light")
+    ink = "getComputedStyle(document.querySelector('[data-plot] .xtick text')).fill"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = colour(page.evaluate(ink)), colour(page.evaluate(paper))
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(300)
+    dark = colour(page.evaluate(ink)), colour(page.evaluate(paper))
+    assert sum(light[0]) < 300 < 600 < sum(light[1])
+    assert sum(dark[1]) < 150 < 500 < sum(dark[0])
+
+
+def test_names_are_shown_as_they_are(see):
+    page, said = see("run", DESK, "light")
+    names = page.locator("[data-plot] .ytick text").all_text_contents()
+    assert any("<b>evil</b>" in name for name in names)
+    assert page.locator("[data-plot] b, [data-plot] img").count() == 0
+    assert page.locator("td, th").filter(has_text="<b>evil</b>").count() > 0
+    assert said == []
+
+
+def test_no_other_script_runs(see):
+    page, said = see("run", DESK, "light")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" onerror=\"document.title=1\">')")
+    page.wait_for_timeout(200)
+    assert any("Content Security Policy" in line for line in said)
+    assert page.title() != "1"
+
+
+def test_the_keyboard_reaches_links_tables_and_numbers(see):
+    page, _ = see("run", PHONE, "light")
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+    assert {"A.", "SUMMARY.", "DIV.wide"} <= reached
+
+
+def test_without_javascript_numbers_and_pictures_are_left(browser, reports):
+    context = browser.new_context(java_script_enabled=False, viewport={"width": PHONE, "height": 900})
+    page = context.new_page()
+    page.goto(reports["run"].as_uri())
+    assert page.locator("noscript").inner_text()
+    assert page.locator("table").first.is_visible()
+    assert page.locator("svg[role=img], img").count() > 4
+    context.close()
