@@ -391,7 +391,7 @@ def test_list_names_what_there_is(dfmsd: Command) -> None:
 def test_help_names_every_command(dfmsd: Command) -> None:
     status, out, _ = dfmsd("--help")
     assert status == 0
-    assert out.startswith("usage: dfmsd ")
+    assert out.split()[:2] == ["usage:", "dfmsd"]
     assert set(cli.COMMANDS) <= set(out.split())
     assert "Stage-wise distillation." in out
 
