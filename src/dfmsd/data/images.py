@@ -52,9 +52,10 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def image_suffixes() -> set[str]:
-    """Name the endings of image files that can be read."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+def images_in(folder: Path) -> list[Path]:
+    """List the files in a folder and its subfolders that are images by their endings, in the order of their names."""
+    endings = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
 
 
 @contextmanager

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dfmsd.data.images import image_suffixes
+from dfmsd.data.images import images_in
 from dfmsd.data.transforms import collate, fit
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch, Target
 
 
-def pick_files(paths: Sequence[str | Path], further: Collection[str] = (), leave_out: Path | None = None) -> list[Path]:
+def pick_files(paths: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:
     """List files, and those in folders and their subfolders that are images by their endings, each once.
 
     Args:
         paths: files, whatever they end in, and folders.
-        further: endings beside those of images, such as ``.mp4``.
         leave_out: a folder inside the others that is passed over.
 
     Raises:
         DfmsdError: one of them does not exist, or there is no image in a folder.
     """
-    endings = {*image_suffixes(), *further}
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise DfmsdError(f"{path}: no such file or folder; give images or folders of them")
-        files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-        own = files if path.is_file() else [file for file in files if file.suffix.lower() in endings]
-        own = [file for file in own if leave_out is None or leave_out.resolve() not in file.resolve().parents]
+        files = [path] if path.is_file() else images_in(path)
+        own = [file for file in files if leave_out is None or leave_out.resolve() not in file.resolve().parents]
         if not own:
             raise DfmsdError(
                 f"{path}: no image in this folder and those in it; give a folder with some, or image files"

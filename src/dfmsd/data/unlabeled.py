@@ -12,7 +12,7 @@ import torch
 
 from dfmsd.data.coco import ImageRecord
 from dfmsd.data.dataset import EpochSampler
-from dfmsd.data.images import image_suffixes, read_size
+from dfmsd.data.images import images_in, read_size
 from dfmsd.errors import DfmsdError
 from dfmsd.files import check_path
 
@@ -36,8 +36,7 @@ def unlabeled_records(folder: str | Path, known: Collection[Path] = ()) -> list[
     check_path("data.unlabeled", str(folder))
     if not folder.is_dir():
         raise DfmsdError(f"data.unlabeled: no folder {folder.absolute()}; give one with images in it")
-    endings = image_suffixes()
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
+    found = images_in(folder)
     own = {path.resolve() for path in known}
     paths = [path for path in found if path.resolve() not in own]
     if not paths:
