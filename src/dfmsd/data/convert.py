@@ -47,9 +47,9 @@ def convert(source: Path, layout: Layout, out: Path) -> dict[str, tuple[int, int
     read: dict[Layout, Callable[[Path], Splits]] = {"voc": _read_voc, "yolo": _read_yolo}
     try:
         splits = _one_class_list(read[layout](source))
+    except DfmsdError:
+        raise
     except (ValueError, KeyError, ParseError, OSError, AttributeError) as error:
-        if isinstance(error, DfmsdError):
-            raise
         raise DfmsdError(f"{source}: cannot be read as {layout}: {str(error) or type(error).__name__}") from error
     return _write(splits, out)
 

@@ -76,7 +76,7 @@ class DistillationTask(nn.Module):
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
         for index, (stage, together) in enumerate(zip(self.stages, self.teachers, strict=True)):
             for number, teacher in enumerate(together):
-                key = _key(index, number)
+                key = layers_name(index, number)
                 try:
                     criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
                     self._pair_heads(key, student, teacher, criterion)
@@ -116,7 +116,7 @@ class DistillationTask(nn.Module):
         former = self.teachers[index - 1] if index else ()
         lessons = []
         for number, teacher in enumerate(self.teachers[index]):
-            key, label = _key(index, number), f"T{number + 1}" if len(self.teachers[index]) > 1 else ""
+            key, label = layers_name(index, number), f"T{number + 1}" if len(self.teachers[index]) > 1 else ""
             criterion: Any = criteria[key]
             balance: Any = balances.get(key)
             previous = next(iter(former), None) if criterion.needs_previous else None
@@ -263,8 +263,13 @@ class DistillationTask(nn.Module):
             )
 
 
-def _key(index: int, number: int) -> str:
-    """Name a teacher's layers: ``0`` in the first stage, those of its further teachers ``0_T2``, ``0_T3``, ..."""
+def layers_name(index: int, number: int) -> str:
+    """Name a teacher's layers: ``0`` in the first stage, those of its further teachers ``0_T2``, ``0_T3``, ...
+
+    Args:
+        index: of the stage, from 0.
+        number: of the teacher in the stage, from 0.
+    """
     return f"{index}_T{number + 1}" if number else str(index)
 
 

@@ -291,7 +291,7 @@ def holds_run(run: Path) -> bool:
 def same_run(config: RunConfig, run: Path) -> bool:
     """Whether the ``config.yaml`` of a folder describes this run; `FREE_ON_RESUME` does not matter."""
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    written = _written(run)
+    written = written_config(run)
     # keys that are younger than the file had their defaults then
     younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
     sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
@@ -308,22 +308,11 @@ def trained_image_size(run: Path) -> int | None:
     """Tell the image size of a run folder's training; None for anything that is not a run folder."""
     if not holds_run(run):
         return None
+    written = written_config(run)
     try:
-        return int(_written(run)["data"]["image_size"])
+        return int(written["data"]["image_size"])
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DfmsdError):
-            raise
         raise DfmsdError(f"{run / 'config.yaml'} tells no data.image_size; give --image-size") from error
-
-
-def trained_data_root(run: Path) -> str | None:
-    """Tell the data set of a run folder's training; None for anything that is not a run folder."""
-    if not holds_run(run):
-        return None
-    data = _written(run).get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("root"), str):
-        raise DfmsdError(f"{run / 'config.yaml'} tells no data.root; give --images")
-    return str(data["root"])
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -338,7 +327,12 @@ def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "loss": resolve_loss(loss), "stages": taught}
 
 
-def _written(run: Path) -> dict[str, Any]:
+def written_config(run: Path) -> dict[str, Any]:
+    """Give what the ``config.yaml`` of a run folder says, unchecked.
+
+    Raises:
+        DfmsdError: it is missing, or holds no keys.
+    """
     file = run / "config.yaml"
     try:
         written: Any = yaml.safe_load(file.read_text(encoding="utf-8"))

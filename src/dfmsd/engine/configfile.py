@@ -18,6 +18,7 @@ import jsonargparse
 import yaml
 
 from dfmsd.distill.stages import StageConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig, written_config
 from dfmsd.errors import DfmsdError
 
 C = TypeVar("C")
@@ -64,6 +65,18 @@ def read_config(config: type[C], path: Path) -> C:
         raise DfmsdError(f"{path}: {error}") from error
 
 
+def read_run_config(run: Path) -> DistillConfig:
+    """Read the ``config.yaml`` of a run folder; a training is the distillation without teachers that it stands for.
+
+    Raises:
+        DfmsdError: the file is missing or damaged, or another version's.
+    """
+    file = run / "config.yaml"
+    if "model" in written_config(run):
+        return read_config(TrainConfig, file).as_distillation()
+    return read_config(DistillConfig, file)
+
+
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """Name the files that follow ``--config``."""
     joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
@@ -92,9 +105,9 @@ def check_text(path: Path, config: type[Any] | None = None) -> None:
         return
     except UnicodeDecodeError as error:
         raise DfmsdError(f"{path}: no text in UTF-8 ({error.reason}); give a YAML file") from error
+    except DfmsdError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, DfmsdError):
-            raise
         message = one_line(error).replace('in "<unicode string>", ', "")
         raise DfmsdError(f"{path}: not valid YAML ({message}); correct it there") from error
     if size > LARGEST:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import nn
 
 from dfmsd import losses
 from dfmsd.align import Align, LevelPair
 from dfmsd.distill.balance import balanced_groups
 from dfmsd.engine.config import DistillConfig, TrainConfig, holds_run
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.report.records import RunRecord
 from dfmsd.types import LevelSpec
@@ -27,12 +26,8 @@ def read_plan(record: RunRecord) -> DistillConfig | None:
     if record.config is None:
         return None
     try:
-        values = yaml.safe_load(record.config)
-        file = record.folder / "config.yaml"
-        if "model" in values:
-            return read_config(TrainConfig, file).as_distillation()
-        return read_config(DistillConfig, file)
-    except (DfmsdError, yaml.YAMLError, TypeError):
+        return read_run_config(record.folder)
+    except DfmsdError:
         return None
 
 

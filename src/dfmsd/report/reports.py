@@ -43,7 +43,8 @@ def run_report(
     Raises:
         DfmsdError: there is no such folder, or a file in it is damaged.
     """
-    record, plan = read_run(run), _plan_of(run)
+    record = read_run(run)
+    plan = read_plan(record)
     references = list(teachers) or teachers_of(plan)
     taught = [_teacher(name, plan, found) for name in references]
     before = read_run(baseline) if baseline else None
@@ -52,8 +53,8 @@ def run_report(
         contenders.append(_measured(contender("baseline", before), "baseline", found))
     contenders.append(_measured(contender(run.name, record), "student", found))
     warnings = [*(found.notes if found else []), *warnings_of(record, plan, [one for one, _ in taught])]
-    if before is not None and baseline is not None:
-        warnings += against_baseline(record, before, plan, _plan_of(baseline))
+    if before is not None:
+        warnings += against_baseline(record, before, plan, read_plan(before))
     levels = {name: own for name, (_, own) in zip(references, taught, strict=True) if own}
     sections = [
         _summary(record, contenders, before, found),
@@ -97,7 +98,7 @@ def comparison_report(path: Path, runs: Mapping[str, Path], found: Examination |
     sections.append(precision_section(records, METRICS[:1]))
     for name, record in records.items():
         if record.distils:
-            plan = _plan_of(record.folder)
+            plan = read_plan(record)
             sections += training_sections(record, plan, f" ({name})")
             sections += _pairing(plan, record, _known_levels(teachers_of(plan), found), f" ({name})")
     told = [f"{name}: {warning}" for name, run in records.items() if run.distils for warning in _warnings(run)]
@@ -117,10 +118,6 @@ def _teacher_names(records: Mapping[str, RunRecord]) -> dict[str, str]:
     folders = {folder.resolve(): name for name in references if (folder := folder_of(name))}
     own = {name: record.folder.resolve() for name, record in records.items()}
     return {name: folders[folder] for name, folder in own.items() if folder in folders}
-
-
-def _plan_of(run: Path) -> DistillConfig | None:
-    return read_plan(read_run(run))
 
 
 def _teacher(name: str, plan: DistillConfig | None, found: Examination | None) -> tuple[Contender, Sequence[LevelSpec]]:

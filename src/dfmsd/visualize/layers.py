@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dfmsd import losses
 from dfmsd.detectors import Detector
+from dfmsd.distill.task import layers_name
 from dfmsd.engine.config import DistillConfig, TrainConfig, holds_run
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
 
 LAYERS = "task.trainable.criteria."
@@ -57,7 +58,7 @@ def lessons(model: str, student: Detector, teacher: str, detector: Detector) -> 
     if not holds_run(run):
         note = f"{model} is no run folder, so the training-only layers are not there"
         return [_untrained(1, {}, teacher, student, detector, note)]
-    config = _read(run)
+    config = read_run_config(run)
     found = [
         (index, place)
         for index, stage in enumerate(config.stages)
@@ -71,20 +72,9 @@ def lessons(model: str, student: Detector, teacher: str, detector: Detector) -> 
     taught = []
     for index, place in found:
         loss = losses.replace_loss(config.loss, config.stages[index].loss)
-        own = _layers(state, f"{index}_T{place + 1}" if place else str(index))
+        own = _layers(state, layers_name(index, place))
         taught.append(_restored(index + 1, loss, teacher, student, detector, own, why))
     return taught
-
-
-def _read(run: Path) -> DistillConfig:
-    file = run / "config.yaml"
-    try:
-        return read_config(DistillConfig, file)
-    except DfmsdError as error:
-        try:
-            return read_config(TrainConfig, file).as_distillation()
-        except DfmsdError:
-            raise error from None
 
 
 def _same(name: str, teacher: str) -> bool:
@@ -131,12 +121,12 @@ def _restored(
 ) -> Lesson:
     bare = _untrained(stage, loss, teacher, student, detector, why)
     if bare.trained:
-        return Lesson(stage, teacher, bare.criterion, True)
+        return replace(bare, note="")
     if not state:
-        return bare if why else _untrained(stage, loss, teacher, student, detector, "the checkpoint has no such layers")
+        return replace(bare, note=why or "the checkpoint has no such layers")
     try:
         bare.criterion.load_state_dict(state)
     except RuntimeError:
         why = "the checkpoint's layers do not fit this student, teacher and loss"
         return _untrained(stage, loss, teacher, student, detector, why)
-    return Lesson(stage, teacher, bare.criterion, True)
+    return replace(bare, trained=True, note="")
