@@ -24,6 +24,10 @@ class LevelPair(NamedTuple):
     student: LevelSpec
     teacher: LevelSpec
 
+    def stride(self, resize: Resize) -> int:
+        """Give the stride of both once one of them is resized, see `Align`."""
+        return (self.teacher if resize == "student" else self.student).stride
+
 
 def format_levels(levels: Sequence[LevelSpec]) -> str:
     """Describe levels in one line: name, stride and channels of each."""

@@ -14,7 +14,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.report.page import Figure, Section, Table
 from dfmsd.report.plots import bars, curves, plain
 from dfmsd.report.records import Column, RunRecord, read_run
-from dfmsd.report.scores import SIZES, percent
+from dfmsd.report.scores import SIZES, difference, percent
 
 SEEDS = "a seed"
 
@@ -107,14 +107,7 @@ def _sizes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
     figures = [bars("AP by object size", known, "AP in percent")]
     if BASELINE in known and len(known) > 1:
         before = known[BASELINE]
-        gains = {
-            method: {
-                label: None if value is None or before[label] is None else value - (before[label] or 0.0)
-                for label, value in values.items()
-            }
-            for method, values in known.items()
-            if method != BASELINE
-        }
+        gains = {method: difference(values, before) for method, values in known.items() if method != BASELINE}
         figures.append(bars("AP above the baseline by object size", gains, "difference in AP", signed=True))
     return [Section("Object sizes", ["Mean over the seeds."], figures=figures)]
 

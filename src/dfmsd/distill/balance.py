@@ -13,6 +13,8 @@ from dfmsd.types import FeaturePyramid
 BalanceBy = Literal["term", "loss"]
 WHOLE = "loss"
 """Name of the one group of a loss that is balanced as a whole."""
+MEASURED_STEPS = 20
+"""Steps at the beginning of a stage in which the norms are measured."""
 
 
 def balanced_groups(terms: Sequence[str], by: BalanceBy) -> dict[str, str]:
@@ -51,7 +53,7 @@ class GradientBalance(nn.Module):
 
     sums: Tensor
 
-    def __init__(self, groups: Mapping[str, str], ratio: float, batches: int = 20) -> None:
+    def __init__(self, groups: Mapping[str, str], ratio: float, batches: int = MEASURED_STEPS) -> None:
         super().__init__()
         self.group_of = dict(groups)
         self.groups = tuple(dict.fromkeys(groups.values()))

@@ -103,8 +103,7 @@ class Criterion(nn.Module):
                 former = self._previous_level(previous, pair.teacher)
                 head = None if heads is None else heads[pair.student.name]
                 former = None if former is None else resize_teacher(former, own, self.resize)
-                stride = (pair.teacher if self.resize == "student" else pair.student).stride
-                context = LossContext(boxes, size, stride, stage, former, head)
+                context = LossContext(boxes, size, pair.stride(self.resize), stage, former, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
                 if self.diagnose or method.correlation is not None:

@@ -27,6 +27,7 @@ SHOWN = 4
 """Images of each kind."""
 LOOKED_INTO = 2
 """Images whose masks and attention are drawn."""
+DPI = 80
 
 
 @dataclass
@@ -146,15 +147,15 @@ def _attention_section(
     student = detectors["student"]
     for name in teachers:
         taught = lessons(str(run), student, name, detectors[name])
-        for sample in samples:
+        for sample, record in zip(samples, dataset.coco.records, strict=False):  # the first images
             batch: Batch = collate([sample], dataset.image_size)
-            file = dataset.coco.records[_index_of(dataset, sample)].path.name
+            file = record.path.name
             boxes = sample.target["boxes"]
             scene = see(file, student, detectors[name], taught, batch.images, boxes, "the annotations")
             figure = draw_scene(scene)
-            width, height = (round(side * 80) for side in figure.get_size_inches())
+            width, height = (round(side * DPI) for side in figure.get_size_inches())
             alt = f"Attention, masks and errors in {file} on every level, teacher {name}."
-            picture = Picture(png(figure, dpi=80), "png", (width, height), alt)
+            picture = Picture(png(figure, dpi=DPI), "png", (width, height), alt)
             galleries.append(Gallery(f"{file}, teacher {name}", [picture], wide=True))
     note = (
         "Where teacher and student look, which positions and channels are masked, before and after masking "
@@ -162,7 +163,3 @@ def _attention_section(
         "validation images."
     )
     return Section("Masks and attention", [note], galleries=galleries)
-
-
-def _index_of(dataset: DetectionDataset, sample: Sample) -> int:
-    return next(index for index, record in enumerate(dataset.coco.records) if record.id == sample.image_id)

@@ -94,7 +94,7 @@ def classes_section(contenders: Sequence[Contender], student: str, baseline: str
         if any(value is not None for value in groups[student].values()):
             figures.append(bars(f"AP by {kind}", groups, "AP in percent"))
             if before:
-                gains = {"difference": _difference(groups[student], groups[before])}
+                gains = {"difference": difference(groups[student], groups[before])}
                 figures.append(bars(f"AP above {before} by {kind}", gains, "difference in AP", signed=True))
     absent = any(row[1] == "–" for row in rows)
     notes = ["A dash: the validation images hold no object of this class."] if absent else []
@@ -111,16 +111,17 @@ def written(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _per_class(one: Contender) -> dict[str, float | None]:
-    return {name: percent(value) for name, value in (one.metrics or {})["per_class"].items()}
-
-
-def _difference(after: Mapping[str, float | None], before: Mapping[str, float | None]) -> dict[str, float | None]:
+def difference(after: Mapping[str, float | None], before: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Subtract value by value; none where one of the two is not known."""
     gains: dict[str, float | None] = {}
     for name, value in after.items():
         former = before.get(name)
         gains[name] = None if value is None or former is None else value - former
     return gains
+
+
+def _per_class(one: Contender) -> dict[str, float | None]:
+    return {name: percent(value) for name, value in (one.metrics or {})["per_class"].items()}
 
 
 def _against(before: float | None, after: float | None) -> tuple[str, str]:

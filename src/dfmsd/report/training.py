@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dfmsd.distill.balance import GradientBalance
+from dfmsd.distill.balance import MEASURED_STEPS
 from dfmsd.engine.config import DistillConfig
 from dfmsd.report.page import Figure, Section
 from dfmsd.report.plan import term_factors
 from dfmsd.report.plots import MAX_POINTS, curve, curves, stage_starts
 from dfmsd.report.records import Column, RunRecord, Series
-
-MEASURED_STEPS: int = inspect.signature(GradientBalance).parameters["batches"].default
-"""Steps at the beginning of a stage whose balance is not settled yet."""
 
 
 def precision_section(records: Mapping[str, RunRecord], columns: Sequence[str]) -> Section:

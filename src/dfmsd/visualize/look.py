@@ -79,8 +79,7 @@ def look(
         assert isinstance(align, Align)
         own = functional.full_precision(student[pair.student.name])
         theirs = functional.full_precision(teacher[pair.teacher.name])
-        stride = (pair.teacher if align.resize == "student" else pair.student).stride
-        context = LossContext([boxes], size, stride, lesson.stage)
+        context = LossContext([boxes], size, pair.stride(align.resize), lesson.stage)
         views.append(_look_at(pair, align, method, own, theirs, context, lesson.trained))
     return views
 
