@@ -183,6 +183,47 @@ def _evaluation_data(values: Any) -> DataConfig:
     return DataConfig(root=values.data, image_size=size)
 
 
+def _predict_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("Images and videos with what a detector finds drawn on them, and a COCO file of it.")
+    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser.add_argument("--out", type=Path, required=True, help="folder that is written into")
+    parser.add_argument("--score", type=float, default=0.3, help="detections below are left out")
+    parser.add_argument(
+        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
+    )
+    parser.add_argument("images", type=str, nargs="+", help="files, or folders of them")
+    return parser
+
+
+def _predict(values: Any) -> None:
+    from dfmsd.predict import PREDICTIONS, predict
+
+    print(predict(values.model, values.images, values.out, values.score, values.image_size))
+    print(values.out / PREDICTIONS)
+
+
+def _export_parser() -> jsonargparse.ArgumentParser:
+    parser = command_parser("A detector as a file of another runtime, compared there with the model on real images.")
+    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser.add_argument("--format", choices=["onnx", "openvino", "executorch", "torch"], required=True)
+    parser.add_argument("--out", type=Path | None, default=None, help="file to write; beside the model by default")
+    parser.add_argument(
+        "--images", type=str | None, default=None, help="folder of images or data set; that of the run by default"
+    )
+    parser.add_argument(
+        "--image-size", type=int | None, default=None, help="side of the input; that of the run by default, else 256"
+    )
+    parser.add_argument("--int8", action="store_true", help="write a quantised ONNX file too, and measure its AP")
+    return parser
+
+
+def _export(values: Any) -> None:
+    from dfmsd.export.job import ExportOptions, export
+
+    names = ("model", "format", "out", "images", "image_size", "int8")
+    print(export(ExportOptions(**{name: values[name] for name in names})))
+
+
 def _convert_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("A data set in the layout of Pascal VOC or YOLO, turned into the COCO layout.")
     parser.add_argument("source", type=Path, help="its folder; what must be in it is told in docs/convert.md")
@@ -283,6 +324,8 @@ COMMANDS: dict[str, Command] = {
     "estimate": (_estimate_parser, _estimate),
     "compare": (_compare_parser, _compare),
     "evaluate": (_evaluate_parser, _evaluate),
+    "predict": (_predict_parser, _predict),
+    "export": (_export_parser, _export),
     "convert": (_convert_parser, _convert),
     "visualize": (_visualize_parser, _visualize),
     "report": (_report_parser, _report),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,9 +52,14 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """List the files in a folder and its subfolders that are images by their endings, in the order of their names."""
-    endings = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+def images_in(folder: Path, further: Collection[str] = ()) -> list[Path]:
+    """List the files in a folder and its subfolders that are images by their endings, in the order of their names.
+
+    Args:
+        folder: where to look.
+        further: endings beside those of images, such as ``.mp4``.
+    """
+    endings = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}.union(further)
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file()]
 
 

@@ -315,6 +315,16 @@ def trained_image_size(run: Path) -> int | None:
         raise DfmsdError(f"{run / 'config.yaml'} tells no data.image_size; give --image-size") from error
 
 
+def trained_data_root(run: Path) -> str | None:
+    """Tell the data set of a run folder's training; None for anything that is not a run folder."""
+    if not holds_run(run):
+        return None
+    data = written_config(run).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("root"), str):
+        raise DfmsdError(f"{run / 'config.yaml'} tells no data.root; give --images")
+    return str(data["root"])
+
+
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
     """Write out every option of the losses of a config, unless nobody teaches."""
     stages = values.get("stages", [])
