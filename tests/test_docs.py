@@ -85,3 +85,4 @@ def test_the_quickstart_runs(tiny_coco: Path, tmp_path: Path, monkeypatch: pytes
         assert (tmp_path / "runs" / name / "student.safetensors").exists()
         assert (tmp_path / "runs" / name / "report.html").exists()
     assert (tmp_path / "pictures" / "contact_sheet.png").exists()
+    assert (tmp_path / "predictions" / "predictions.json").exists()
