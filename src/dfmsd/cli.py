@@ -26,9 +26,8 @@ from dfmsd.engine.configfile import (
     config_parser,
     explain,
     naming,
-    one_line,
 )
-from dfmsd.errors import INTERRUPTED, DfmsdError
+from dfmsd.errors import INTERRUPTED, DfmsdError, one_line
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result

@@ -8,6 +8,17 @@ PREEMPTED = 75
 """Exit status of a run that SIGTERM or SIGUSR1 stopped: it is saved and can go on (EX_TEMPFAIL of sysexits.h)."""
 
 
+def one_line(error: object) -> str:
+    """Fold a message into one line."""
+    return " ".join(str(error).split())
+
+
+def foreign_message(error: Exception, limit: int = 300) -> str:
+    """Give another library's message as a part of one of ours: a line without full stop, of ``limit`` characters."""
+    line = one_line(error).rstrip(".") or type(error).__name__
+    return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
 class DfmsdError(ValueError):
     """Something the user can mend: says what is wrong, where, and what to do, in one line.
 

@@ -37,7 +37,7 @@ TRUTHS: dict[str, tuple[Edit | bytes, tuple[str, ...]]] = {
     "a list": (b"[]", ("expected a JSON object", "got a list")),
     "too deep": (b"[" * 100_000, ("not valid JSON", "write the file again")),
     "a number too long": (b'{"images": [' + b"9" * 5000 + b"]}", ("not valid JSON",)),
-    "no images": (lambda raw: raw.pop("images"), ("no list `images`", "as_coco")),
+    "no images": (lambda raw: raw.pop("images"), ("no list `images`", "dfmsd convert")),
     "images by name": (lambda raw: raw.update(images={}), ("no list `images`",)),
     "images of null": (lambda raw: raw.update(images=[None]), ("images[0]", "no integer `id`", "give every entry")),
     "no categories": (lambda raw: raw.update(categories=[], annotations=[]), ("`categories` is empty", "at least one")),

@@ -161,7 +161,7 @@ def test_a_missing_root_points_to_the_layout_and_to_the_embedded_data(tmp_path: 
 
 
 def test_a_missing_annotation_file_points_to_the_converter(tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"instances_val.json is missing; .*as_coco"):
+    with pytest.raises(DfmsdError, match=r"instances_val.json is missing; .*dfmsd convert"):
         CocoDetection(tmp_path, "val")
 
 

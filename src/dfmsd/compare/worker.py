@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.configfile import one_line, read_config
+from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill
-from dfmsd.errors import INTERRUPTED, DfmsdError
+from dfmsd.errors import INTERRUPTED, DfmsdError, one_line
 from dfmsd.report import run_report
 
 
@@ -37,10 +37,9 @@ def main(run: Path) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
-    if not result.finished:
-        return INTERRUPTED
-    run_report(run)
-    return 0
+    if result.finished:
+        run_report(run)
+    return result.status
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dfmsd.types import Target
 
 logger = logging.getLogger("dfmsd")
 
-CONVERT_HINT = "supervision's DetectionDataset.as_coco makes it from VOC or YOLO data"
+CONVERT_HINT = "`dfmsd convert` makes it from VOC or YOLO data"
 LARGEST_ID = 2**63 - 1
 """The evaluation takes 64-bit integers."""
 FARTHEST = 1e9

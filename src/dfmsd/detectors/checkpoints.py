@@ -21,9 +21,9 @@ from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.mmdet_files import load_mmdet, restore_mmdet
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
-from dfmsd.detectors.transformers_files import load_transformers, one_line, read_config, restore_transformers
+from dfmsd.detectors.transformers_files import load_transformers, read_config, restore_transformers
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.files import check_path, write_atomically, write_json
 
 FORMAT_VERSION = 1
@@ -137,7 +137,7 @@ def _load_files(path: Path) -> Detector:
         raise
     except Exception as error:  # a foreign description breaks what is built from it in any way
         raise DfmsdError(
-            f"{described} does not describe a detector of dfmsd ({type(error).__name__}: {one_line(error)}):"
+            f"{described} does not describe a detector of dfmsd ({type(error).__name__}: {foreign_message(error)}):"
             " give the file that was written beside the weights"
         ) from error
     load_strictly(detector.model, read_state_dict(weights), weights)

@@ -18,9 +18,9 @@ from dfmsd.detectors.base import Detector
 from dfmsd.detectors.pixels import Pixels
 from dfmsd.detectors.torchvision_base import Maps, read_levels
 from dfmsd.detectors.transformers import check_size, normalization, pixels_of
-from dfmsd.detectors.transformers_files import load_weights, one_line, read_pixels
+from dfmsd.detectors.transformers_files import load_weights, read_pixels
 from dfmsd.detectors.weights import load_backbone, to_library_keys
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.types import Detections, FeaturePyramid, Target
 
 TIMM = "timm:"
@@ -259,5 +259,6 @@ def _one_line(reference: str) -> Iterator[None]:
         raise
     except Exception as error:  # foreign models break in any way
         raise DfmsdError(
-            f"{reference} gives no feature maps of images of any size ({one_line(error)}); choose another backbone"
+            f"{reference} gives no feature maps of images of any size ({foreign_message(error)}); choose another "
+            "backbone"
         ) from error

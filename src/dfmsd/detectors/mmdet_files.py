@@ -26,9 +26,8 @@ from dfmsd.detectors.mmdet_settings import (
     with_classes,
     with_trainable_backbone,
 )
-from dfmsd.detectors.transformers_files import one_line
 from dfmsd.detectors.weights import StateDict, load_strictly
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 
 logger = logging.getLogger("dfmsd")
 NOT_LOADED = re.compile(r"roi_head\.mask_|data_preprocessor\.")
@@ -176,7 +175,7 @@ def import_mmdet(text: str) -> None:
         mmcv_ops.install()
         import_module("mmdet.models")
     except (ImportError, AssertionError) as error:  # mmdet asserts the versions of the other two
-        raise DfmsdError(f"{text} needs mmdet ({one_line(error)}): pip install 'dfmsd[mmdet]'") from error
+        raise DfmsdError(f"{text} needs mmdet ({foreign_message(error)}): pip install 'dfmsd[mmdet]'") from error
 
 
 def _read_config(reference: Reference) -> Any:
@@ -185,7 +184,7 @@ def _read_config(reference: Reference) -> Any:
         with _quiet():
             return import_module("mmengine.config").Config.fromfile(reference.config)
     except Exception as error:  # a config is a program
-        raise DfmsdError(f"{reference.config} is no config of mmdet ({one_line(error)})") from error
+        raise DfmsdError(f"{reference.config} is no config of mmdet ({foreign_message(error)})") from error
 
 
 def _build(settings: Settings, text: str) -> Any:
@@ -198,7 +197,7 @@ def _build(settings: Settings, text: str) -> Any:
         with _quiet(), scope.overwrite_default_scope("mmdet"):
             model = import_module("mmdet.registry").MODELS.build(given)
     except Exception as error:  # any of a hundred classes may refuse what it is told
-        raise DfmsdError(f"{text}: mmdet cannot build the model ({one_line(error)})") from error
+        raise DfmsdError(f"{text}: mmdet cannot build the model ({foreign_message(error)})") from error
     return import_module("mmengine.model").revert_sync_batchnorm(model)
 
 
@@ -227,7 +226,7 @@ def _load_backbone(backbone: Any, path: Path) -> None:
 
 def _first_sentence(error: Exception) -> str:
     """Give what torch says first: what follows is its own advice, to read the file without care."""
-    return re.split(r"[.:]\s", one_line(error), maxsplit=1)[0]
+    return re.split(r"[.:]\s", foreign_message(error), maxsplit=1)[0]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from dfmsd.detectors.config import HUGGING_FACE, DetectorConfig, check_whole
 from dfmsd.detectors.transformers import FAMILIES, TransformersDetector, pixels_of, refuse_student
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 
 logger = logging.getLogger("dfmsd")
 T = TypeVar("T")
@@ -23,8 +23,6 @@ CLASS_LAYERS = ("class_embed", "enc_score_head")
 """Parts of the names of a student's layers whose width is the number of classes."""
 FIXED_SIZES = ("anchor_image_size", "eval_size")
 """Keys of a config that tie anchors and positions to one image size; they follow the batch where these are unset."""
-LINE = 300
-"""Characters of a message of the library that are passed on."""
 HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 SAVED = "config.json, model.safetensors and preprocessor_config.json, as save_pretrained writes them"
 
@@ -88,7 +86,7 @@ def restore_transformers(config: DetectorConfig, description: dict[str, Any]) ->
         raise
     except Exception as error:  # a foreign description breaks the library in any way
         raise DfmsdError(
-            f"the description of {config.arch} is of no use to transformers ({one_line(error)})"
+            f"the description of {config.arch} is of no use to transformers ({foreign_message(error)})"
         ) from error
     detector.config = config
     return detector
@@ -229,17 +227,12 @@ def _fetch(reference: str, get: Callable[..., T], **options: Any) -> T:
             return get(name, local_files_only=local, trust_remote_code=False, **options)
     except Exception as error:  # the library lets through what its many readers raise
         if local:
-            raise DfmsdError(f"{reference}: {one_line(error)}; the folder has to hold {SAVED}") from error
+            raise DfmsdError(f"{reference}: {foreign_message(error)}; the folder has to hold {SAVED}") from error
         raise DfmsdError(
-            f"{reference}: there is no folder {name}, and the Hugging Face hub does not give it ({one_line(error)}); "
-            f"download the model elsewhere (hf download {name}) and give the path of its folder, {HUGGING_FACE}FOLDER"
+            f"{reference}: there is no folder {name}, and the Hugging Face hub does not give it "
+            f"({foreign_message(error)}); download the model elsewhere (hf download {name}) and give the path of its "
+            f"folder, {HUGGING_FACE}FOLDER"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """Shorten a foreign message."""
-    line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return line if len(line) <= LINE else f"{line[:LINE]} ..."
 
 
 @contextmanager

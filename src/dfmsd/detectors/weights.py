@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.files import check_path
 
 StateDict = dict[str, Tensor]
@@ -55,7 +55,7 @@ def read_state_dict(path: str | Path) -> StateDict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file breaks the readers in any way
-        reason = _first_line(error).partition(". ")[0]  # what torch says next is how to run the code in the file
+        reason = foreign_message(error).partition(". ")[0]  # what torch says next is how to run the code in the file
         raise DfmsdError(
             f"{path} is not a checkpoint that can be read safely ({reason}): give a .safetensors file, or one that"
             " torch.save wrote of a state dict, tensors alone"
@@ -89,7 +89,7 @@ def download_weights(weights: Any) -> StateDict:
             f" and put the file {path.name} into {path.parent}"
         ) from error
     except Exception as error:  # a damaged file breaks the reader in any way
-        raise DfmsdError(f"{path} is not a checkpoint ({_first_line(error)}): delete it and try again") from error
+        raise DfmsdError(f"{path} is not a checkpoint ({foreign_message(error)}): delete it and try again") from error
     return state
 
 
@@ -170,10 +170,6 @@ def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> Non
 
 def _canonical(key: str) -> str:
     return key.replace("_", ".")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _shape_report(error: RuntimeError, limit: int = 600) -> str:

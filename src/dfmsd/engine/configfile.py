@@ -19,7 +19,7 @@ import yaml
 
 from dfmsd.distill.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig, written_config
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, one_line
 
 C = TypeVar("C")
 LARGEST = 10_000
@@ -153,11 +153,6 @@ def naming(files: Sequence[object]) -> Iterator[None]:
         if not files:
             raise
         raise DfmsdError(f"{error} (in {', '.join(map(str, files))} or the flags)") from error
-
-
-def one_line(error: object) -> str:
-    """Fold a parser's message into one line."""
-    return " ".join(str(error).split())
 
 
 def explain(error: jsonargparse.ArgumentError, config: type[Any] | None) -> str:
