@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from tests.browser import DESK, PHONE, SIDEWAYS, Seen, browser, keep_picture, opened, serious_findings
 
 from dfmsd.compare.results import PairResults, Row
 from dfmsd.compare.tables import write_tables
@@ -17,33 +19,10 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
 from dfmsd.report.rewrite import rewrite_report
 
+__all__ = ["browser"]
+
 pytestmark = pytest.mark.slow
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra `browser`")
-
-SCREENSHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
-PHONE, DESK = 375, 1200
 EVIL = "<b>evil</b> \"'`--><img src=x onerror=document.title='hacked'></script><script>document.title='hacked'</script>"
-SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-class Seen(NamedTuple):
-    """A page, open."""
-
-    page: Any
-    said: list[str]
-    """Messages of the console, errors, and what was asked of the network."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here: install Debian's package chromium, or another one")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +58,14 @@ def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def see(browser, reports, request) -> Iterator[Any]:
     """Open a report: ``see(name, width, scheme)``."""
-    contexts = []
+    with ExitStack() as pages:
 
-    def open_page(name: str, width: int, scheme: str, **options: Any) -> Seen:
-        contexts.append(
-            browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **options)
-        )
-        page, said = contexts[-1].new_page(), []
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-        page.goto(reports[name].as_uri())
-        page.wait_for_function("document.querySelectorAll('[data-plot] .main-svg').length > 0")
-        return Seen(page, said)
+        def open_page(name: str, width: int, scheme: str, **options: Any) -> Seen:
+            seen = pages.enter_context(opened(browser, reports[name], width, scheme, **options))
+            seen.page.wait_for_function("document.querySelectorAll('[data-plot] .main-svg').length > 0")
+            return seen
 
-    yield open_page
-    for context in contexts:
-        context.close()
+        yield open_page
 
 
 def colour(text: str) -> tuple[int, ...]:
@@ -120,8 +90,7 @@ def test_the_page_is_drawn_without_a_word(see, name, width, scheme):
         assert plot.get_attribute("aria-label")
     assert page.evaluate(SIDEWAYS) == 0
     assert page.title() != "hacked"
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+    keep_picture(page, f"{name}-{width}-{scheme}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -131,8 +100,7 @@ def test_axe_finds_nothing_serious(see, name, width, scheme):
     page, _ = see(name, width, scheme, bypass_csp=True)  # axe is a script that the page does not allow
     for summary in page.locator("summary").all():
         summary.click()
-    found = axe.Axe().run(page).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+    assert serious_findings(page) == []
 
 
 def test_the_scheme_is_followed_while_the_page_is_open(see):
