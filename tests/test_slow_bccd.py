@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
-from safetensors.torch import load_file
 
 from dfmsd import DataConfig, DetectorConfig, DistillConfig, StageConfig, TrainConfig, train
 from dfmsd.engine.run import distill
@@ -43,32 +36,3 @@ def test_a_student_of_blood_cells_learns_from_two_teachers(shared_data: Path, tm
             assert np.isfinite(course).all()
             first, last = course[:10].mean(), course[-10:].mean()
             assert (last < first) if falls else (last > first), f"{kind} in stage {stage}: {first} -> {last}"
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_student(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
-    content = {
-        "data": {"root": str(tiny_root), "image_size": 64, "batch_size": 2},
-        "student": {"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1},
-        "stages": [{"teacher": teacher, "epochs": 1} for teacher in tiny_teachers],
-        "optim": {"warmup": 1},
-        "balance": 0.5,
-        "teacher_cache": "disk",
-        "devices": 2,
-        "deliver": "best",
-        "out": "run",
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "dfmsd", "distill", "--config", "config.yaml", "--allow-weak-teacher"]
-    place = {**os.environ, "DFMSD_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True, check=False, timeout=540)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "run"
-    assert done.stdout == "run/report.html\n"
-    with (run / "log.csv").open(newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]  # 8 images / 2 processes / 2
-    assert isinstance(json.loads((run / "metrics.json").read_text())["AP"], float)
-    state = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
-    prefix = "task.trainable.student.model."
-    weights = load_file(run / "student.safetensors")
-    assert all(torch.equal(value, state[prefix + name]) for name, value in weights.items())

@@ -1,6 +1,7 @@
 """Attention, standardisation and correlation of feature maps: pure functions, no state.
 
 Everything here expects the caller to have left autocast: use [`full_precision`][dfmsd.functional.full_precision] first.
+Within `dfmsd.distributed.shared_step` "batch" means that of all processes together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from dfmsd.distributed import of_first_process, statistics_processes, statistics_sum
 
 SPATIAL = (2, 3)
 PER_CHANNEL = (0, 2, 3)
@@ -160,22 +163,23 @@ class _AlignDistributions(torch.autograd.Function):
         covariance = (standard_energy + target_energy - squares) / 2  # of z(S) and z(T), without another pass
         projection = standard_energy - covariance  # sum(d z(S))
         correlation = _correlation(covariance, standard_energy, target_energy)
-        drift = None
+        drift, count = None, _count(student)
         if weight is not None:
             weighted = difference * weight
             squares = _per_channel_sum(weighted * difference)
             projection = squares + _per_channel_sum(weighted * target)
-            drift = weighted.mean(dim=PER_CHANNEL, keepdim=True)
+            drift = _per_channel_sum(weighted) / count
         shrink = scale * projection / (_degrees_of_freedom(student) * deviation).clamp_min(_tiny(student))
-        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift)
+        values = count * student.shape[1]
+        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift, statistics_processes() / values)
         ctx.mark_non_differentiable(correlation, difference)
-        return squares.sum() / (2 * student.numel()), correlation, difference
+        return squares.sum() / (2 * values), correlation, difference
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
-        student, target, mean, scale, shrink, weight, drift = ctx.saved_tensors
-        gradient = gradient / student.numel()
+        student, target, mean, scale, shrink, weight, drift, share = ctx.saved_tensors
+        gradient = gradient * share
         centred = student - mean  # first, since a constant channel has to give 0 and not a rounding error
         if weight is None:
             slope = centred.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale)
@@ -220,18 +224,23 @@ class _BlendError(torch.autograd.Function):
 def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:
     # From a value of the channel first: a constant then is exactly 0, not a rounding error that correlates with +-1.
     # Any value will do, so none needs a gradient.
-    pivot = feature[:1, :, :1, :1].detach()
+    pivot = of_first_process(feature[:1, :, :1, :1])
     shifted = feature - pivot
-    mean = shifted.mean(dim=PER_CHANNEL, keepdim=True)
+    mean = _per_channel_sum(shifted) / _count(shifted)
     return shifted - mean, pivot + mean
 
 
 def _per_channel_sum(feature: Tensor) -> Tensor:
-    return feature.sum(dim=PER_CHANNEL, keepdim=True)
+    return statistics_sum(feature.sum(dim=PER_CHANNEL, keepdim=True))
 
 
-def _degrees_of_freedom(feature: Tensor) -> int:
-    return max(feature.numel() // feature.shape[1] - 1, 1)
+def _count(feature: Tensor) -> Tensor:
+    """Values of a channel; processes may have frames of unlike size."""
+    return statistics_sum(feature.new_full((), feature.numel() // feature.shape[1]))
+
+
+def _degrees_of_freedom(feature: Tensor) -> Tensor:
+    return (_count(feature) - 1).clamp_min(1)
 
 
 def _tiny(feature: Tensor) -> float:

@@ -48,8 +48,9 @@ def test_optimiser_values_out_of_range_are_refused(values: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"eval_every": 0}, "eval_every and devices must be at least 1, got 0 and 1"),
-        ({"devices": 0}, "got 1 and 0"),
+        ({"eval_every": 0}, "eval_every: 0 is below 1"),
+        ({"devices": 0}, "devices: 0 is below 1"),
+        ({"num_nodes": 0}, "num_nodes: 0 is below 1"),
         ({"seed": -1}, "seed: -1 is out of range"),
         ({"seed": 2**32}, "seed: 4294967296"),
     ],

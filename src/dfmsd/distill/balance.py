@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dfmsd.distributed import process_sum
 from dfmsd.types import FeaturePyramid
 
 BalanceBy = Literal["term", "loss"]
@@ -43,7 +44,8 @@ class GradientBalance(nn.Module):
 
     During the first ``batches`` calls the norms of task and terms are averaged; from then on the factors
     ``ratio * norm(task) / norm(group)`` stay as they are. The state is saved with the run. No call waits for the
-    device: the calls are counted on the host, and the norms never leave the device.
+    device: the calls are counted on the host, and the norms never leave the device. Several processes measure the
+    gradient of all their batches together.
 
     Args:
         groups: term -> the group that it belongs to, see `balanced_groups`; a term without one stays as it is.
@@ -83,7 +85,7 @@ class GradientBalance(nn.Module):
             known = {name: self._group(name) for name in terms}
             grouped = term_groups({f"{group}/{name}": terms[name] for name, group in known.items() if group})
             norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
-            self.sums += torch.stack(norms).to(self.sums)
+            self.sums += process_sum(torch.stack(norms).square()).sqrt().to(self.sums)
             self.count += 1
         scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
         return {name: scales.get(self._group(name) or "", 1.0) * value for name, value in terms.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -73,7 +74,9 @@ class RunConfig:
         deliver: hand over the ``last`` weights or those of the epoch with the ``best`` AP. The best epoch is chosen
             on the validation images, so its AP is an optimistic one: comparisons use ``last``.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        devices: processes, each with a GPU where there are any, else a CPU process.
+        devices: processes on each machine, each with a GPU where there are any, else a CPU process; under ``torchrun``
+            its number counts.
+        num_nodes: machines, as SLURM starts the processes; under ``torchrun`` its number counts.
         checkpoint_every: optimiser steps between two checkpoints, and so the most that a kill costs; null is an epoch
             or 10 minutes, whichever is less.
         skip_nonfinite: leave out so many steps with a loss or gradient that is not finite before the run ends; 0 ends
@@ -88,6 +91,7 @@ class RunConfig:
     deliver: Literal["last", "best"] = "last"
     eval_every: int = 1
     devices: int = 1
+    num_nodes: int = 1
     checkpoint_every: int | None = None
     skip_nonfinite: int = 0
 
@@ -102,10 +106,19 @@ class RunConfig:
             raise DfmsdError(f"checkpoint_every: {self.checkpoint_every} is below 1; give a number of steps, or null")
         if self.skip_nonfinite < 0:
             raise DfmsdError(f"skip_nonfinite: {self.skip_nonfinite} is below 0; give a number of steps")
-        if self.eval_every < 1 or self.devices < 1:
-            raise DfmsdError(f"eval_every and devices must be at least 1, got {self.eval_every} and {self.devices}")
+        for name in ("eval_every", "devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise DfmsdError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
         if not 0 <= self.seed < 2**32:
             raise DfmsdError(f"seed: {self.seed} is out of range; give a number of 0 to {2**32 - 1}")
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """Processes on each machine, and machines; ``torchrun``, if it started this process, knows better."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return self.devices, self.num_nodes
+        own, every = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return own, every // own
 
 
 @dataclass
@@ -120,7 +133,8 @@ class TrainConfig(RunConfig):
         precision: arithmetic of the network.
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
-        devices: processes.
+        devices: processes on each machine.
+        num_nodes: machines.
         checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
         skip_nonfinite: steps that may be left out for a value that is not finite.
         model: the detector.
@@ -158,7 +172,8 @@ class DistillConfig(RunConfig):
         precision: arithmetic of the networks.
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
-        devices: processes.
+        devices: processes on each machine.
+        num_nodes: machines.
         checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
         skip_nonfinite: steps that may be left out for a value that is not finite.
         student: the detector that is trained.
@@ -167,6 +182,8 @@ class DistillConfig(RunConfig):
         balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
             over the first steps of each stage; null keeps the stated weights.
         balance_by: give each ``term`` its own factor, or the whole ``loss`` one, so that its terms keep their ratios.
+        sync_statistics: with several processes, take means and deviations of the losses over the batches of all of
+            them, so that two processes learn as one with both batches; else each process takes those of its own.
         inherit: start with the neck outputs and the head of the first stage's (first) teacher (true), or of the
             detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
@@ -183,6 +200,7 @@ class DistillConfig(RunConfig):
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = None
     balance_by: BalanceBy = "term"
+    sync_statistics: bool = True
     inherit: bool | str = False
     teacher_precision: Precision | None = None
     compile_loss: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfmsd.distill.checks import check_optimizer
 from dfmsd.distill.stages import learning_rate_factor, stage_of_epoch, starts_stage
 from dfmsd.distill.task import DistillationTask
+from dfmsd.distributed import shared_step
 from dfmsd.engine.config import OptimConfig
 from dfmsd.types import Batch
 
@@ -33,6 +34,8 @@ class DistillationModule(pl.LightningModule):
             resumed run draws the same masks.
         skip_nonfinite: whether a step with a loss or gradient that is not finite is left out: neither weights nor
             statistics change. Each step then waits for the device.
+        sync_statistics: whether losses take their statistics over the batches of all processes, see `shared_step` in
+            `dfmsd.distributed`.
 
     Attributes:
         gradient_norm: of the last step, before clipping; None where a loss scaler (fp16) meets overflows by itself.
@@ -40,13 +43,20 @@ class DistillationModule(pl.LightningModule):
     """
 
     def __init__(
-        self, task: DistillationTask, optim: OptimConfig, seed: int = 0, *, skip_nonfinite: bool = False
+        self,
+        task: DistillationTask,
+        optim: OptimConfig,
+        seed: int = 0,
+        *,
+        skip_nonfinite: bool = False,
+        sync_statistics: bool = True,
     ) -> None:
         super().__init__()
         self.task = task
         self.optim = optim
         self.seed = seed
         self.skip_nonfinite = skip_nonfinite
+        self.sync_statistics = sync_statistics
         self.gradient_norm: Tensor | None = None
         self.skipped = False
         self._named: dict[str, Tensor] = {}
@@ -94,7 +104,8 @@ class DistillationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Compute the loss of one batch and its named parts."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        named = self.task(images, batch.targets, batch.keys)
+        with shared_step(statistics=self.sync_statistics):
+            named = self.task(images, batch.targets, batch.keys)
         loss = torch.stack(list(named.values())).sum()
         parts = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
         self._named = named = {"loss": loss.detach(), **parts}

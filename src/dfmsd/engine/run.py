@@ -286,7 +286,13 @@ def _open_folder(
 def _fit(
     config: DistillConfig, run: Path, data: CocoDataModule, task: DistillationTask, checkpoint: Path | None
 ) -> Result:
-    module = DistillationModule(task, config.optim, config.seed, skip_nonfinite=config.skip_nonfinite > 0)
+    module = DistillationModule(
+        task,
+        config.optim,
+        config.seed,
+        skip_nonfinite=config.skip_nonfinite > 0,
+        sync_statistics=config.sync_statistics,
+    )
     module.to(memory_format=torch.channels_last)
     epoch_end = EpochEnd(run, data.val_dataloader(), config.eval_every, _say)
     stop = StopOnInterrupt()
@@ -303,12 +309,14 @@ def _fit(
     if console.is_terminal:
         callbacks.append(LossBar())
     start = time.perf_counter()
+    devices, nodes = config.processes
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=config.epochs,
             accelerator="auto",
-            devices=config.devices,
-            strategy="ddp_find_unused_parameters_true" if config.devices > 1 else "auto",
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto",
             precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
             gradient_clip_val=config.optim.clip or None,
             callbacks=callbacks,

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dfmsd.boxes import EPS, overlaps
+from dfmsd.distributed import statistics_processes, statistics_sum
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import channel_statistics, full_precision, standardize
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
@@ -84,8 +85,8 @@ class CrossKD(HeadMethod):
         options: see `CrossKDOptions`.
 
     Source: CrossKD (arXiv 2306.11369, jbwang1997/CrossKD). Differs from the official code in ``eps``; in the lower end
-    of $P$, 1e-6 for FCOS there, where a batch without objects explodes; in counting positives over the batch of one
-    process; and in the teacher's FCOS boxes without area, which torchvision's coding allows: they weigh nothing.
+    of $P$, 1e-6 for FCOS there, where a batch without objects explodes; and in the teacher's FCOS boxes without area,
+    which torchvision's coding allows: they weigh nothing.
     """
 
     Options = CrossKDOptions
@@ -130,7 +131,7 @@ class CrossKD(HeadMethod):
 
     def _terms(self, logits: Tensor, codes: Tensor, head: HeadLevel) -> dict[str, Tensor]:
         o, published = self.options, PUBLISHED[head.arch]
-        positives = head.positives.clamp(min=1)
+        positives = statistics_sum(head.positives).clamp(min=1) / statistics_processes()
         target = full_precision(head.teacher.logits)
         terms = {}
         if o.classification > 0:

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dfmsd.distributed import statistics_processes, statistics_sum
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
@@ -103,7 +104,8 @@ class LD(HeadMethod):
         if o.classes > 0:
             own, theirs = (full_precision(side.logits) for side in (head.student, head.teacher))
             error = divergence(own, theirs, objects, o.class_temperature)
-            terms["ld_cls"] = o.classes * CLASS_WEIGHT * error / objects.sum().clamp(min=1)
+            count = statistics_sum(objects.sum()).clamp(min=1) / statistics_processes()
+            terms["ld_cls"] = o.classes * CLASS_WEIGHT * error / count
         return terms
 
     def _sides(self, head: HeadLevel, weight: Tensor) -> Tensor:

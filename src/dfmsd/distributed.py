@@ -1,0 +1,79 @@
+"""Sums over the processes of a run: what makes two processes' step that of one process with both their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Step:
+    shared = False
+    statistics = False
+
+
+@contextmanager
+def shared_step(*, statistics: bool = True) -> Iterator[None]:
+    """Every process of the run is in the same training step here, so that sums over them are possible.
+
+    Without a process group, or with one process, nothing changes.
+
+    Args:
+        statistics: whether `statistics_sum` sums too; otherwise each process has the statistics of its own batch.
+    """
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    _Step.shared, _Step.statistics = several, several and statistics
+    try:
+        yield
+    finally:
+        _Step.shared = _Step.statistics = False
+
+
+def process_sum(value: Tensor) -> Tensor:
+    """Sum over the processes of a `shared_step`, without a gradient."""
+    if not _Step.shared:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def statistics_sum(value: Tensor) -> Tensor:
+    """Sum over the processes whose statistics are one.
+
+    Its gradient is that of the sum of all processes' losses: the mean over processes that DDP takes of it is then the
+    gradient of the mean loss.
+    """
+    return _Sum.apply(value) if _Step.statistics else value
+
+
+def statistics_processes() -> int:
+    """Tell over how many processes `statistics_sum` sums."""
+    return dist.get_world_size() if _Step.statistics else 1
+
+
+def of_first_process(value: Tensor) -> Tensor:
+    """Give the first process's value to all whose statistics are one, without a gradient."""
+    value = value.detach()
+    if _Step.statistics:
+        value = value.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(value, src=0)
+    return value
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient

@@ -1,0 +1,141 @@
+"""Whole runs of two processes, as users start them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dfmsd.data import DataConfig
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import load_detector
+from dfmsd.engine.evaluate import evaluate
+from dfmsd.errors import PREEMPTED
+
+pytestmark = pytest.mark.slow
+Start = Callable[..., "subprocess.Popen[str]"]
+PATIENCE = 240
+DISTILL = ("-m", "dfmsd", "distill", "--config", "config.yaml", "--allow-weak-teacher")
+SPAWNED = (*DISTILL, "--devices", "2")
+
+
+def torchrun() -> tuple[str, ...]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), *DISTILL)
+
+
+@pytest.fixture
+def start(tiny_coco: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> Start:
+    """Start a run of 7 images, the last of them without objects, in two processes with batches of 2."""
+    file = tiny_coco / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    gone = content["images"].pop(0)["id"]
+    content["annotations"] = [box for box in content["annotations"] if box["image_id"] != gone]
+    file.write_text(json.dumps(content))
+    config = {
+        "data": {"root": str(tiny_coco), "image_size": 64, "batch_size": 2},
+        "student": {"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1},
+        "stages": [{"teacher": teacher, "epochs": 2} for teacher in tiny_teachers],
+        "optim": {"warmup": 1},
+        "balance": 0.5,
+        "checkpoint_every": 1,
+        "out": "run",
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def begin(*arguments: str, **changes: Any) -> subprocess.Popen[str]:
+        if changes:
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
+        place = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=place, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    return begin
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, said
+    return said
+
+
+def steps(run: Path) -> list[int]:
+    try:
+        with (run / "log.csv").open(newline="") as file:
+            return [int(row["step"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while step not in steps(run):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_both_ways_to_start_end_alike(start: Start, tmp_path: Path) -> None:
+    """And as one process sees it: the AP is that of the delivered file on every image once."""
+    finish(start(*SPAWNED))
+    run = tmp_path / "run"
+    assert steps(run) == [*range(8)]  # 7 images are 4 for each process, one of them twice: 2 steps an epoch
+    first = load_file(run / "student.safetensors")
+    metrics = json.loads((run / "metrics.json").read_text())
+    alone = evaluate(load_detector(run), CocoDataModule(DataConfig(str(tmp_path / "tiny_coco"), 64)).val_dataloader())
+    assert metrics["AP"] == alone["AP"]
+    assert metrics["per_class"] == alone["per_class"]
+    run.rename(tmp_path / "former")
+    finish(start(*torchrun()))
+    assert steps(run) == [*range(8)]
+    second = load_file(run / "student.safetensors")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_cache_and_the_best_weights_go_with_two_processes(start: Start, tmp_path: Path) -> None:
+    finish(start(*SPAWNED, teacher_cache="disk", deliver="best"))
+    state = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(torch.equal(value, state[f"task.trainable.student.model.{name}"]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_to_the_same_bits(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    finish(start(*SPAWNED))
+    run.rename(tmp_path / "former")
+    process = start(*SPAWNED)
+    wait_for_step(run, process, 2)
+    os.killpg(process.pid, number)  # as a scheduler does, to all processes
+    finish(process, PREEMPTED if number == signal.SIGTERM else -number)
+    assert not (run / "metrics.json").exists()
+    finish(start(*SPAWNED, "--resume"))
+    assert steps(run) == [*range(8)]
+    whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("former", "run"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_none_waits_for_a_process_that_is_no_more(start: Start, tmp_path: Path) -> None:
+    process = start(*SPAWNED, optim={"warmup": 1, "lr": 1e-4}, stages=[{"teacher": None, "epochs": 500}])
+    wait_for_step(tmp_path / "run", process, 2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "dfmsd"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    begin = time.monotonic()
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert time.monotonic() - begin < 60
