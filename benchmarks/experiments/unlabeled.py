@@ -1,0 +1,62 @@
+"""Do images without annotations help? A quarter of aquarium's labels, with and without the other images.
+
+    python benchmarks/experiments/unlabeled.py --jobs 2       # writes benchmarks/results/unlabeled.json
+
+Every fourth training image keeps its annotations. The teacher is the one of the whole training set: it has seen the
+labels that are taken from the student here. Finished runs are taken as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dfmsd.compare.config import CompareConfig
+from dfmsd.compare.runner import compare
+from dfmsd.engine.configfile import read_config
+from dfmsd.files import write_json
+
+SOURCE = Path("../shared/data/aquarium")
+CONFIG = Path("configs/aquarium/compare-quarter.yaml")
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "unlabeled.json"
+
+
+def split(root: Path, rest: Path) -> None:
+    """Copy every fourth image with its annotations, and the others without."""
+    whole = json.loads((SOURCE / "annotations/instances_train.json").read_text())
+    kept = whole["images"][::4]
+    ids = {image["id"] for image in kept}
+    own = [box for box in whole["annotations"] if box["image_id"] in ids]
+    for folder in (root / "annotations", root / "train", rest):
+        folder.mkdir(parents=True, exist_ok=True)
+    for image in whole["images"]:
+        target = root / "train" if image["id"] in ids else rest
+        shutil.copy(SOURCE / "train" / image["file_name"], target)
+    shutil.copytree(SOURCE / "val", root / "val", dirs_exist_ok=True)
+    shutil.copy(SOURCE / "annotations/instances_val.json", root / "annotations")
+    write_json(root / "annotations/instances_train.json", {**whole, "images": kept, "annotations": own})
+
+
+def main() -> None:
+    """Make the data, run what is missing, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1)
+    asked = parser.parse_args()
+    config = read_config(CompareConfig, CONFIG)
+    root = Path(config.data.root)
+    rest = root.with_name(f"{root.name}_rest")
+    if not rest.exists():
+        split(root, rest)
+    more = replace(config, data=replace(config.data, unlabeled=str(rest)), out=f"{config.out}-unlabeled")
+    found: dict[str, Any] = {}
+    for name, one in (("labels alone", config), ("with the other images", more)):
+        found[name] = [pair.as_json() for pair in compare(one, jobs=asked.jobs)]
+        write_json(RESULTS, found)
+
+
+if __name__ == "__main__":
+    main()
