@@ -3,9 +3,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 MMDET := .venv-mmdet
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 7200
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-slow test-mmdet fuzz lint docs bench support clean
+.PHONY: help install demo test test-slow test-mmdet fuzz soak lint docs bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +40,9 @@ fuzz: $(INSTALLED) ## fuzz the annotation reader for FUZZ_SECONDS (60); a crash 
 	mkdir -p build/fuzz/new
 	$(BIN)/python -m tests.fuzz.annotations build/fuzz/new tests/fuzz/corpus \
 		-max_total_time=$(FUZZ_SECONDS) -max_len=2000 -artifact_prefix=build/fuzz/
+
+soak: $(INSTALLED) ## a tiny run of SOAK_SECONDS (7200): memory, open files and logs have to stay what they are
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

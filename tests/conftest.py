@@ -52,13 +52,13 @@ def tiny_coco(tmp_path: Path) -> Path:
 
     The last train image has no box; each other one has one to three.
     """
-    return _write_tiny(tmp_path / "tiny_coco")
+    return write_tiny(tmp_path / "tiny_coco")
 
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set of `tiny_coco`, made once, for those who only read it."""
-    return _write_tiny(tmp_path_factory.mktemp("data") / "tiny_coco")
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny_coco")
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def train_config(tiny_root: Path) -> Callable[..., TrainConfig]:
     return build
 
 
-def _write_tiny(root: Path) -> Path:
+def write_tiny(root: Path) -> Path:
     rng = np.random.default_rng(0)
     _write_split(root, "train", rng, count=8, empty=7)
     _write_split(root, "val", rng, count=4, empty=None)
