@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from dfmsd.compare import page
 from dfmsd.compare.page import gains_figure, result_sections
 from dfmsd.compare.results import PairResults, Row, read_results, write_results
 from dfmsd.compare.tables import rewrite_tables, write_tables
 from dfmsd.errors import DfmsdError
 from dfmsd.report.page import Table
 
+GROUPS = ["Classes", "Object sizes"]
 TABLE = Table(("method",), [("none",)])
 
 
@@ -19,7 +21,9 @@ def make_row(folder: Path, method: str, seed: int, ap: float, epochs: int = 2) -
     """A row and its run folder."""
     run = folder / f"{method}-{seed}"
     run.mkdir()
-    (run / "metrics.json").write_text(json.dumps({"AP": ap, "APs": ap, "APm": 2 * ap, "APl": -1}))
+    classes = {"fish": ap, "shark": 3 * ap, "ray": None}
+    metrics = {"AP": ap, "APs": ap, "APm": 2 * ap, "APl": -1, "per_class": classes}
+    (run / "metrics.json").write_text(json.dumps(metrics))
     with (run / "epochs.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("epoch", "step", "stage", "AP"))
@@ -40,7 +44,7 @@ def results(tmp_path: Path) -> PairResults:
 
 def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults) -> None:
     sections = {section.title: section for section in result_sections(results, TABLE, [])}
-    assert list(sections) == ["Methods", "Warnings", "Gain over the baseline", "AP during training", "Object sizes"]
+    assert list(sections) == ["Methods", "Warnings", "Gain over the baseline", "AP during training", *GROUPS]
     assert sections["Warnings"].notes == ["cwd, seed 0 failed: diverged"]
     curve = sections["AP during training"].figures[0].traces[0]
     assert curve["name"] == "pkd"
@@ -49,6 +53,18 @@ def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults) -> N
     sizes, gains = sections["Object sizes"].figures
     assert sizes.traces[0]["x"] == pytest.approx([15.0, 30.0, None])
     assert gains.traces[0]["x"] == pytest.approx([4.0, 8.0, None])
+    classes, gains = sections["Classes"].figures
+    assert classes.traces[0]["x"] == pytest.approx([15.0, 45.0, None])
+    assert gains.traces[0]["x"] == pytest.approx([4.0, 12.0, None])
+
+
+def test_of_many_classes_those_are_drawn_on_which_methods_differ(
+    results: PairResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MOST_CLASSES", 1)
+    section = next(section for section in result_sections(results, TABLE, []) if section.title == "Classes")
+    assert section.notes[-1] == "Of 3 classes the 1 on which the methods differ most."
+    assert section.figures[0].traces[0]["y"] == ["shark"]
 
 
 def test_gains_are_means_with_interval_and_seeds(results: PairResults) -> None:

@@ -1,4 +1,4 @@
-"""What the page of a comparison shows beside its table: gains, curves and object sizes."""
+"""What the page of a comparison shows beside its table: gains, curves, classes and object sizes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dfmsd.report.records import Column, RunRecord, read_run
 from dfmsd.report.scores import SIZES, difference, percent
 
 SEEDS = "a seed"
+MOST_CLASSES = 20
+"""Whose bars are drawn."""
 
 
 def result_sections(results: PairResults, table: Table, notes: Sequence[str]) -> list[Section]:
@@ -41,7 +43,7 @@ def result_sections(results: PairResults, table: Table, notes: Sequence[str]) ->
         note = "Mean over the seeds, each epoch that all of them evaluated."
         figure = curves("AP in percent", lines, "epochs trained", digits=1)
         sections.append(Section("AP during training", [note], figures=[figure]))
-    return [*sections, *_sizes(records)]
+    return [*sections, *_classes(records), *_sizes(records)]
 
 
 def gains_figure(gains: Sequence[Summary]) -> Figure:
@@ -96,20 +98,46 @@ def _mean_curve(records: Sequence[RunRecord]) -> tuple[Column, Column]:
 
 
 def _sizes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
-    """Compare object sizes, and classes where the baseline is known."""
-    sizes = {
+    values = {
         method: {label: _mean([(run.metrics or {}).get(key) for run in runs]) for key, label in SIZES.items()}
         for method, runs in records.items()
     }
-    known = {method: values for method, values in sizes.items() if any(v is not None for v in values.values())}
+    return _groups("Object sizes", "object size", values, ["Mean over the seeds."])
+
+
+def _classes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
+    tables = {method: [(run.metrics or {}).get("per_class") or {} for run in runs] for method, runs in records.items()}
+    names = dict.fromkeys(name for runs in tables.values() for table in runs for name in table)
+    values = {
+        method: {name: _mean([table.get(name) for table in runs]) for name in names} for method, runs in tables.items()
+    }
+    spread = {name: _spread([own[name] for own in values.values()]) for name in names}
+    shown = sorted(names, key=lambda name: spread[name], reverse=True)[:MOST_CLASSES]
+    notes = ["Mean over the seeds."]
+    if len(shown) < len(names):
+        notes.append(f"Of {len(names)} classes the {len(shown)} on which the methods differ most.")
+    kept = {method: {name: own[name] for name in names if name in shown} for method, own in values.items()}
+    return _groups("Classes", "class", kept, notes)
+
+
+def _groups(
+    title: str, kind: str, values: Mapping[str, Mapping[str, float | None]], notes: Sequence[str]
+) -> list[Section]:
+    """Compare the methods on groups of objects, and with the baseline where it is known."""
+    known = {method: own for method, own in values.items() if any(value is not None for value in own.values())}
     if not known:
         return []
-    figures = [bars("AP by object size", known, "AP in percent")]
+    figures = [bars(f"AP by {kind}", known, "AP in percent")]
     if BASELINE in known and len(known) > 1:
         before = known[BASELINE]
-        gains = {method: difference(values, before) for method, values in known.items() if method != BASELINE}
-        figures.append(bars("AP above the baseline by object size", gains, "difference in AP", signed=True))
-    return [Section("Object sizes", ["Mean over the seeds."], figures=figures)]
+        gains = {method: difference(own, before) for method, own in known.items() if method != BASELINE}
+        figures.append(bars(f"AP above the baseline by {kind}", gains, "difference in AP", signed=True))
+    return [Section(title, notes, figures=figures)]
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return max(known) - min(known) if known else -1.0
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
