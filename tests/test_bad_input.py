@@ -266,7 +266,7 @@ def test_a_bad_state_to_go_on_from(dfmsd: Command, content: bytes) -> None:
     ("line", "piece"),
     [
         (["distill", "--config", "good.yaml", "--optim.lr", "nan"], "optim.lr"),
-        (["train", "--out", "r", "--data.root", "nowhere"], "nowhere"),
+        pytest.param(["train", "--out", "r", "--data.root", "nowhere"], "nowhere", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_ends_within_ten_seconds(dfmsd: Command, line: list[str], piece: str) -> None:

@@ -37,6 +37,7 @@ def test_a_failing_run_stops_no_other(compare_config: Callable[..., CompareConfi
     assert cell.finished
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_ctrl_c(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,6 +271,7 @@ def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_th
     assert identical(delivered(Path(config.out)), delivered(whole.run))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_a_stage_that_restarts(
     distill_config: MakeDistill, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

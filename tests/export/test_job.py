@@ -94,6 +94,7 @@ def check(name: str, model: str, folder: Path, root: Path) -> Any:
     return described
 
 
+@pytest.mark.slow
 def test_torchs_own_format(tmp_path: Path, tiny_root: Path) -> None:
     described = check("torch", saved("gfl", tmp_path), tmp_path, tiny_root)
     assert described["input"]["images"][0] == "N"

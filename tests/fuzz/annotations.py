@@ -5,6 +5,7 @@ An input that begins as JSON does is a file as it is; any other says which value
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -49,5 +50,6 @@ def test_one_input(content: bytes) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         ROOT = make_root(Path(folder))
+        logging.getLogger("dfmsd").setLevel(logging.ERROR)
         atheris.Setup(sys.argv, test_one_input)
         atheris.Fuzz()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def make_root(root: Path) -> Path:
 
 def check(content: bytes, root: Path) -> CocoDetection | None:
     """Read an annotation file: it gives a data set that keeps its promises, or one line that names the file."""
-    logging.getLogger("dfmsd").setLevel(logging.ERROR)
     file = root / "annotations" / "instances_train.json"
     file.write_bytes(content)
     try:
