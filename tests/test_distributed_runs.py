@@ -30,6 +30,34 @@ Start = Callable[..., "subprocess.Popen[str]"]
 PATIENCE = 240
 DISTILL = ("-m", "dfmsd", "distill", "--config", "config.yaml", "--allow-weak-teacher")
 SPAWNED = (*DISTILL, "--devices", "2")
+SLOW = """
+import time
+from pathlib import Path
+from dfmsd.cli import main
+from dfmsd.engine import run
+write, read = run.save_detector, run.load_detector
+def slow_write(*arguments):
+    time.sleep(8)
+    write(*arguments)
+def late_read(folder):
+    assert (Path(folder) / "metrics.json").exists() or Path(folder).name != "made", "read before it was written"
+    return read(folder)
+run.save_detector, run.load_detector = slow_write, late_read
+main()
+"""
+"""A disk that takes longer than Lightning waits for a process when another one has ended with an error: 5 s."""
+FAILING = """
+from dfmsd.cli import main
+from dfmsd.engine.module import DistillationModule
+from dfmsd.errors import DfmsdError
+step = DistillationModule.training_step
+def fail(module, batch, index):
+    if module.global_rank == 1 and module.global_step == 3:
+        raise DfmsdError("made to fail")
+    return step(module, batch, index)
+DistillationModule.training_step = fail
+main()
+"""
 
 
 def torchrun() -> tuple[str, ...]:
@@ -128,6 +156,37 @@ def test_a_stopped_run_goes_on_to_the_same_bits(start: Start, tmp_path: Path, nu
     assert steps(run) == [*range(8)]
     whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("former", "run"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def script(folder: Path, content: str) -> tuple[str, ...]:
+    """`SPAWNED` with a change to the program."""
+    (folder / "changed.py").write_text(content)
+    return ("changed.py", *SPAWNED[2:])
+
+
+def test_a_preempted_run_has_the_time_to_write(start: Start, tmp_path: Path) -> None:
+    process = start(*script(tmp_path, SLOW))
+    wait_for_step(tmp_path / "run", process, 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert "is the student so far" in finish(process, PREEMPTED)
+
+
+def test_a_teacher_that_is_made_on_the_way_is_written_before_it_is_read(start: Start, tmp_path: Path) -> None:
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    keep = {key: written[key] for key in ("data", "optim")}
+    teacher = {**keep, "model": {**written["student"], "arch": "fcos"}, "epochs": 1, "devices": 2, "out": "made"}
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(teacher))
+    finish(start(*script(tmp_path, SLOW), stages=[{"teacher": "made.yaml", "epochs": 2}]))
+    assert steps(tmp_path / "made") == [0, 1]
+    assert steps(tmp_path / "run") == [*range(4)]
+
+
+def test_the_error_of_any_process_is_one_line(start: Start, tmp_path: Path) -> None:
+    process = start(*script(tmp_path, FAILING))
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert "dfmsd: error: made to fail" in said
+    assert "Traceback" not in said
 
 
 def test_none_waits_for_a_process_that_is_no_more(start: Start, tmp_path: Path) -> None:

@@ -39,8 +39,15 @@ TASKS: dict[str, tuple[str, Any, float | None]] = {
     "dfmsd": ("retinanet", {"name": "dfmsd"}, None),
     "dfmsd, balanced": ("retinanet", {"name": "dfmsd"}, 0.5),
     "pkd and crosskd": ("retinanet", [{"name": "pkd"}, {"name": "crosskd"}], None),
+    "crosskd of fcos": ("fcos", {"name": "crosskd"}, None),
+    "ld": ("gfl", {"name": "ld"}, None),
 }
-"""Detector, loss and balance. RetinaNet's own loss is a mean over images; FCOS and GFL count the objects of a batch."""
+"""Detector, loss and balance."""
+COUNTING = ("fcos", "gfl")
+"""Detectors whose own loss counts the objects of a process's batch: of them the distillation alone is compared.
+
+They compute in float32.
+"""
 
 
 def together(function: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -92,33 +99,41 @@ def loss_gradients(
 
 
 class Whole(nn.Module):
-    """The sum of a task's losses: what is differentiated."""
+    """The sum of a task's losses, or of its distillation's alone: what is differentiated."""
 
-    def __init__(self, task: DistillationTask) -> None:
+    def __init__(self, task: DistillationTask, *, own: bool = True) -> None:
         super().__init__()
         self.task = task
+        self.own = own
 
     def forward(self, images: Tensor, targets: list[Target]) -> Tensor:
         with shared_step():
-            return torch.stack(list(self.task(images, targets).values())).sum()
+            named = self.task(images, targets)
+        return torch.stack([value for name, value in named.items() if self.own or not name.startswith("task/")]).sum()
 
 
 def build_whole(arch: str, loss: Any, balance: float | None) -> Whole:
-    """A whole task with frozen batch normalisation, float64."""
+    """A whole task with frozen batch normalisation."""
     torch.manual_seed(0)
     config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=16, head_convs=2)
-    student, teacher = (build_detector(config, ("a", "b")).double() for _ in range(2))
-    task = DistillationTask(student, [StageConfig(1, "t")], [[FrozenTeacher(teacher, "t")]], loss, balance).double()
+    student, teacher = (build_detector(config, ("a", "b")).to(kind(arch)) for _ in range(2))
+    task = DistillationTask(student, [StageConfig(1, "t")], [[FrozenTeacher(teacher, "t")]], loss, balance)
+    task.to(kind(arch))
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    return Whole(task)
+    return Whole(task, own=arch not in COUNTING)
 
 
-def own_batch(rank: int | None) -> tuple[Tensor, list[Target]]:
+def kind(arch: str) -> torch.dtype:
+    """Numbers that a detector's losses can be computed in."""
+    return torch.float32 if arch in COUNTING else torch.float64
+
+
+def own_batch(rank: int | None, arch: str = "retinanet") -> tuple[Tensor, list[Target]]:
     """Images of a process and their objects."""
-    images = torch.rand(IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).double()
-    targets: list[Target] = [{**target, "boxes": target["boxes"].double()} for target in BOXES]
+    images = torch.rand(IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).to(kind(arch))
+    targets: list[Target] = [{**target, "boxes": target["boxes"].to(kind(arch))} for target in BOXES]
     return images[part(rank)], targets[part(rank)]
 
 
@@ -126,7 +141,7 @@ def task_gradients(arch: str, loss: Any, balance: float | None, rank: int | None
     """Gradients of a step of a whole task; DDP takes their mean over processes."""
     whole = build_whole(arch, loss, balance)
     step = whole if rank is None else DistributedDataParallel(whole, find_unused_parameters=True)
-    step(*own_batch(rank)).backward()
+    step(*own_batch(rank, arch)).backward()
     gradients = {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
     if balance is not None:
         gradients["factors"] = torch.tensor(list(whole.task.lessons[0].balance.factors().values()))

@@ -13,10 +13,10 @@ import jsonargparse
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dfmsd import cli_models as models
 from dfmsd.compare.config import CompareConfig
 from dfmsd.compare.methods import split_methods
-from dfmsd.data import DataConfig
-from dfmsd.engine.config import DistillConfig, TrainConfig, trained_image_size
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import (
     apply_list_flags,
     build_config,
@@ -28,6 +28,7 @@ from dfmsd.engine.configfile import (
     naming,
 )
 from dfmsd.errors import INTERRUPTED, DfmsdError, one_line
+from dfmsd.terminal import console
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
@@ -152,77 +153,6 @@ def _lists_of(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _evaluate_parser() -> jsonargparse.ArgumentParser:
-    parser = command_parser("COCO metrics of a detector.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
-    parser.add_argument("--data", type=str, required=True, help="folder in the COCO layout, or digits")
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
-    )
-    parser.add_argument("--out", type=Path | None, default=None, help="write the metrics to this JSON file")
-    return parser
-
-
-def _evaluate(values: Any) -> None:
-    from dfmsd.data import CocoDataModule
-    from dfmsd.detectors import load_detector
-    from dfmsd.engine.evaluate import evaluate
-    from dfmsd.engine.run import device
-    from dfmsd.files import write_json
-
-    detector, data = load_detector(values.model), CocoDataModule(_evaluation_data(values))
-    metrics = evaluate(detector, data.val_dataloader(), device=device())
-    print(json.dumps(metrics, indent=2))
-    if values.out:
-        write_json(values.out, metrics)
-
-
-def _evaluation_data(values: Any) -> DataConfig:
-    size = values.image_size or trained_image_size(Path(values.model)) or DataConfig.image_size
-    return DataConfig(root=values.data, image_size=size)
-
-
-def _predict_parser() -> jsonargparse.ArgumentParser:
-    parser = command_parser("Images and videos with what a detector finds drawn on them, and a COCO file of it.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
-    parser.add_argument("--out", type=Path, required=True, help="folder that is written into")
-    parser.add_argument("--score", type=float, default=0.3, help="detections below are left out")
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
-    )
-    parser.add_argument("images", type=str, nargs="+", help="files, or folders of them")
-    return parser
-
-
-def _predict(values: Any) -> None:
-    from dfmsd.predict import PREDICTIONS, predict
-
-    print(predict(values.model, values.images, values.out, values.score, values.image_size))
-    print(values.out / PREDICTIONS)
-
-
-def _export_parser() -> jsonargparse.ArgumentParser:
-    parser = command_parser("A detector as a file of another runtime, compared there with the model on real images.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
-    parser.add_argument("--format", choices=["onnx", "openvino", "executorch", "torch"], required=True)
-    parser.add_argument("--out", type=Path | None, default=None, help="file to write; beside the model by default")
-    parser.add_argument(
-        "--images", type=str | None, default=None, help="folder of images or data set; that of the run by default"
-    )
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="side of the input; that of the run by default, else 256"
-    )
-    parser.add_argument("--int8", action="store_true", help="write a quantised ONNX file too, and measure its AP")
-    return parser
-
-
-def _export(values: Any) -> None:
-    from dfmsd.export.job import ExportOptions, export
-
-    names = ("model", "format", "out", "images", "image_size", "int8")
-    print(export(ExportOptions(**{name: values[name] for name in names})))
-
-
 def _convert_parser() -> jsonargparse.ArgumentParser:
     parser = command_parser("A data set in the layout of Pascal VOC or YOLO, turned into the COCO layout.")
     parser.add_argument("source", type=Path, help="its folder; what must be in it is told in docs/convert.md")
@@ -236,22 +166,6 @@ def _convert(values: Any) -> None:
 
     for split, (images, boxes) in convert(values.source, values.layout, values.out).items():
         print(f"{split}: {images} images, {boxes} boxes")
-
-
-def _visualize_parser() -> jsonargparse.ArgumentParser:
-    parser = command_parser("Attention, masks and reconstruction error of a loss on every level, one PNG an image.")
-    parser.add_argument("--model", type=str, required=True, help="the student; its run folder has all layers")
-    parser.add_argument("--teacher", type=str, required=True, help="as in a config's `stages`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("images", type=str, nargs="+", help="image files, or folders of them")
-    return parser
-
-
-def _visualize(values: Any) -> None:
-    from dfmsd.visualize import visualize
-
-    for path in visualize(values.model, values.teacher, values.images, values.out):
-        print(path)
 
 
 def _report_parser() -> jsonargparse.ArgumentParser:
@@ -322,11 +236,12 @@ COMMANDS: dict[str, Command] = {
     "check": (_check_parser, _check),
     "estimate": (_estimate_parser, _estimate),
     "compare": (_compare_parser, _compare),
-    "evaluate": (_evaluate_parser, _evaluate),
-    "predict": (_predict_parser, _predict),
-    "export": (_export_parser, _export),
+    "evaluate": (models.evaluate_parser, models.evaluate_command),
+    "predict": (models.predict_parser, models.predict_command),
+    "export": (models.export_parser, models.export_command),
     "convert": (_convert_parser, _convert),
-    "visualize": (_visualize_parser, _visualize),
+    "visualize": (models.visualize_parser, models.visualize_command),
+    "share": (models.share_parser, models.share_command),
     "report": (_report_parser, _report),
     "list": (_list_parser, _list),
 }
@@ -374,9 +289,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line: status 2 and one line for what the user can mend, 130 and 75 after signals."""
-    logging.basicConfig(
-        format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)]
-    )
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)])
     logging.getLogger("dfmsd").setLevel(logging.INFO)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

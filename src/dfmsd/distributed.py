@@ -1,14 +1,17 @@
-"""Sums over the processes of a run: what makes two processes' step that of one process with both their batches."""
+"""The processes of a run: sums that make their step that of one process with all batches; what else ties them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dfmsd.errors import DfmsdError
 
 
 class _Step:
@@ -31,6 +34,42 @@ def shared_step(*, statistics: bool = True) -> Iterator[None]:
         yield
     finally:
         _Step.shared = _Step.statistics = False
+
+
+@contextmanager
+def lost_process_told() -> Iterator[None]:
+    """Turn gloo's words for a process that is no more into one line.
+
+    Raises:
+        DfmsdError: another process of the run has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "by peer" not in str(error):
+            raise
+        raise DfmsdError(
+            "another process of this run has ended; mend what it said, then go on with --resume"
+        ) from error
+
+
+def check_unlike_processes(teachers: Mapping[str, tuple[int, int]], student: tuple[int, int]) -> None:
+    """Refuse trainings of unlike numbers: the processes that one of them starts take part in all that follow.
+
+    Args:
+        teachers: reference -> processes on each machine, and machines, of those that are still to be trained, in order.
+        student: its own.
+
+    Raises:
+        DfmsdError: one has several processes, and the next one another number of them.
+    """
+    for (name, own), following in zip(teachers.items(), [*teachers.values(), student][1:], strict=True):
+        if own not in ((1, 1), following):
+            raise DfmsdError(
+                f"teacher {name}: it would be trained in {math.prod(own)} processes and what follows in "
+                f"{math.prod(following)}; give both the same devices and num_nodes, or train it before: "
+                f"dfmsd train --config {name}"
+            )
 
 
 def process_sum(value: Tensor) -> Tensor:

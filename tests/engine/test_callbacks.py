@@ -17,7 +17,6 @@ from dfmsd.engine.callbacks import (
     BalanceReport,
     CsvTable,
     EpochEnd,
-    LossBar,
     StepLog,
     StopOnInterrupt,
 )
@@ -180,26 +179,6 @@ def test_signals_are_noted_and_only_a_second_ctrl_c_does_what_it_always_did(
     assert (signal.getsignal(number) is former) == (number == signal.SIGINT)
     stop.on_train_end(trainer_at(), module)
     assert signal.getsignal(number) is former
-
-
-def test_the_bar_looks_at_the_losses_every_so_many_steps(module: DistillationModule) -> None:
-    bar = LossBar(interval=3)
-    bar.disable()  # there is no terminal to draw on
-    trainer = SimpleNamespace(loggers=[], progress_bar_metrics={})
-    shown = []
-    for step in range(5):
-        value = torch.tensor(float(step))
-        named = {
-            "loss": value,
-            "mask/p3": value + 1,
-            "mask/p4": value + 2,
-            "pearson/p3": value / 8,
-            "pearson/p4": value,
-        }
-        bar.on_train_batch_end(trainer, module, {"named": named}, None, step)
-        shown.append(bar.get_metrics(trainer, module))
-    first, second = {"loss": 0.0, "mask": 3.0, "pearson": 0.0}, {"loss": 3.0, "mask": 9.0, "pearson": 1.6875}
-    assert shown == [first, first, first, second, second]
 
 
 @pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])

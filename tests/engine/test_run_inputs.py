@@ -89,6 +89,18 @@ def test_a_teacher_described_by_yaml_is_trained_once(
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
 
 
+def test_a_teacher_is_not_trained_by_processes_that_its_student_has_no_use_for(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained all the same"))
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(to_yaml(train_config(tmp_path / "teacher", devices=2)))
+    with pytest.raises(DfmsdError, match=r"teacher\.yaml: it would be trained in 2 processes and what follows in 1"):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    with pytest.raises(DfmsdError, match="what follows in 4"):
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", (2, 2))
+
+
 def test_every_teacher_is_looked_at_before_one_is_trained(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

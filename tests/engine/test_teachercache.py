@@ -95,6 +95,15 @@ def test_processes_share_the_budget(planned: Callable[..., CachePlan], kind: str
     assert planned(kind, teacher_cache_gib=gib, devices=2).room == int(alone.room * share)
 
 
+def test_processes_of_torchrun_share_the_budget(
+    planned: Callable[..., CachePlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = planned()
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert planned().room == alone.room // 4
+
+
 def test_opening_divides_the_room_by_need(planned: Callable[..., CachePlan], cache_folder: Path) -> None:
     gib = (FIRST + SECOND) / 2**30
     plan = planned("disk", teacher_cache_gib=gib)

@@ -14,16 +14,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
-from dfmsd.distill.balance import term_groups
 from dfmsd.distill.task import DistillationTask
 from dfmsd.engine.evaluate import Metrics, evaluate, percent
-from dfmsd.engine.module import DistillationModule, correlations_as_mean
+from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import INTERRUPTED, PREEMPTED
 from dfmsd.files import write_json, write_text
 
@@ -145,37 +143,8 @@ class StepLog(pl.Callback):
             self.table.append(rows)
 
 
-class LossBar(RichProgressBar):
-    """A progress bar that shows the loss and its parts, summed over the levels; correlations are averaged.
-
-    Values are fetched from the device every ``interval`` steps, so that a GPU is not made to wait.
-
-    Args:
-        interval: steps between two looks.
-    """
-
-    def __init__(self, interval: int = 20) -> None:
-        super().__init__(console_kwargs={"stderr": True})
-        self.interval = interval
-        self.shown: dict[str, float] = {}
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the step's values when it is time."""
-        if batch_idx % self.interval == 0:
-            groups = term_groups(correlations_as_mean(outputs["named"]))
-            values = torch.stack([value.float() for value in groups.values()]).tolist()
-            self.shown = dict(zip(groups, values, strict=True))
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Give what is shown."""
-        return {**super().get_metrics(trainer, pl_module), **self.shown}
-
-
 class EpochEnd(pl.Callback):
-    """After an epoch: evaluate the student, write it, and log its AP.
+    """After an epoch: evaluate the student, write it, and log its metrics.
 
     Args:
         run: run folder.
@@ -203,15 +172,20 @@ class EpochEnd(pl.Callback):
         epoch, student = trainer.current_epoch, pl_module.task.student
         if trainer.is_global_zero:
             save_detector(student, self.run)
-        if (epoch + 1) % self.every and epoch + 1 != trainer.max_epochs:
+        if not self.is_due(trainer, epoch):
             return
         if trainer.is_global_zero:
             self.metrics = evaluate(student, self.loader)
             self._note(trainer, pl_module, self.metrics)
         self.metrics = trainer.strategy.broadcast(self.metrics)
         assert self.metrics is not None
+        known = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         # known to every process, or they would not agree on the checkpoint of the best epoch
-        pl_module.log("AP", float(self.metrics["AP"] or 0.0), sync_dist=True)
+        pl_module.log_dict({"AP": 0.0, **known}, sync_dist=True)
+
+    def is_due(self, trainer: pl.Trainer, epoch: int) -> bool:
+        """Whether the student is evaluated after an epoch, from 0."""
+        return (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs
 
     def _note(self, trainer: pl.Trainer, module: DistillationModule, metrics: Metrics) -> None:
         scalars = {name: value for name, value in metrics.items() if name != "per_class"}

@@ -21,7 +21,8 @@ from dfmsd.files import check_path, write_text
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
 
 Precision = Literal["32", "bf16", "16"]
-FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0}
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
 """Keys that a run may be resumed with other values of."""
 ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """Type that a `Precision` computes in."""
@@ -81,6 +82,7 @@ class RunConfig:
             or 10 minutes, whichever is less.
         skip_nonfinite: leave out so many steps with a loss or gradient that is not finite before the run ends; 0 ends
             it at the first one.
+        logger: what draws the curves, ``tensorboard``, ``wandb`` or ``mlflow``, or a list of several.
     """
 
     out: str
@@ -94,6 +96,7 @@ class RunConfig:
     num_nodes: int = 1
     checkpoint_every: int | None = None
     skip_nonfinite: int = 0
+    logger: LoggerName | list[LoggerName] = "tensorboard"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -109,8 +112,16 @@ class RunConfig:
         for name in ("eval_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise DfmsdError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
+        unknown = [name for name in self.loggers if name not in get_args(LoggerName)]
+        if unknown:
+            raise DfmsdError(f"logger: there is no {unknown[0]!r}; give some of {', '.join(get_args(LoggerName))}")
         if not 0 <= self.seed < 2**32:
             raise DfmsdError(f"seed: {self.seed} is out of range; give a number of 0 to {2**32 - 1}")
+
+    @property
+    def loggers(self) -> list[LoggerName]:
+        """What draws the curves; each once."""
+        return list(dict.fromkeys([self.logger] if isinstance(self.logger, str) else self.logger))
 
     @property
     def processes(self) -> tuple[int, int]:
@@ -137,6 +148,7 @@ class TrainConfig(RunConfig):
         num_nodes: machines.
         checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
         skip_nonfinite: steps that may be left out for a value that is not finite.
+        logger: what draws the curves, one or a list of several.
         model: the detector.
         epochs: passes over the training images.
     """
@@ -176,6 +188,7 @@ class DistillConfig(RunConfig):
         num_nodes: machines.
         checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
         skip_nonfinite: steps that may be left out for a value that is not finite.
+        logger: what draws the curves, one or a list of several.
         student: the detector that is trained.
         stages: who teaches, and for how long.
         loss: ``name`` of the loss and its options; several at once by a list of such.

@@ -110,7 +110,8 @@ class DistillationModule(pl.LightningModule):
         parts = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
         self._named = named = {"loss": loss.detach(), **parts}
         if (self.global_step + 1) % LOG_EVERY == 0:
-            self.log_dict(named)  # not with prog_bar, for which Lightning waits for the device each time: see LossBar
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_dict({"lr": lr, **named})  # not with prog_bar, for which Lightning waits for the device each time
         return {"loss": loss, "named": named}
 
     def configure_gradient_clipping(

@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich import get_console
-from rich.console import Console
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, check_frozen, load_detector, save_detector
@@ -26,8 +23,9 @@ from dfmsd.distill.checks import ownership
 from dfmsd.distill.inherit import inherit
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.distributed import check_unlike_processes, lost_process_told
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, LossBar, StepLog, StopOnInterrupt
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt
 from dfmsd.engine.checkpoint import (
     LAST,
     PREVIOUS,
@@ -40,16 +38,18 @@ from dfmsd.engine.checkpoint import (
 )
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
 from dfmsd.engine.configfile import read_config
+from dfmsd.engine.dashboard import Dashboard
 from dfmsd.engine.environment import describe_environment
 from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.engine.finite import FiniteCheck
+from dfmsd.engine.loggers import build_loggers, check_loggers
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
 from dfmsd.files import check_path, write_json
+from dfmsd.terminal import console
 
-console = Console(stderr=True, markup=False, emoji=False)  # names may hold brackets
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 ADVICE = (
     ".*does not have many workers",
@@ -128,6 +128,7 @@ def distill(
         DfmsdError: bad input, or a folder that already holds a run.
     """
     keep_freed_memory()
+    check_loggers(config.loggers)
     if no_distill:
         config = config.without_teachers()
     run = Path(config.out)
@@ -165,7 +166,8 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     found = preflight(
         task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device(), cache=cache
     )
-    print_preflight(found, console)
+    if is_first_process():  # a teacher's training may have started others
+        print_preflight(found, console)
     return found
 
 
@@ -191,7 +193,7 @@ def build_task(
     names = list(dict.fromkeys(name for stage in config.stages for name in stage.teachers))
     given = teachers or {}
     wanted = dict.fromkeys(name for name in (*names, config.ancestor) if name and name not in given)
-    detectors = {**load_teachers(list(wanted), class_names, Path(config.out)), **given}
+    detectors = {**load_teachers(list(wanted), class_names, Path(config.out), config.processes), **given}
     if config.ancestor:
         parts = inherit(student, detectors[config.ancestor], config.ancestor)
         console.print(f"student starts with {', '.join(parts)} of {config.ancestor}", highlight=False)
@@ -205,13 +207,16 @@ def build_task(
     return task
 
 
-def load_teachers(references: Sequence[str], class_names: Sequence[str], out: Path) -> dict[str, Detector]:
+def load_teachers(
+    references: Sequence[str], class_names: Sequence[str], out: Path, processes: tuple[int, int] = (1, 1)
+) -> dict[str, Detector]:
     """Load teachers; those described by the YAML of a training run are trained first, unless they were already.
 
     Args:
         references: see `StageConfig`.
         class_names: of the data.
         out: folder of the student's run.
+        processes: of the student's run, see `RunConfig.processes`.
 
     Raises:
         DfmsdError: one of the references is of no use; no teacher has been trained then.
@@ -225,6 +230,7 @@ def load_teachers(references: Sequence[str], class_names: Sequence[str], out: Pa
             raise DfmsdError(f"teacher {name}: {folder} is the student's own run folder; choose another `out`")
     loaded: dict[str, Detector] = {name: load_detector(name) for name in references if name not in recipes}
     missing = [name for name, recipe in recipes.items() if not _is_trained(name, recipe, class_names)]
+    check_unlike_processes({name: recipes[name].processes for name in missing}, processes)
     for name in missing:
         recipe = recipes[name]
         console.print(f"teacher {name} is trained first, into {recipe.out}")
@@ -297,17 +303,17 @@ def _fit(
     epoch_end = EpochEnd(run, data.val_dataloader(), config.eval_every, _say)
     stop = StopOnInterrupt()
     save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    shown = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
     callbacks: list[Callback] = [
         StepLog(run),
         FiniteCheck(run, config.skip_nonfinite),
         epoch_end,
+        *([shown] if shown else []),
         BalanceReport(run, _say),
         stop,
         ModelCheckpoint(run, "best", monitor="AP", mode="max", **save),
         LastCheckpoint(run, stop, config.checkpoint_every),  # behind the best one, whose state it keeps
     ]
-    if console.is_terminal:
-        callbacks.append(LossBar())
     start = time.perf_counter()
     devices, nodes = config.processes
     with _quiet():
@@ -321,18 +327,17 @@ def _fit(
             gradient_clip_val=config.optim.clip or None,
             callbacks=callbacks,
             plugins=DurableIO(),
-            logger=TensorBoardLogger(
-                run, name="tensorboard", version="", purge_step=checkpoint and saved_step(checkpoint)
-            ),
+            logger=build_loggers(config.loggers, run, saved_step(checkpoint) if checkpoint else None),
             log_every_n_steps=LOG_EVERY,
             limit_val_batches=0,
             use_distributed_sampler=False,
-            enable_progress_bar=console.is_terminal,
+            enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=run,
         )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            with shown or nullcontext(), lost_process_told():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as stopped:
             return _deliver_unfinished(run, task, stopped.status)
     metrics = epoch_end.metrics
@@ -345,6 +350,7 @@ def _fit(
         save_detector(student, run)
         write_json(run / "metrics.json", metrics)
         _say(f"AP {percent(metrics['AP'])}  {time.perf_counter() - start:.0f} s  {run}")
+    trainer.strategy.barrier()  # before any process reads what the first one writes
     return Result(metrics, run, student)
 
 
@@ -354,12 +360,12 @@ def _deliver_unfinished(run: Path, task: DistillationTask, status: int) -> Resul
         save_detector(student, run)
         rest = f"--resume goes on from step {saved_step(run / LAST)}"
         _say(f"interrupted: {run}/student.safetensors is the student so far, not evaluated; {rest}")
-    return Result({}, run, student, finished=False, status=status)
+    # A status of its own would have what started the processes end the first one, which is still writing.
+    return Result({}, run, student, finished=False, status=status if is_first_process() else 0)
 
 
 def _say(line: str) -> None:
-    # on a terminal through the console that the progress bar lives on, which a line from another one would tear
-    (get_console() if console.is_terminal else console).print(line, highlight=False, markup=False, emoji=False)
+    console.print(line, highlight=False)
 
 
 @contextmanager

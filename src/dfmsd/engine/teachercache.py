@@ -77,7 +77,7 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
     else:
         room = min(budget, free_bytes(cache_root()) + folder_bytes(cache_root() / "teachers"))
     if config.teacher_cache == "ram" or need > room:  # on disk the processes share what fits
-        room //= config.devices
+        room //= config.processes[0]
     return CachePlan(config.teacher_cache, layouts, images, flips, need, budget, room)
 
 

@@ -1,0 +1,163 @@
+"""What a run shows on a terminal while it trains."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dfmsd.distill.balance import term_groups
+from dfmsd.engine.callbacks import EpochEnd
+from dfmsd.engine.evaluate import percent
+from dfmsd.engine.module import DistillationModule, correlations_as_mean
+
+WINDOW = 100
+"""Steps that the speed is the mean of."""
+UNKNOWN = "-"
+
+
+class Dashboard(pl.Callback):
+    """Show stage, progress, time to the end, losses, correlation with the teachers and AP; a context manager.
+
+    It stands behind ``epoch_end`` in the list of callbacks, since it shows what that one wrote. Values are fetched from
+    the device every ``interval`` steps, so that a GPU is not made to wait.
+
+    Args:
+        console: a terminal. What is printed on it meanwhile appears above.
+        title: of the whole, such as the run folder.
+        epoch_end: knows when the student is evaluated, and its AP so far.
+        interval: steps between two looks.
+    """
+
+    def __init__(self, console: Console, title: str, epoch_end: EpochEnd, interval: int = 20) -> None:
+        self.title = title
+        self.epoch_end = epoch_end
+        self.interval = interval
+        self.lines = {"status": "preparing", **dict.fromkeys(("stage", "epoch", "loss", "pearson", "AP"), UNKNOWN)}
+        self.done = 0.0
+        self.end: float | None = None
+        self.speed = 0.0
+        self._step_seconds: float | None = None
+        self._evaluation_seconds = 0.0
+        self._start = time.perf_counter()
+        self._marks = deque([self._start], maxlen=WINDOW + 1)
+        # standard output that goes into a file stays there
+        self._live = Live(get_renderable=self.render, console=console, redirect_stdout=sys.stdout.isatty())
+
+    def __enter__(self) -> Dashboard:
+        """Appear."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stay as the last lines, and give the terminal back."""
+        self._show(status="finished" if kind is None else "stopped")
+        self.end = None
+        self._live.stop()
+
+    def render(self) -> RenderableType:
+        """Draw all of it, as wide as the terminal."""
+        now, end = time.perf_counter(), self.end
+        times = [f"elapsed {_clock(now - self._start)}"]
+        times += [f"ETA {_clock(max(0.0, end - now))}"] if end is not None else []
+        times += [f"{self.speed:.1f} images/s"] if self.speed else []
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(ratio=1)
+        table.add_row(f"{math.floor(100 * self.done)}%", ProgressBar(total=1, completed=self.done))
+        for name, line in {"time": "   ".join(times), **self.lines}.items():
+            table.add_row(name, Text(line))
+        return Panel(table, title=Text(self.title), title_align="left", border_style="dim")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show what a resumed run has already."""
+        self._measure_anew()
+        self._show_place(trainer, pl_module, trainer.current_epoch)
+        self._show_scores()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the epoch's steps anew: an evaluation lies before them, or they are another stage's."""
+        self._measure_anew()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on by a step; look at its values when it is time."""
+        self._marks.append(time.perf_counter())
+        self._step_seconds = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
+        self.speed = trainer.world_size * len(batch.images) / self._step_seconds
+        if batch_idx % self.interval == 0 or self.lines["loss"] == UNKNOWN:
+            groups = term_groups(correlations_as_mean(outputs["named"]))
+            values = torch.stack([value.float() for value in groups.values()]).tolist()
+            self._show_values(dict(zip(groups, values, strict=True)), trainer.optimizers[0].param_groups[0]["lr"])
+        self._show_place(trainer, pl_module, trainer.current_epoch)
+        if trainer.is_last_batch and self.epoch_end.is_due(trainer, trainer.current_epoch):
+            self._show(status="evaluating the student")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the scores of the evaluation that has just ended."""
+        if self.epoch_end.is_due(trainer, trainer.current_epoch):
+            self._evaluation_seconds = time.perf_counter() - self._marks[-1]
+            self._show_scores()
+        self._show_place(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _measure_anew(self) -> None:
+        self._marks = deque([time.perf_counter()], maxlen=WINDOW + 1)
+
+    def _show(self, **lines: str) -> None:
+        self.lines = {**self.lines, **lines}  # a new one, since another thread draws them
+
+    def _show_place(self, trainer: pl.Trainer, module: pl.LightningModule, evaluated: int) -> None:
+        """Show how far the run is; what comes after the first ``evaluated`` epochs is still to be waited for."""
+        assert isinstance(module, DistillationModule)
+        assert trainer.max_epochs is not None
+        steps, step = trainer.max_epochs * int(trainer.num_training_batches), trainer.global_step
+        self.done = step / steps
+        if self._step_seconds is not None:
+            evaluations = sum(self.epoch_end.is_due(trainer, epoch) for epoch in range(evaluated, trainer.max_epochs))
+            seconds = (steps - step) * self._step_seconds + evaluations * self._evaluation_seconds
+            self.end = time.perf_counter() + seconds
+        index, stages = module.task.stage, module.task.stages
+        self._show(
+            status="training",
+            stage=f"{index + 1}/{len(stages)}   teacher {', '.join(stages[index].teachers) or 'none'}",
+            epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}   step {step}/{steps}",
+        )
+
+    def _show_values(self, values: dict[str, float], lr: float) -> None:
+        correlations = {name: value for name, value in values.items() if name.endswith("pearson")}
+        parts = [f"{name} {value:.4g}" for name, value in values.items() if name not in ("loss", *correlations)]
+        self._show(
+            loss=f"{values['loss']:.4g} = {' + '.join(parts)}   lr {lr:.3g}",
+            pearson="   ".join(f"{value:.3f}{_whose(name)}" for name, value in correlations.items()) or UNKNOWN,
+        )
+
+    def _show_scores(self) -> None:
+        scores = [(float(row["AP"]), row["epoch"]) for row in self.epoch_end.table.rows() if row["AP"]]
+        if scores:
+            best, epoch = max(scores, key=lambda score: score[0])
+            self._show(AP=f"last {percent(scores[-1][0])}   best {percent(best)} (epoch {int(epoch) + 1})")
+
+
+def _whose(name: str) -> str:
+    """Tell the number of the teacher, where there are several."""
+    return f" ({name.removesuffix('.pearson')})" if "." in name else ""
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
