@@ -156,7 +156,7 @@ def test_tensorboard_is_the_default_and_has_losses_correlations_rates_and_scores
 def test_a_missing_extra_is_refused_before_anything_is_made(
     kind: str, distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == kind else find_spec(name))
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == kind else find_spec("json"))
     config = distill_config(tmp_path / "run", logger=kind)
     with pytest.raises(DfmsdError) as caught:
         distill(config)
