@@ -95,6 +95,11 @@ def statistics_processes() -> int:
     return dist.get_world_size() if _Step.statistics else 1
 
 
+def mean_count(count: Tensor) -> Tensor:
+    """Give how many objects a process has in the mean, at least one in all: what sums over them are divided by."""
+    return statistics_sum(count).clamp(min=1) / statistics_processes()
+
+
 def of_first_process(value: Tensor) -> Tensor:
     """Give the first process's value to all whose statistics are one, without a gradient."""
     value = value.detach()

@@ -68,8 +68,8 @@ def channel_statistics(feature: Tensor, eps: float = 1e-3) -> tuple[Tensor, Tens
 
     The standard deviation is the unbiased one; of a single value it is 0 (torch would give NaN).
     """
-    centred, mean = _centred(feature)
-    return mean, _deviation(centred) + eps
+    centred, mean, count = _centred(feature)
+    return mean, _deviation(_per_channel_sum(centred.square()), count) + eps
 
 
 def standardize(feature: Tensor, eps: float = 1e-3) -> Tensor:
@@ -87,8 +87,8 @@ def standardize(feature: Tensor, eps: float = 1e-3) -> Tensor:
     Source: PKD; differs from the official code in ``eps`` (1e-6 there), which lets dead channels
     explode.
     """
-    centred, _ = _centred(feature)
-    return centred * (1 / (_deviation(centred) + eps))
+    centred, _, count = _centred(feature)
+    return centred * (1 / (_deviation(_per_channel_sum(centred.square()), count) + eps))
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
         first: ``N x C x H x W``.
         second: ``N x C x H x W``.
     """
-    (first, _), (second, _) = _centred(first), _centred(second)
+    first, second = _centred(first)[0], _centred(second)[0]
     energies = _per_channel_sum(first.square()), _per_channel_sum(second.square())
     return _correlation(_per_channel_sum(first * second), *energies)
 
@@ -152,9 +152,9 @@ class _AlignDistributions(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, target: Tensor, eps: float, weight: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        difference, mean = _centred(student)
+        difference, mean, count = _centred(student)
         energy = _per_channel_sum(difference.square())
-        deviation = _deviation(difference, energy)
+        deviation = _deviation(energy, count)
         scale = 1 / (deviation + eps)
         difference.mul_(scale).sub_(target)
         squares = _per_channel_sum(difference.square())
@@ -163,13 +163,13 @@ class _AlignDistributions(torch.autograd.Function):
         covariance = (standard_energy + target_energy - squares) / 2  # of z(S) and z(T), without another pass
         projection = standard_energy - covariance  # sum(d z(S))
         correlation = _correlation(covariance, standard_energy, target_energy)
-        drift, count = None, _count(student)
+        drift = None
         if weight is not None:
             weighted = difference * weight
             squares = _per_channel_sum(weighted * difference)
             projection = squares + _per_channel_sum(weighted * target)
             drift = _per_channel_sum(weighted) / count
-        shrink = scale * projection / (_degrees_of_freedom(student) * deviation).clamp_min(_tiny(student))
+        shrink = scale * projection / (_degrees_of_freedom(count) * deviation).clamp_min(_tiny(student))
         values = count * student.shape[1]
         ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift, statistics_processes() / values)
         ctx.mark_non_differentiable(correlation, difference)
@@ -221,37 +221,34 @@ class _BlendError(torch.autograd.Function):
         return error * (scale * weight), error * (scale * (1 - weight)), gradient * slope, None
 
 
-def _centred(feature: Tensor) -> tuple[Tensor, Tensor]:
+def _centred(feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the feature without its mean, the mean, and the number of values that it is one of."""
     # From a value of the channel first: a constant then is exactly 0, not a rounding error that correlates with +-1.
     # Any value will do, so none needs a gradient.
     pivot = of_first_process(feature[:1, :, :1, :1])
     shifted = feature - pivot
-    mean = _per_channel_sum(shifted) / _count(shifted)
-    return shifted - mean, pivot + mean
+    # values of a channel; processes may have frames of unlike size
+    count = statistics_sum(feature.new_full((), feature.numel() // feature.shape[1]))
+    mean = _per_channel_sum(shifted) / count
+    return shifted - mean, pivot + mean, count
 
 
 def _per_channel_sum(feature: Tensor) -> Tensor:
     return statistics_sum(feature.sum(dim=PER_CHANNEL, keepdim=True))
 
 
-def _count(feature: Tensor) -> Tensor:
-    """Values of a channel; processes may have frames of unlike size."""
-    return statistics_sum(feature.new_full((), feature.numel() // feature.shape[1]))
-
-
-def _degrees_of_freedom(feature: Tensor) -> Tensor:
-    return (_count(feature) - 1).clamp_min(1)
+def _degrees_of_freedom(count: Tensor) -> Tensor:
+    return (count - 1).clamp_min(1)
 
 
 def _tiny(feature: Tensor) -> float:
     return torch.finfo(feature.dtype).tiny
 
 
-def _deviation(centred: Tensor, energy: Tensor | None = None) -> Tensor:
+def _deviation(energy: Tensor, count: Tensor) -> Tensor:
     # Squares and a sum, since torch.std and norms over these three dimensions are scalar code on a CPU, 5 to 15 times
     # as slow. The lower end is there for the gradient: a square root has none at 0, where a dead channel is.
-    energy = _per_channel_sum(centred.square()) if energy is None else energy
-    return (energy / _degrees_of_freedom(centred)).clamp_min(_tiny(centred)).sqrt()
+    return (energy / _degrees_of_freedom(count)).clamp_min(_tiny(energy)).sqrt()
 
 
 def _correlation(covariance: Tensor, first_energy: Tensor, second_energy: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dfmsd.boxes import EPS, overlaps
-from dfmsd.distributed import statistics_processes, statistics_sum
+from dfmsd.distributed import mean_count
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import channel_statistics, full_precision, standardize
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
@@ -131,7 +131,7 @@ class CrossKD(HeadMethod):
 
     def _terms(self, logits: Tensor, codes: Tensor, head: HeadLevel) -> dict[str, Tensor]:
         o, published = self.options, PUBLISHED[head.arch]
-        positives = statistics_sum(head.positives).clamp(min=1) / statistics_processes()
+        positives = mean_count(head.positives)
         target = full_precision(head.teacher.logits)
         terms = {}
         if o.classification > 0:

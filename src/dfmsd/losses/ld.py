@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dfmsd.distributed import statistics_processes, statistics_sum
+from dfmsd.distributed import mean_count
 from dfmsd.errors import DfmsdError
 from dfmsd.functional import full_precision
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
@@ -104,8 +104,7 @@ class LD(HeadMethod):
         if o.classes > 0:
             own, theirs = (full_precision(side.logits) for side in (head.student, head.teacher))
             error = divergence(own, theirs, objects, o.class_temperature)
-            count = statistics_sum(objects.sum()).clamp(min=1) / statistics_processes()
-            terms["ld_cls"] = o.classes * CLASS_WEIGHT * error / count
+            terms["ld_cls"] = o.classes * CLASS_WEIGHT * error / mean_count(objects.sum())
         return terms
 
     def _sides(self, head: HeadLevel, weight: Tensor) -> Tensor:
