@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser import DESK, PHONE, SIDEWAYS, Seen, browser, keep_picture, opened, serious_findings
+from tests.browser import DESK, PHONE, SIDEWAYS, Seen, browser, colour, keep_picture, opened, serious_findings
 
 from dfmsd.compare.results import PairResults, Row
 from dfmsd.compare.tables import write_tables
@@ -66,10 +65,6 @@ def see(browser, reports, request) -> Iterator[Any]:
             return seen
 
         yield open_page
-
-
-def colour(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

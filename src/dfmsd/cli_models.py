@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
 
 from dfmsd.data.config import DataConfig
-from dfmsd.engine.config import trained_image_size
+from dfmsd.engine.config import frame_side
 from dfmsd.engine.configfile import command_parser
+
+T = TypeVar("T")
 
 # The commands import what they need themselves, as in `dfmsd.cli`.
 
@@ -35,16 +38,12 @@ def evaluate_command(values: Any) -> None:
     from dfmsd.engine.run import device
     from dfmsd.files import write_json
 
-    detector, data = load_detector(values.model), CocoDataModule(_data_of(values))
+    detector = load_detector(values.model)
+    data = CocoDataModule(DataConfig(root=values.data, image_size=frame_side(values.model, values.image_size or None)))
     metrics = evaluate(detector, data.val_dataloader(), device=device())
     print(json.dumps(metrics, indent=2))
     if values.out:
         write_json(values.out, metrics)
-
-
-def _data_of(values: Any) -> DataConfig:
-    size = values.image_size or trained_image_size(Path(values.model)) or DataConfig.image_size
-    return DataConfig(root=values.data, image_size=size)
 
 
 def predict_parser() -> jsonargparse.ArgumentParser:
@@ -88,8 +87,7 @@ def export_command(values: Any) -> None:
     """Run ``dfmsd export``."""
     from dfmsd.export.job import ExportOptions, export
 
-    names = ("model", "format", "out", "images", "image_size", "int8")
-    print(export(ExportOptions(**{name: values[name] for name in names})))
+    print(export(_options(ExportOptions, values)))
 
 
 def visualize_parser() -> jsonargparse.ArgumentParser:
@@ -127,5 +125,9 @@ def share_command(values: Any) -> None:
     """Run ``dfmsd share``."""
     from dfmsd.share import ShareOptions, share
 
-    names = ("run", "out", "name", "dataset", "license", "baseline", "push")
-    print(share(ShareOptions(**{name: values[name] for name in names})))
+    print(share(_options(ShareOptions, values)))
+
+
+def _options(kind: Callable[..., T], values: Any) -> T:
+    """Build a dataclass whose fields are flags of the same names."""
+    return kind(**{name: values[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]

@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfmsd.data.config import DataConfig
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.pick import as_batch, check_side, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import trained_image_size
+from dfmsd.engine.config import frame_side
 from dfmsd.engine.evaluate import coco_results, detect
 from dfmsd.engine.run import device
 from dfmsd.errors import DfmsdError
@@ -74,7 +73,8 @@ def predict(
     targets = _targets(files, out)
     for file in files:
         _check(file, supervision)
-    size = side_of(model, image_size)
+    size = frame_side(model, image_size)
+    check_side(size)
     predictor = _Predictor(load_detector(model).to(device()), score, size, supervision)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
@@ -87,17 +87,6 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / PREDICTIONS, predictor.as_coco())
     return Speed(len(predictor.times), median(predictor.times), time.perf_counter() - start)
-
-
-def side_of(model: str, image_size: int | None) -> int:
-    """Give the side of the frame that a model gets: as asked for, else as in its run, else the default.
-
-    Raises:
-        DfmsdError: it is no multiple of the coarsest stride.
-    """
-    side = image_size if image_size is not None else trained_image_size(Path(model)) or DataConfig.image_size
-    check_side(side)
-    return side
 
 
 class _Predictor:

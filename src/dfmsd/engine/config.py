@@ -346,6 +346,11 @@ def trained_image_size(run: Path) -> int | None:
         raise DfmsdError(f"{run / 'config.yaml'} tells no data.image_size; give --image-size") from error
 
 
+def frame_side(model: str, asked: int | None = None) -> int:
+    """Give the side of the frame that a model gets, in pixels: as asked for, else as in its run, else the default."""
+    return asked if asked is not None else trained_image_size(Path(model)) or DataConfig.image_size
+
+
 def trained_data_root(run: Path) -> str | None:
     """Tell the data set of a run folder's training; None for anything that is not a run folder."""
     if not holds_run(run):

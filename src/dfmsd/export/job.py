@@ -16,9 +16,9 @@ from torch import Tensor
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.images import read_image
-from dfmsd.data.pick import as_batch, pick_files
+from dfmsd.data.pick import as_batch, check_side, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import trained_data_root
+from dfmsd.engine.config import frame_side, trained_data_root
 from dfmsd.engine.evaluate import Metrics, evaluate, percent
 from dfmsd.errors import DfmsdError
 from dfmsd.estimate.calibrate import calibrate
@@ -31,7 +31,6 @@ from dfmsd.export.to_openvino import OPENVINO
 from dfmsd.export.to_torch import TORCH
 from dfmsd.export.verify import Difference, ExportedDetector, compare_all
 from dfmsd.files import write_json
-from dfmsd.predict import side_of
 
 FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
 TOLERANCE = 1e-3
@@ -114,7 +113,8 @@ def export(options: ExportOptions) -> Exported:
     out = _out(options, form)
     root = _images_root(options)
     files = pick_files([_val(root)])[:CHECKED_IMAGES]
-    side = side_of(options.model, options.image_size)
+    side = frame_side(options.model, options.image_size)
+    check_side(side)
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if options.int8 else None
     detector = load_detector(options.model)
     graph = DetectionGraph(detector, side).eval()

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfmsd.data.config import DataConfig
 from dfmsd.data.images import read_image
 from dfmsd.data.pick import as_batch, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import trained_image_size
+from dfmsd.engine.config import frame_side
 from dfmsd.engine.evaluate import detect
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_atomically
@@ -48,7 +47,7 @@ def visualize(model: str, teacher: str, images: Sequence[str | Path], out: Path)
         raise DfmsdError("no image is given; name at least one file or folder")
     student, detector = load_detector(model), load_detector(teacher)
     taught = lessons(model, student, teacher, detector)
-    size = trained_image_size(Path(model)) or DataConfig.image_size
+    size = frame_side(model)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
