@@ -23,6 +23,7 @@ from dfmsd.engine.config import frame_side
 from dfmsd.engine.evaluate import coco_results, detect
 from dfmsd.engine.run import device
 from dfmsd.errors import DfmsdError
+from dfmsd.extras import import_extra
 from dfmsd.files import write_json
 from dfmsd.quiet import quiet
 
@@ -149,12 +150,8 @@ class _Predictor:
 
 
 def _supervision() -> ModuleType:
-    try:
-        with quiet():  # that OpenCV would be faster: drawing is not what takes the time here
-            import supervision
-    except ImportError as error:
-        raise DfmsdError(f"predict needs supervision ({error}): pip install 'dfmsd[predict]'") from error
-    module: ModuleType = supervision
+    with quiet():  # that OpenCV would be faster: drawing is not what takes the time here
+        module: ModuleType = import_extra("predict", "supervision", "predict")
     return module
 
 

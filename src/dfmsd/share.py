@@ -17,6 +17,7 @@ from dfmsd.detectors import Detector, load_detector
 from dfmsd.engine.config import trained_data_root, trained_image_size
 from dfmsd.engine.evaluate import percent
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.extras import import_extra
 from dfmsd.files import write_text
 from dfmsd.report.plan import folder_of, read_plan, teachers_of
 from dfmsd.report.records import RunRecord, read_run
@@ -110,7 +111,7 @@ def share(options: ShareOptions) -> Path:
     Raises:
         DfmsdError: no finished run, a folder that is not empty, another baseline's classes, or an upload that failed.
     """
-    hub = _hub()
+    hub = import_extra("share", "huggingface_hub", "hub")
     record = _finished(options.run)
     baseline = _finished(options.baseline) if options.baseline else None
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -215,14 +216,6 @@ def _finished(run: Path) -> RunRecord:
     if record.metrics is None or "per_class" not in record.metrics:
         raise DfmsdError(f"{run} holds no metrics.json: give the folder of a finished run")
     return record
-
-
-def _hub() -> ModuleType:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise DfmsdError(f"share needs huggingface_hub ({error}): pip install 'dfmsd[hub]'") from error
-    return huggingface_hub
 
 
 def _check_repository(hub: ModuleType, name: str) -> None:

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfmsd import extras
 from dfmsd.engine import loggers, module
 from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig, same_run, write_config
@@ -156,7 +157,7 @@ def test_tensorboard_is_the_default_and_has_losses_correlations_rates_and_scores
 def test_a_missing_extra_is_refused_before_anything_is_made(
     kind: str, distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == kind else find_spec("json"))
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == kind else find_spec("json"))
     config = distill_config(tmp_path / "run", logger=kind)
     with pytest.raises(DfmsdError) as caught:
         distill(config)
@@ -165,7 +166,7 @@ def test_a_missing_extra_is_refused_before_anything_is_made(
 
 
 def test_a_folder_of_earlier_curves_is_not_taken_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(extras, "find_spec", lambda name: ModuleSpec(name, None))
     with pytest.raises(DfmsdError, match="logger: wandb needs wandb"):
         check_loggers(["wandb"])
     check_loggers(["tensorboard"])

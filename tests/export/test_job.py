@@ -22,9 +22,10 @@ from dfmsd.engine.config import TrainConfig, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.export import job
 from dfmsd.export.candidates import Found
-from dfmsd.export.formats import Format, Run, check_installed
+from dfmsd.export.formats import Format, Run
 from dfmsd.export.graph import DetectionGraph
 from dfmsd.export.job import FORMATS, ExportOptions, export
+from dfmsd.extras import check_extra
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def trained(train_config: Callable[..., TrainConfig], tmp_path: Path) -> Path:
 
 def need(name: str) -> None:
     try:
-        check_installed(name, FORMATS[name])
+        check_extra(f"--format {name}", FORMATS[name].packages, FORMATS[name].extra)
     except DfmsdError as error:
         pytest.skip(str(error))
 

@@ -12,6 +12,7 @@ from xml.etree.ElementTree import ParseError
 import yaml
 
 from dfmsd.errors import DfmsdError
+from dfmsd.extras import check_extra
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -38,10 +39,7 @@ def convert(source: Path, layout: Layout, out: Path) -> dict[str, tuple[int, int
     Raises:
         DfmsdError: supervision is missing, or what of the source is missing or cannot be read.
     """
-    try:
-        import supervision  # noqa: F401
-    except ImportError as error:
-        raise DfmsdError("convert needs supervision: pip install 'dfmsd[convert]'") from error
+    check_extra("convert", ["supervision"], "convert")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DfmsdError(f"{out} is not empty; name a new folder with --out")
     read: dict[Layout, Callable[[Path], Splits]] = {"voc": _read_voc, "yolo": _read_yolo}

@@ -16,6 +16,7 @@ import torch
 from dfmsd.detectors.config import HUGGING_FACE, DetectorConfig, check_whole
 from dfmsd.detectors.transformers import FAMILIES, TransformersDetector, pixels_of, refuse_student
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.extras import import_extra
 
 logger = logging.getLogger("dfmsd")
 T = TypeVar("T")
@@ -94,10 +95,7 @@ def restore_transformers(config: DetectorConfig, description: dict[str, Any]) ->
 
 def _library(reference: str) -> Any:
     """Import the library, which is slow, only where it is needed."""
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise DfmsdError(f"{reference} needs transformers ({error}): pip install 'dfmsd[transformers]'") from error
+    return import_extra(reference, "transformers", "transformers")
 
 
 def read_config(reference: str) -> Any:

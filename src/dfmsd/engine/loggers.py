@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +12,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.utilities import rank_zero_only
 
 from dfmsd.engine.config import LoggerName, written_config
-from dfmsd.errors import DfmsdError
+from dfmsd.extras import check_extra
 from dfmsd.files import write_json
 from dfmsd.quiet import quiet
 
@@ -30,9 +29,7 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
         DfmsdError: says which extra has them.
     """
     for name in names:
-        missing = [package for package in PACKAGES.get(name, ()) if not _is_installed(package)]
-        if missing:
-            raise DfmsdError(f"logger: {name} needs {', '.join(missing)}: pip install 'dfmsd[{name}]'")
+        check_extra(f"logger: {name}", PACKAGES.get(name, ()), name)
 
 
 def build_loggers(names: Sequence[LoggerName], run: Path, step: int | None) -> list[Logger]:
@@ -101,8 +98,3 @@ _BUILDERS: dict[LoggerName, Callable[[Path, int | None, str | None], Logger]] = 
     "wandb": _wandb,
     "mlflow": _mlflow,
 }
-
-
-def _is_installed(package: str) -> bool:
-    spec = find_spec(package)
-    return spec is not None and spec.origin is not None  # a mere folder `wandb`, of earlier curves, has no origin

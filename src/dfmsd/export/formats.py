@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfmsd.errors import DfmsdError
 from dfmsd.export.candidates import Found
 from dfmsd.export.graph import DetectionGraph
 
@@ -43,14 +41,3 @@ def one_by_one(run: Run) -> Run:
         return torch.cat(boxes), torch.cat(scores), torch.cat(labels)
 
     return run_all
-
-
-def check_installed(name: str, form: Format) -> None:
-    """Refuse a format whose packages are missing.
-
-    Raises:
-        DfmsdError: names them and the extra.
-    """
-    missing = [package for package in form.packages if find_spec(package) is None]
-    if missing:
-        raise DfmsdError(f"--format {name} needs {', '.join(missing)}: pip install 'dfmsd[{form.extra}]'")

@@ -22,7 +22,7 @@ from dfmsd.engine.config import frame_side, trained_data_root
 from dfmsd.engine.evaluate import Metrics, evaluate, percent
 from dfmsd.errors import DfmsdError
 from dfmsd.estimate.calibrate import calibrate
-from dfmsd.export.formats import Format, check_installed, one_by_one
+from dfmsd.export.formats import Format, one_by_one
 from dfmsd.export.graph import INPUT, OUTPUTS, DetectionGraph
 from dfmsd.export.int8 import quantize
 from dfmsd.export.to_executorch import EXECUTORCH
@@ -30,6 +30,7 @@ from dfmsd.export.to_onnx import ONNX
 from dfmsd.export.to_openvino import OPENVINO
 from dfmsd.export.to_torch import TORCH
 from dfmsd.export.verify import Difference, ExportedDetector, compare_all
+from dfmsd.extras import check_extra
 from dfmsd.files import write_json
 
 FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
@@ -107,7 +108,7 @@ def export(options: ExportOptions) -> Exported:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
     form = FORMATS[options.format]
-    check_installed(options.format, form)
+    check_extra(f"--format {options.format}", form.packages, form.extra)
     if options.int8 and form is not ONNX:
         raise DfmsdError(f"--int8 quantises ONNX files; take --format onnx, or leave it out for {options.format}")
     out = _out(options, form)
