@@ -25,6 +25,8 @@ from dfmsd.files import write_json
 OUT = Path(__file__).resolve().parents[2] / "build" / "soak.json"
 INTERVAL = 2.0
 """Seconds between two samples."""
+START_SECONDS = 600.0
+"""In which a run has to make its first step; the time of the soak begins with it."""
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -68,13 +70,14 @@ def soak(seconds: float, interval: float = INTERVAL) -> tuple[Course, list[Sampl
         folder = Path(place)
         process = start(folder)
         try:
-            end = time.monotonic() + seconds
+            end = time.monotonic() + START_SECONDS
             while time.monotonic() < end:
                 time.sleep(interval)
                 if process.poll() is not None:
                     raise RuntimeError((folder / "said").read_text())
                 sample = look(process.pid, folder / "run")
                 if sample is not None and (not samples or sample.step > samples[-1].step):
+                    end = end if samples else time.monotonic() + seconds
                     samples.append(sample)
         finally:
             process.kill()
