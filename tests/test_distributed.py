@@ -108,8 +108,19 @@ def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int
         check_unlike_processes({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
 
 
-def test_only_a_lost_process_is_told_as_one() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[pair.cc:561] Connection closed by peer [127.0.0.1]:11938.",
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error, NCCL 2.28",
+        "ncclInternalError: Internal check failed.\nLast error:\nNet : Connection closed by remote peer node2<42830>",
+    ],
+)
+def test_a_lost_process_is_told_as_one(said: str) -> None:
     with pytest.raises(DfmsdError, match="another process of this run has ended"), lost_process_told():
-        raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:11938.")
+        raise RuntimeError(said)
+
+
+def test_another_error_is_not_told_as_a_lost_process() -> None:
     with pytest.raises(RuntimeError, match="shapes"), lost_process_told():
         raise RuntimeError("shapes differ")

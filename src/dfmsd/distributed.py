@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dfmsd.errors import DfmsdError
 
+LOST = ("by peer", "remote process exited", "by remote peer")
+"""What gloo and NCCL say of a process that is no more; NCCL's words are those of public reports, not of a test."""
+
 
 class _Step:
     shared = False
@@ -38,7 +41,7 @@ def shared_step(*, statistics: bool = True) -> Iterator[None]:
 
 @contextmanager
 def lost_process_told() -> Iterator[None]:
-    """Turn gloo's words for a process that is no more into one line.
+    """Turn the words of gloo and NCCL for a process that is no more into one line.
 
     Raises:
         DfmsdError: another process of the run has ended.
@@ -46,7 +49,7 @@ def lost_process_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "by peer" not in str(error):
+        if not any(words in str(error) for words in LOST):
             raise
         raise DfmsdError(
             "another process of this run has ended; mend what it said, then go on with --resume"

@@ -188,8 +188,7 @@ def test_one_core_stays_with_the_training(
     tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert CocoDataModule(config(tiny_coco, cache="off")).workers == workers
+    assert CocoDataModule(config(tiny_coco, cache="off"), processes=processes).workers == workers
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])

@@ -132,3 +132,5 @@ def test_missing_data_and_teachers_are_refused_as_everywhere(distill_config: Mak
 def test_processes_balance_and_disk_add_their_assumptions(found: Estimate) -> None:
     other = replace(found, config=replace(found.config, devices=2, balance=0.5, teacher_cache="disk"))
     assert len(assumptions(other)) == len(assumptions(found)) + 3
+    machines = replace(found, config=replace(found.config, devices=2, num_nodes=3))
+    assert any(line.startswith("6 processes") for line in assumptions(machines))

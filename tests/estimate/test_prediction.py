@@ -88,6 +88,7 @@ def test_processes_share_the_images_and_evaluations_can_be_rare() -> None:
     found = predict(config(devices=2, eval_every=2), MS, **SIZES)
     assert found.steps_per_epoch == 18 // 4
     assert found.evaluations == 3  # epochs 2, 4 and the last
+    assert predict(config(devices=2, num_nodes=2), MS, **SIZES).steps_per_epoch == 18 // 2 // 4
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("ram", [60.0, 30.5, 60.0]), ("disk", [60.0, 30.5, 1.0])])

@@ -23,7 +23,7 @@ class DataConfig:
             in a stage without a teacher, images with annotations alone. Those of `root` itself are left out.
         unlabeled_ratio: How many of them join the images of a batch, relative to `batch_size`.
         workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one for each
-            core of this process but the first.
+            core of this process but the first; the processes of a run on one machine share its cores.
         cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
             where other runs find them too; or not (`off`). True is `ram`, false is `off`.
         cache_gib: Most GiB of RAM that they take, or of disk together with the images of other data sets.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Iterable
 from functools import partial
 from itertools import cycle, islice
@@ -40,6 +39,7 @@ class CocoDataModule(pl.LightningDataModule):
         config: Where and how.
         seed: Order and augmentation of the training images follow from it, at least 0.
         digest: Tell the digest of each training image, the key of caches.
+        processes: Of the run on this machine, which share its cores.
 
     Attributes:
         labeled: Number of training images with annotations; in ``train`` those without follow them.
@@ -48,7 +48,7 @@ class CocoDataModule(pl.LightningDataModule):
         DfmsdError: A value is out of its range, the data set is damaged, or the splits name different classes.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0, *, digest: bool = False) -> None:
+    def __init__(self, config: DataConfig, seed: int = 0, *, digest: bool = False, processes: int = 1) -> None:
         super().__init__()
         _check(config, seed)
         self.config = config
@@ -70,7 +70,7 @@ class CocoDataModule(pl.LightningDataModule):
             train = train.joined(unlabeled_records(config.unlabeled, own))
         need = _bytes_resized((train, val), config.image_size)
         cache = _fitting_cache(config, need)
-        self.workers = _workers(config.workers, cache != "off")
+        self.workers = _workers(config.workers, cache != "off", processes)
         store = _open_store(Path(root), config, need) if cache == "disk" else None
         keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
         augmentation = Augmentation(config.image_size, config.flip, config.scale_jitter)
@@ -200,10 +200,10 @@ def _open_store(root: Path, config: DataConfig, need: int) -> DiskStore:
     return DiskStore(folder, make_room(folder.parent, {name}, need, int(config.cache_gib * GIB)))
 
 
-def _workers(asked: int | None, cached: bool) -> int:
+def _workers(asked: int | None, cached: bool, processes: int) -> int:
     if asked is not None:
         return asked
     if cached:
         return 0
     # One core stays with the training: benchmarks/data.py has one process ahead of none and of two on two cores.
-    return max(0, min(4, own_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(4, own_cores() // processes - 1))

@@ -137,7 +137,7 @@ def distill(
         _check_folder(run, written or config, resume=resume, overwrite=overwrite)
     if student is None:
         check_frozen(config.student)
-    data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
+    data = _data(config)
     task = build_task(config, data.class_names, student=student, teachers=teachers)
     checkpoint = find_checkpoint(run) if resume else None
     cache = plan_caches(task, config, len(data.train))
@@ -160,7 +160,7 @@ def distill(
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run the pre-flight of `distill` and nothing else; nothing is written but teachers that are made on first use."""
     check_frozen(config.student)
-    data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
+    data = _data(config)
     task = build_task(config, data.class_names)
     cache = plan_caches(task, config, len(data.train))
     found = preflight(
@@ -169,6 +169,11 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     if is_first_process():  # a teacher's training may have started others
         print_preflight(found, console)
     return found
+
+
+def _data(config: DistillConfig) -> CocoDataModule:
+    digest = config.teacher_cache is not None
+    return CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
 
 
 def build_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -81,7 +82,8 @@ def estimate(
     keep_freed_memory()
     target = device()
     config = replace(config, student=replace(config.student, pretrained=False))
-    data = CocoDataModule(config.data, seed=config.seed, digest=config.teacher_cache is not None)
+    digest, processes = config.teacher_cache is not None, config.processes[0]
+    data = CocoDataModule(config.data, seed=config.seed, digest=digest, processes=processes)
     task = untrained_task(config, data.class_names)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for teacher in task.every_teacher:
@@ -137,10 +139,9 @@ def assumptions(found: Estimate) -> list[str]:
         f"GPUs reach {UTILISATION:.0%} of the dense peak of their data sheets: a share that is assumed, not measured; "
         "small models reach less. float32 means TF32 where the GPU has it, bf16 means fp16 on T4 and V100.",
     ]
-    if config.devices > 1:
-        lines.append(
-            f"{config.devices} processes, each as fast as the one that was timed; their communication is free."
-        )
+    processes = math.prod(config.processes)
+    if processes > 1:
+        lines.append(f"{processes} processes, each as fast as the one that was timed; their communication is free.")
     if config.balance is not None:
         lines.append("The measuring steps at the start of a balanced stage take longer than the others.")
     if config.teacher_cache == "disk":
