@@ -91,7 +91,9 @@ def main() -> int:
     """Run, print, write the JSON; status 1 where something grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=7200.0)
-    course, samples = soak(parser.parse_args().seconds)
+    seconds = parser.parse_args().seconds
+    OUT.parent.mkdir(exist_ok=True)  # before the hours, not after them
+    course, samples = soak(seconds)
     print(f"{samples[-1].step} steps, {len(samples)} samples; second half, {course.steps} steps:")
     print(
         f"  memory        {course.memory / 2**20:.0f} MiB, {course.growth:+.0f} bytes a step, "
