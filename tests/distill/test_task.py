@@ -10,11 +10,12 @@ from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
 
 from dfmsd.detectors.base import Detector
+from dfmsd.distill.checks import term_scales
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
-from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
 
 LOSS = {"name": "dfmsd"}
 IMAGES = torch.rand(2, 3, 32, 64)
@@ -361,6 +362,21 @@ def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
     assert_close(norm("mask/"), 0.5 * norm("task/"))
     assert_close(norm("sfa/"), 0.5 * norm("task/"))
     assert any("balance" in name for name in task.state_dict())
+
+
+def test_compiled_losses_can_be_measured_after_a_step_that_was_not() -> None:
+    """As in a run that is resumed, or finds on the disk what another one compiled."""
+    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[frozen()]], {"name": "fitnet"}, balance=0.5)
+    task.compile_losses("aot_eager")
+    balance = task.lessons[0].balance
+    assert balance is not None
+    balance.count = balance.batches
+    for _ in range(2):  # the second call compiles again
+        step(task)
+    balance.count = 0
+    step(task)
+    assert balance.count == 1
+    assert [scale.name for scale in term_scales(task, Batch(IMAGES, TARGETS, [], [], []))] == ["task", "fitnet"]
 
 
 def test_the_student_is_trained_in_place() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from importlib.metadata import version
@@ -412,3 +413,23 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
     assert [row["stage"] for row in log] == ["1", "1", "2", "2"]
     assert terms[0] == terms[1] == {"task", "fg", "bg", "attention", "relation", "cwd", "pearson"}
     assert terms[2] == terms[3] == {"task", "pkd", "mgd", "pearson"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_losses_go_with_a_balance_and_a_resumed_run(
+    distill_config: MakeDistill, tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    """20 steps are measured and four are not; the second stage measures again what the first one compiled."""
+    data = DataConfig(str(tiny_root), image_size=64, batch_size=2)
+    stages = [StageConfig(6, tiny_teachers[0]), StageConfig(1, tiny_teachers[0])]
+    settings = {"data": data, "stages": stages, "loss": {"name": "fitnet"}, "balance": 0.5, "eval_every": 7}
+    plain, config = (distill_config(tmp_path / str(fast), compile_loss=fast, **settings) for fast in (False, True))
+    quietly(plain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "StopOnInterrupt", stopping(22, press_ctrl_c))
+        assert not quietly(config).finished
+    assert quietly(config, resume=True).finished
+    wanted, found = ([float(row["loss"]) for row in rows(Path(run.out) / "log.csv")] for run in (plain, config))
+    assert found[:20] == wanted[:20]
+    assert found == pytest.approx(wanted, rel=1e-2)

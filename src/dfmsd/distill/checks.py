@@ -117,7 +117,8 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
     with undisturbed(task):
         for index in range(len(task.stages)):
             task.enter_stage(index, begins=False)
-            named = task(batch.images, batch.targets)
+            with task.uncompiled():
+                named = task(batch.images, batch.targets)
             _check_values(named, index + 1, empty=not any(len(target["boxes"]) for target in batch.targets))
             _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
             for name, value in term_groups(named).items():

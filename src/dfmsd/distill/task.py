@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class Lesson(NamedTuple):
     label: str
     """Its number in the stage, such as ``T2``; empty for a stage's only teacher."""
 
+    @property
+    def measuring(self) -> bool:
+        """Whether the balance still measures the gradients of the terms."""
+        return self.balance is not None and not self.balance.settled
+
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Tell terms from those of the stage's other teachers: ``mask/p3`` -> ``T2.mask/p3``."""
         prefix = f"{self.label}." if self.label else ""
@@ -57,6 +63,7 @@ class DistillationTask(nn.Module):
         trainable: student, alignment and generation: what the optimiser, DDP and resume see. Holds every
             parameter and buffer of this module.
         stage: index of the current stage, from 0.
+        compiled: whether `compile_losses` was called.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class DistillationTask(nn.Module):
         self.stages = tuple(stages)
         self.teachers = tuple(tuple(together) for together in teachers)
         self.stage = 0
+        self.compiled = False
         self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
         for index, (stage, together) in enumerate(zip(self.stages, self.teachers, strict=True)):
@@ -123,12 +131,28 @@ class DistillationTask(nn.Module):
             lessons.append(Lesson(teacher, criterion, balance, self.heads.get(key), previous, label))
         return tuple(lessons)
 
-    def compile_losses(self) -> None:
-        """Let ``torch.compile`` make one kernel of many in the losses of every stage, on their first call."""
+    def compile_losses(self, backend: str = "inductor") -> None:
+        """Let ``torch.compile`` make one kernel of many in the losses of every stage, on their first call.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
+        self.compiled = True
         criteria = self.trainable["criteria"]
         assert isinstance(criteria, nn.ModuleDict)
         for criterion in criteria.values():
-            criterion.compile()
+            criterion.compile(backend=backend)
+
+    def uncompiled(self) -> AbstractContextManager[object]:
+        """Compute the losses as they are written, compiled or not, for who walks their graph more than once.
+
+        A compiled backward pass writes over what the forward pass left for it, so that it runs only once. Releases of
+        torch before 2.6, which cannot set a stance, do not do that either.
+        """
+        if not self.compiled or not hasattr(torch.compiler, "set_stance"):
+            return nullcontext()
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
 
     def enter_stage(self, index: int, *, begins: bool = True) -> None:
         """Make a stage the current one.
@@ -167,15 +191,16 @@ class DistillationTask(nn.Module):
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
         for lesson, levels in zip(lessons, heads, strict=True):
-            terms = lesson.criterion(
-                pyramid,
-                taught[lesson.teacher],
-                boxes=boxes,
-                size=(images.shape[-2], images.shape[-1]),
-                stage=self.stage + 1,
-                previous=_previous_pyramid(lesson, taught),
-                heads=levels,
-            )
+            with self.uncompiled() if lesson.measuring else nullcontext():
+                terms = lesson.criterion(
+                    pyramid,
+                    taught[lesson.teacher],
+                    boxes=boxes,
+                    size=(images.shape[-2], images.shape[-1]),
+                    stage=self.stage + 1,
+                    previous=_previous_pyramid(lesson, taught),
+                    heads=levels,
+                )
             if lesson.balance is not None:
                 terms = lesson.balance(terms, sum(task_losses.values()), pyramid)
             named |= lesson.named(terms)

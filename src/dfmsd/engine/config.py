@@ -201,7 +201,7 @@ class DistillConfig(RunConfig):
             detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
         compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
-            first step.
+            first step, with `balance` at the first one that it does not measure.
         teacher_cache: compute each image's teacher features once and keep them: in ``ram`` of this run, or on ``disk``
             for the next runs too; null computes them at every step. Flips are fine, `data.scale_jitter` is not.
         teacher_cache_dtype: float16, or int8 with a scale for each channel, of half the size.
