@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path:
         assert cell.config.optim == config.optim
         assert cell.config.data == config.data
         assert cell.config.deliver == "last"
+
+
+def test_images_without_annotations_are_for_the_methods_alone(compare_config: MakeCompare, tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["none", "pkd", "dfmsd@T1+T2"])
+    config = replace(config, data=replace(config.data, unlabeled="images"))
+    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    expected = {"none": None, "pkd": "images", "dfmsd@T1+T2": "images"}
+    assert {cell.method.name: cell.config.data.unlabeled for cell in cells} == expected
 
 
 def test_a_method_may_have_a_balance_of_its_own(compare_config: MakeCompare, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def make_cell(config: CompareConfig, pair: str, method: Method, seed: int) -> Ce
     place = Path(config.out, BASELINE) if method.name == BASELINE else Path(config.out, pair, method.slug(teachers))
     run = DistillConfig(
         out=str(place / f"seed-{seed}"),
-        data=config.data,
+        data=config.data if method.losses else replace(config.data, unlabeled=None),
         optim=config.optim,
         seed=seed,
         precision=config.precision,
