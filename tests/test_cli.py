@@ -379,6 +379,37 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
     assert json.loads(out) == json.loads((dfmsd.folder / "found.json").read_text()) == metrics
 
 
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [("distill", signal.SIGTERM, 75), ("compare", signal.SIGUSR1, 75), ("distill", signal.SIGINT, 130)],
+)
+def test_a_signal_while_a_teacher_is_trained_ends_as_any_other_and_the_next_start_goes_on(
+    dfmsd: Command, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, command: str, number: int, status: int
+) -> None:
+    steps: list[int] = []
+
+    class Preempting(StopOnInterrupt):
+        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+            steps.append(trainer.global_step)
+            if steps == [1]:
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(engine, "StopOnInterrupt", Preempting)
+    shared = {"data": content["data"], "optim": content["optim"]}
+    teacher = dfmsd.write("teacher.yaml", {**shared, "model": STUDENT, "epochs": 1, "out": "teacher"})
+    pairs = {"pairs": {"one": [teacher]}, "methods": ["pkd"], "out": "table"}
+    dfmsd.write("compare.yaml", {**shared, "student": STUDENT, **pairs})
+    dfmsd.write("distill.yaml", {**content, "stages": [{"teacher": teacher, "epochs": 1}]})
+    ended, out, err = dfmsd(command, "--config", f"{command}.yaml")
+    assert ended == status
+    assert f"teacher {teacher} is not finished: the same command goes on with it" in " ".join((out + err).split())
+    assert not (dfmsd.folder / "run").exists()
+
+    flags = ("--allow-weak-teacher", "--check-images", 1)
+    assert dfmsd("distill", "--config", "distill.yaml", *flags)[0] == 0
+    assert steps == [1, 2, 1, 2]  # the teacher's second step, then the student's
+
+
 def test_list_names_what_there_is(dfmsd: Command) -> None:
     losses, detectors, backbones = (dfmsd("list", what)[1].split() for what in ("losses", "detectors", "backbones"))
     assert "dfmsd" in losses

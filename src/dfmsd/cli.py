@@ -27,7 +27,7 @@ from dfmsd.engine.configfile import (
     explain,
     naming,
 )
-from dfmsd.errors import INTERRUPTED, DfmsdError, one_line
+from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.terminal import console
 
 if TYPE_CHECKING:
@@ -300,6 +300,8 @@ def main() -> None:
             raise
         print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:  # which the training has told
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("dfmsd: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

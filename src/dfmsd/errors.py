@@ -19,6 +19,19 @@ def foreign_message(error: Exception, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[:limit]} ..."
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended a training that others wait for, such as a teacher's; it is saved, and a new start goes on.
+
+    Args:
+        status: exit status that says which signal it was; 0 in all processes of a run but the first, which is still
+            writing and would be ended by another one's.
+    """
+
+    def __init__(self, status: int = INTERRUPTED) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class DfmsdError(ValueError):
     """Something the user can mend: says what is wrong, where, and what to do, in one line.
 

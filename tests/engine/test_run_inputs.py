@@ -15,7 +15,7 @@ from dfmsd.distill.stages import StageConfig
 from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml, write_config
 from dfmsd.engine.run import Result, distill, load_teachers, train
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
@@ -123,12 +123,14 @@ def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
 ) -> None:
     recipe = tmp_path / "teacher.yaml"
     recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
-    unfinished = Result(
-        {}, tmp_path / "teacher", build_detector(DetectorConfig(fpn_channels=16), ["disc"]), finished=False
-    )
-    monkeypatch.setattr(engine, "train", lambda *_, **__: unfinished)
-    with pytest.raises(KeyboardInterrupt):
-        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    student = build_detector(DetectorConfig(fpn_channels=16), ["disc"])
+    for status in (INTERRUPTED, PREEMPTED, 0):  # 0: not the first process
+        unfinished = Result({}, tmp_path / "teacher", student, finished=False, status=status)
+        monkeypatch.setattr(engine, "train", lambda *_, made=unfinished, **__: made)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+        assert stopped.type is Stopped
+        assert stopped.value.status == status
 
 
 def test_an_unknown_student_is_refused_before_a_teacher_is_trained(

@@ -46,7 +46,7 @@ from dfmsd.engine.loggers import build_loggers, check_loggers
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, Stopped
 from dfmsd.files import check_path, write_json
 from dfmsd.terminal import console
 
@@ -126,6 +126,7 @@ def distill(
 
     Raises:
         DfmsdError: bad input, or a folder that already holds a run.
+        Stopped: such a signal ended the training of a teacher; the student has not begun.
     """
     keep_freed_memory()
     check_loggers(config.loggers)
@@ -225,6 +226,7 @@ def load_teachers(
 
     Raises:
         DfmsdError: one of the references is of no use; no teacher has been trained then.
+        Stopped: a signal ended a teacher's training, which the next call goes on with.
     """
     for name in references:
         check_path("teacher", name)
@@ -239,8 +241,10 @@ def load_teachers(
     for name in missing:
         recipe = recipes[name]
         console.print(f"teacher {name} is trained first, into {recipe.out}")
-        if not train(recipe, resume=holds_run(Path(recipe.out))).finished:
-            raise KeyboardInterrupt
+        made = train(recipe, resume=holds_run(Path(recipe.out)))
+        if not made.finished:
+            console.print(f"teacher {name} is not finished: the same command goes on with it")
+            raise Stopped(made.status)
     return loaded | {name: load_detector(recipe.out) for name, recipe in recipes.items()}
 
 
