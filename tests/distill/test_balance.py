@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dfmsd.distill.balance import GradientBalance, balanced_groups, gradient_norm, term_groups
+from dfmsd.distill.task import DistillationTask
 
 BOTH = {"mask": "mask", "sfa": "sfa"}
 
@@ -126,3 +127,20 @@ def test_a_term_without_a_group_stays_as_it_is(groups: dict[str, str]) -> None:
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
     assert balance.factors() == pytest.approx(dict.fromkeys(groups.values(), 1.5))
     assert_close(terms["sfa/p3"], torch.tensor(0.1 * 25 / 2))
+
+
+def test_the_task_counts_on_the_images_that_it_is_made_of(task: DistillationTask) -> None:
+    labeled, whole = pyramid(), {}
+    for name, level in labeled.items():
+        whole[name] = torch.cat([level, torch.zeros_like(level)])
+    balance = GradientBalance({"mask": "mask"}, ratio=0.5)
+    balance({"mask/p3": quadratic(whole, 2.0)}, quadratic(labeled, 6.0), whole, labeled)
+    assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2})
+
+    task.train()
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([0])} for _ in range(2)]
+    task(torch.rand(3, 3, 64, 64), targets)  # the third image has no annotations
+    (lesson,) = task.lessons
+    assert lesson.balance is not None
+    assert all(factor > 0 for factor in lesson.balance.factors().values())

@@ -73,18 +73,22 @@ class GradientBalance(nn.Module):
         """Whether the measurement is over."""
         return self.count >= self.batches
 
-    def forward(self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid) -> dict[str, Tensor]:
+    def forward(
+        self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid, labeled: FeaturePyramid | None = None
+    ) -> dict[str, Tensor]:
         """Scale the terms, and measure while that goes on.
 
         Args:
             terms: ``<group>/<level>`` -> scalar.
             task: the detector's own loss, a scalar.
-            pyramid: the student's, part of the graph of both.
+            pyramid: the student's, part of the terms' graph.
+            labeled: the same of the images that the task's loss is made of, part of its graph; the whole by default.
         """
         if not self.settled:
             known = {name: self._group(name) for name in terms}
             grouped = term_groups({f"{group}/{name}": terms[name] for name, group in known.items() if group})
-            norms = [gradient_norm(value, pyramid) for value in (task, *(grouped[name] for name in self.groups))]
+            norms = [gradient_norm(task, pyramid if labeled is None else labeled)]
+            norms += [gradient_norm(grouped[name], pyramid) for name in self.groups]
             self.sums += process_sum(torch.stack(norms).square()).sqrt().to(self.sums)
             self.count += 1
         scales = dict(zip(self.groups, self._scales().unbind(), strict=True))

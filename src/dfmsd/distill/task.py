@@ -44,6 +44,17 @@ class Lesson(NamedTuple):
         return {f"{prefix}{name}": value for name, value in values.items()}
 
 
+class StudentPass(NamedTuple):
+    """What a forward pass of the student gives."""
+
+    pyramid: FeaturePyramid
+    """Of all images."""
+    labeled: FeaturePyramid
+    """Of those with targets, which the losses come from."""
+    losses: dict[str, Tensor]
+    """The detector's own."""
+
+
 class DistillationTask(nn.Module):
     """The student, the training-only layers of every stage, and the teachers, who stay outside the module tree.
 
@@ -187,7 +198,7 @@ class DistillationTask(nn.Module):
         if not lessons:
             images = images[: len(targets)]
         taught = self._teacher_pyramids(images, keys)  # before the student: their peak of memory is over by then
-        pyramid, task_losses, heads = self._student_step(images, targets, lessons, taught)
+        (pyramid, labeled, task_losses), heads = self._student_step(images, targets, lessons, taught)
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
         for lesson, levels in zip(lessons, heads, strict=True):
@@ -202,7 +213,7 @@ class DistillationTask(nn.Module):
                     heads=levels,
                 )
             if lesson.balance is not None:
-                terms = lesson.balance(terms, sum(task_losses.values()), pyramid)
+                terms = lesson.balance(terms, sum(task_losses.values()), pyramid, labeled)
             named |= lesson.named(terms)
         return named
 
@@ -228,14 +239,15 @@ class DistillationTask(nn.Module):
             name: value for lesson in self.lessons for name, value in lesson.named(lesson.criterion.diagnostics).items()
         }
 
-    def student_pass(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
-        """Give the student's pyramid of all images and its own losses of those with targets, which come first."""
+    def student_pass(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:
+        """Let the student see all images and learn from the targets of those that have them, which come first."""
         if len(images) == len(targets):
-            return self.student(images, targets)  # type: ignore[no-any-return]
-        labeled, others = images.tensor_split([len(targets)])
-        pyramid, named = self.student(labeled, targets)
+            pyramid, named = self.student(images, targets)
+            return StudentPass(pyramid, pyramid, named)
+        with_targets, others = images.tensor_split([len(targets)])
+        labeled, named = self.student(with_targets, targets)
         rest = self.student.features(others)
-        return {name: torch.cat([level, rest[name]]) for name, level in pyramid.items()}, named
+        return StudentPass({name: torch.cat([level, rest[name]]) for name, level in labeled.items()}, labeled, named)
 
     def _teacher_pyramids(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, FeaturePyramid]:
         """Each teacher's levels that the losses look at; the others need not stay in memory."""
@@ -251,14 +263,15 @@ class DistillationTask(nn.Module):
         targets: Sequence[Target],
         lessons: Sequence[Lesson],
         taught: Mapping[FrozenTeacher, FeaturePyramid],
-    ) -> tuple[FeaturePyramid, dict[str, Tensor], Sequence[dict[str, losses.HeadLevel] | None]]:
+    ) -> tuple[StudentPass, Sequence[dict[str, losses.HeadLevel] | None]]:
         """One forward pass of the student, and with it the two heads of each lesson that compares predictions."""
         pairs = [lesson.heads for lesson in lessons if lesson.heads is not None]
         if not pairs:
-            return *self.student_pass(images, targets), [None] * len(lessons)
+            return self.student_pass(images, targets), [None] * len(lessons)
         theirs = [pair.teach(taught[pair.teacher]) for pair in pairs]
         pyramid, named, own = self.student.forward_with_head(images, targets, pairs[0].reused)
-        return pyramid, named, [pair.compare(own, levels) for pair, levels in zip(pairs, theirs, strict=True)]
+        compared = [pair.compare(own, levels) for pair, levels in zip(pairs, theirs, strict=True)]
+        return StudentPass(pyramid, pyramid, named), compared
 
     def _pair_heads(
         self, key: str, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum

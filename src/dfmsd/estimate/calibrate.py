@@ -129,7 +129,7 @@ def _student(task: DistillationTask, batch: Batch, within: Within) -> Call:
 
     def run() -> None:
         with within():
-            _, losses = task.student_pass(batch.images, batch.targets)
+            losses = task.student_pass(batch.images, batch.targets).losses
         torch.autograd.grad(torch.stack(list(losses.values())).sum(), weights, allow_unused=True)
 
     return run

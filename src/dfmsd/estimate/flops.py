@@ -87,7 +87,7 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     pyramid: FeaturePyramid = {}
 
     def student_step() -> list[Tensor]:
-        found, losses = task.student_pass(batch.images, batch.targets)
+        found, _, losses = task.student_pass(batch.images, batch.targets)
         pyramid.update(found)
         return list(losses.values())
 
