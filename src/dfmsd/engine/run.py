@@ -138,7 +138,7 @@ def distill(
         _check_folder(run, written or config, resume=resume, overwrite=overwrite)
     if student is None:
         check_frozen(config.student)
-    data = _data(config)
+    data = read_data(config)
     task = build_task(config, data.class_names, student=student, teachers=teachers)
     checkpoint = find_checkpoint(run) if resume else None
     cache = plan_caches(task, config, len(data.train))
@@ -161,7 +161,7 @@ def distill(
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run the pre-flight of `distill` and nothing else; nothing is written but teachers that are made on first use."""
     check_frozen(config.student)
-    data = _data(config)
+    data = read_data(config)
     task = build_task(config, data.class_names)
     cache = plan_caches(task, config, len(data.train))
     found = preflight(
@@ -172,7 +172,8 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     return found
 
 
-def _data(config: DistillConfig) -> CocoDataModule:
+def read_data(config: DistillConfig) -> CocoDataModule:
+    """Read the data of a run, for its number of processes and with what its caches need."""
     digest = config.teacher_cache is not None
     return CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
 

@@ -18,7 +18,7 @@ from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.run import build_task, device
+from dfmsd.engine.run import build_task, device, read_data
 from dfmsd.engine.teachercache import plan_caches
 from dfmsd.estimate.calibrate import SECONDS, arithmetic, cache_layout, calibrate, step_parts
 from dfmsd.estimate.flops import StageCost, count_stage
@@ -82,8 +82,7 @@ def estimate(
     keep_freed_memory()
     target = device()
     config = replace(config, student=replace(config.student, pretrained=False))
-    digest, processes = config.teacher_cache is not None, config.processes[0]
-    data = CocoDataModule(config.data, seed=config.seed, digest=digest, processes=processes)
+    data = read_data(config)
     task = untrained_task(config, data.class_names)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for teacher in task.every_teacher:
