@@ -239,8 +239,8 @@ def test_every_moment_is_as_good_as_another(whole: tuple[DistillConfig, Camera, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [None, "disk"])  # in RAM features are lost, and made again in other batches
-def test_loader_processes_and_a_teacher_cache_on_disk_change_nothing(
+@pytest.mark.parametrize("kind", [None, "disk", "ram"])  # in RAM features are lost, and made again in other batches
+def test_loader_processes_and_a_teacher_cache_change_nothing(
     killable: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None
 ) -> None:
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))

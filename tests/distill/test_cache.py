@@ -160,15 +160,30 @@ def test_a_hit_gives_the_bits_of_the_miss_without_the_teacher(layout: Layout) ->
         teacher.detector.stem.weight.zero_()  # type: ignore[union-attr, operator]
     second = teacher.features(IMAGES, KEYS)
     assert counts(teacher) == (4, 4)
-    assert batches(teacher) == [4]
+    assert batches(teacher) == [1] * 4
     assert_close(first, second, rtol=0, atol=0)
 
 
-def test_the_missing_images_of_a_batch_are_computed_together() -> None:
+@pytest.mark.parametrize("layout", [HALF, INT8])
+def test_a_feature_does_not_depend_on_the_other_images_of_its_batch(layout: Layout) -> None:
+    """As those of real networks do, in their last bits."""
+    teacher = cached(layout)
+
+    def compute(images: Tensor) -> FeaturePyramid:
+        return {name: value + len(images) for name, value in teacher.detector.features(images).items()}
+
+    whole, rest = (TeacherCache(RamStore(ROOM), layout) for _ in range(2))
+    expected = whole(IMAGES, KEYS, compute)
+    rest(IMAGES[:1], KEYS[:1], compute)
+    found = rest(IMAGES[1:3], KEYS[1:3], compute)
+    assert_close(found, {name: value[1:3] for name, value in expected.items()}, rtol=0, atol=0)
+
+
+def test_the_missing_images_of_a_batch_alone_are_computed() -> None:
     teacher, live = cached(), cached()
     teacher.features(IMAGES[1:3], KEYS[1:3])
     mixed = teacher.features(IMAGES, KEYS)
-    assert batches(teacher) == [2, 2]
+    assert batches(teacher) == [1] * 4
     live.detector.load_state_dict(teacher.detector.state_dict())
     assert_close(mixed, live.features(IMAGES), rtol=2**-10, atol=1e-6)
     assert counts(teacher) == (2, 4)
@@ -178,7 +193,7 @@ def test_an_image_without_key_is_computed_each_time_and_never_stored() -> None:
     teacher = cached()
     for _ in range(2):
         teacher.features(IMAGES, ("a", None, "c", None))
-    assert batches(teacher) == [4, 2]
+    assert batches(teacher) == [1] * 6
     store = teacher.cache.store  # type: ignore[union-attr]
     assert isinstance(store, RamStore)
     assert store.used == 2 * HALF.nbytes
@@ -188,7 +203,7 @@ def test_without_keys_the_teacher_computes_in_full_precision() -> None:
     teacher = cached()
     teacher.features(IMAGES, KEYS)
     assert_close(teacher.features(IMAGES), teacher.detector.features(IMAGES), rtol=0, atol=0)
-    assert batches(teacher) == [4, 4, 4]
+    assert batches(teacher) == [1] * 4 + [4, 4]
     assert counts(teacher) == (0, 4)
 
 
@@ -196,8 +211,8 @@ def test_beyond_the_budget_features_are_computed_and_right() -> None:
     teacher = cached(budget=2 * HALF.nbytes)
     first = teacher.features(IMAGES, KEYS)
     second = teacher.features(IMAGES, KEYS)
-    assert batches(teacher) == [4, 2]
-    assert_close(first, second, rtol=2**-10, atol=1e-6)
+    assert batches(teacher) == [1] * 6
+    assert_close(first, second, rtol=0, atol=0)
 
 
 def test_ram_and_disk_agree_to_the_bit(tmp_path: Path) -> None:
@@ -224,8 +239,8 @@ def test_a_foreign_or_torn_file_is_computed_and_written_again(tmp_path: Path, fo
     else:
         (tmp_path / "b.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-5])
     for _ in range(2):
-        assert_close(teacher.features(IMAGES, KEYS), expected, rtol=2**-10, atol=1e-6)
-    assert batches(teacher) == [4, 1]
+        assert_close(teacher.features(IMAGES, KEYS), expected, rtol=0, atol=0)
+    assert batches(teacher) == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -353,7 +368,7 @@ def test_the_previous_teacher_has_its_cache_too() -> None:
     task.enter_stage(1)
     for _ in range(3):
         task(IMAGES, TARGETS, KEYS)
-    assert (batches(first), batches(second)) == ([4], [4])
+    assert (batches(first), batches(second)) == ([1] * 4, [1] * 4)
     assert (counts(first), counts(second)) == ((8, 4), (8, 4))
 
 
@@ -376,7 +391,7 @@ def test_a_teacher_that_gets_company_keeps_its_features() -> None:
     for index in range(3):
         task.enter_stage(index)
         task(IMAGES, TARGETS, KEYS)
-    assert (batches(first), batches(second)) == ([4], [4])
+    assert (batches(first), batches(second)) == ([1] * 4, [1] * 4)
     assert (first.cache.store.used, second.cache.store.used) == (0, 4 * HALF.nbytes)  # type: ignore[union-attr]
 
 

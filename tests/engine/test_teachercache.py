@@ -192,7 +192,7 @@ def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, passes = teacher_passes(monkeypatch, short("first", "disk", (2, 1)))
-    assert passes == 2 + 2  # of two steps an epoch: the first epoch of each stage
+    assert passes == 8 + 8  # of the images, one by one: the first epoch of each stage
     said = " ".join(capsys.readouterr().err.split())
     assert "teacher cache: features of 8 images found, of 16 computed" in said
     again, passes = teacher_passes(monkeypatch, short("again", "disk", (2, 1)))
@@ -204,7 +204,7 @@ def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
     assert len(list(cache_folder.iterdir())) == 2
     assert len(list(cache_folder.glob("*/*.safetensors"))) == 16
     ram, passes = teacher_passes(monkeypatch, short("ram", "ram", (2, 1)))
-    assert passes == 2 + 2
+    assert passes == 8 + 8
     assert identical(weights(first), weights(ram))
 
 
@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on_from_the_cache_as_if_nothing_had_happened(
         with pytest.raises(RuntimeError, match="power"):
             distill(config, allow_weak_teacher=True, check_images=1)
     resumed, passes = teacher_passes(monkeypatch, config, resume=True)
-    assert passes == 1  # the first step of the second stage had been stored
+    assert passes == 4  # the first step of the second stage had been stored
     whole, passes = teacher_passes(monkeypatch, short("whole", "disk", (1, 1)))
     assert passes == 0
     assert resumed.metrics == whole.metrics

@@ -15,7 +15,7 @@ from dfmsd.types import FeaturePyramid, LevelSpec
 
 StorageType = Literal["float16", "int8"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same teacher and image would be stored in another way."""
 STEPS = 127
 """Largest int8 that is used: the scale is symmetric."""
@@ -104,7 +104,8 @@ class TeacherCache:
     """Stored features of one teacher; a `FrozenTeacher` looks here first.
 
     What a call gives is always the stored, rounded form, so that a feature is the same when it is computed as when it
-    is found.
+    is found. On a CPU it does not depend on the other images of the batch either, so that a run that is resumed makes
+    what it has lost again to the same bits, in whatever batches.
 
     Args:
         store: of this teacher and layout alone, see `namespace`.
@@ -129,7 +130,7 @@ class TeacherCache:
         Args:
             images: ``N x 3 x H x W``.
             keys: of the content of each image; None is never found and not stored.
-            compute: the teacher; gets all images of the batch that are missing at once.
+            compute: the teacher; gets the images of the batch that are missing, on a CPU one by one.
 
         Raises:
             DfmsdError: images or arithmetic are not those of the layout.
@@ -139,7 +140,7 @@ class TeacherCache:
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
             rest = images if len(missing) == len(images) else images[missing]
-            for index, entry in zip(missing, encode(compute(rest), self.layout), strict=True):
+            for index, entry in zip(missing, self._computed(rest, compute), strict=True):
                 entries[index] = entry
                 key = keys[index]
                 if key is not None:
@@ -147,6 +148,12 @@ class TeacherCache:
         self.hits += len(images) - len(missing)
         self.misses += len(missing)
         return decode([entry for entry in entries if entry is not None], self.layout, images.device)
+
+    def _computed(self, images: Tensor, compute: Callable[[Tensor], FeaturePyramid]) -> list[Entry]:
+        # How many images a kernel gets decides on the order of its sums. On a CPU one at a time takes no longer; on a
+        # GPU, where it would, sums depend on chance anyway.
+        parts = torch.split(images, 1) if images.device.type == "cpu" else [images]
+        return [entry for part in parts for entry in encode(compute(part), self.layout)]
 
     def _find(self, key: str | None) -> Entry | None:
         entry = None if key is None else self.store.get(key)

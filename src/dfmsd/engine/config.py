@@ -203,7 +203,8 @@ class DistillConfig(RunConfig):
         compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
             first step, with `balance` at the first one that it does not measure.
         teacher_cache: compute each image's teacher features once and keep them: in ``ram`` of this run, or on ``disk``
-            for the next runs too; null computes them at every step. Flips are fine, `data.scale_jitter` is not.
+            for the next runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
+            run differs from one without. Flips are fine, `data.scale_jitter` is not.
         teacher_cache_dtype: float16, or int8 with a scale for each channel, of half the size.
         teacher_cache_gib: most GiB of RAM, or of disk together with the caches of other teachers.
     """
