@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dfmsd.compare.cells import build_tasks, make_cells
 from dfmsd.compare.config import CompareConfig
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
-from dfmsd.engine.config import write_config
+from dfmsd.engine.config import write_config, written_config
 from dfmsd.engine.run import build_task
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import DFMSD, DFMSDOptions
 
 MakeCompare = Callable[..., CompareConfig]
 CLASSES = ("square", "disc")
@@ -156,6 +158,32 @@ def test_a_folder_with_another_run_is_refused(compare_config: MakeCompare, tmp_p
     changed = compare_config(tmp_path, epochs=3)
     with pytest.raises(DfmsdError, match=r"pkd/seed-0 holds another run than this config describes"):
         make_cells(changed, changed.parsed_methods(), "both")
+
+
+def test_a_finished_run_stays_what_it_was_when_a_default_of_its_loss_changes(
+    compare_config: MakeCompare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but one from before options were written out, of which nobody can tell: it counts."""
+    config = compare_config(tmp_path, methods=["dfmsd"])
+    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    cell = cells[1]
+    cell.run.mkdir(parents=True)
+    write_config(cell.config, cell.run)
+    (cell.run / "metrics.json").write_text("{}")
+
+    @dataclass(frozen=True)
+    class Younger(DFMSDOptions):
+        ratio: float = 0.4
+
+    monkeypatch.setattr(DFMSD, "Options", Younger)
+    with pytest.raises(DfmsdError, match=r"dfmsd/seed-0 holds another run than this config describes"):
+        make_cells(config, config.parsed_methods(), "both")
+    same = compare_config(tmp_path, methods=["dfmsd"], loss_options={"dfmsd": {"ratio": 0.5}})
+    assert make_cells(same, same.parsed_methods(), "both")[0][1].finished
+
+    older = {**written_config(cell.run), "loss": {"name": "dfmsd"}}
+    (cell.run / "config.yaml").write_text(yaml.safe_dump(older))
+    assert make_cells(config, config.parsed_methods(), "both")[0][1].finished
 
 
 @pytest.mark.parametrize(

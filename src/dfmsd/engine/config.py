@@ -321,7 +321,12 @@ def holds_run(run: Path) -> bool:
 
 
 def same_run(config: RunConfig, run: Path) -> bool:
-    """Whether the ``config.yaml`` of a folder describes this run; `FREE_ON_RESUME` does not matter."""
+    """Whether the ``config.yaml`` of a folder describes this run; `FREE_ON_RESUME` does not matter.
+
+    Both sides are compared with every key, and every option of their losses, written out. What the file states counts:
+    it holds all options, so that a run remains what it was when a default changes. What an older file leaves out cannot
+    be known any more, and is taken to be today's default: such a run counts as this one.
+    """
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
     written = written_config(run)
     # keys that are younger than the file had their defaults then
