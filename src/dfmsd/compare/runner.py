@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from dfmsd.classes import common_classes
@@ -29,8 +27,7 @@ from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.engine.run import device, load_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.files import write_json
-
-console = Console(stderr=True)
+from dfmsd.terminal import console
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,7 @@ def compare(
         _run(config, plans, results, jobs, lock, data.labeled)
     for found in results.values():
         print_table(found, console)
-        console.print(
-            f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html", markup=False
-        )
+        console.print(f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html")
     return list(results.values())
 
 
@@ -118,12 +113,12 @@ def _print_plans(config: CompareConfig, plans: Mapping[str, PairPlan]) -> None:
                 f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
                 for stage in first.config.stages
             )
-            table.add_row(pair, escape(name), stages, f"{done} / {started} / {len(own) - done - started}")
+            table.add_row(pair, name, stages, f"{done} / {started} / {len(own) - done - started}")
     console.print(table)
     for pair, plan in plans.items():
         for skipped in plan.skipped:
             line = f"{pair}: {skipped.method.name} does not apply: {skipped.reason}"
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False)
 
 
 def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: bool) -> dict[str, float]:
@@ -144,7 +139,7 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
             write_json(path, known)
         aps[name] = known[key]
         ap = percent(aps[name]) if detector.class_names else "unknown, it has no head"
-        console.print(f"teacher {name}: AP {ap}", highlight=False, markup=False)
+        console.print(f"teacher {name}: AP {ap}", highlight=False)
         if checked:
             check_teacher_ap(name, aps[name], 0.0)
     return aps
@@ -198,7 +193,7 @@ def _run(
                     results[pair].failed[str(cell)] = failure
                 _write(config, plan, results[pair])
         said = failure or f"AP {percent(read_row(cell, {}).AP)}"
-        console.print(f"{cell}: {said}", highlight=False, markup=False)
+        console.print(f"{cell}: {said}", highlight=False)
 
     try:
         run_cells(cells, jobs, lock, ended, console)

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from dfmsd.compare.methods import BASELINE
 from dfmsd.compare.page import result_sections
@@ -97,9 +97,9 @@ def print_table(results: PairResults, console: Console) -> None:
     """Print the table, and below it what does not apply or has failed."""
     table = RichTable(title=results.pair)
     for index, heading in enumerate(HEADER):
-        table.add_column(escape(heading), justify="right" if index else "left", overflow="fold")
+        table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
     for row in table_rows(results):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     console.print(table)
     for name, _, reason, *_ in missing_rows(results):
         console.print(f"{name} {reason}", highlight=False, markup=False)
