@@ -34,6 +34,11 @@ def check_path(where: str, path: str) -> None:
     raise DfmsdError(f"{where}: {shown!r} is of no use as a path ({reason}); give another")
 
 
+def is_taken(folder: Path) -> bool:
+    """Whether a folder that is to be made new is there already, as a file or with something in it."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, which then takes its place; a failure leaves no trace."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -18,7 +18,7 @@ from dfmsd.engine.config import trained_data_root, trained_image_size
 from dfmsd.engine.evaluate import percent
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.extras import import_extra
-from dfmsd.files import write_text
+from dfmsd.files import is_taken, write_text
 from dfmsd.report.plan import folder_of, read_plan, teachers_of
 from dfmsd.report.records import RunRecord, read_run
 
@@ -114,7 +114,7 @@ def share(options: ShareOptions) -> Path:
     hub = import_extra("share", "huggingface_hub", "hub")
     record = _finished(options.run)
     baseline = _finished(options.baseline) if options.baseline else None
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+    if is_taken(options.out):
         raise DfmsdError(f"--out: {options.out} is there already; name a new folder")
     if options.push:
         _check_repository(hub, options.push)

@@ -13,6 +13,7 @@ import yaml
 
 from dfmsd.errors import DfmsdError
 from dfmsd.extras import check_extra
+from dfmsd.files import is_taken
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset
@@ -40,7 +41,7 @@ def convert(source: Path, layout: Layout, out: Path) -> dict[str, tuple[int, int
         DfmsdError: supervision is missing, or what of the source is missing or cannot be read.
     """
     check_extra("convert", ["supervision"], "convert")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise DfmsdError(f"{out} is not empty; name a new folder with --out")
     read: dict[Layout, Callable[[Path], Splits]] = {"voc": _read_voc, "yolo": _read_yolo}
     try:
