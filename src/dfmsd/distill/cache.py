@@ -150,8 +150,8 @@ class TeacherCache:
         return decode([entry for entry in entries if entry is not None], self.layout, images.device)
 
     def _computed(self, images: Tensor, compute: Callable[[Tensor], FeaturePyramid]) -> list[Entry]:
-        # How many images a kernel gets decides on the order of its sums. On a CPU one at a time takes no longer; on a
-        # GPU, where it would, sums depend on chance anyway.
+        # How many images a kernel gets decides on the order of its sums. On a CPU one at a time takes about as long as
+        # all at once, a little more or less by network; on a GPU it would take longer, and sums depend on chance.
         parts = torch.split(images, 1) if images.device.type == "cpu" else [images]
         return [entry for part in parts for entry in encode(compute(part), self.layout)]
 

@@ -131,6 +131,11 @@ class RunConfig:
         own, every = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         return own, every // own
 
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines together."""
+        return math.prod(self.processes)
+
 
 @dataclass
 class TrainConfig(RunConfig):

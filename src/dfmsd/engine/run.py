@@ -332,7 +332,7 @@ def _fit(
             accelerator="auto",
             devices=devices,
             num_nodes=nodes,
-            strategy="ddp_find_unused_parameters_true" if devices * nodes > 1 else "auto",
+            strategy="ddp_find_unused_parameters_true" if config.world_size > 1 else "auto",
             precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
             gradient_clip_val=config.optim.clip or None,
             callbacks=callbacks,

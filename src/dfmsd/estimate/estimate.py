@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -138,9 +137,10 @@ def assumptions(found: Estimate) -> list[str]:
         f"GPUs reach {UTILISATION:.0%} of the dense peak of their data sheets: a share that is assumed, not measured; "
         "small models reach less. float32 means TF32 where the GPU has it, bf16 means fp16 on T4 and V100.",
     ]
-    processes = math.prod(config.processes)
-    if processes > 1:
-        lines.append(f"{processes} processes, each as fast as the one that was timed; their communication is free.")
+    if config.world_size > 1:
+        lines.append(
+            f"{config.world_size} processes, each as fast as the one that was timed; their communication is free."
+        )
     if config.balance is not None:
         lines.append("The measuring steps at the start of a balanced stage take longer than the others.")
     if config.teacher_cache == "disk":

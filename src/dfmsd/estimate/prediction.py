@@ -69,7 +69,7 @@ def predict(
         workers: loader processes, which work beside the step; 0 loads between the steps.
         kept: share of the teacher's features that the budget of a cache lets in, 0..1.
     """
-    per_process = math.ceil(train_images / math.prod(config.processes))
+    per_process = math.ceil(train_images / config.world_size)
     steps = max(per_process // config.data.batch_size, 1)
     epochs = [_epoch_step(config, ms, epoch, workers, kept) for epoch in range(config.epochs)]
     stages, start = [], 0
