@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,9 +18,9 @@ from rich.console import Console
 from dfmsd.compare import jobs
 from dfmsd.compare.cells import Cell, make_cells
 from dfmsd.compare.config import CompareConfig
-from dfmsd.compare.jobs import LOG, locked, run_cells, threads_of
+from dfmsd.compare.jobs import LOG, locked, preemptible, run_cells, threads_of
 from dfmsd.distill.stages import StageConfig
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
 
 EPOCHS = 40
 """Enough that a run is still at work when the second epoch is noticed."""
@@ -76,6 +80,48 @@ def test_a_run_goes_on_after_ctrl_c(
     with (cell.run / "log.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2 * EPOCHS))
     assert (cell.run / "report.html").exists()
+
+
+def idle(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
+    """A process in place of a run's: it waits until its parent asks it to end, or for half a second."""
+    code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+
+def test_brackets_in_a_method_are_no_markup(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_start", idle)
+    config = compare_config(tmp_path, methods=["mgd[ratio=0]"])
+    _, cell = make_cells(config, config.parsed_methods(), "both")[0]
+    with (tmp_path / "console").open("w+") as file:
+        run_cells([cell], 1, 0, lambda *_: None, Console(file=file, force_terminal=True, width=120))
+        file.seek(0)
+        assert "both: mgd[ratio=0], seed 0, epochs" in file.read()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(signal, name)
+    former = signal.getsignal(number)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any) -> subprocess.Popen[bytes]:
+        started.append(idle(*arguments))
+        return started[-1]
+
+    clock = SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), number), monotonic=time.monotonic)
+    monkeypatch.setattr(jobs, "_start", start)
+    monkeypatch.setattr(jobs, "time", clock)
+    config = compare_config(tmp_path)
+    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    with pytest.raises(Stopped) as stopped, preemptible(), (tmp_path / "console").open("w") as file:
+        run_cells(cells, 1, 0, lambda *_: None, Console(file=file))
+    assert stopped.value.status == PREEMPTED
+    assert [process.returncode for process in started] == [0]  # asked to end, and waited for
+    assert signal.getsignal(number) is former
 
 
 def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dfmsd.compare.cells import Cell
 from dfmsd.cores import own_cores
 from dfmsd.engine.config import holds_run, write_config
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
 
 if sys.platform != "win32":
     import fcntl
@@ -63,6 +65,29 @@ def locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+@contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1, as schedulers send them, end the block as Ctrl-C does: the runs save what they have.
+
+    Outside of the main thread, in which alone Python allows it, signals stay as they are.
+
+    Raises:
+        Stopped: such a signal came.
+    """
+
+    def stop(*_: object) -> None:
+        raise Stopped(PREEMPTED)
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if main and hasattr(signal, name)]
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def run_cells(cells: Sequence[Cell], jobs: int, lock: int, ended: Ended, console: Console) -> None:
     """Make runs, ``jobs`` at a time; they end when this function does, however that is.
 
@@ -74,7 +99,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, lock: int, ended: Ended, console
         console: shows the progress.
     """
     waiting, running = deque(cells), dict[subprocess.Popen[bytes], tuple[Cell, TaskID]]()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress, _stopping(running):
         total = progress.add_task("runs", total=len(cells))
         while waiting or running:

@@ -13,7 +13,7 @@ from dfmsd.classes import common_classes
 from dfmsd.compare.cells import Cell, Skipped, build_tasks, make_cell, make_cells
 from dfmsd.compare.config import CompareConfig
 from dfmsd.compare.cost import measure_costs, threads
-from dfmsd.compare.jobs import locked, run_cells, threads_of
+from dfmsd.compare.jobs import locked, preemptible, run_cells, threads_of
 from dfmsd.compare.methods import BASELINE, parse_method
 from dfmsd.compare.results import PairResults, known_rows, read_row, write_results
 from dfmsd.compare.tables import print_table, write_tables
@@ -61,6 +61,7 @@ def compare(
 
     Raises:
         DfmsdError: bad input, or a folder that holds other runs. A method that does not apply to a pair is no error.
+        Stopped: SIGTERM or SIGUSR1 ended it; the runs have saved what they have, and the next call goes on.
     """
     if jobs < 1:
         raise DfmsdError(f"jobs: {jobs} is below 1; give the number of runs at a time")
@@ -71,7 +72,7 @@ def compare(
     _print_plans(config, plans)
     if dry_run:
         return []
-    with locked(Path(config.out)) as lock:
+    with locked(Path(config.out)) as lock, preemptible():
         aps = _measure_teachers(config, data, allow_weak_teacher)
         results = {pair: _begin(config, pair, plan, aps) for pair, plan in plans.items()}
         with threads(threads_of(jobs)):
