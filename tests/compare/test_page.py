@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -42,8 +44,8 @@ def results(tmp_path: Path) -> PairResults:
     return PairResults("pair", {"teacher": 0.5}, rows, failed={"cwd, seed 0": "diverged"})
 
 
-def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults) -> None:
-    sections = {section.title: section for section in result_sections(results, TABLE, [])}
+def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_path: Path) -> None:
+    sections = {section.title: section for section in result_sections(results, TABLE, [], tmp_path)}
     assert list(sections) == ["Methods", "Warnings", "Gain over the baseline", "AP during training", *GROUPS]
     assert sections["Warnings"].notes == ["cwd, seed 0 failed: diverged"]
     curve = sections["AP during training"].figures[0].traces[0]
@@ -51,18 +53,37 @@ def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults) -> N
     assert curve["x"] == [1.0, 2.0]
     assert curve["y"] == pytest.approx([100 * (0.1 + 0.01 + 0.04) / 2, 100 * (0.1 + 0.01 + 0.04)])
     sizes, gains = sections["Object sizes"].figures
-    assert sizes.traces[0]["x"] == pytest.approx([15.0, 30.0, None])
-    assert gains.traces[0]["x"] == pytest.approx([4.0, 8.0, None])
+    assert sizes.traces[0]["x"] == pytest.approx([15.0, 30.0])
+    assert gains.traces[0]["x"] == pytest.approx([4.0, 8.0])
+    names = [trace["name"] for trace in sizes.traces]
+    assert names == ["pkd", "mgd[&lt;b&gt;=1]", "none"]
+    assert [trace["name"] for trace in gains.traces] == names[:-1]  # each in the colour that it has with the baseline
     classes, gains = sections["Classes"].figures
-    assert classes.traces[0]["x"] == pytest.approx([15.0, 45.0, None])
-    assert gains.traces[0]["x"] == pytest.approx([4.0, 12.0, None])
+    assert classes.traces[0]["x"] == pytest.approx([15.0, 45.0])
+    assert gains.traces[0]["x"] == pytest.approx([4.0, 12.0])
+
+
+def test_the_first_sentence_says_what_came_of_it(results: PairResults) -> None:
+    first = "First is pkd with 15.0 AP, +4.0 against the baseline (3 seeds). The best teacher has 50.0."
+    assert page.verdict(results) == f"{first} Above the baseline with each of its seeds: pkd."
+    losing = replace(results, rows=[row for row in results.rows if row.method != "pkd"])
+    first = "First is mgd[<b>=1] with 9.0 AP, -2.0 against the baseline (3 seeds). The best teacher has 50.0."
+    assert page.verdict(losing) == f"{first} Above the baseline with each of its seeds: none."
+    assert page.verdict(replace(results, rows=[])) == ""
+
+
+def test_the_runs_own_pages_are_a_link_away(results: PairResults, tmp_path: Path) -> None:
+    page = Path(results.rows[-1].run) / "report.html"
+    page.touch()
+    section = result_sections(results, TABLE, [], tmp_path / "pair")[-1]
+    assert section.links == [("mgd[<b>=1], seed 2", f"../{quote(page.parent.name)}/report.html")]
 
 
 def test_of_many_classes_those_are_drawn_on_which_methods_differ(
-    results: PairResults, monkeypatch: pytest.MonkeyPatch
+    results: PairResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "MOST_CLASSES", 1)
-    section = next(section for section in result_sections(results, TABLE, []) if section.title == "Classes")
+    section = next(section for section in result_sections(results, TABLE, [], tmp_path) if section.title == "Classes")
     assert section.notes[-1] == "Of 3 classes the 1 on which the methods differ most."
     assert section.figures[0].traces[0]["y"] == ["shark"]
 
@@ -81,7 +102,7 @@ def test_gains_are_means_with_interval_and_seeds(results: PairResults) -> None:
 def test_without_the_run_folders_the_table_and_gains_are_left(results: PairResults, tmp_path: Path) -> None:
     for folder in tmp_path.iterdir():
         folder.rename(folder.with_name(f"moved-{folder.name}"))
-    titles = [section.title for section in result_sections(results, TABLE, [])]
+    titles = [section.title for section in result_sections(results, TABLE, [], tmp_path)]
     assert titles == ["Methods", "Warnings", "Gain over the baseline"]
 
 

@@ -97,6 +97,6 @@ def test_a_mark_is_named_after_the_stage_that_begins():
 
 def test_bars_leave_out_what_is_unknown_and_keep_the_order():
     figure = bars("AP", {"a": {"x": 1.25, "y": None}, "b": {"z": -2.0}}, "AP", signed=True)
-    assert figure.traces[0]["x"] == [1.25, None]
+    assert (figure.traces[0]["y"], figure.traces[0]["x"]) == (["x"], [1.25])
     assert figure.values.header == ("", "a", "b")
-    assert figure.values.rows == [("x", "+1.2", "–"), ("y", "–", "–"), ("z", "–", "-2.0")]
+    assert figure.values.rows == [("x", "+1.2", "–"), ("z", "–", "-2.0")]

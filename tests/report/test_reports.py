@@ -72,6 +72,20 @@ def test_run_report_tells_the_metrics_in_percent(make_run):
     assert {"task/classification", "mask/p3", "sfa/p3", "p4", "AP50"} <= page.plotted
 
 
+def test_a_distilled_run_alone_says_how_its_gain_is_found(make_run):
+    run = make_run()
+    alone, beside = (run_report(run, baseline=other).read_text(encoding="utf-8") for other in (None, make_run("other")))
+    assert "--baseline" in alone
+    assert "--baseline" not in beside
+    assert "--baseline" not in run_report(make_run("bare", distils=False)).read_text(encoding="utf-8")
+
+
+def test_a_run_of_a_comparison_is_named_by_its_method(make_run, tmp_path):
+    (tmp_path / "pkd").mkdir()
+    run = make_run("pkd/seed-0")
+    assert "<title>Run pkd/seed-0</title>" in run_report(run).read_text(encoding="utf-8")
+
+
 def test_names_cannot_become_markup(make_run):
     page = Page(run_report(make_run("<b>run")))
     assert "b" not in page.tags
@@ -164,7 +178,7 @@ def test_comparison_shows_the_training_of_the_distilled_run_only(four_runs, tmp_
 
 def test_comparison_tells_the_gain_and_its_limits(four_runs, tmp_path):
     html = comparison_report(tmp_path / "report.html", four_runs).read_text(encoding="utf-8")
-    assert "has +2.3 AP against the baseline" in html
+    assert "has 32.3 AP, +2.3 against its baseline&#39;s 30.0." in html
     assert "several seeds" in html
     assert "not fair" not in html
 
@@ -172,7 +186,7 @@ def test_comparison_tells_the_gain_and_its_limits(four_runs, tmp_path):
 def test_comparison_calls_unequal_budgets_unfair(four_runs, make_run, tmp_path):
     four_runs["baseline"] = make_run("short", ap=0.4, stages=1, distils=False)
     html = comparison_report(tmp_path / "report.html", four_runs).read_text(encoding="utf-8")
-    assert "has -7.7 AP against the baseline" in html
+    assert "has 32.3 AP, -7.7 against its baseline&#39;s 40.0." in html
     assert "not fair" in html
 
 
@@ -181,7 +195,7 @@ def test_comparison_with_an_unfinished_run_says_which(four_runs, tmp_path):
     page = Page(comparison_report(tmp_path / "report.html", four_runs))
     assert "distilled has no metrics.json yet." in page.html
     assert page.cells[4][:3] == ["distilled", "–", "–"]
-    assert "against the baseline" not in page.html
+    assert "against its baseline" not in page.html
 
 
 def test_comparison_with_unmeasurable_metrics_shows_dashes(four_runs, tmp_path):
@@ -189,7 +203,7 @@ def test_comparison_with_unmeasurable_metrics_shows_dashes(four_runs, tmp_path):
     (four_runs["baseline"] / "metrics.json").write_text(json.dumps(metrics))
     page = Page(comparison_report(tmp_path / "report.html", four_runs))
     assert page.cells[3] == ["baseline", "–", "–", "1,234,567", "4"]
-    assert "against the baseline" not in page.html
+    assert "against its baseline" not in page.html
 
 
 def test_validations_without_a_value_leave_the_curve_out(make_run):

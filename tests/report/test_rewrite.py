@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dfmsd import cli
 from dfmsd.compare.results import PairResults, write_results
@@ -52,7 +54,14 @@ def test_the_whole_report_of_a_run(runs, tiny_teachers, monkeypatch):
     assert html.split("<script>")[0].count("data:image/png;base64") == 2  # a stage each
     for who in ("the truth", "student", "baseline", "fcos", "faster_rcnn"):
         assert f"<figcaption>{who}: " in html
+    assert {"square", "disc"} <= set(re.findall(r"<text class=\"tag\".*?>(.*?)</text>", html))
     assert html.count('alt=""') == html.count('aria-label=""') == 0
+
+
+def test_masks_are_shown_of_images_with_objects(monkeypatch):
+    monkeypatch.setattr(examining, "LOOKED_INTO", 3)
+    samples = [SimpleNamespace(target={"boxes": torch.zeros(count, 4)}) for count in (0, 2, 0, 1)]
+    assert examining.telling(samples) == [1, 3, 0]
 
 
 def test_what_is_measured_is_what_evaluation_measures(runs, tiny_teachers):
@@ -71,7 +80,7 @@ def test_what_is_measured_is_what_evaluation_measures(runs, tiny_teachers):
 def test_the_report_of_a_folder_of_runs(runs):
     html = rewrite_report(runs, None, [], 2).read_text(encoding="utf-8")
     assert (runs / "report.html").is_file()
-    assert "against the baseline" in html
+    assert "The distilled student has 25.0 AP, +0.0 against its baseline&#39;s 25.0." in html
     assert {"Classes", "Images", "Masks and attention"} <= set(headings(html))
 
 

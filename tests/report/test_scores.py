@@ -30,8 +30,8 @@ def test_differences_to_the_baseline_by_class_and_size():
         ("c", "–", "–", "–"),
     ]
     figures = {figure.title: figure for figure in section.figures}
-    assert figures["AP above baseline by class"].traces[0]["x"] == [10.0, -10.0, None]
-    assert figures["AP above baseline by object size"].traces[0]["x"] == [None, -5.0, None]
+    assert figures["AP above baseline by class"].traces[0]["x"] == [10.0, -10.0]  # none has c
+    assert figures["AP above baseline by object size"].traces[0]["x"] == [-5.0]
     assert [trace["name"] for trace in figures["AP by class"].traces] == ["student", "baseline"]
 
 
@@ -40,3 +40,9 @@ def test_without_a_baseline_there_are_no_differences():
     assert section.table.header == ("class", "AP")
     assert [figure.title for figure in section.figures] == ["AP by class", "AP by object size"]
     assert classes_section([Contender("student")], "student", None).table is None
+
+
+def test_the_student_has_the_first_colour_whatever_the_order_of_the_table():
+    names = ("teacher", "baseline", "student")
+    section = classes_section([Contender(name, METRICS) for name in names], "student", "baseline")
+    assert [trace["name"] for trace in section.figures[0].traces] == ["student", "baseline", "teacher"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -21,15 +23,16 @@ MOST_CLASSES = 20
 """Whose bars are drawn."""
 
 
-def result_sections(results: PairResults, table: Table, notes: Sequence[str]) -> list[Section]:
+def result_sections(results: PairResults, table: Table, notes: Sequence[str], folder: Path) -> list[Section]:
     """Put a page together.
 
     Args:
         results: of one pair.
         table: of its methods.
         notes: on how to read it.
+        folder: of the page, which the addresses of the runs' own pages are relative to.
     """
-    sections = [Section("Methods", notes, table)]
+    sections = [Section("Methods", notes, table, lead=verdict(results))]
     if results.failed:
         sections.append(Section("Warnings", [f"{run} failed: {reason}" for run, reason in results.failed.items()]))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
@@ -43,7 +46,24 @@ def result_sections(results: PairResults, table: Table, notes: Sequence[str]) ->
         note = "Mean over the seeds, each epoch that all of them evaluated."
         figure = curves("AP in percent", lines, "epochs trained", digits=1)
         sections.append(Section("AP during training", [note], figures=[figure]))
-    return [*sections, *_classes(records), *_sizes(records)]
+    return [*sections, *_classes(records), *_sizes(records), *_runs(results, folder)]
+
+
+def verdict(results: PairResults) -> str:
+    """Say which method is first, by how much, and which gains the seeds agree on.
+
+    Args:
+        results: of one pair.
+    """
+    compared = [one for one in results.summaries() if one.difference is not None]
+    if not compared:
+        return ""
+    best = max(compared, key=lambda one: one.mean)
+    seeds = "seed" if best.seeds == 1 else "seeds"
+    told = f"First is {best.method} with {100 * best.mean:.1f} AP, {100 * (best.difference or 0.0):+.1f} against the "
+    told += f"baseline ({best.seeds} {seeds}). The best teacher has {100 * max(results.teachers.values()):.1f}."
+    sure = [one.method for one in compared if min(one.differences.values()) > 0]
+    return f"{told} Above the baseline with each of its seeds: {', '.join(sure) or 'none'}."
 
 
 def gains_figure(gains: Sequence[Summary]) -> Figure:
@@ -77,8 +97,12 @@ def gains_figure(gains: Sequence[Summary]) -> Figure:
 
 
 def _records(results: PairResults) -> dict[str, list[RunRecord]]:
-    """Read the runs of each method, best first, as far as their folders are there and whole."""
-    folders: dict[str, list[RunRecord]] = {summary.method: [] for summary in results.summaries()}
+    """Read the runs of each method, best first, as far as their folders are there and whole.
+
+    The baseline is the last, so that a method has the same colour in plots with and without it.
+    """
+    methods = sorted((summary.method for summary in results.summaries()), key=lambda method: method == BASELINE)
+    folders: dict[str, list[RunRecord]] = {method: [] for method in methods}
     for row in results.rows:
         try:
             folders[row.method].append(read_run(Path(row.run)))
@@ -95,6 +119,16 @@ def _mean_curve(records: Sequence[RunRecord]) -> tuple[Column, Column]:
     epochs = sorted(set.intersection(*(set(known) for known in values)))
     means = [100 * float(np.mean([known[epoch] for known in values])) for epoch in epochs]
     return np.array(epochs) + 1, np.array(means)
+
+
+def _runs(results: PairResults, folder: Path) -> list[Section]:
+    """Lead to the runs' own pages, as far as they are there."""
+    pages = {f"{row.method}, seed {row.seed}": Path(row.run, "report.html") for row in results.rows}
+    links = [
+        (name, quote(Path(os.path.relpath(page, folder)).as_posix())) for name, page in pages.items() if page.is_file()
+    ]
+    note = "Each run has a page of its own: losses, correlation, levels, config and environment."
+    return [Section("Runs", [note], links=links)] if links else []
 
 
 def _sizes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:

@@ -70,7 +70,7 @@ def write_tables(results: PairResults, folder: Path) -> None:
     gains = [summary for summary in results.summaries() if summary.difference is not None]
     if gains:
         write_atomically(folder / "plot.png", lambda file: _draw(gains).savefig(file, format="png", dpi=150))
-    sections = result_sections(results, Table(HEADER, rows), notes(results))
+    sections = result_sections(results, Table(HEADER, rows), notes(results), folder)
     write_report(folder / "report.html", f"Comparison: {results.pair}", sections)
 
 

@@ -27,7 +27,8 @@ SHOWN = 4
 """Images of each kind."""
 LOOKED_INTO = 2
 """Images whose masks and attention are drawn."""
-DPI = 80
+DPI = 76
+"""A picture of masks is then as wide as a page on a desk shows."""
 
 
 @dataclass
@@ -78,7 +79,7 @@ def examine(plan: DistillConfig, run: Path, detectors: Mapping[str, Detector], i
     if "student" in judged:
         found.sections.append(_images_section(judged, samples, dataset))
     if teachers:
-        found.sections.append(_attention_section(run, detectors, teachers, samples[:LOOKED_INTO], dataset))
+        found.sections.append(_attention_section(run, detectors, teachers, samples, dataset))
     return found
 
 
@@ -136,6 +137,11 @@ def _images_section(
     return Section("Images", notes, galleries=galleries)
 
 
+def telling(samples: Sequence[Sample]) -> list[int]:
+    """Give the places of the first images with objects, which masks follow; if there are too few, of others, too."""
+    return sorted(range(len(samples)), key=lambda place: not len(samples[place].target["boxes"]))[:LOOKED_INTO]
+
+
 def _attention_section(
     run: Path,
     detectors: Mapping[str, Detector],
@@ -147,9 +153,8 @@ def _attention_section(
     student = detectors["student"]
     for name in teachers:
         taught = lessons(str(run), student, name, detectors[name])
-        for sample, record in zip(samples, dataset.coco.records, strict=False):  # the first images
+        for sample, file in ((samples[index], dataset.coco.records[index].path.name) for index in telling(samples)):
             batch: Batch = collate([sample], dataset.image_size)
-            file = record.path.name
             boxes = sample.target["boxes"]
             scene = see(file, student, detectors[name], taught, batch.images, boxes, "the annotations")
             figure = draw_scene(scene)

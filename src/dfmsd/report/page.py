@@ -50,6 +50,9 @@ class Box(NamedTuple):
     height: float
     look: Look
     label: str
+    """What it is, for those who point at it."""
+    tag: str
+    """What stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class Section:
     galleries: Sequence[Gallery] = ()
     text: str | None = None
     """Shown as it is, in a fixed-width font, folded."""
+    links: Sequence[tuple[str, str]] = ()
+    """Text and address, relative to the page."""
+    lead: str = ""
+    """What it comes to, in a sentence or two above everything else."""
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:

@@ -41,7 +41,7 @@ def panel(who: str, sample: Sample, judged: Judged | None, names: Sequence[str])
 
 def _truth(sample: Sample, scale: float, names: Sequence[str]) -> list[Box]:
     pairs = zip(sample.target["boxes"].tolist(), sample.target["labels"].tolist(), strict=True)
-    return [_box(corners, scale, "truth", names[label]) for corners, label in pairs]
+    return [_box(corners, scale, "truth", names[label], names[label]) for corners, label in pairs]
 
 
 def _detections(judged: Judged, scale: float, names: Sequence[str]) -> list[Box]:
@@ -49,11 +49,11 @@ def _detections(judged: Judged, scale: float, names: Sequence[str]) -> list[Box]
     looks: list[Look] = ["right" if right else "wrong" for right in judged.right.tolist()]
     parts = (found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist())
     return [
-        _box(corners, scale, look, f"{names[label]} {score:.2f}, {look}")
+        _box(corners, scale, look, f"{names[label]} {score:.2f}, {look}", names[label])
         for corners, label, score, look in zip(*parts, looks, strict=True)
     ]
 
 
-def _box(corners: Sequence[float], scale: float, look: Look, label: str) -> Box:
+def _box(corners: Sequence[float], scale: float, look: Look, label: str, tag: str) -> Box:
     x1, y1, x2, y2 = (round(scale * value, 1) for value in corners)
-    return Box(x1, y1, round(x2 - x1, 1), round(y2 - y1, 1), look, label)
+    return Box(x1, y1, round(x2 - x1, 1), round(y2 - y1, 1), look, label, tag)

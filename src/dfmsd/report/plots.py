@@ -75,18 +75,18 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str
 
     Args:
         title: what it shows.
-        groups: name of a group -> name of a bar -> value; None leaves it out.
+        groups: name of a group -> name of a bar -> value; None leaves it out, and the name where no group has a value.
         unit: of the values.
         signed: write the sign: the values are differences.
     """
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    names = list(dict.fromkeys(name for group in groups.values() for name, value in group.items() if value is not None))
     traces = [
         {
             "type": "bar",
             "orientation": "h",
             "name": plain(label),
-            "y": [plain(name) for name in group],
-            "x": [None if value is None else round(value, 4) for value in group.values()],
+            "y": [plain(name) for name in group if name in names],
+            "x": [None if value is None else round(value, 4) for name, value in group.items() if name in names],
             "marker": {"pattern": {"shape": PATTERNS[index % len(PATTERNS)], "solidity": 0.5}},
             "hovertemplate": "%{y}: %{x:" + ("+" if signed else "") + ".1f}<extra></extra>",
         }

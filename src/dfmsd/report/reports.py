@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from dfmsd.report.plan import folder_of, paired_levels, read_plan, teachers_of
 from dfmsd.report.records import RunRecord, read_run
 from dfmsd.report.scores import METRICS, PERCENT, Contender, classes_section, contender, headline
 from dfmsd.report.training import precision_section, training_sections
+from dfmsd.report.verdict import verdict
 from dfmsd.report.warnings import against_baseline, warnings_of
 from dfmsd.types import LevelSpec
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 ONE_SEED = (
     "This is one run each: the seed alone moves AP, so repeat with several seeds before you believe a small gain."
+)
+NO_BASELINE = (
+    "What the distillation gave is told beside a baseline: `dfmsd distill` with --no-distill makes one, and "
+    "`dfmsd report RUN --baseline BASELINE` puts the two side by side."
 )
 
 
@@ -48,26 +53,26 @@ def run_report(
     references = list(teachers) or teachers_of(plan)
     taught = [_teacher(name, plan, found) for name in references]
     before = read_run(baseline) if baseline else None
-    contenders = [one for one, _ in taught if one.metrics or one.parameters or one.flops]
-    if before is not None:
-        contenders.append(_measured(contender("baseline", before), "baseline", found))
-    contenders.append(_measured(contender(run.name, record), "student", found))
+    known = [one for one, _ in taught if one.metrics or one.parameters or one.flops]
+    own = _measured(contender(_name(run), record), "student", found)
+    other = None if before is None else _measured(contender("baseline", before), "baseline", found)
+    contenders = [*known, *([other] if other else []), own]
     warnings = [*(found.notes if found else []), *warnings_of(record, plan, [one for one, _ in taught])]
     if before is not None:
         warnings += against_baseline(record, before, plan, read_plan(before))
     levels = {name: own for name, (_, own) in zip(references, taught, strict=True) if own}
     sections = [
-        _summary(record, contenders, before, found),
+        replace(_summary(record, contenders, before, found), lead=verdict(own, other, known) if record.distils else ""),
         *([Section("Warnings", warnings)] if warnings else []),
-        classes_section(contenders, run.name, "baseline"),
-        precision_section({run.name: record}, METRICS[:3]) if before is None else _both(record, before),
+        classes_section(contenders, own.name, "baseline"),
+        precision_section({own.name: record}, METRICS[:3]) if before is None else _both(record, before),
         *training_sections(record, plan, ""),
         *_pairing(plan, record, levels),
         *(found.sections if found else []),
         _config(record),
         _environment(record),
     ]
-    return write_report(run / "report.html", f"Run {run.name}", sections)
+    return write_report(run / "report.html", f"Run {own.name}", sections)
 
 
 def comparison_report(path: Path, runs: Mapping[str, Path], found: Examination | None = None) -> Path:
@@ -91,11 +96,12 @@ def comparison_report(path: Path, runs: Mapping[str, Path], found: Examination |
     notes += [f"{name} has no metrics.json yet." for name, run in records.items() if run.metrics is None]
     pair = {"baseline", "distilled"} <= records.keys()
     if pair:
-        notes += _verdict(records["baseline"], records["distilled"])
-    sections = [headline(contenders, notes)]
+        notes += _limits(records["baseline"], records["distilled"])
+    sections = [replace(headline(contenders, notes), lead=_lead(contenders, _teacher_names(records)))]
     if pair and records["distilled"].metrics is not None:
         sections.append(classes_section(contenders, "distilled", "baseline"))
-    sections.append(precision_section(records, METRICS[:1]))
+    colours = dict.fromkeys(name for name in ("distilled", "baseline", *records) if name in records)
+    sections.append(precision_section({name: records[name] for name in colours}, METRICS[:1]))
     for name, record in records.items():
         if record.distils:
             plan = read_plan(record)
@@ -105,6 +111,14 @@ def comparison_report(path: Path, runs: Mapping[str, Path], found: Examination |
     told += found.notes if found else []
     sections[1:1] = [Section("Warnings", told)] if told else []
     return write_report(path, "Comparison of runs", [*sections, *(found.sections if found else [])])
+
+
+def _lead(contenders: Sequence[Contender], teachers: Container[str]) -> str:
+    """Say what came of the run ``distilled``, if there is one."""
+    runs = {one.name: one for one in contenders}
+    if "distilled" not in runs:
+        return ""
+    return verdict(runs["distilled"], runs.get("baseline"), [one for name, one in runs.items() if name in teachers])
 
 
 def _warnings(record: RunRecord) -> list[str]:
@@ -159,7 +173,9 @@ def _summary(
         return Section("Result", [missing]) if len(contenders) == 1 else headline(contenders, [missing, PERCENT])
     notes = [PERCENT, *_costs_in_words(contenders, found)]
     if before is not None:
-        notes += _verdict(before, record)
+        notes += _limits(before, record)
+    elif record.distils:
+        notes.append(NO_BASELINE)
     return headline(contenders, notes)
 
 
@@ -176,18 +192,24 @@ def _costs_in_words(contenders: Sequence[Contender], found: Examination | None) 
     return notes
 
 
-def _verdict(baseline: RunRecord, distilled: RunRecord) -> list[str]:
-    before, after = ((run.metrics or {}).get("AP") for run in (baseline, distilled))
-    if before is None or after is None:
+def _limits(baseline: RunRecord, distilled: RunRecord) -> list[str]:
+    """Tell what a difference of the two does not say."""
+    if any((run.metrics or {}).get("AP") is None for run in (baseline, distilled)):
         return []
-    notes = [f"The distilled student has {100 * (after - before):+.1f} AP against the baseline. {ONE_SEED}"]
+    notes = [ONE_SEED]
     if baseline.trained_epochs != distilled.trained_epochs:
         notes.append("The two were not trained for the same number of epochs: the comparison is not fair.")
     return notes
 
 
+def _name(run: Path) -> str:
+    """Name a run; those of a comparison are named by their method, too."""
+    run = run.resolve()
+    return f"{run.parent.name}/{run.name}" if run.name.startswith("seed-") else run.name
+
+
 def _both(record: RunRecord, before: RunRecord) -> Section:
-    return precision_section({"baseline": before, record.folder.name: record}, METRICS[:1])
+    return precision_section({_name(record.folder): record, "baseline": before}, METRICS[:1])
 
 
 def _pairing(

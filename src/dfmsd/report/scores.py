@@ -78,9 +78,11 @@ def classes_section(contenders: Sequence[Contender], student: str, baseline: str
         student: name of the one that is reported on.
         baseline: name of the one that it is compared with.
     """
-    shown = {one.name: one for one in contenders if (one.metrics or {}).get("per_class")}
-    if student not in shown:
+    known = {one.name: one for one in contenders if (one.metrics or {}).get("per_class")}
+    if student not in known:
         return Section("Classes", ["There are no metrics per class."])
+    # the student has the first colour, here as in the other plots of the page
+    shown = {name: known[name] for name in dict.fromkeys((student, baseline, *known)) if name in known}
     classes = {name: _per_class(one) for name, one in shown.items()}
     sizes = {name: {label: one.ap(key) for key, label in SIZES.items()} for name, one in shown.items()}
     before = baseline if baseline in shown else None

@@ -14,6 +14,11 @@ from dfmsd.report.plan import term_factors
 from dfmsd.report.plots import MAX_POINTS, curve, curves, stage_starts
 from dfmsd.report.records import Column, RunRecord, Series
 
+TERMS = (
+    "loss is the sum that is trained on, task the detector's own part of it, lr the learning rate. The others are the "
+    "distillation's, with their weights, a line for each level of the student's pyramid."
+)
+
 
 def precision_section(records: Mapping[str, RunRecord], columns: Sequence[str]) -> Section:
     """Plot AP after each epoch: several columns of one run, or one column of several runs."""
@@ -54,6 +59,8 @@ def training_sections(record: RunRecord, plan: DistillConfig | None, suffix: str
         notes.append(f"Each point is the mean of neighbouring steps, at most {MAX_POINTS} points a stage.")
     if stage_starts(record.log):
         notes.append("A dashed vertical line marks the beginning of a stage.")
+    if record.distils:
+        notes.append(TERMS)
     figures = _figures(record.log, record.terms, "")
     sections = [Section(f"Losses{suffix}", notes, figures=figures)] if figures else []
     if record.distils:
