@@ -22,8 +22,8 @@ COLUMNS = (
     "teacher's attention (log)",
     "student's attention (log)",
     "distance of the features",
-    "mask of stage 1 (black: masked)",
-    "mask of this stage",
+    "mask before enhancement",
+    "mask after enhancement",
     "error of the reconstruction",
     "channels (orange: masked)",
 )
@@ -37,7 +37,7 @@ SIDE, TOP = 2.1, 2.6
 """Inches: a map with its title, and the input above them."""
 LEAST = 1e-3
 """Of an attention of mean 1: what is below looks alike."""
-TICKS = (LEAST, 0.1, 10.0)
+TICKS = (0.1, 1.0, 10.0)
 KEPT, MASKED, BOX = "#0072b2", "#d55e00", "#00ff88"
 SHEET = ("input", *COLUMNS[:2], *COLUMNS[4:6])
 
@@ -76,12 +76,13 @@ def draw_scene(scene: Scene) -> Figure:
 
 
 def draw_contact_sheet(scenes: Sequence[Scene]) -> Figure:
-    """Draw a row for each image: the input, and the finest level of the last stage."""
+    """Draw a row for each image: the input, and the finest level of the last stage, beside its name."""
     with mpl.rc_context(STYLE):
         figure, _ = _figure(len(scenes), len(SHEET), 0.3)
         for place, scene in enumerate(scenes):
             row, view = figure.axes[place * len(SHEET) :][: len(SHEET)], scene.views[-1][0]
             _draw_input(row[0], scene, scene.name)
+            row[0].set_ylabel(f"stage {scene.lessons[-1].stage}")
             titles = [f"{title}, {view.pair.student.name}" for title in SHEET[1:]]
             for ax, title, values in zip(row[1:], titles, (view.teacher, view.student), strict=False):
                 _draw_map(ax, title, values, is_attention=True)
@@ -162,7 +163,7 @@ def _draw_mask(ax: Axes, title: str, mask: Map | None) -> None:
         return
     ax.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _bare(ax, title)
-    ax.set_xlabel(f"{1 - mask.mean():.0%} masked", labelpad=2)
+    ax.set_xlabel(f"{1 - mask.mean():.0%} masked (black)", labelpad=2)
 
 
 def _draw_channels(ax: Axes, title: str, view: LevelView) -> None:
