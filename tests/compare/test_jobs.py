@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from dfmsd.compare import jobs
@@ -122,6 +123,24 @@ def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
     assert stopped.value.status == PREEMPTED
     assert [process.returncode for process in started] == [0]  # asked to end, and waited for
     assert signal.getsignal(number) is former
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_75_after_sigterm(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+    config = compare_config(tmp_path / "out", methods=["none"], epochs=EPOCHS, eval_every=EPOCHS)
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(asdict(config)))
+    command = [sys.executable, "-m", "dfmsd", "compare", "--config", str(tmp_path / "compare.yaml")]
+    run = tmp_path / "out" / "none" / "seed-0"
+    with subprocess.Popen([*command, "--allow-weak-teacher"], stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate()
+    assert process.returncode == PREEMPTED
+    assert "the same command goes on" in " ".join(said.split())
+    assert "interrupted: " in " ".join((run / LOG).read_text().split())
+    assert not (run / "metrics.json").exists()
 
 
 def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None:
