@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 7200
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-slow test-mmdet fuzz soak lint docs bench support clean
+.PHONY: help install demo test test-slow test-browser test-mmdet fuzz soak lint docs bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,6 +26,9 @@ test: $(INSTALLED) ## the unit tests: offline, no data needed
 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(INSTALLED) ## reports and documentation in Chromium, if there is one: build/screenshots
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_browser.py tests/test_browser_docs.py
 
 test-mmdet: $(MMDET)/.installed ## the tests of MMDetection, in a virtual environment of its own
 	$(MMDET)/bin/python -m pytest -m mmdet tests/detectors

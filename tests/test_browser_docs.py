@@ -24,8 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("width", [DESK, PHONE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(DESK, "light"), (PHONE, "dark")])  # neither depends on the other
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_opens_without_a_word_and_is_readable(browser, site, name, width, scheme):
     with opened(browser, site / f"{name}.html", width, scheme) as (page, said):
