@@ -16,7 +16,7 @@ from tests.support_docs import DOCS, Support, render
 from tests.tiny_transformers import NEEDED
 from torch import nn
 
-from dfmsd.detectors import TORCHVISION_MODELS, Detector, ModuleDetector
+from dfmsd.detectors import Detector, ModuleDetector, torchvision_archs
 from dfmsd.detectors.transformers import FAMILIES
 
 FEW = [
@@ -150,7 +150,7 @@ def test_every_registered_family_was_tried(found: Support) -> None:
     students = {*registered, *(f"hf: {name}" for name, family in FAMILIES.items() if family.learns)}
     assert teachers <= {teacher for teacher, _ in pairs}
     assert students <= {student for _, student in pairs}
-    assert all(name.startswith(tuple(TORCHVISION)) for name in TORCHVISION_MODELS)
+    assert all(name.startswith(tuple(TORCHVISION)) for name in torchvision_archs())
 
 
 def test_what_is_promised_works(found: Support) -> None:

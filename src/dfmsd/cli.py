@@ -33,7 +33,8 @@ from dfmsd.terminal import console
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
 
-# The commands import what they need themselves: the engine takes longer to import than most input to be refused.
+# The commands import what they need themselves: the engine and torchvision take longer to import than most input to be
+# refused.
 
 
 def _train_parser() -> jsonargparse.ArgumentParser:
@@ -205,15 +206,18 @@ def _list_parser() -> jsonargparse.ArgumentParser:
 
 
 def _list(values: Any) -> None:
-    from dfmsd.detectors import DETECTORS, TORCHVISION_MODELS, list_backbones
-    from dfmsd.losses import LOSSES
+    print("\n".join(_names(values.what)))
 
-    names = {
-        "losses": lambda: sorted(LOSSES),
-        "detectors": lambda: [*sorted(DETECTORS), *TORCHVISION_MODELS],
-        "backbones": list_backbones,
-    }
-    print("\n".join(names[values.what]()))
+
+def _names(what: str) -> list[str]:
+    if what == "losses":
+        from dfmsd.losses import LOSSES
+
+        return sorted(LOSSES)
+
+    from dfmsd.detectors import DETECTORS, list_backbones, torchvision_archs
+
+    return list_backbones() if what == "backbones" else [*sorted(DETECTORS), *torchvision_archs()]
 
 
 def _add_run_flags(parser: jsonargparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ import torchvision
 from torch import nn
 from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights, VGG16_Weights
 
-from dfmsd.detectors import TORCHVISION_MODELS, DetectorConfig, build_detector, load_detector, save_detector
+from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector, torchvision_archs
 from dfmsd.errors import DfmsdError
 
 NAMES = ["a", "b"]
 LIGHT = ("fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large")
-ALL = [pytest.param(name, marks=() if name in LIGHT else pytest.mark.slow) for name in TORCHVISION_MODELS]
+ALL = [pytest.param(name, marks=() if name in LIGHT else pytest.mark.slow) for name in torchvision_archs()]
 STRIDES = {
     "fasterrcnn_m": [32, 32, 64],
     "fasterrcnn_r": [4, 8, 16, 32, 64],
@@ -27,7 +27,7 @@ STRIDES = {
 }
 WEIGHTS = [
     f"{enum.__name__}.{member}"
-    for name in TORCHVISION_MODELS
+    for name in torchvision_archs()
     for enum in [torchvision.models.get_model_weights(name)]
     for member in enum.__members__
 ]
@@ -45,8 +45,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_there_are_all_but_the_keypoints() -> None:
     theirs = torchvision.models.list_models(module=torchvision.models.detection)
-    assert set(theirs) - set(TORCHVISION_MODELS) == {"keypointrcnn_resnet50_fpn"}
-    assert set(TORCHVISION_MODELS) <= set(theirs)
+    assert set(theirs) - set(torchvision_archs()) == {"keypointrcnn_resnet50_fpn"}
+    assert set(torchvision_archs()) <= set(theirs)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dfmsd.data.coco import CocoDetection, ImageRecord
 from dfmsd.data.config import DataConfig
-from dfmsd.data.dataset import DetectionDataset, EpochSampler
-from dfmsd.data.digits import cached_digits, make_digits
-from dfmsd.data.images import read_image
-from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
+from dfmsd.lazy import lazily
 
 if TYPE_CHECKING:
+    from dfmsd.data.coco import CocoDetection, ImageRecord
     from dfmsd.data.datamodule import CocoDataModule
+    from dfmsd.data.dataset import DetectionDataset, EpochSampler
+    from dfmsd.data.digits import cached_digits, make_digits
+    from dfmsd.data.images import read_image
+    from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
 
 __all__ = [
     "Augmentation",
@@ -32,11 +33,23 @@ __all__ = [
     "read_image",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the engine, half of the start-up time, only where its data module is asked for."""
-    if name == "CocoDataModule":
-        from dfmsd.data.datamodule import CocoDataModule
-
-        return CocoDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# What stands on torchvision or the engine: a config is read and refused without them.
+__getattr__ = lazily(
+    __name__,
+    {
+        "Augmentation": "dfmsd.data.transforms",
+        "CocoDataModule": "dfmsd.data.datamodule",
+        "CocoDetection": "dfmsd.data.coco",
+        "DetectionDataset": "dfmsd.data.dataset",
+        "EpochSampler": "dfmsd.data.dataset",
+        "ImageRecord": "dfmsd.data.coco",
+        "Sample": "dfmsd.data.transforms",
+        "cached_digits": "dfmsd.data.digits",
+        "collate": "dfmsd.data.transforms",
+        "fit": "dfmsd.data.transforms",
+        "hflip": "dfmsd.data.transforms",
+        "make_digits": "dfmsd.data.digits",
+        "random_rescale": "dfmsd.data.transforms",
+        "read_image": "dfmsd.data.images",
+    },
+)

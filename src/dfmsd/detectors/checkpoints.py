@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision.models.detection import KeypointRCNN
 
 from dfmsd.detectors.base import UNUSED_CLASSES, Detector
-from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, TORCHVISION_MODELS, DetectorConfig
+from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, DetectorConfig, torchvision_archs
 from dfmsd.detectors.features import TIMM, backbone_class, load_timm, load_transformers_backbone
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.mmdet_files import load_mmdet, restore_mmdet
@@ -200,7 +200,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 def _load_torchvision(name: str, trained: bool) -> TorchvisionDetector:
     names = {
         f"{enum.__name__}.{member}": (builder, weights)
-        for builder in TORCHVISION_MODELS
+        for builder in torchvision_archs()
         for enum in [torchvision.models.get_model_weights(builder)]
         for member, weights in enum.__members__.items()
     }

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-
-import torchvision
+from functools import cache
 
 from dfmsd.errors import DfmsdError
 
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """What dfmsd builds on any backbone."""
 KEYPOINTS = "keypointrcnn"
-TORCHVISION_MODELS: tuple[str, ...] = tuple(
-    name
-    for name in torchvision.models.list_models(module=torchvision.models.detection)
-    if not name.startswith(KEYPOINTS)
-)
-"""torchvision's own detectors, by the names of their builders."""
 HUGGING_FACE = "hf:"
 """What the name of a model of transformers begins with."""
 MMDET = "mmdet:"
@@ -24,6 +17,15 @@ MMDET = "mmdet:"
 PYTHON = "python:"
 """What stands before the class of a module that only its own program can build."""
 PREFIXES = (HUGGING_FACE, MMDET, PYTHON)
+
+
+@cache
+def torchvision_archs() -> tuple[str, ...]:
+    """Give torchvision's own detectors, by the names of their builders."""
+    from torchvision import models  # here, since it takes as long to import as torch
+
+    names = models.list_models(module=models.detection)
+    return tuple(name for name in names if not name.startswith(KEYPOINTS))
 
 
 @dataclass
@@ -65,10 +67,12 @@ class DetectorConfig:
         Raises:
             DfmsdError: an unknown `arch`.
         """
-        if self.arch not in (*OWN_ARCHS, *TORCHVISION_MODELS) and not self.arch.startswith(PREFIXES):
+        if self.arch in OWN_ARCHS or self.arch.startswith(PREFIXES):
+            return
+        if self.arch not in torchvision_archs():
             raise DfmsdError(
                 f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
-                f" {', '.join(TORCHVISION_MODELS)}, {MMDET}<config>,<checkpoint> or {HUGGING_FACE}<folder or id>"
+                f" {', '.join(torchvision_archs())}, {MMDET}<config>,<checkpoint> or {HUGGING_FACE}<folder or id>"
             )
 
 

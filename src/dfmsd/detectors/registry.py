@@ -183,7 +183,7 @@ DETECTORS: dict[str, Callable[[DetectorConfig, int], TorchvisionModel]] = {
     "faster_rcnn": build_faster_rcnn,
     "ssdlite": build_ssdlite,
 }
-"""``arch`` -> builder of the plain model; besides, there are torchvision's own, `TORCHVISION_MODELS`."""
+"""``arch`` -> builder of the plain model; besides, there are torchvision's own, `torchvision_archs`."""
 
 
 class _FCOSHead(FCOSHead):  # type: ignore[misc]  # torchvision is untyped
