@@ -279,7 +279,7 @@ def run(arguments: Sequence[str]) -> None:
     try:
         if CONFIGS.get(command) is DistillConfig:
             for key in ("stages", "loss"):
-                arguments = [command, *apply_list_flags(COMMANDS[command][0](), arguments[1:], key)]
+                arguments = [command, *apply_list_flags(COMMANDS[command][0], arguments[1:], key)]
         if command == "compare":
             arguments = _lists_of(arguments)
         values = parser.parse_args(list(arguments))

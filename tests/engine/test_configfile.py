@@ -39,7 +39,7 @@ def parse(file: Path, *flags: str) -> DistillConfig:
     parser = config_parser(DistillConfig)
     arguments = ["--config", str(file), *flags]
     for key in ("stages", "loss"):
-        arguments = apply_list_flags(parser, arguments, key)
+        arguments = apply_list_flags(lambda: parser, arguments, key)
     return build_config(DistillConfig, parser.instantiate(parser.parse_args(arguments)))
 
 

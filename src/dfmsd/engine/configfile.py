@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -174,11 +174,13 @@ def _keys(config: type[Any]) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in _keys(kind))
 
 
-def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[str], key: str) -> list[str]:
+def apply_list_flags(
+    build_parser: Callable[[], jsonargparse.ArgumentParser], arguments: Sequence[str], key: str
+) -> list[str]:
     """Turn ``--stages.0.epochs 3`` into a whole ``--stages [...]``, since jsonargparse knows no flags into lists.
 
     Args:
-        parser: knows the rest of the arguments.
+        build_parser: of one that knows the rest of the arguments; called where there is such a flag.
         arguments: of the command.
         key: of the list; where it holds a mapping, flags into it are left as they are.
 
@@ -197,7 +199,7 @@ def apply_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[st
     if not changes:
         return rest
     readable = [argument for argument in rest if not argument.startswith("--print_config")]  # it would print and exit
-    entries = json.loads(json.dumps(parser.parse_args(readable).as_dict().get(key) or []))
+    entries = json.loads(json.dumps(build_parser().parse_args(readable).as_dict().get(key) or []))
     if isinstance(entries, dict):
         for flag in changes:
             if re.match(rf"--{key}\.\d", flag):
