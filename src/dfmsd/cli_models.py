@@ -20,12 +20,9 @@ T = TypeVar("T")
 
 def evaluate_parser() -> jsonargparse.ArgumentParser:
     """Flags of ``dfmsd evaluate``."""
-    parser = command_parser("COCO metrics of a detector.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser = _detector_parser("COCO metrics of a detector.")
     parser.add_argument("--data", type=str, required=True, help="folder in the COCO layout, or digits")
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
-    )
+    _add_image_size(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="write the metrics to this JSON file")
     return parser
 
@@ -48,13 +45,10 @@ def evaluate_command(values: Any) -> None:
 
 def predict_parser() -> jsonargparse.ArgumentParser:
     """Flags of ``dfmsd predict``."""
-    parser = command_parser("Images and videos with what a detector finds drawn on them, and a COCO file of it.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser = _detector_parser("Images and videos with what a detector finds drawn on them, and a COCO file of it.")
     parser.add_argument("--out", type=Path, required=True, help="folder that is written into")
     parser.add_argument("--score", type=float, default=0.3, help="detections below are left out")
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
-    )
+    _add_image_size(parser)
     parser.add_argument("images", type=str, nargs="+", help="files, or folders of them")
     return parser
 
@@ -69,8 +63,7 @@ def predict_command(values: Any) -> None:
 
 def export_parser() -> jsonargparse.ArgumentParser:
     """Flags of ``dfmsd export``."""
-    parser = command_parser("A detector as a file of another runtime, compared there with the model on real images.")
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    parser = _detector_parser("A detector as a file of another runtime, compared there with the model on real images.")
     parser.add_argument("--format", choices=["onnx", "openvino", "executorch", "torch"], required=True)
     parser.add_argument("--out", type=Path | None, default=None, help="file to write; beside the model by default")
     parser.add_argument(
@@ -126,6 +119,18 @@ def share_command(values: Any) -> None:
     from dfmsd.share import ShareOptions, share
 
     print(share(_options(ShareOptions, values)))
+
+
+def _detector_parser(description: str) -> jsonargparse.ArgumentParser:
+    parser = command_parser(description)
+    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
+    return parser
+
+
+def _add_image_size(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
+    )
 
 
 def _options(kind: Callable[..., T], values: Any) -> T:

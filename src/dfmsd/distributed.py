@@ -77,11 +77,7 @@ def check_unlike_processes(teachers: Mapping[str, tuple[int, int]], student: tup
 
 def process_sum(value: Tensor) -> Tensor:
     """Sum over the processes of a `shared_step`, without a gradient."""
-    if not _Step.shared:
-        return value
-    value = value.detach().clone()
-    dist.all_reduce(value)
-    return value
+    return _all_reduced(value.detach()) if _Step.shared else value
 
 
 def statistics_sum(value: Tensor) -> Tensor:
@@ -115,12 +111,14 @@ def of_first_process(value: Tensor) -> Tensor:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(value)
-        return value
+        return _all_reduced(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient
+        return _all_reduced(gradient)
+
+
+def _all_reduced(value: Tensor) -> Tensor:
+    value = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(value)
+    return value
