@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import STUDENT
+from tests.fixtures import STUDENT
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.distill.stages import StageConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from tests.conftest import TINY_CATEGORIES, write_tiny
+from tests.fixtures import TINY_CATEGORIES, write_tiny
 from tests.soak.course import Course, Sample, judge, look
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
