@@ -16,18 +16,97 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dfmsd.compare import jobs
+from dfmsd.compare import jobs, worker
 from dfmsd.compare.cells import Cell, make_cells
 from dfmsd.compare.config import CompareConfig
 from dfmsd.compare.jobs import LOG, locked, preemptible, run_cells, threads_of
 from dfmsd.distill.stages import StageConfig
-from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
+from dfmsd.engine.config import DistillConfig, write_config
+from dfmsd.engine.configfile import read_config
+from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 EPOCHS = 40
 """Enough that a run is still at work when the second epoch is noticed."""
 
 
-def test_a_failing_run_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+WORKER = """#!/bin/sh
+# started as: python -m dfmsd.compare.worker RUN
+case $3 in
+*broken) echo "dfmsd: error: no detector at 'nowhere'" >&2; exit 2 ;;
+*killed) echo "epoch 1"; kill -9 $$ ;;
+*) echo "$1 $2 with $OMP_NUM_THREADS" >"$3/done" ;;
+esac
+"""
+
+
+def test_each_run_ends_for_itself(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(WORKER)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(jobs, "POLL", 0.02)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    names = ("broken", "first", "killed", "second")
+    cells = [replace(cell, config=replace(cell.config, out=str(tmp_path / name))) for name in names]
+    ended: dict[str, str | None] = {}
+    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
+        run_cells(cells, 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
+    assert ended == {
+        "broken": f"no detector at 'nowhere'; see {tmp_path / 'broken' / LOG}",
+        "first": None,
+        "killed": f"ended by signal 9: epoch 1; see {tmp_path / 'killed' / LOG}",
+        "second": None,
+    }
+    for name in ("first", "second"):
+        assert (tmp_path / name / "done").read_text() == "-m dfmsd.compare.worker with 3\n"
+        assert read_config(DistillConfig, tmp_path / name / "config.yaml").epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (SimpleNamespace(finished=True, status=0), 0, ""),
+        (SimpleNamespace(finished=False, status=PREEMPTED), PREEMPTED, ""),
+        (DfmsdError("no detector\nat 'nowhere'"), 2, "dfmsd: error: no detector at 'nowhere'\n"),
+        (KeyboardInterrupt(), INTERRUPTED, ""),
+    ],
+)
+def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
+    compare_config: Callable[..., CompareConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: Any,
+    status: int,
+    said: str,
+) -> None:
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    cell.run.mkdir(parents=True)
+    write_config(cell.config, cell.run)
+    reported: list[Path] = []
+
+    def distill(given: DistillConfig, **options: Any) -> Any:
+        assert Path(given.out) == cell.run
+        assert options == {"resume": True, "allow_weak_teacher": True, "check_images": 1}
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    monkeypatch.setattr(worker, "distill", distill)
+    monkeypatch.setattr(worker, "run_report", reported.append)
+    monkeypatch.setattr(worker, "_follow_parent", lambda: None)
+    assert worker.main(cell.run) == status
+    assert reported == [cell.run] * (status == 0)
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.slow
+def test_a_failing_training_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["none"], epochs=1)
     [cell], _ = make_cells(config, config.parsed_methods(), "both")
     stages = [StageConfig(1, teacher="nowhere")]
