@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -52,7 +53,9 @@ They compute in float32.
 
 def together(function: Callable[[int], Any], folder: Path) -> list[Any]:
     """Call a function in two processes that know each other, and give what each returns."""
-    torch.multiprocessing.spawn(_call, (function, str(folder)), WORLD)
+    # a fork has imported everything already, which takes longer than all that is computed; CUDA survives none
+    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+    torch.multiprocessing.start_processes(_call, (function, str(folder)), WORLD, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
