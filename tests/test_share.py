@@ -24,8 +24,9 @@ MakeRun = Callable[..., Path]
 STRANGE = {"square": "a|b *c* <script>", "disc": "[x](y) `z` $d$"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(finished_run: MakeRun) -> Path:
+    """A run to share: do not change it."""
     return finished_run("student")
 
 
