@@ -26,6 +26,8 @@ from dfmsd.engine.run import build_task
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
 
+TINY_BACKBONE = "test_efficientnet"
+"""Of timm, with a layer a stage: half as many as the smallest one that is of use."""
 TINY_CATEGORIES = {1: "square", 3: "disc"}  # a gap, as in COCO's own ids
 TINY_COLOURS = {1: (200, 40, 40), 3: (40, 60, 200)}
 
@@ -67,12 +69,12 @@ def tiny_teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("teachers")
     for arch, channels in (("fcos", 32), ("faster_rcnn", 16)):
-        config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=channels, head_convs=1)
+        config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=channels, head_convs=1)
         save_detector(build_detector(config, list(TINY_CATEGORIES.values())), folder / arch)
     return str(folder / "fcos"), str(folder / "faster_rcnn")
 
 
-STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
+STUDENT = DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 
 import dfmsd
 from dfmsd.engine.configfile import read_config
@@ -15,7 +16,7 @@ CLASSES = ("square", "disc")
 
 
 def tiny(**values: Any) -> dfmsd.DetectorConfig:
-    return dfmsd.DetectorConfig(**{"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1, **values})
+    return dfmsd.DetectorConfig(**{"backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1, **values})
 
 
 def test_a_few_lines_distil_detectors_that_are_already_there(

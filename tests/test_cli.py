@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.fixtures import TINY_BACKBONE
 
 from dfmsd import cli
 from dfmsd.detectors import Detector, DetectorConfig, build_detector, list_backbones, load_detector, save_detector
@@ -20,7 +21,7 @@ from dfmsd.engine.callbacks import StopOnInterrupt
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 
-STUDENT = {"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1}
+STUDENT = {"backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1}
 
 
 class Command:

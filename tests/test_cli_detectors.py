@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 from safetensors.torch import save_file
+from tests.fixtures import TINY_BACKBONE
 from tests.test_cli import STUDENT, Command
 from tests.tiny_transformers import NEEDED, needs_transformers, save_model
 
@@ -107,7 +108,7 @@ def test_weights_of_another_architecture_are_refused(
     error = dfmsd.refusal("distill", "--config", configure("timm:test_vit?weights=resnet.safetensors", STUDENT))
     assert "timm:test_vit?weights=resnet.safetensors does not fit the backbone: missing" in error
     error = dfmsd.refusal("distill", "--config", configure(first, {**STUDENT, "pretrained": "resnet.safetensors"}))
-    assert "resnet.safetensors for mobilenetv3_small_050 does not fit the backbone" in error
+    assert f"resnet.safetensors for {TINY_BACKBONE} does not fit the backbone" in error
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])

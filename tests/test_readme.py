@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from tests.fixtures import TINY_BACKBONE
 
 import dfmsd
 
@@ -57,7 +58,7 @@ def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     tiny_coco.rename(tmp_path / "path" / "to" / "coco")
-    config = dfmsd.DetectorConfig(fpn_channels=16, head_convs=1)
+    config = dfmsd.DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1)
     for name in ("teacher_a", "teacher_b"):
         dfmsd.save_detector(dfmsd.build_detector(config, ("square", "disc")), tmp_path / "runs" / name)
     # an untrained teacher of one epoch at a small size: what is tested is that the lines run

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.fixtures import TINY_BACKBONE
 from torch.nn import functional as F
 
 from dfmsd import cli, functional, masking
@@ -123,7 +124,7 @@ def test_without_the_layers_the_rest_is_shown_and_the_reason_told(finished_run, 
 
 
 def test_a_teacher_that_did_not_teach_is_looked_at_all_the_same(run, tmp_path):
-    config = DetectorConfig("retinanet", "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
+    config = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16, head_convs=1)
     save_detector(build_detector(config, ("square", "disc")), tmp_path / "other")
     seen, _, _ = scene(run, str(tmp_path / "other"))
     assert any("is no teacher of" in line for line in in_words(seen))
@@ -134,7 +135,7 @@ def test_a_teacher_that_did_not_teach_is_looked_at_all_the_same(run, tmp_path):
 def test_every_kind_of_loss_has_a_picture(finished_run, tiny_teachers, loss):
     name = loss if isinstance(loss, str) else "sum"
     stages = [StageConfig(epochs=1, teacher=tiny_teachers[0])]
-    student = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=32, head_convs=1)  # alike, as crosskd asks
+    student = DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=32, head_convs=1)  # alike, as crosskd asks
     run = finished_run(name, student=student, stages=stages, loss={"name": loss} if isinstance(loss, str) else loss)
     seen, _, _ = scene(run, tiny_teachers[0])
     views = seen.views[0]

@@ -118,7 +118,7 @@ class Whole(nn.Module):
 def build_whole(arch: str, loss: Any, balance: float | None) -> Whole:
     """A whole task with frozen batch normalisation."""
     torch.manual_seed(0)
-    config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=16, head_convs=2)
+    config = DetectorConfig(arch, "test_efficientnet", fpn_channels=16, head_convs=2)
     student, teacher = (build_detector(config, ("a", "b")).to(kind(arch)) for _ in range(2))
     task = DistillationTask(student, [StageConfig(1, "t")], [[FrozenTeacher(teacher, "t")]], loss, balance)
     task.to(kind(arch))

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures import STUDENT
 
 from dfmsd.compare.config import CompareConfig
 from dfmsd.data import DataConfig
-from dfmsd.detectors import DetectorConfig
 from dfmsd.engine.config import OptimConfig
 
 
@@ -19,7 +19,7 @@ def compare_config(tiny_root: Path, tiny_teachers: tuple[str, str]) -> Callable[
     def build(out: Path, **values: Any) -> CompareConfig:
         defaults: dict[str, Any] = {
             "data": DataConfig(str(tiny_root), image_size=64, batch_size=4),
-            "student": DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=16, head_convs=1),
+            "student": STUDENT,
             "pairs": {"both": list(tiny_teachers)},
             "methods": ["none", "pkd"],
             "seeds": [0],

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
+from tests.fixtures import TINY_BACKBONE
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -18,7 +19,7 @@ from dfmsd.detectors import DETECTORS, Detector, DetectorConfig, build_detector,
 from dfmsd.detectors.registry import build_model
 from dfmsd.errors import DfmsdError
 
-SMALL = DetectorConfig(fpn_channels=16, head_convs=1)
+SMALL = DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1)
 NAMES = ["a", "b"]
 COCO_FASTER = "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1"
 
@@ -70,7 +71,7 @@ def test_the_description_tells_everything_but_the_weights(run: Path) -> None:
     description = json.loads((run / "student.json").read_text(encoding="utf-8"))
     assert description["format_version"] == 1
     assert description["class_names"] == NAMES
-    assert description["detector"]["backbone"] == "mobilenetv3_small_050"
+    assert description["detector"]["backbone"] == TINY_BACKBONE
     assert description["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert description["image_std"] == pytest.approx([0.229, 0.224, 0.225])
     assert description["levels"][0] == {"name": "p3", "channels": 16, "stride": 8}

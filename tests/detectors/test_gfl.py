@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models.detection import RetinaNet
@@ -22,7 +23,7 @@ SIDE = 64
 
 
 def detector(**values: object) -> TorchvisionDetector:
-    config = DetectorConfig(**{"arch": "gfl", "fpn_channels": 16, "head_convs": 1, **values})  # type: ignore[arg-type]
+    config = DetectorConfig(**{"arch": "gfl", "backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1, **values})  # type: ignore[arg-type]
     return build_detector(config, NAMES)
 
 

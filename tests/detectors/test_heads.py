@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.detection import FCOS, RetinaNet
@@ -34,7 +35,7 @@ DENSE = ["fcos", "retinanet", "gfl"]
 
 
 def detector(arch: str, head_convs: int = 2) -> TorchvisionDetector:
-    built = build_detector(DetectorConfig(arch, fpn_channels=16, head_convs=head_convs), NAMES)  # type: ignore[arg-type]
+    built = build_detector(DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=head_convs), NAMES)  # type: ignore[arg-type]
     for parameter in built.model.head.parameters():
         nn.init.normal_(parameter, std=0.1)
     return built.eval()
@@ -149,7 +150,7 @@ def test_centerness_by_hand() -> None:
 
 
 def test_where_there_is_no_dense_head() -> None:
-    two_stage = build_detector(DetectorConfig("faster_rcnn", fpn_channels=16), NAMES)
+    two_stage = build_detector(DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16), NAMES)
     assert two_stage.dense_head is None
     with pytest.raises(DfmsdError, match="has no dense head that can be cut"):
         two_stage.forward_with_head(IMAGES, TARGETS, 1)
@@ -158,7 +159,7 @@ def test_where_there_is_no_dense_head() -> None:
 
 
 def test_a_head_of_another_make_cannot_be_cut() -> None:
-    model = build_model(DetectorConfig("fcos", fpn_channels=16, head_convs=1), len(NAMES))
+    model = build_model(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1), len(NAMES))
 
     class Other(nn.Module):
         num_classes = len(NAMES)
@@ -172,7 +173,7 @@ def test_a_head_of_another_make_cannot_be_cut() -> None:
 
 
 def test_towers_without_normalisation_are_cut_behind_the_convolution() -> None:
-    built = build_model(DetectorConfig("retinanet", fpn_channels=16), len(NAMES))
+    built = build_model(DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16), len(NAMES))
     head = RetinaNetHead(16, 9, len(NAMES))  # as in torchvision's first RetinaNet: conv, ReLU in place
     plain = RetinaNet(built.backbone, len(NAMES), anchor_generator=AnchorGenerator(*_grid(built)), head=head)
     found = wrap_torchvision(plain, NAMES).eval()

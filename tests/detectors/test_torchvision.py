@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
@@ -31,7 +32,7 @@ SIZES = [(64, 96), (96, 64)]
 
 
 def _config(arch: str) -> DetectorConfig:
-    return DetectorConfig(arch=arch, fpn_channels=16, head_convs=1)
+    return DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
 
 
 def _retinanet_v2() -> RetinaNet:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
@@ -320,7 +321,7 @@ def test_another_layout_has_another_namespace() -> None:
 
 @pytest.mark.parametrize("arch", ["fcos", "faster_rcnn", "retinanet", "gfl"])
 def test_the_same_detector_built_again_has_the_same_namespace(arch: str) -> None:
-    config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=16, head_convs=1)  # type: ignore[arg-type]
+    config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)  # type: ignore[arg-type]
     detector, again = (build_detector(config, ["thing"]) for _ in range(2))
     assert namespace(detector, HALF) != namespace(again, HALF)
     again.load_state_dict(detector.state_dict())

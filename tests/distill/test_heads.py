@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -33,7 +34,7 @@ LD = {"name": "ld"}
 
 
 def detector(arch: str = "fcos", names: tuple[str, ...] = NAMES, **values: Any) -> TorchvisionDetector:
-    config = DetectorConfig(**{"arch": arch, "fpn_channels": 16, "head_convs": 2, **values})
+    config = DetectorConfig(**{"arch": arch, "backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 2, **values})
     return build_detector(config, names)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.distill.test_task import FewNeurons
+from tests.fixtures import TINY_BACKBONE
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,7 +20,10 @@ LAYERS, EXTRA = "backbone.fpn.layer_blocks", "backbone.fpn.extra_blocks"
 
 
 def detector(arch: str = "fcos", names: tuple[str, ...] = NAMES, **values: Any) -> TorchvisionDetector:
-    built = build_detector(DetectorConfig(**{"arch": arch, "fpn_channels": 16, "head_convs": 1, **values}), names)
+    built = build_detector(
+        DetectorConfig(**{"arch": arch, "backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1, **values}),
+        names,
+    )
     for parameter in built.parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter)  # or equal biases would look like copied ones
@@ -111,7 +115,7 @@ def test_what_does_not_agree_is_refused_and_nothing_copied(values: dict[str, Any
 def test_unlike_anchors_and_labels_are_refused() -> None:
     with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale"):
         inherit(detector("retinanet"), detector("retinanet", anchor_scale=2.0), "big")
-    config = DetectorConfig("fcos", fpn_channels=16, head_convs=1)
+    config = DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1)
     swapped = wrap_torchvision(build_model(config, 2), NAMES, [1, 0])
     with pytest.raises(DfmsdError, match="classes differ: 0 a, 1 b of the student, 1 a, 0 b of big"):
         inherit(detector(), swapped, "big")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tests.fixtures import STUDENT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.detectors import build_detector
 from dfmsd.distill.balance import GradientBalance
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.task import DistillationTask
@@ -86,8 +88,8 @@ def test_the_watch_lets_the_rest_pass(watch: Watch) -> None:
 
 @pytest.mark.parametrize("arch", ["fcos", "faster_rcnn"])
 def test_distillation_never_waits_for_the_device(arch: str) -> None:
-    student = build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a",))
-    teacher = FrozenTeacher(build_detector(DetectorConfig(arch, fpn_channels=32, head_convs=1), ("a",)), "teacher")
+    student = build_detector(STUDENT, ("a",))
+    teacher = FrozenTeacher(build_detector(replace(STUDENT, arch=arch, fpn_channels=32), ("a",)), "teacher")
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
     loss = {"name": "dfmsd", "enhancement": "error+object"}
     task = DistillationTask(student, stages, [[], [teacher]], loss, balance=0.5).train()
@@ -106,7 +108,7 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
 @pytest.mark.parametrize("boxes", [TARGETS, TARGETS[1:] * 2], ids=["boxes", "empty"])
 def test_gfl_never_waits_for_the_device_either(boxes: list[Any]) -> None:
     """Assignment and losses, and LD over them."""
-    student, big = (build_detector(DetectorConfig("gfl", fpn_channels=16, head_convs=1), ("a",)) for _ in range(2))
+    student, big = (build_detector(replace(STUDENT, arch="gfl"), ("a",)) for _ in range(2))
     task = DistillationTask(student, [StageConfig(1, "big")], [[FrozenTeacher(big, "big")]], {"name": "ld"}).train()
     student._own_targets = list  # type: ignore[assignment]  # on a CPU it looks at the boxes
     with Watch() as watch:

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.fixtures import STUDENT
 from torch import Tensor
 
-from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.detectors import build_detector
 from dfmsd.distill.teacher import FrozenTeacher
 
 IMAGES = torch.rand(1, 3, 64, 64)
-CONFIG = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
 
 
 def features(arithmetic: torch.dtype | None) -> Tensor:
     torch.manual_seed(0)
-    return FrozenTeacher(build_detector(CONFIG, ("thing",)), "big", arithmetic).features(IMAGES)["p3"]
+    return FrozenTeacher(build_detector(STUDENT, ("thing",)), "big", arithmetic).features(IMAGES)["p3"]
 
 
 def test_a_teacher_computes_in_its_own_arithmetic_whatever_is_around_it() -> None:
@@ -30,7 +30,7 @@ def test_a_teacher_computes_in_its_own_arithmetic_whatever_is_around_it() -> Non
 
 @pytest.mark.parametrize("part", ["model", "model.backbone.body", "model.head"])
 def test_a_part_that_somebody_switched_to_training_is_switched_back(part: str) -> None:
-    teacher = FrozenTeacher(build_detector(CONFIG, ("thing",)), "big")
+    teacher = FrozenTeacher(build_detector(STUDENT, ("thing",)), "big")
     expected = teacher.features(IMAGES)["p3"]
     teacher.detector.get_submodule(part).train()
     assert torch.equal(teacher.features(IMAGES)["p3"], expected)

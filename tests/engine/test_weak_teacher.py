@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures import STUDENT
 from tests.test_cli import Command
 
 from dfmsd.engine.config import OptimConfig, TrainConfig
 from dfmsd.engine.run import train
 
 pytestmark = pytest.mark.slow
+BACKBONE = "mobilenetv3_small_050"
 
 
 @pytest.fixture(scope="module")
 def teacher(train_config: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """Folder of a teacher that knows reddish squares from bluish discs, and its AP."""
-    config = train_config(tmp_path_factory.mktemp("runs") / "teacher", epochs=40, optim=OptimConfig(lr=4e-3, warmup=5))
+    optim, model = OptimConfig(lr=4e-3, warmup=5), replace(STUDENT, backbone=BACKBONE)
+    config = train_config(tmp_path_factory.mktemp("runs") / "teacher", epochs=40, optim=optim, model=model)
     return Path(config.out), train(config).metrics["AP"]
 
 
@@ -41,7 +45,7 @@ def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def config_of(teacher: Path, data: Path) -> dict[str, Any]:
     return {
         "data": {"root": str(data), "image_size": 64, "batch_size": 4},
-        "student": {"backbone": "mobilenetv3_small_050", "fpn_channels": 16, "head_convs": 1},
+        "student": {"backbone": BACKBONE, "fpn_channels": 16, "head_convs": 1},
         "stages": [{"teacher": str(teacher), "epochs": 1}],
         "out": "run",
     }

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from tests.fixtures import STUDENT
 from torch import nn
 
 from dfmsd.align import Align, LevelPair
-from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.detectors import build_detector
 from dfmsd.distill.stages import StageConfig
 from dfmsd.distill.task import DistillationTask
 from dfmsd.distill.teacher import FrozenTeacher
@@ -23,8 +25,8 @@ BATCH, SIDE, CLASSES = 2, 64, 3
 def shared_task() -> DistillationTask:
     """A stage without teacher, then one with a Faster R-CNN of another width."""
     torch.manual_seed(0)
-    student = build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a", "b", "c"))
-    teacher = build_detector(DetectorConfig("faster_rcnn", fpn_channels=32), ("a", "b", "c"))
+    student = build_detector(STUDENT, ("a", "b", "c"))
+    teacher = build_detector(replace(STUDENT, arch="faster_rcnn", fpn_channels=32), ("a", "b", "c"))
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
     return DistillationTask(
         student, stages, [[], [FrozenTeacher(teacher, "teacher")]], {"name": "dfmsd", "generation": "full"}
@@ -157,8 +159,8 @@ def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> N
 
 def test_a_sum_costs_what_its_methods_cost() -> None:
     torch.manual_seed(0)
-    student = build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a", "b", "c"))
-    teacher = FrozenTeacher(build_detector(DetectorConfig(fpn_channels=32), ("a", "b", "c")), "teacher")
+    student = build_detector(STUDENT, ("a", "b", "c"))
+    teacher = FrozenTeacher(build_detector(replace(STUDENT, fpn_channels=32), ("a", "b", "c")), "teacher")
     batch = random_batch(BATCH, SIDE, CLASSES)
     found = []
     for loss in ([{"name": "mgd"}, {"name": "dfmsd", "generation": "full"}], {"name": "mgd"}, {"generation": "full"}):
@@ -179,7 +181,7 @@ def test_counting_leaves_no_gradient(task: DistillationTask) -> None:
 
 def test_teachers_at_once_cost_what_each_costs() -> None:
     torch.manual_seed(0)
-    student, *detectors = (build_detector(DetectorConfig(fpn_channels=16, head_convs=1), ("a",)) for _ in range(3))
+    student, *detectors = (build_detector(STUDENT, ("a",)) for _ in range(3))
     first, second = (FrozenTeacher(detector, name) for detector, name in zip(detectors, "ab", strict=True))
     batch = random_batch(1, 64, 1)
     costs = []

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.distill.stages import StageConfig
@@ -24,8 +25,8 @@ from dfmsd.estimate.schedules import (
 
 
 def test_the_line_through_two_sizes_meets_the_exact_count_of_a_coco_image() -> None:
-    student = build_detector(DetectorConfig("faster_rcnn", fpn_channels=16), ("a",))
-    teacher = build_detector(DetectorConfig("fcos", fpn_channels=32, head_convs=1), ("a",))
+    student = build_detector(DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16), ("a",))
+    teacher = build_detector(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=32, head_convs=1), ("a",))
     stages = [StageConfig(epochs=1, teacher="t")]
     task = DistillationTask(student, stages, [[FrozenTeacher(teacher, "t")]], {"name": "dfmsd"}).train()
     found = stage_flops(task, torch.device("cpu"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.fixtures import TINY_BACKBONE
 from tests.tiny_transformers import needs_transformers, save_model, student
 from torch import nn
 
@@ -29,7 +30,7 @@ def lively(detector: Detector) -> Detector:
 
 
 def tiny(arch: str) -> Detector:
-    config = DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
+    config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
     return lively(build_detector(config, ("a", "b", "c")))
 
 
@@ -70,7 +71,7 @@ def test_thresholds_are_the_models_own() -> None:
 
 
 def test_labels_that_no_object_has_are_left_out() -> None:
-    config = DetectorConfig("retinanet", "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
+    config = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16, head_convs=1)
     detector = lively(wrap_torchvision(build_model(config, 3), ["a", "c"], [0, 2]))
     graph = DetectionGraph(detector, 96)
     assert_same(detector, graph)
