@@ -51,7 +51,8 @@ def main() -> None:
     rest = root.with_name(f"{root.name}_rest")
     if not rest.exists():
         split(root, rest)
-    more = replace(config, data=replace(config.data, unlabeled=str(rest)), out=f"{config.out}-unlabeled")
+    (teachers,) = config.pairs.values()
+    more = replace(config, data=replace(config.data, unlabeled=str(rest)), pairs={"unlabeled": teachers})
     found: dict[str, Any] = {}
     for name, one in (("labels alone", config), ("with the other images", more)):
         found[name] = [pair.as_json() for pair in compare(one, jobs=asked.jobs)]
