@@ -15,6 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what the libraries have made out of the search for garbage, which took an eighth of the time."""
+    """Keep what the libraries have made out of the search for garbage, and search seldom: it took a tenth of all."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
