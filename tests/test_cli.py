@@ -337,8 +337,10 @@ def test_estimate_prints_tables_and_writes_the_json_alone(
     dfmsd: Command, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dfmsd.estimate import estimate
+    from dfmsd.estimate.schedules import ImageFlops
 
     monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0))
+    monkeypatch.setattr(estimate, "stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
     before = sorted(dfmsd.folder.rglob("*"))
     status, out, _ = dfmsd("estimate", "--config", config, "--stages.1.epochs", 3, "--json", "estimate.json")
     assert status == 0

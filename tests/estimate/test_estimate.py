@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.fixtures import TINY_BACKBONE
+from tests.fixtures import STUDENT, TINY_BACKBONE
 
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distill.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.estimate.estimate import Estimate, assumptions, estimate, untrained_task
-from dfmsd.estimate.schedules import GPUS
+from dfmsd.estimate.schedules import GPUS, ImageFlops
 from dfmsd.estimate.tables import print_estimate
 
 Make = Callable[..., DistillConfig]
@@ -99,12 +99,11 @@ def test_a_teacher_that_is_yet_to_be_trained_is_built_but_not_trained(
     )
     (tmp_path / "teacher.yaml").write_text(to_yaml(recipe))
     monkeypatch.setattr("dfmsd.engine.run.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("dfmsd.estimate.estimate.stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
     config = distill_config(
         tmp_path / "run",
         stages=[StageConfig(epochs=1, teacher=str(tmp_path / "teacher.yaml"))],
-        student=DetectorConfig(
-            backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1, pretrained=str(tmp_path / "missing.pth")
-        ),
+        student=replace(STUDENT, pretrained=str(tmp_path / "missing.pth")),
     )
     found = estimate(config, seconds=0)
     assert found.costs[0].teacher is not None
