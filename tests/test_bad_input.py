@@ -262,11 +262,12 @@ def test_a_bad_state_to_go_on_from(dfmsd: Command, content: bytes) -> None:
 # The same in processes of their own.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "piece"),
     [
         (["distill", "--config", "good.yaml", "--optim.lr", "nan"], "optim.lr"),
-        pytest.param(["train", "--out", "r", "--data.root", "nowhere"], "nowhere", marks=pytest.mark.slow),
+        (["train", "--out", "r", "--data.root", "nowhere"], "nowhere"),
     ],
 )
 def test_a_process_ends_within_ten_seconds(dfmsd: Command, line: list[str], piece: str) -> None:

@@ -384,7 +384,11 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
 
 @pytest.mark.parametrize(
     ("command", "number", "status"),
-    [("distill", signal.SIGTERM, 75), ("compare", signal.SIGUSR1, 75), ("distill", signal.SIGINT, 130)],
+    [
+        ("distill", signal.SIGINT, 130),
+        pytest.param("distill", signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param("compare", signal.SIGUSR1, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_while_a_teacher_is_trained_ends_as_any_other_and_the_next_start_goes_on(
     dfmsd: Command, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch, command: str, number: int, status: int

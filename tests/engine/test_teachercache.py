@@ -208,6 +208,7 @@ def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
     assert identical(weights(first), weights(ram))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_cache_as_if_nothing_had_happened(
     short: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_the_folder_tells_the_teachers_apart(distilled: Result, make: Make) -> N
     assert all(text in report for text in ("T1.mask", "T2.sfa", "T2.p3"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     distilled: Result, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
