@@ -1,0 +1,295 @@
+"""What README.md and docs/ show runs: every command, config and block of Python, on tiny data.
+
+Flags make the commands small: size and number of the images, epochs, widths, seeds. Each runs in a folder where what it
+reads is already there; the quickstart's commands run one after the other in one folder. What is not run is skipped,
+with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+import yaml
+from tests.documented import PAGES, ROOT, blocks, configs, shell_lines
+from tests.export.test_graph import lively
+from torch.distributed.tensor import DTensor
+
+from dfmsd import cli
+from dfmsd.compare import runner
+from dfmsd.compare.cells import Cell
+from dfmsd.data import DataConfig
+from dfmsd.detectors import load_detector, save_detector
+from dfmsd.distill.stages import StageConfig
+from dfmsd.distill.task import DistillationTask
+from dfmsd.engine.run import distill
+from dfmsd.estimate import estimate
+from dfmsd.export import job
+from dfmsd.report import run_report
+
+TINY = "--data.image_size 64 --data.batch_size 4"
+SMALL = {"backbone": "mobilenetv3_small_050", "pretrained": "false", "fpn_channels": "16", "head_convs": "1"}
+LONG = ("train", "check", "distill", "estimate", "compare", "export", "report", "visualize")
+"""Commands that take more than a moment on tiny data."""
+NOT_RUN = {
+    "make": "makes the virtual environment, or trains for minutes: tests/test_docs.py asks make for the target",
+    "pip": "changes the Python that runs this: tests/test_docs.py compares the extras with pyproject.toml",
+    "srun": "needs SLURM",
+    "[": "needs SLURM",
+    "python": "hours of benchmarks on data that are not in the repository",
+}
+"""First word of a line -> why it is not run."""
+NEEDS = {
+    "convert": "supervision",
+    "predict": "supervision",
+    "share": "huggingface_hub",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "wandb": "wandb",
+    "[tensorboard, mlflow]": "mlflow",
+}
+"""Word of a line -> package of an extra."""
+BEFORE = {
+    "report runs/compare": "compare --config compare.yaml --methods none,pkd",
+    "predict --model shared/student": "share runs/student --out shared/student",
+}
+"""What a line begins with -> command whose results it reads."""
+
+
+def why_not(page: Path, line: Sequence[str]) -> str | None:
+    if page.name == "results.md":
+        return NOT_RUN["python"]
+    if "--push" in line:
+        return "uploads: tests/test_share.py has a hub of its own"
+    return NOT_RUN.get(line[0])
+
+
+def cases() -> Iterator[Any]:
+    """Every line of every page but the quickstart, and one for each config that no line reads."""
+    lines = [(page, line) for page in PAGES for line in shell_lines(page) if page.name != "quickstart.md"]
+    read = {word for page in PAGES for line in shell_lines(page) for word in line if word.endswith(".yaml")}
+    lines += [(Path(name), ["dfmsd", "distill", "--config", name]) for name, _ in configs() if name not in read]
+    for page, line in lines:
+        reason = why_not(page, line)
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        if set(line) & set(LONG):
+            marks.append(pytest.mark.slow)
+        yield pytest.param(line, id=f"{page.name}: {' '.join(line)[:70]}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def stock(
+    tiny_root: Path,
+    tiny_teachers: tuple[str, str],
+    finished_run: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Everything that the commands read: data, configs, teachers, a student and its baseline."""
+    folder = tmp_path_factory.mktemp("documented") / "stock"
+    for name in ("DATA", "data"):
+        shutil.copytree(tiny_root, folder / name)
+    for number in (1, 2):
+        shutil.copy(tiny_root / "val" / f"val_{number}.jpg", folder / "data" / "val" / f"{number}.jpg")
+    for source, names in zip(tiny_teachers, (("teacher_a", "teacher"), ("teacher_b",)), strict=True):
+        for name in names:
+            shutil.copytree(source, folder / "runs" / name)
+    for name, text in configs():
+        (folder / name).write_text(text)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the run's config names its teachers as the commands do
+        stages = [StageConfig(1, teacher=f"runs/teacher_{name}") for name in "ab"]
+        data = DataConfig("DATA", image_size=64, batch_size=4)
+        for name in ("student", "baseline"):
+            run = finished_run(name, no_distill=name == "baseline", stages=stages, data=data)
+            save_detector(lively(load_detector(str(run))), run)
+            shutil.copytree(run, folder / "runs" / name)
+    return folder
+
+
+@pytest.fixture
+def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the stock to work in, where nothing takes longer than it has to."""
+    folder = shutil.copytree(stock, tmp_path / "place", symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(estimate, "estimate", functools.partial(estimate.estimate, seconds=0))
+    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "run_cells", run_here)
+    return folder
+
+
+def run_here(cells: Sequence[Cell], jobs: int, lock: int, ended: Any, console: Any) -> None:
+    """Make a comparison's runs in this process: that others can is shown by tests/compare/test_jobs.py."""
+    for cell in cells:
+        distill(cell.config, resume=cell.run.exists(), allow_weak_teacher=True, check_images=1)
+        run_report(cell.run)
+        ended(cell, None)
+
+
+def small(line: Sequence[str]) -> list[str]:
+    """Flags that make a command of dfmsd a matter of seconds."""
+    if "--config" not in line:
+        return []
+    config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
+    part = "model" if line[0] == "train" else "student"
+    flags = [*TINY.split(), *(word for key, value in SMALL.items() for word in (f"--{part}.{key}", value))]
+    if not Path(config["data"]["root"]).exists():
+        flags += ["--data.root", "DATA"]
+    if line[0] == "compare":
+        if config["pairs"].keys() == {"digits"}:  # its teachers would be trained on other data
+            flags += ["--pairs", '{"digits": ["runs/teacher_a", "runs/teacher_b"]}']
+        return [*flags, "--epochs", "3", "--seeds", "0", "--allow-weak-teacher"]
+    if line[0] == "train":
+        return [*flags, "--epochs", "1", "--overwrite"]
+    flags += [word for place, _ in enumerate(config["stages"]) for word in (f"--stages.{place}.epochs", "1")]
+    if line[0] == "estimate":
+        return flags
+    return [*flags, "--allow-weak-teacher", *(["--overwrite"] if line[0] == "distill" else [])]
+
+
+def run(line: Sequence[str]) -> None:
+    """Run a line of the shell; what starts processes does so with one a core of a small machine."""
+    ours = list(line[line.index("dfmsd") + 1 :])
+    command = [*ours, *small(ours)]
+    if line[0] == "torchrun":
+        start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dfmsd"]
+        subprocess.run([sys.executable, *start, *command], check=True)
+    elif "--devices" in line:
+        subprocess.run([sys.executable, "-m", "dfmsd", *command], check=True)
+    else:
+        cli.run(command)
+
+
+def written(line: Sequence[str]) -> list[Path]:
+    """What a command of dfmsd has to have written."""
+    out = line[line.index("--out") + 1] if "--out" in line else None
+    if "--json" in line:
+        return [Path(line[line.index("--json") + 1])]
+    if line[0] == "report":
+        return list(Path(line[1]).glob("*/report.html")) or [Path(line[1], "report.html")]  # of each pair, or of a run
+    if line[0] == "export":
+        return [Path(out or "runs/student/student.onnx")]
+    if "--config" in line and line[0] in ("train", "distill", "compare") and "--dry-run" not in line:
+        config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
+        folder = Path(out or config["out"])
+        pages = [folder / pair for pair in config["pairs"]] if line[0] == "compare" else [folder]
+        return [page / "report.html" for page in pages]
+    return [Path(out)] if out else []
+
+
+@pytest.mark.parametrize("line", list(cases()))
+def test_the_line_runs(line: list[str], place: Path) -> None:
+    for word in set(line) & set(NEEDS):
+        pytest.importorskip(NEEDS[word], reason=f"needs {NEEDS[word]}")
+    ours = line[line.index("dfmsd") + 1 :]
+    if ours[0] == "convert":
+        source(place / "SOURCE", ours[ours.index("--from") + 1])
+        shutil.rmtree(place / "data")
+    if "clip.mp4" in ours:
+        pictures(place)
+    for beginning, first in BEFORE.items():
+        if " ".join(ours).startswith(beginning):
+            run(["dfmsd", *first.split()])
+    paths = written(ours)
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    run(line)
+    assert all(path.exists() for path in paths)
+
+
+def source(folder: Path, layout: str) -> None:
+    from tests.data import test_convert
+
+    {"yolo": test_convert.yolo, "voc": test_convert.voc}[layout](folder)
+
+
+def pictures(folder: Path) -> None:
+    """Make the files that the command of docs/predict.md names."""
+    import numpy as np
+    import supervision
+    from PIL import Image
+
+    for name in ("one.jpg", "two.png"):
+        Image.new("RGB", (64, 48), (200, 40, 40)).save(folder / name)
+    shape = supervision.VideoInfo(width=64, height=64, fps=5, total_frames=2)
+    with supervision.VideoSink(str(folder / "clip.mp4"), shape) as video:
+        for _ in range(2):
+            video.write_frame(np.zeros((64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs(place: Path) -> None:
+    """Line by line, in the order of the page, with nothing there but the data."""
+    for package in ("supervision", "onnxruntime"):
+        pytest.importorskip(package)
+    shutil.rmtree(place / "runs")
+    for line in shell_lines(ROOT / "docs" / "quickstart.md"):
+        if line[0] == "dfmsd":
+            run(line)
+            assert all(path.exists() for path in written(line[1:]))
+    for name in ("teacher", "student", "baseline"):
+        assert (place / "runs" / name / "student.safetensors").exists()
+    assert (place / "pictures" / "contact_sheet.png").exists()
+    assert (place / "predictions" / "predictions.json").exists()
+
+
+PYTHON = {f"{page.name} {n}": block for page in PAGES for n, block in enumerate(blocks(page, "python"), 1)}
+ELSEWHERE = {
+    **dict.fromkeys(["README.md 1", "README.md 2"], "tests/test_readme.py"),
+    **{f"add-a-detector.md {number}": "tests/test_readme.py" for number in (1, 2, 3)},
+    "add-a-loss.md 1": "tests/test_readme.py",
+    # where FiftyOne is installed, by its reader alone: the block opens a window
+    "predict.md 2": "tests/test_fiftyone.py",
+}
+"""Block -> where it runs."""
+HERE = {"predict.md 1", "share.md 1", "distributed.md 1"}
+
+
+def execute(name: str, **names: Any) -> dict[str, Any]:
+    exec(compile(PYTHON[name].text, name, "exec"), names)
+    return names
+
+
+def test_every_block_of_python_runs_somewhere() -> None:
+    assert PYTHON.keys() == {*ELSEWHERE, *HERE}
+
+
+def test_supervision_reads_predictions(place: Path) -> None:
+    pytest.importorskip("supervision")
+    run(["dfmsd", "predict", "--model", "runs/student", "--out", "predictions", "DATA/val"])
+    found = execute("predict.md 1")["found"]
+    assert found.classes == ["square", "disc"]
+    assert len(found) == 4
+
+
+def test_a_shared_folder_is_fetched_and_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run(["dfmsd", "share", "runs/student", "--out", "shared/student"])
+
+    def fetch(repository: str, allow_patterns: list[str]) -> str:
+        for file in {file for pattern in allow_patterns for file in Path("shared/student").glob(pattern)}:
+            (Path("hub") / repository).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, Path("hub") / repository)
+        return str(Path("hub") / repository)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    assert execute("share.md 1")["detector"].class_names == ("square", "disc")
+
+
+def test_a_task_is_sharded(task: DistillationTask, tmp_path: Path) -> None:
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        names = {"student": task.student, "stages": task.stages, "teachers": task.teachers}
+        sharded = execute("distributed.md 1", **names)["task"]
+        assert {type(value) for value in sharded.parameters()} == {DTensor}
+    finally:
+        dist.destroy_process_group()
