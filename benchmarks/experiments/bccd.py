@@ -35,7 +35,7 @@ METHODS = ("baseline", "single_stage", "two_stage")
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Number of seeds -> 97.5 % quantile of Student's t with one degree of freedom less."""
 A, B = (str(Path("runs/bccd") / name) for name in TEACHERS)
-FULL = {"name": "dfmsd", "generation": "full"}
+FULL = {"name": "dfmsd", "generation": "full", "alpha": 1.0}
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "b_then_b": ("two_stage", {"stages": [StageConfig(14, B), StageConfig(28, B)], "loss": FULL}),
     "two_stage_5_37": ("two_stage", {"stages": [StageConfig(5, A), StageConfig(37, B)], "loss": FULL}),

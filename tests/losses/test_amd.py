@@ -64,7 +64,7 @@ def test_amd_equals_its_formula(dtype: torch.dtype, rtol: float) -> None:
 def test_without_its_gate_amd_is_the_spatial_branch_of_dfmsd_as_a_sum(selection: str, target: str) -> None:
     loss, (student, teacher) = build(gate=False, selection=selection, target=target), pair()
     options = DFMSDOptions(
-        beta=0.0, channel=False, selection=selection, target=target, generation="full", enhancement="none"
+        alpha=1.0, beta=0.0, channel=False, selection=selection, target=target, generation="full", enhancement="none"
     )
     branch = DFMSD(C, options).double()
     branch.generation["spatial"].load_state_dict(loss.generation.state_dict())

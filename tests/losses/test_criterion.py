@@ -72,7 +72,9 @@ def test_weight_scales_every_term() -> None:
 
 def test_alpha_and_beta_scale_their_own_term() -> None:
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)
-    plain, scaled = (losses.build("dfmsd", STUDENT, TEACHER, **options) for options in ({}, {"alpha": 3, "beta": 0.5}))
+    plain, scaled = (
+        losses.build("dfmsd", STUDENT, TEACHER, **options) for options in ({"alpha": 1}, {"alpha": 3, "beta": 0.5})
+    )
     scaled.load_state_dict(plain.state_dict())
     once, more = run(plain, student, teacher), run(scaled, student, teacher)
     assert_close(more, {name: (3 if name.startswith("mask") else 0.5) * value for name, value in once.items()})

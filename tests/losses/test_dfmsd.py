@@ -184,7 +184,7 @@ def rebuilt_from(loss: DFMSD, branch: str, student: Tensor, teacher: Tensor) -> 
 
 @pytest.mark.parametrize(("off", "left"), [("spatial", "channel"), ("channel", "spatial")])
 def test_without_one_branch_the_other_rebuilds_alone(off: str, left: str) -> None:
-    both, single = method(), method(**{off: False})
+    both, single = method(alpha=1.0), method(alpha=1.0, **{off: False})
     single.generation[left].load_state_dict(both.generation[left].state_dict())
     student, teacher = pair()
     terms = single(student, teacher, context())

@@ -19,7 +19,7 @@ BOXES = [torch.tensor([[4.0, 4.0, 30.0, 20.0]]), torch.zeros(0, 4)]
 def test_dmkd_is_dfmsd_without_alignment_enhancement_and_stages(stage: int, switches: dict[str, object]) -> None:
     options = {"generation": "full", **switches}
     dmkd = DMKD(C, DMKDOptions(**switches)).double()
-    same = DFMSD(C, DFMSDOptions(**options, beta=0.0, enhancement="none")).double()
+    same = DFMSD(C, DFMSDOptions(**options, alpha=1.0, beta=0.0, enhancement="none")).double()
     same.load_state_dict(dmkd.state_dict())
     student, teacher = torch.randn(2, N, C, H, W, dtype=torch.float64)
     found = []
@@ -32,7 +32,7 @@ def test_dmkd_is_dfmsd_without_alignment_enhancement_and_stages(stage: int, swit
 
 
 def test_with_enhancement_a_later_stage_would_differ() -> None:
-    dmkd, dfmsd = DMKD(C, DMKDOptions()), DFMSD(C, DFMSDOptions(generation="full", beta=0.0))
+    dmkd, dfmsd = DMKD(C, DMKDOptions()), DFMSD(C, DFMSDOptions(generation="full", alpha=1.0, beta=0.0))
     dfmsd.load_state_dict(dmkd.state_dict())
     student, teacher = torch.randn(2, N, C, H, W)
     values = [m(student, teacher, LossContext(BOXES, (48, 40), 8, 2))["mask"] for m in (dmkd, dfmsd)]
