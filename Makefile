@@ -60,7 +60,7 @@ bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and w
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 support: $(INSTALLED) ## try every teacher with every student: docs/support.json, docs/support.md
-	$(BIN)/python -m tests.support_docs
+	$(BIN)/python -m tests.helpers.support_docs
 
 clean: ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 WIDTH, HEIGHT = 640, 480
 QUALITY = 90

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dfmsd.compare.cost import peak_bytes
+from dfmsd.comparison.cost import peak_bytes
 from dfmsd.engine.environment import describe_environment
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 __all__ = ["Median", "interleaved_medians", "parse_arguments", "peak_bytes", "print_rows", "write_results"]
 

@@ -20,8 +20,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from dfmsd import DetectorConfig, build_detector
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.detectors.torchvision import OneStageDetector
-from dfmsd.engine.evaluate import coco_metrics, coco_results, detect, evaluate, match_classes
+from dfmsd.detectors.torchvision.wrap import OneStageDetector
+from dfmsd.evaluation.evaluate import coco_metrics, coco_results, detect, evaluate, match_classes
 
 STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_convs=2)
 IMAGES, BATCH, SIDE = 64, 8, 192

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import dfmsd
 from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
-from dfmsd.distill.cache import Layout, TeacherCache
+from dfmsd.distillation.cache import Layout, TeacherCache
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.store import GIB, RamStore
+from dfmsd.utils.store import GIB, RamStore
 
 CLASSES = tuple(f"class {i}" for i in range(7))
 STUDENTS = (

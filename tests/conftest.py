@@ -11,7 +11,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "dist", "no") == "no":
         gc.disable()
-        config.pluginmanager.register(import_module("tests.fixtures"))
+        config.pluginmanager.register(import_module("tests.helpers.fixtures"))
 
 
 def pytest_collection_finish() -> None:

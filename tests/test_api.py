@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.fixtures import TINY_BACKBONE
+from tests.helpers.fixtures import TINY_BACKBONE
 
 import dfmsd
 from dfmsd.engine.configfile import read_config

@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.bad_input import CONFIG, LONG, says, unfinished_run
-from tests.bad_input import dfmsd as dfmsd
-from tests.test_cli import STUDENT, Command
+from tests.cli.test_main import STUDENT, Command
+from tests.helpers.bad_input import CONFIG, LONG, says, unfinished_run
+from tests.helpers.bad_input import dfmsd as dfmsd
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser import DESK, PHONE, SIDEWAYS, Seen, browser, colour, keep_picture, opened, serious_findings
+from tests.helpers.browser import DESK, PHONE, SIDEWAYS, Seen, browser, colour, keep_picture, opened, serious_findings
 
-from dfmsd.compare.results import PairResults, Row
-from dfmsd.compare.tables import write_tables
+from dfmsd.comparison.results import PairResults, Row
+from dfmsd.comparison.tables import write_tables
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
-from dfmsd.report.rewrite import rewrite_report
+from dfmsd.reporting.rewrite import rewrite_report
 
 __all__ = ["browser"]
 

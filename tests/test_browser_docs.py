@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.browser import DESK, PHONE, SIDEWAYS, browser, colour, keep_picture, opened, serious_findings
+from tests.helpers.browser import DESK, PHONE, SIDEWAYS, browser, colour, keep_picture, opened, serious_findings
 
 __all__ = ["browser"]
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from dfmsd.data import DataConfig
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import load_detector
-from dfmsd.engine.evaluate import evaluate
 from dfmsd.errors import PREEMPTED
+from dfmsd.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -33,7 +33,7 @@ SPAWNED = (*DISTILL, "--devices", "2")
 SLOW = """
 import time
 from pathlib import Path
-from dfmsd.cli import main
+from dfmsd.cli.main import main
 from dfmsd.engine import run
 write, read = run.save_detector, run.load_detector
 def slow_write(*arguments):
@@ -47,7 +47,7 @@ main()
 """
 """A disk that takes longer than Lightning waits for a process when another one has ended with an error: 5 s."""
 FAILING = """
-from dfmsd.cli import main
+from dfmsd.cli.main import main
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import DfmsdError
 step = DistillationModule.training_step

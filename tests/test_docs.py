@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.documented import PAGES, ROOT, blocks, configs, shell_lines
+from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 
-from dfmsd import cli
-from dfmsd.compare.config import CompareConfig
+from dfmsd.cli import main as cli
+from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 

@@ -18,21 +18,21 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
-from tests.documented import PAGES, ROOT, blocks, configs, shell_lines
-from tests.export.test_graph import lively
+from tests.exporting.test_graph import lively
+from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 from torch.distributed.tensor import DTensor
 
-from dfmsd import cli
-from dfmsd.compare import runner
-from dfmsd.compare.cells import Cell
+from dfmsd.cli import main as cli
+from dfmsd.comparison import runner
+from dfmsd.comparison.cells import Cell
 from dfmsd.data import DataConfig
 from dfmsd.detectors import load_detector, save_detector
-from dfmsd.distill.stages import StageConfig
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.run import distill
-from dfmsd.estimate import estimate
-from dfmsd.export import job
-from dfmsd.report import run_report
+from dfmsd.estimation import estimate
+from dfmsd.exporting import job
+from dfmsd.reporting import run_report
 
 TINY = "--data.image_size 64 --data.batch_size 4"
 SMALL = {"backbone": "mobilenetv3_small_050", "pretrained": "false", "fpn_channels": "16", "head_convs": "1"}

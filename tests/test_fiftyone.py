@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dfmsd import predict as module
 from dfmsd.detectors.base import Detector
-from dfmsd.export.verify import ExportedDetector
-from dfmsd.predict import predict
+from dfmsd.evaluation import predict as module
+from dfmsd.evaluation.predict import predict
+from dfmsd.exporting.verify import ExportedDetector
 
 pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict]'")
 

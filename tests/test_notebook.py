@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dfmsd import cli
+from dfmsd.cli import main as cli
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 

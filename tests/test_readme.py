@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tests.fixtures import TINY_BACKBONE
+from tests.helpers.fixtures import TINY_BACKBONE
 
 import dfmsd
 
@@ -135,7 +135,7 @@ def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((README.parent / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs_are_read_and_short(path: Path) -> None:
-    from dfmsd.compare.config import CompareConfig
+    from dfmsd.comparison.config import CompareConfig
     from dfmsd.engine.config import DistillConfig, TrainConfig
     from dfmsd.engine.configfile import read_config
 

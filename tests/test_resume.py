@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from dfmsd.data import DataConfig
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine import callbacks, checkpoint
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import StopOnInterrupt

@@ -17,20 +17,20 @@ import pytest
 import timm
 import torch
 import torchvision
-from tests.bad_input import TRUTH, says, truth_file, unfinished_run
-from tests.bad_input import dfmsd as dfmsd
-from tests.test_cli import STUDENT, Command
-from tests.tiny_transformers import needs_transformers, save_model
+from tests.cli.test_main import STUDENT, Command
+from tests.helpers.bad_input import TRUTH, says, truth_file, unfinished_run
+from tests.helpers.bad_input import dfmsd as dfmsd
+from tests.helpers.tiny_transformers import needs_transformers, save_model
 
 import dfmsd as package
 from dfmsd.data import CocoDetection
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
-from dfmsd.detectors.mmdet_files import read_checkpoint
+from dfmsd.detectors.mmdet.files import read_checkpoint
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
-from dfmsd.report import comparison_report, run_report
-from dfmsd.store import DiskStore
+from dfmsd.reporting import comparison_report, run_report
+from dfmsd.utils.store import DiskStore
 
 # What the source calls.
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import support
-from tests.support import COMBINATIONS, OWN_ARCHS, STUDENTS, TEACHERS, TORCHVISION, Student, Workshop, attempt
-from tests.support_docs import DOCS, Support, render
-from tests.tiny_transformers import NEEDED
+from tests.helpers import support
+from tests.helpers.support import COMBINATIONS, OWN_ARCHS, STUDENTS, TEACHERS, TORCHVISION, Student, Workshop, attempt
+from tests.helpers.support_docs import DOCS, Support, render
+from tests.helpers.tiny_transformers import NEEDED
 from torch import nn
 
 from dfmsd.detectors import Detector, ModuleDetector, torchvision_archs
-from dfmsd.detectors.transformers import FAMILIES
+from dfmsd.detectors.huggingface.detector import FAMILIES
 
 FEW = [
     ("faster_rcnn", "gfl"),

@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill, train
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "bccd"

@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dfmsd.compare.config import CompareConfig
-from dfmsd.compare.methods import split_methods
-from dfmsd.compare.runner import compare
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.methods import split_methods
+from dfmsd.comparison.runner import compare
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.engine.configfile import read_config
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HOLDOUT = 0.2

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfmsd.compare.config import CompareConfig
-from dfmsd.compare.runner import compare
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.runner import compare
 from dfmsd.engine.configfile import read_config
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 SOURCE = Path("../shared/data/aquarium")
 CONFIG = Path("configs/aquarium/compare-quarter.yaml")

@@ -11,19 +11,19 @@ from dfmsd import losses
 from dfmsd.api import distill
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector, DetectorConfig
-from dfmsd.distill.stages import StageConfig
-from dfmsd.distill.task import DistillationTask
-from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.lazy import lazily
 from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
+from dfmsd.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from dfmsd.data import CocoDataModule
     from dfmsd.detectors import build_detector, load_detector, save_detector
-    from dfmsd.engine.evaluate import evaluate
     from dfmsd.engine.run import Result, train
+    from dfmsd.evaluation.evaluate import evaluate
 
 __all__ = [
     "Batch",
@@ -59,7 +59,7 @@ __getattr__ = lazily(
         "CocoDataModule": "dfmsd.data",
         "Result": "dfmsd.engine.run",
         "build_detector": "dfmsd.detectors",
-        "evaluate": "dfmsd.engine.evaluate",
+        "evaluate": "dfmsd.evaluation.evaluate",
         "load_detector": "dfmsd.detectors",
         "save_detector": "dfmsd.detectors",
         "train": "dfmsd.engine.run",

@@ -1,5 +1,5 @@
 """``python -m dfmsd`` is ``dfmsd``."""
 
-from dfmsd.cli import main
+from dfmsd.cli.main import main
 
 main()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector, DetectorConfig
-from dfmsd.distill.stages import taught_by
+from dfmsd.distillation.stages import taught_by
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig

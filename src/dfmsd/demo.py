@@ -15,11 +15,11 @@ from rich.table import Table
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
-from dfmsd.engine.evaluate import percent
 from dfmsd.engine.run import distill, train
-from dfmsd.report import comparison_report
+from dfmsd.evaluation.evaluate import percent
+from dfmsd.reporting import comparison_report
 
 DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is another sign
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050", fpn_channels=64, head_convs=2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dfmsd.cli import run
+from dfmsd.cli.main import run
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.convert import convert
 from dfmsd.errors import DfmsdError

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, EpochSampler, Sample, collate
 from dfmsd.data.dataset import file_key
 from dfmsd.errors import DfmsdError
-from dfmsd.store import DiskStore
 from dfmsd.types import Batch
+from dfmsd.utils.store import DiskStore
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.bad_input import dfmsd as dfmsd
-from tests.test_cli import Command
+from tests.cli.test_main import Command
+from tests.helpers.bad_input import dfmsd as dfmsd
 from torch.utils.data import DataLoader
 
 from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, collate, read_image

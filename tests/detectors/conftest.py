@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests import tiny_mmdet
-from tests.tiny_transformers import Built, Saved, save_model, student
+from tests.helpers import tiny_mmdet
+from tests.helpers.tiny_transformers import Built, Saved, save_model, student
 
 from dfmsd.detectors import load_detector
 

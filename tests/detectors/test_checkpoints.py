@@ -11,12 +11,12 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from tests.fixtures import TINY_BACKBONE
+from tests.helpers.fixtures import TINY_BACKBONE
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from dfmsd.detectors import DETECTORS, Detector, DetectorConfig, build_detector, load_detector, save_detector
-from dfmsd.detectors.registry import build_model
+from dfmsd.detectors.build.builders import build_model
 from dfmsd.errors import DfmsdError
 
 SMALL = DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1)

@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfmsd.detectors.backbones import build_backbone
+from dfmsd.detectors.build.backbones import build_backbone
 from dfmsd.detectors.weights import pip_weights, read_state_dict, to_library_keys
 from dfmsd.errors import DfmsdError
 

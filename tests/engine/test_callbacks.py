@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import callbacks
 from dfmsd.engine.callbacks import (
     BalanceReport,
@@ -21,9 +21,9 @@ from dfmsd.engine.callbacks import (
     StopOnInterrupt,
 )
 from dfmsd.engine.config import OptimConfig
-from dfmsd.engine.evaluate import Metrics, percent
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import INTERRUPTED, PREEMPTED
+from dfmsd.evaluation.evaluate import Metrics, percent
 
 NO_OBJECTS = Metrics(AP=None, AP50=None, AP75=None, APs=None, APm=None, APl=None, per_class={"disc": None})
 

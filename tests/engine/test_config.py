@@ -10,7 +10,7 @@ import yaml
 from dfmsd import losses
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import (
     DistillConfig,
     OptimConfig,

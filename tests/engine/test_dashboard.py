@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import dashboard
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import EpochEnd

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import OptimConfig
 from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.module import DistillationModule

@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfmsd import extras
 from dfmsd.engine import loggers, module
 from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig, same_run, write_config
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.run import distill
 from dfmsd.errors import DfmsdError
+from dfmsd.utils import extras
 
 MakeDistill = Callable[..., DistillConfig]
 Curves = dict[str, dict[int, float]]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dfmsd.distill.stages import learning_rate_factor
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.stages import learning_rate_factor
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import module as engine
 from dfmsd.engine.config import OptimConfig
 from dfmsd.engine.module import DistillationModule, correlations_as_mean

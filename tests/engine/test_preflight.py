@@ -14,14 +14,14 @@ from torch.testing import assert_close
 
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, save_detector
-from dfmsd.distill.checks import undisturbed
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.checks import undisturbed
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import preflight as module
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.run import build_task, check
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import pearson
+from dfmsd.losses.functional import pearson
 
 Make = Callable[..., DistillConfig]
 

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
-from dfmsd.distill.stages import StageConfig, learning_rate_factor
+from dfmsd.distillation.stages import StageConfig, learning_rate_factor
 from dfmsd.engine import callbacks
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import StopOnInterrupt
 from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, same_run, write_config
 from dfmsd.engine.configfile import read_config
-from dfmsd.engine.evaluate import evaluate
 from dfmsd.engine.run import Result, build_task, distill, train
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError
+from dfmsd.evaluation.evaluate import evaluate
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]

@@ -11,7 +11,7 @@ import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml, write_config
 from dfmsd.engine.run import Result, distill, load_teachers, train

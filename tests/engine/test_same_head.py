@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fixtures import STUDENT
+from tests.helpers.fixtures import STUDENT
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import build_config, config_parser, read_config
 from dfmsd.engine.run import build_task, distill

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
-from dfmsd.distill.stages import StageConfig
-from dfmsd.distill.task import DistillationTask
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import run as engine
 from dfmsd.engine import teachercache as module
 from dfmsd.engine.callbacks import StopOnInterrupt
@@ -22,7 +22,7 @@ from dfmsd.engine.preflight import preflight
 from dfmsd.engine.run import Result, check, distill
 from dfmsd.engine.teachercache import CachePlan, found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
-from dfmsd.store import MARKER, DiskStore, RamStore
+from dfmsd.utils.store import MARKER, DiskStore, RamStore
 
 MakeDistill = Callable[..., DistillConfig]
 FIRST = sum(32 * side**2 for side in (8, 4, 2, 1))

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from dfmsd.data import DataConfig
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import StopOnInterrupt
 from dfmsd.engine.config import DistillConfig, same_run
 from dfmsd.engine.run import Result, check, distill
-from dfmsd.report import run_report
+from dfmsd.reporting import run_report
 
 MakeDistill = Callable[..., DistillConfig]
 Make = Callable[[str], DistillConfig]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures import STUDENT
-from tests.test_cli import Command
+from tests.cli.test_main import Command
+from tests.helpers.fixtures import STUDENT
 
 from dfmsd.engine.config import OptimConfig, TrainConfig
 from dfmsd.engine.run import train

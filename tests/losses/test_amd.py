@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import spatial_attention, standardize
 from dfmsd.losses import AMD, DFMSD, MGD, AMDOptions, DFMSDOptions, LossContext, MGDOptions
+from dfmsd.losses.functional import spatial_attention, standardize
 
 N, C, H, W = 2, 3, 4, 5
 CONTEXT = LossContext([torch.zeros(0, 4)] * N, (32, 40), 8)

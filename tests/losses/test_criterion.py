@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from dfmsd import losses
-from dfmsd.functional import pearson
 from dfmsd.losses import Criterion
+from dfmsd.losses.functional import pearson
 from dfmsd.types import FeaturePyramid, LevelSpec
 
 STUDENT = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16), LevelSpec("p5", 2, 32))

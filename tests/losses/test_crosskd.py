@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from tests.literal import TOLERANCE, both
+from tests.helpers.literal import TOLERANCE, both
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -11,7 +11,7 @@ from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import FGD, FGDOptions, LossContext
 from dfmsd.losses.fgd import GcBlock
-from dfmsd.objects import object_masks
+from dfmsd.losses.objects import object_masks
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 3, 8, 5, 7

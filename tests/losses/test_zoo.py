@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import pearson
 from dfmsd.losses import LOSSES, LossContext, Method
 from dfmsd.losses.cwd import channel_divergence
+from dfmsd.losses.functional import pearson
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 2, 3, 4, 5

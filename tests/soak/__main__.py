@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from tests.fixtures import TINY_CATEGORIES, write_tiny
+from tests.helpers.fixtures import TINY_CATEGORIES, write_tiny
 from tests.soak.course import Course, Sample, judge, look
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 OUT = Path(__file__).resolve().parents[2] / "build" / "soak.json"
 INTERVAL = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfmsd.data.config import DataConfig
-from dfmsd.lazy import lazily
+from dfmsd.utils.lazy import lazily
 
 if TYPE_CHECKING:
     from dfmsd.data.coco import CocoDetection, ImageRecord

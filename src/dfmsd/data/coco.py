@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from dfmsd.data.imagecheck import UNWRITABLE, check_files, check_names, check_size, check_sizes
 from dfmsd.data.images import read_image
 from dfmsd.errors import DfmsdError
-from dfmsd.files import check_path
 from dfmsd.types import Target
+from dfmsd.utils.files import check_path
 
 logger = logging.getLogger("dfmsd")
 

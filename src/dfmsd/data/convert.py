@@ -12,8 +12,8 @@ from xml.etree.ElementTree import ParseError
 import yaml
 
 from dfmsd.errors import DfmsdError
-from dfmsd.extras import check_extra
-from dfmsd.files import is_taken
+from dfmsd.utils.extras import check_extra
+from dfmsd.utils.files import is_taken
 
 if TYPE_CHECKING:
     from supervision import DetectionDataset

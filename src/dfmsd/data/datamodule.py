@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from dfmsd.cores import own_cores
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset, EpochSampler
@@ -24,7 +23,8 @@ from dfmsd.data.loader import ResumableLoader, leave_signals_to_the_run
 from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate, fitted_size
 from dfmsd.data.unlabeled import MixedSampler, unlabeled_records
 from dfmsd.errors import DfmsdError
-from dfmsd.store import GIB, DiskStore, cache_root, make_room
+from dfmsd.utils.cores import own_cores
+from dfmsd.utils.store import GIB, DiskStore, cache_root, make_room
 
 logger = logging.getLogger("dfmsd")
 

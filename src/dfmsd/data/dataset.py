@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from dfmsd.data.coco import CocoDetection, ImageRecord
 from dfmsd.data.transforms import Augmentation, Sample, fit, fitted_size, pixel_digest, resize_boxes
-from dfmsd.store import Store
 from dfmsd.types import Target
+from dfmsd.utils.store import Store
 
 
 class DetectionDataset(Dataset[Sample]):

@@ -14,7 +14,7 @@ from dfmsd.data.coco import ImageRecord
 from dfmsd.data.dataset import EpochSampler
 from dfmsd.data.images import images_in, read_size
 from dfmsd.errors import DfmsdError
-from dfmsd.files import check_path
+from dfmsd.utils.files import check_path
 
 logger = logging.getLogger("dfmsd")
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import DetectorConfig, torchvision_archs
-from dfmsd.lazy import lazily
+from dfmsd.utils.lazy import lazily
 
 if TYPE_CHECKING:
-    from dfmsd.detectors.backbones import build_backbone, list_backbones
+    from dfmsd.detectors.build.backbones import build_backbone, list_backbones
+    from dfmsd.detectors.build.builders import DETECTORS, build_detector, check_frozen
     from dfmsd.detectors.checkpoints import load_detector, save_detector
-    from dfmsd.detectors.module import ModuleDetector
-    from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
-    from dfmsd.detectors.torchvision import TorchvisionDetector, wrap_torchvision
+    from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 
 __all__ = [
     "DETECTORS",
@@ -35,15 +35,15 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "DETECTORS": "dfmsd.detectors.registry",
-        "ModuleDetector": "dfmsd.detectors.module",
-        "TorchvisionDetector": "dfmsd.detectors.torchvision",
-        "build_backbone": "dfmsd.detectors.backbones",
-        "build_detector": "dfmsd.detectors.registry",
-        "check_frozen": "dfmsd.detectors.registry",
-        "list_backbones": "dfmsd.detectors.backbones",
+        "DETECTORS": "dfmsd.detectors.build.builders",
+        "ModuleDetector": "dfmsd.detectors.generic",
+        "TorchvisionDetector": "dfmsd.detectors.torchvision.wrap",
+        "build_backbone": "dfmsd.detectors.build.backbones",
+        "build_detector": "dfmsd.detectors.build.builders",
+        "check_frozen": "dfmsd.detectors.build.builders",
+        "list_backbones": "dfmsd.detectors.build.backbones",
         "load_detector": "dfmsd.detectors.checkpoints",
         "save_detector": "dfmsd.detectors.checkpoints",
-        "wrap_torchvision": "dfmsd.detectors.torchvision",
+        "wrap_torchvision": "dfmsd.detectors.torchvision.wrap",
     },
 )

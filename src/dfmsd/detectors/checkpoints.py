@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from torchvision.models.detection import KeypointRCNN
 
 from dfmsd.detectors.base import UNUSED_CLASSES, Detector
+from dfmsd.detectors.build.builders import build_model
 from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, DetectorConfig, torchvision_archs
-from dfmsd.detectors.features import TIMM, backbone_class, load_timm, load_transformers_backbone
+from dfmsd.detectors.headless import TIMM, backbone_class, load_timm, load_transformers_backbone
 from dfmsd.detectors.hooks import unwrap
-from dfmsd.detectors.mmdet_files import load_mmdet, restore_mmdet
-from dfmsd.detectors.registry import build_model
-from dfmsd.detectors.torchvision import TorchvisionDetector, keypoints_refused, wrap_torchvision
-from dfmsd.detectors.transformers_files import load_transformers, read_config, restore_transformers
+from dfmsd.detectors.huggingface.files import load_transformers, read_config, restore_transformers
+from dfmsd.detectors.mmdet.files import load_mmdet, restore_mmdet
+from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, keypoints_refused, wrap_torchvision
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError, foreign_message
-from dfmsd.files import check_path, write_atomically, write_json
+from dfmsd.utils.files import check_path, write_atomically, write_json
 
 FORMAT_VERSION = 1
 STUDENT_NAME = "student"

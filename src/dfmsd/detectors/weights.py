@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError, foreign_message
-from dfmsd.files import check_path
+from dfmsd.utils.files import check_path
 
 StateDict = dict[str, Tensor]
 

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
-from dfmsd.distill.task import DistillationTask
-from dfmsd.engine.evaluate import Metrics, evaluate, percent
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import INTERRUPTED, PREEMPTED
-from dfmsd.files import write_json, write_text
+from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
+from dfmsd.utils.files import write_json, write_text
 
 Say = Callable[[str], None]
 

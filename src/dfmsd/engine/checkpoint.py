@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from dfmsd.engine.callbacks import Interrupted, StopOnInterrupt
 from dfmsd.errors import PREEMPTED, DfmsdError
-from dfmsd.files import write_atomically
+from dfmsd.utils.files import write_atomically
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 MINUTES = 10.0

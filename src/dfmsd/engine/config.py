@@ -13,12 +13,12 @@ import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distill.balance import BalanceBy
-from dfmsd.distill.cache import StorageType
-from dfmsd.distill.stages import Schedule, StageConfig, check_stages
+from dfmsd.distillation.balance import BalanceBy
+from dfmsd.distillation.cache import StorageType
+from dfmsd.distillation.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
-from dfmsd.files import check_path, write_text
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
+from dfmsd.utils.files import check_path, write_text
 
 Precision = Literal["32", "bf16", "16"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -203,7 +203,7 @@ class DistillConfig(RunConfig):
         sync_statistics: with several processes, take means and deviations of the losses over the batches of all of
             them, so that two processes learn as one with both batches; else each process takes those of its own.
         inherit: start with the neck outputs and the head of the first stage's (first) teacher (true), or of the
-            detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distill.inherit`.
+            detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distillation.inherit`.
         teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
         compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
             first step, with `balance` at the first one that it does not measure.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import jsonargparse
 import yaml
 
-from dfmsd.distill.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig, written_config
 from dfmsd.errors import DfmsdError, one_line
 

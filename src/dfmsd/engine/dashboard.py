@@ -19,10 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dfmsd.distill.balance import term_groups
+from dfmsd.distillation.balance import term_groups
 from dfmsd.engine.callbacks import EpochEnd
-from dfmsd.engine.evaluate import percent
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
+from dfmsd.evaluation.evaluate import percent
 
 WINDOW = 100
 """Steps that the speed is the mean of."""

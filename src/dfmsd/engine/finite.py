@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import DfmsdError
-from dfmsd.files import write_json
+from dfmsd.utils.files import write_json
 
 logger = logging.getLogger("dfmsd")
 

@@ -12,9 +12,9 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.utilities import rank_zero_only
 
 from dfmsd.engine.config import LoggerName, written_config
-from dfmsd.extras import check_extra
-from dfmsd.files import write_json
-from dfmsd.quiet import quiet
+from dfmsd.utils.extras import check_extra
+from dfmsd.utils.files import write_json
+from dfmsd.utils.quiet import quiet
 
 PROJECT = "dfmsd"
 IDS = "loggers.json"

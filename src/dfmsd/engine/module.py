@@ -13,12 +13,12 @@ import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from dfmsd.distill.checks import check_optimizer
-from dfmsd.distill.stages import learning_rate_factor, stage_of_epoch, starts_stage
-from dfmsd.distill.task import DistillationTask
-from dfmsd.distributed import shared_step
+from dfmsd.distillation.checks import check_optimizer
+from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, starts_stage
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import OptimConfig
 from dfmsd.types import Batch
+from dfmsd.utils.distributed import shared_step
 
 LOG_EVERY = 10
 """Steps between two points of TensorBoard's curves."""
@@ -35,7 +35,7 @@ class DistillationModule(pl.LightningModule):
         skip_nonfinite: whether a step with a loss or gradient that is not finite is left out: neither weights nor
             statistics change. Each step then waits for the device.
         sync_statistics: whether losses take their statistics over the batches of all processes, see `shared_step` in
-            `dfmsd.distributed`.
+            `dfmsd.utils.distributed`.
 
     Attributes:
         gradient_norm: of the last step, before clipping; None where a loss scaler (fp16) meets overflows by itself.

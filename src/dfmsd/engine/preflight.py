@@ -9,15 +9,15 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from dfmsd.align import format_levels
-from dfmsd.classes import common_classes
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.distill.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
-from dfmsd.distill.task import DistillationTask, Lesson
-from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.engine.evaluate import evaluate, percent
+from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
+from dfmsd.distillation.task import DistillationTask, Lesson
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.teachercache import CachePlan, try_out
+from dfmsd.evaluation.evaluate import evaluate, percent
+from dfmsd.losses.align import format_levels
 from dfmsd.types import LevelSpec
+from dfmsd.utils.classes import common_classes
 
 
 @dataclass

@@ -19,11 +19,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, check_frozen, load_detector, save_detector
-from dfmsd.distill.checks import ownership
-from dfmsd.distill.inherit import inherit
-from dfmsd.distill.task import DistillationTask
-from dfmsd.distill.teacher import FrozenTeacher
-from dfmsd.distributed import check_unlike_processes, lost_process_told
+from dfmsd.distillation.checks import ownership
+from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.callbacks import BalanceReport, EpochEnd, Interrupted, StepLog, StopOnInterrupt
 from dfmsd.engine.checkpoint import (
@@ -40,15 +39,16 @@ from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.dashboard import Dashboard
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.evaluate import evaluate, percent
 from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.loggers import build_loggers, check_loggers
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError, Stopped
-from dfmsd.files import check_path, write_json
-from dfmsd.terminal import console
+from dfmsd.evaluation.evaluate import evaluate, percent
+from dfmsd.utils.distributed import check_unlike_processes, lost_process_told
+from dfmsd.utils.files import check_path, write_json
+from dfmsd.utils.terminal import console
 
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 ADVICE = (

@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from dfmsd.distill.cache import Layout, TeacherCache, encode, namespace
-from dfmsd.distill.task import DistillationTask
-from dfmsd.distill.teacher import FrozenTeacher
+from dfmsd.distillation.cache import Layout, TeacherCache, encode, namespace
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.store import GIB, DiskStore, RamStore, Store, cache_root, folder_bytes, free_bytes, make_room
+from dfmsd.utils.store import GIB, DiskStore, RamStore, Store, cache_root, folder_bytes, free_bytes, make_room
 
 
 class CachePlan(NamedTuple):

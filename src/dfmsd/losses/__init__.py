@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from dfmsd.align import Pairing, Resize
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.align import Pairing, Resize
 from dfmsd.losses.amd import AMD, AMDOptions
 from dfmsd.losses.criterion import Criterion, CriterionSum, check_terms
 from dfmsd.losses.crosskd import CrossKD, CrossKDOptions

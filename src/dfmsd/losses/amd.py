@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import spatial_attention, standardize
-from dfmsd.generation import GenerationBlock
+from dfmsd.losses.functional import spatial_attention, standardize
+from dfmsd.losses.generation import GenerationBlock
+from dfmsd.losses.masking import Direction, Selection, select_mask
 from dfmsd.losses.method import LossContext, Method
-from dfmsd.masking import Direction, Selection, select_mask
 
 REDUCTION = 16
 EPS = 1e-3

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfmsd.align import Align, LevelPair, Pairing, Resize, pair_levels, resize_teacher
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import full_precision, pearson
+from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels, resize_teacher
+from dfmsd.losses.functional import full_precision, pearson
 from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
 from dfmsd.types import FeaturePyramid, LevelSpec
 
@@ -26,10 +26,10 @@ class Criterion(nn.Module):
         options: of the method.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
-        pairing: see `dfmsd.align.pair_levels`.
+        pairing: see `dfmsd.losses.align.pair_levels`.
         weight: factor on every term; None takes the method's published one.
-        project: see `dfmsd.align.Align`.
-        resize: see `dfmsd.align.Align`.
+        project: see `dfmsd.losses.align.Align`.
+        resize: see `dfmsd.losses.align.Align`.
 
     Attributes:
         pairs: the paired levels.

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dfmsd.boxes import EPS, overlaps
-from dfmsd.distributed import mean_count
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import channel_statistics, full_precision, standardize
+from dfmsd.losses.functional import channel_statistics, full_precision, standardize
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
+from dfmsd.utils.boxes import EPS, overlaps
+from dfmsd.utils.distributed import mean_count
 
 
 class Published(NamedTuple):

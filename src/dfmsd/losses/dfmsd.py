@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfmsd import functional, masking, objects
 from dfmsd.errors import DfmsdError
-from dfmsd.generation import Generation, SelfAdjustingFusion, generation_blocks
+from dfmsd.losses import functional, masking, objects
+from dfmsd.losses.generation import Generation, SelfAdjustingFusion, generation_blocks
+from dfmsd.losses.masking import Direction, Enhancement, Selection
 from dfmsd.losses.method import LossContext, Method, refuse_negative
-from dfmsd.masking import Direction, Enhancement, Selection
 
 TargetForm = Literal["standardized", "raw", "teacher"]
 Levels = Literal["cells", "equal"]

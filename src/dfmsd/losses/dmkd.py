@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dfmsd.generation import Generation
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
-from dfmsd.masking import Enhancement
+from dfmsd.losses.generation import Generation
+from dfmsd.losses.masking import Enhancement
 
 
 @dataclass(frozen=True)

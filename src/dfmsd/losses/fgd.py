@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import SPATIAL, channel_attention, spatial_attention
+from dfmsd.losses.functional import SPATIAL, channel_attention, spatial_attention
 from dfmsd.losses.method import LossContext, Method, refuse_negative
-from dfmsd.objects import object_masks
+from dfmsd.losses.objects import object_masks
 
 
 @dataclass(frozen=True)

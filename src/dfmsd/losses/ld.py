@@ -11,10 +11,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dfmsd.distributed import mean_count
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import full_precision
+from dfmsd.losses.functional import full_precision
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
+from dfmsd.utils.distributed import mean_count
 
 MAIN_WEIGHT = 0.25
 VALUABLE_WEIGHT = 0.25
@@ -69,7 +69,8 @@ class LD(HeadMethod):
     $L_{cls} = 10\, \mathrm{mean}_{objects} D(x, y)$ over the classes
 
     with $w = 2 \cdot 0.25$, $\tau = 10$ for sides and 2 for classes. Objects are the anchors that learn one, near are
-    those of the valuable region, see `dfmsd.detectors.gfl_loss.valuable_region`. The weights have no gradient.
+    those of the valuable region, see `dfmsd.detectors.torchvision.gfl_loss.valuable_region`. The weights have no
+    gradient.
 
     Args:
         channels: of the aligned pair; not used.

@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
     needs_previous: bool = False
     """Whether the previous stage's teacher is wanted from the second stage on."""
     correlation: Tensor | None = None
-    """`dfmsd.functional.pearson` of the last call's pair, from a method that computes it anyway."""
+    """`dfmsd.losses.functional.pearson` of the last call's pair, from a method that computes it anyway."""
 
     @abstractmethod
     def __init__(self, channels: int, options: Any) -> None:

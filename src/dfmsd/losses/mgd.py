@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
-from dfmsd.generation import GenerationBlock
+from dfmsd.losses.generation import GenerationBlock
 from dfmsd.losses.method import LossContext, Method
 
 

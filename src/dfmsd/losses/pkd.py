@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
-from dfmsd.functional import align_distributions, standardize
+from dfmsd.losses.functional import align_distributions, standardize
 from dfmsd.losses.method import LossContext, Method
 
 

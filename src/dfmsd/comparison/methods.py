@@ -1,0 +1,218 @@
+"""Methods by name: losses with their options, and which teacher teaches when.
+
+```text
+method  = "none" | "inherit" | losses ["@" plan]
+losses  = loss {"+" loss}               pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd
+plan    = stage {"+" stage}             T1, T1+T2, T2+T2, T1:1+T2:7 (shares of the epochs)
+stage   = teacher {"&" teacher}         T1, T1&T2 (both at once)
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import yaml
+
+from dfmsd.distillation.stages import StageConfig, taught_by
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import LOSSES, LossConfig, check_options
+
+BASELINE = "none"
+INHERIT_ONLY = "inherit"
+"""The control of inheriting: the baseline's loop from an inherited start."""
+EXAMPLES = "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2, dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan.
+
+    Attributes:
+        teachers: their numbers in the pair, from 1; several teach at once.
+        share: of the epochs, relative to the other stages'.
+    """
+
+    teachers: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it is named in a comparison.
+
+    Attributes:
+        name: without blanks.
+        losses: ``name`` and options of each loss of the sum; none without a teacher.
+        plan: the stages; empty for one stage with the last teacher of the pair.
+        variant: an ablation or a control: options are changed, or the plan is not ``T1+T2+...`` at its usual shares.
+    """
+
+    name: str
+    losses: tuple[Mapping[str, Any], ...]
+    plan: tuple[PlannedStage, ...] = ()
+    variant: bool = False
+
+    @property
+    def family(self) -> str:
+        """Name its losses without options and plan: ``pkd+crosskd``; ``none`` without a loss."""
+        return "+".join(str(loss["name"]) for loss in self.losses) or BASELINE
+
+    def loss(self, defaults: Mapping[str, Mapping[str, Any]]) -> LossConfig:
+        """Give what a run's ``loss`` says.
+
+        Args:
+            defaults: loss -> options that replace its own defaults; those of the method's name win.
+        """
+        terms = [{**defaults.get(str(loss["name"]), {}), **loss} for loss in self.losses]
+        return terms[0] if len(terms) == 1 else terms
+
+    def stages(self, teachers: Sequence[str], epochs: int) -> list[StageConfig]:
+        """Spread the epochs over the stages.
+
+        Args:
+            teachers: references of T1, T2, ...
+            epochs: of all stages together.
+
+        Raises:
+            DfmsdError: the plan names a teacher that is not there, or has more stages than there are epochs.
+        """
+        if not self.losses:
+            return [StageConfig(epochs=epochs)]
+        plan = self._plan(teachers)
+        missing = [number for stage in plan for number in stage.teachers if number > len(teachers)]
+        if missing:
+            raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
+        lengths = split_epochs(epochs, [stage.share for stage in plan])
+        return [taught_by(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
+
+    def slug(self, teachers: Sequence[str]) -> str:
+        """Name the folder of the method's runs; one name for what is the same run in a pair, ``dfmsd@T2`` too."""
+        name = self.name
+        if [stage.teachers for stage in self.plan] == [(len(teachers),)]:
+            name = name.partition("@")[0]
+        return name.translate(str.maketrans("[:&", "--_", "]"))
+
+    def _plan(self, teachers: Sequence[str]) -> tuple[PlannedStage, ...]:
+        return self.plan or (PlannedStage((len(teachers),), 1.0),)
+
+
+def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
+    """Split epochs by shares, at least one each; they sum up to ``epochs``.
+
+    Raises:
+        DfmsdError: more stages than epochs.
+    """
+    rest = epochs - len(shares)
+    if rest < 0:
+        raise DfmsdError(f"epochs: {epochs} cannot be shared by {len(shares)} stages; give each at least one")
+    ends = [round(rest * end / sum(shares)) for end in accumulate(shares)]
+    return [1 + end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def split_methods(text: str) -> list[str]:
+    """Split ``a,b[c=1,d=2],e`` at the commas outside of brackets."""
+    return [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+
+
+def parse_method(text: str) -> Method:
+    """Read a method's name.
+
+    Raises:
+        DfmsdError: what was expected at which position (from 1), or which loss or option may be meant.
+    """
+    name = re.sub(r"\s", "", text)
+    if name in (BASELINE, INHERIT_ONLY):
+        return Method(name, (), variant=name != BASELINE)
+    scanner = _Scanner(name)
+    losses = [_loss(scanner)]
+    while scanner.take(r"\+"):
+        losses.append(_loss(scanner))
+    plan = _plan(scanner) if scanner.take("@") else ()
+    if not scanner.at_end:
+        scanner.fail("`&`, `+`, `:` or the end" if plan else "`[`, `+`, `@` or the end")
+    usual = plan == tuple(PlannedStage((number,), number) for number in range(1, len(plan) + 1)) and len(plan) != 1
+    return Method(name, tuple(losses), plan, variant=not usual or any(len(loss) > 1 for loss in losses))
+
+
+class _Scanner:
+    """Reads a text from left to right."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.position = text, 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.position == len(self.text)
+
+    def take(self, pattern: str) -> re.Match[str] | None:
+        match = re.compile(pattern).match(self.text, self.position)
+        if match:
+            self.position = match.end()
+        return match
+
+    def expect(self, pattern: str, what: str) -> re.Match[str]:
+        return self.take(pattern) or self.fail(what)
+
+    def fail(self, what: str) -> NoReturn:
+        got = repr(self.text[self.position :]) if not self.at_end else "the end"
+        self.refuse(f"expected {what}, got {got}; a method is {EXAMPLES}", self.position)
+
+    def refuse(self, message: str, position: int) -> NoReturn:
+        raise DfmsdError(f"methods: {self.text!r}, position {position + 1}: {message}")
+
+
+def _loss(scanner: _Scanner) -> dict[str, Any]:
+    start = scanner.position
+    name = scanner.expect(r"[A-Za-z]\w*", "the name of a loss")[0]
+    if name not in LOSSES:
+        near = get_close_matches(name, [*LOSSES, BASELINE, INHERIT_ONLY], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(LOSSES))}"
+        scanner.refuse(f"unknown loss {name!r}; {hint}", start)
+    options: dict[str, Any] = {}
+    opened = scanner.take(r"\[")
+    while opened:
+        key = scanner.expect(r"\w+", "the name of an option")[0]
+        scanner.expect("=", "`=`")
+        options[key] = _value(scanner.expect(r"[\w.+-]+", "a value")[0])
+        if not scanner.take(","):
+            scanner.expect(r"\]", "`,` or `]`")
+            break
+    try:
+        check_options(name, **options)
+    except DfmsdError as error:
+        scanner.refuse(str(error), start)
+    return {"name": name, **options}
+
+
+def _plan(scanner: _Scanner) -> tuple[PlannedStage, ...]:
+    plan: list[PlannedStage] = []
+    while not plan or scanner.take(r"\+"):
+        teachers = _teachers(scanner)
+        share = scanner.expect(r"\d*\.?\d+", "a share such as 2")[0] if scanner.take(":") else len(plan) + 1
+        if not float(share) > 0:
+            scanner.refuse("a share must be above 0", scanner.position - 1)
+        plan.append(PlannedStage(teachers, float(share)))
+    return tuple(plan)
+
+
+def _teachers(scanner: _Scanner) -> tuple[int, ...]:
+    teachers: list[int] = []
+    while not teachers or scanner.take("&"):
+        start = scanner.position
+        teachers.append(int(scanner.expect(r"T([1-9]\d*)", "a teacher such as T1")[1]))
+        if teachers[-1] in teachers[:-1]:
+            scanner.refuse(f"T{teachers[-1]} is there twice; at once each teacher teaches once", start)
+    return tuple(teachers)
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text) if re.search(r"[eE.]", text) else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)

@@ -1,0 +1,147 @@
+"""A pair's results as a table: in Markdown, on the terminal, and with a plot as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from dfmsd.comparison.methods import BASELINE
+from dfmsd.comparison.page import result_sections
+from dfmsd.comparison.results import PairResults, Summary, read_results
+from dfmsd.comparison.statistics import FEWEST
+from dfmsd.reporting import Table, write_report
+from dfmsd.utils.files import write_atomically, write_text
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#8a8f98",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.color": "#e6e8eb",
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
+HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", "peak memory")
+
+
+def table_rows(results: PairResults) -> list[tuple[str, ...]]:
+    """Give the teachers, the methods, then ablations and controls."""
+    rows: list[tuple[str, ...]] = [
+        (f"T{number}: {name}", "", f"{100 * ap:.1f}", "", "", "", "")
+        for number, (name, ap) in enumerate(results.teachers.items(), 1)
+    ]
+    return rows + [_row(summary) for summary in results.summaries()]
+
+
+def missing_rows(results: PairResults) -> list[tuple[str, ...]]:
+    """Give what does not apply or has failed, with the reason."""
+    reasons = {name: f"does not apply: {reason}" for name, reason in results.skipped.items()}
+    reasons |= {run: f"failed: {reason}" for run, reason in results.failed.items()}
+    return [(name, "0", reason, "", "", "", "") for name, reason in reasons.items()]
+
+
+def notes(results: PairResults) -> list[str]:
+    """Tell how to read the table."""
+    lines = [
+        "AP: COCO's, in percent, of the last epoch; mean and sample standard deviation over the seeds.",
+        "Gain: mean difference to the baseline with the same seed, with the percentile bootstrap interval of the mean "
+        f"(fewer than {FEWEST} seeds: the differences alone). With three seeds such an interval is too narrow.",
+        "Gap recovered: gain over the lead of the strongest teacher. Step time and peak memory: relative to the "
+        "baseline.",
+    ]
+    budgets = sorted({row.epochs for row in results.rows})
+    return [*lines, f"Budget: {', '.join(map(str, budgets))} epochs of every method, all stages together."]
+
+
+def write_tables(results: PairResults, folder: Path) -> None:
+    """Write ``table.md``, ``plot.png`` and ``report.html``, each in one step."""
+    rows = [*table_rows(results), *missing_rows(results)]
+    lines = [_markdown(HEADER), _markdown(["---", *["---:"] * (len(HEADER) - 1)]), *map(_markdown, rows)]
+    text = [f"# {results.pair}", "", *lines, "", *(f"- {note}" for note in notes(results)), ""]
+    write_text(folder / "table.md", "\n".join(text))
+    gains = [summary for summary in results.summaries() if summary.difference is not None]
+    if gains:
+        write_atomically(folder / "plot.png", lambda file: _draw(gains).savefig(file, format="png", dpi=150))
+    sections = result_sections(results, Table(HEADER, rows), notes(results), folder)
+    write_report(folder / "report.html", f"Comparison: {results.pair}", sections)
+
+
+def rewrite_tables(folder: Path) -> list[Path]:
+    """Write tables and pages of a comparison anew, from what it measured.
+
+    Args:
+        folder: of one pair, or of a whole comparison; any other one is left alone.
+
+    Returns:
+        The pages; none for a folder that is no comparison's.
+
+    Raises:
+        DfmsdError: a pair's ``results.json`` is damaged.
+    """
+    own = folder / "results.json"
+    pairs = [file.parent for file in ([own] if own.is_file() else sorted(folder.glob("*/results.json")))]
+    for pair in pairs:
+        write_tables(read_results(pair), pair)
+    return [pair / "report.html" for pair in pairs]
+
+
+def print_table(results: PairResults, console: Console) -> None:
+    """Print the table, and below it what does not apply or has failed."""
+    table = RichTable(title=results.pair)
+    for index, heading in enumerate(HEADER):
+        table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
+    for row in table_rows(results):
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for name, _, reason, *_ in missing_rows(results):
+        console.print(f"{name} {reason}", highlight=False, markup=False)
+
+
+def _row(summary: Summary) -> tuple[str, ...]:
+    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
+    recovery = "" if summary.gap_recovery is None else f"{summary.gap_recovery:.0%}"
+    name = f"{summary.method} (baseline)" if summary.method == BASELINE else summary.method
+    costs = ("" if cost is None else f"{cost:.2f}" for cost in (summary.step_time, summary.peak_memory))
+    return (name, str(summary.seeds), f"{100 * summary.mean:.1f}{spread}", _gain(summary), recovery, *costs)
+
+
+def _gain(summary: Summary) -> str:
+    if summary.difference is None:
+        return ""
+    if summary.interval is None:
+        return ", ".join(f"{100 * value:+.1f}" for value in summary.differences.values())
+    low, high = (100 * end for end in summary.interval)
+    return f"{100 * summary.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _draw(gains: Sequence[Summary]) -> Figure:
+    """Draw each method's paired gains: a dot a seed, a bar for the mean, its interval where there is one."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 1.2 + 0.32 * len(gains)), layout="constrained")
+        ax = figure.subplots()
+        for place, summary in enumerate(reversed(gains)):
+            colour = "#8a8f98" if summary.variant else "#0072b2"
+            assert summary.difference is not None
+            ax.barh(place, 100 * summary.difference, height=0.6, color=colour, alpha=0.35)
+            if summary.interval is not None:
+                low, high = (100 * end for end in summary.interval)
+                ax.plot([low, high], [place, place], color=colour, linewidth=2, linestyle="-")
+            dots = [100 * value for value in summary.differences.values()]
+            ax.plot(dots, [place] * len(dots), linestyle="none", marker="o", markersize=4, color=colour)
+        ax.axvline(0, color="#444444", linewidth=0.8, linestyle="-")
+        ax.set_yticks(range(len(gains)), [summary.method for summary in reversed(gains)])
+        ax.set_xlabel("AP above the baseline with the same seed; grey: ablations and controls")
+        ax.grid(visible=False, axis="y")
+    return figure

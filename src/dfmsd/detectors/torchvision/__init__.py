@@ -1,0 +1,1 @@
+"""torchvision's detectors, and those made of their parts, behind the contract."""

@@ -1,0 +1,186 @@
+"""What every torchvision detector has in common behind the contract.
+
+torchvision's own ``GeneralizedRCNNTransform`` is left out: batches arrive sized and padded. Everything else is
+torchvision's: the parts of a model are called one by one, so that one forward gives pyramid and losses.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from dfmsd.detectors.base import Detector
+from dfmsd.detectors.build.backbones import DRY_RUN_SIZE, dry_run
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+
+TorchvisionTarget = dict[str, Tensor]
+
+
+class TorchvisionDetector(Detector):
+    """A torchvision detector behind the contract.
+
+    Losses keep torchvision's names. Thresholds of :meth:`detect` are those of the wrapped model
+    (``score_thresh``, ``nms_thresh``, ``detections_per_img``).
+
+    Args:
+        model: the torchvision model, kept as ``model``; its ``transform`` tells mean and std of its pixels.
+        class_names: names of the classes, in the order of the labels.
+        label_ids: the model's own label of each class.
+        num_outputs: how many labels the model knows, background and unused ones included.
+    """
+
+    label_ids: Tensor
+    class_of: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, class_names: Sequence[str], label_ids: Sequence[int], num_outputs: int) -> None:
+        super().__init__()
+        _check_labels(class_names, label_ids, num_outputs)
+        self.model = model
+        self.class_names = tuple(class_names)
+        class_of = torch.full((num_outputs,), -1)
+        class_of[list(label_ids)] = torch.arange(len(label_ids))
+        # Not persistent: checkpoints hold torchvision's own state dict, and a model's description the rest.
+        self.register_buffer("label_ids", torch.tensor(list(label_ids)), persistent=False)
+        self.register_buffer("class_of", class_of, persistent=False)
+        self.register_buffer("mean", torch.tensor(self.model.transform.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.model.transform.image_std).view(3, 1, 1), persistent=False)
+        self.levels = self._read_levels()
+
+    def features(self, images: Tensor) -> FeaturePyramid:
+        """Run backbone and neck: level name -> ``N x C x H/stride x W/stride``."""
+        return self._pyramid(self._maps(images))
+
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
+        """Give pyramid and torchvision's losses of one forward pass, in train and in eval mode.
+
+        Raises:
+            DfmsdError: if a box has no area; boxes on a GPU are not looked at.
+        """
+        maps = self._maps(images)
+        losses = self._losses(whole(images), maps, self._own_targets(targets))
+        return self._pyramid(maps), losses
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Detect objects, best first; boxes are clipped to each image's unpadded ``(height, width)``."""
+        image_list = ImageList(images, [(int(height), int(width)) for height, width in sizes])
+        return [self._own_detections(found) for found in self._found(image_list, self._maps(images))]
+
+    def description(self) -> dict[str, Any]:
+        """Give mean and standard deviation of the pixels."""
+        transform = self.model.transform
+        return {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
+
+    def _read_levels(self) -> tuple[LevelSpec, ...]:
+        return read_levels(self.model.backbone)
+
+    @abstractmethod
+    def _losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
+    ) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]: ...
+
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.model.backbone((images - self.mean) / self.std)
+        return maps
+
+    def _pyramid(self, maps: dict[str, Tensor]) -> FeaturePyramid:
+        return {level.name: value for level, value in zip(self.levels, maps.values(), strict=True)}
+
+    def _own_targets(self, targets: Sequence[Target]) -> list[TorchvisionTarget]:
+        boxes = torch.cat([target["boxes"] for target in targets])
+        # a look at boxes on a GPU would make every step wait for it; those of a data set were checked on opening it
+        if boxes.device.type == "cpu" and bool((boxes[:, 2:] <= boxes[:, :2]).any()):
+            raise DfmsdError("a target box has no area, expected x1 < x2 and y1 < y2: remove such boxes from the data")
+        return [{"boxes": target["boxes"], "labels": self.label_ids[target["labels"]]} for target in targets]
+
+    def _own_detections(self, found: dict[str, Tensor]) -> Detections:
+        labels = self.class_of[found["labels"]]
+        keep = labels >= 0
+        return {"boxes": found["boxes"][keep], "scores": found["scores"][keep], "labels": labels[keep]}
+
+
+def read_levels(
+    backbone: nn.Module, side: int = DRY_RUN_SIZE, strides: Sequence[int] | None = None
+) -> tuple[LevelSpec, ...]:
+    """Read a pyramid's levels off a dry run.
+
+    Levels are named by stride: ``p3`` has stride ``2 ** 3``, to the nearest; a second level of the same name is
+    ``p5_2``.
+
+    Args:
+        backbone: images -> maps by name, finest first.
+        side: of the dry run's input, in pixels.
+        strides: of the levels, where the model tells them; read off the sizes of the maps otherwise.
+    """
+    levels: list[LevelSpec] = []
+    seen: Counter[int] = Counter()
+    maps = list(dry_run(backbone, side).values())
+    for value, stride in zip(maps, strides or [side // value.shape[-1] for value in maps], strict=True):
+        power = round(math.log2(stride))
+        seen[power] += 1
+        suffix = f"_{seen[power]}" if seen[power] > 1 else ""
+        levels.append(LevelSpec(f"p{power}{suffix}", value.shape[1], stride))
+    return tuple(levels)
+
+
+class Maps(nn.Module):
+    """A detector's path to its maps as a module of its own, for a dry run.
+
+    Args:
+        detector: owns the weights.
+        maps: images -> maps, finest first.
+    """
+
+    def __init__(self, detector: nn.Module, maps: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.detector = detector
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Give the maps by their number."""
+        return {str(index): value for index, value in enumerate(self.maps(images))}
+
+
+class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
+    """Anchors in float32 whatever the feature maps' type: bfloat16 is off by pixels beyond coordinate 256."""
+
+    def __init__(self, generator: AnchorGenerator) -> None:
+        super().__init__(generator.sizes, generator.aspect_ratios)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Give the anchors of each image."""
+        anchors: list[Tensor] = super().forward(image_list, in_float32(feature_maps))
+        return anchors
+
+
+def in_float32(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Give what an anchor generator reads of feature maps, device and shape, with float32 as their type."""
+    # an expanded scalar has them and costs nothing
+    return [value.new_empty((), dtype=torch.float32).expand(value.shape) for value in maps]
+
+
+def whole(images: Tensor) -> ImageList:
+    """Give images that fill the padded input."""
+    height, width = images.shape[-2:]
+    return ImageList(images, [(height, width)] * len(images))
+
+
+def _check_labels(class_names: Sequence[str], label_ids: Sequence[int], num_outputs: int) -> None:
+    if not class_names or len(class_names) != len(set(label_ids)):
+        raise DfmsdError(f"expected one label id for each class, got {list(label_ids)} for {list(class_names)}")
+    if min(label_ids) < 0 or max(label_ids) >= num_outputs:
+        raise DfmsdError(f"label ids must lie in 0..{num_outputs - 1}, got {min(label_ids)}..{max(label_ids)}")

@@ -1,0 +1,134 @@
+"""FCOS, RetinaNet and GFL behind the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.image_list import ImageList
+
+from dfmsd.detectors.base import HeadPass
+from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget, whole
+from dfmsd.detectors.torchvision.gfl import GFL
+from dfmsd.detectors.torchvision.heads import TorchvisionHead, can_be_cut, total_centerness
+from dfmsd.types import FeaturePyramid, Target
+
+
+class OneStageDetector(TorchvisionDetector):
+    """FCOS, RetinaNet or GFL: a dense head on every level."""
+
+    def __init__(self, model: FCOS | RetinaNet, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
+        super().__init__(model, class_names, label_ids, model.head.classification_head.num_classes)
+        self.model.anchor_generator = Float32Anchors(model.anchor_generator)
+
+    @property
+    def dense_head(self) -> TorchvisionHead | None:
+        """The head, where its two parts are torchvision's own or GFL's."""
+        strides = [level.stride for level in self.levels]
+        return TorchvisionHead(self.model, self.class_names, strides) if can_be_cut(self.model) else None
+
+    def forward_with_head(
+        self, images: Tensor, targets: Sequence[Target], reused: int
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
+        """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
+
+        Raises:
+            DfmsdError: a box has no area, or the head is of another make than torchvision's and GFL's.
+        """
+        head = self.dense_head
+        if head is None:
+            return super().forward_with_head(images, targets, reused)
+        own, pyramid = self._own_targets(targets), self._pyramid(self._maps(images))
+        towers = {name: head.towers(level, reused) for name, level in pyramid.items()}
+        levels = [head.at(index).outputs(value, reused) for index, value in enumerate(towers.values())]
+        outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
+        anchors, counts = self._anchors(whole(images), list(pyramid.values()))
+        matched, near = self._match_and_near(own, outputs, anchors, counts)
+        losses: dict[str, Tensor] = self.model.head.compute_loss(own, outputs, anchors, matched)
+        assigned = torch.stack(matched)
+        valid = assigned != Matcher.BETWEEN_THRESHOLDS
+
+        def by_level(values: Tensor, dim: int = 1) -> dict[str, Tensor]:
+            return dict(zip(pyramid, torch.split(values, counts, dim), strict=True))
+
+        found = HeadPass(
+            towers,
+            by_level(outputs["cls_logits"]),
+            by_level(outputs["bbox_regression"]),
+            by_level(anchors[0], dim=0),
+            by_level(valid),
+            by_level(assigned >= 0),
+            by_level(near),
+            self._positives(own, anchors[0], assigned),
+        )
+        return pyramid, losses, found
+
+    def _losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
+    ) -> dict[str, Tensor]:
+        outputs, anchors, counts = self._heads(images, maps)
+        matched = self._match(targets, outputs, anchors, counts)
+        losses: dict[str, Tensor] = self.model.head.compute_loss(targets, outputs, anchors, matched)
+        return losses
+
+    def _match(
+        self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
+    ) -> list[Tensor]:
+        """Give each image's object of each anchor: an index, or below 0 for none.
+
+        torchvision's models match and hand the result on to their head's ``compute_loss``: here the hand-over is all
+        that is wanted.
+        """
+        if isinstance(self.model, GFL):
+            return self.model.match(targets, anchors, counts)
+        head = SimpleNamespace(compute_loss=lambda _targets, _outputs, _anchors, matched: matched)
+        model = SimpleNamespace(head=head)
+        if isinstance(self.model, FCOS):
+            model.center_sampling_radius = self.model.center_sampling_radius
+            found: list[Tensor] = FCOS.compute_loss(model, targets, outputs, anchors, counts)
+        else:
+            model.proposal_matcher = self.model.proposal_matcher
+            found = RetinaNet.compute_loss(model, targets, outputs, anchors)
+        return found
+
+    def _match_and_near(
+        self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Give what `_match` gives and, ``N x A``, how much an anchor overlaps an object that it nearly matches."""
+        if isinstance(self.model, GFL):
+            return self.model.match_and_near(targets, anchors, counts)
+        matched = self._match(targets, outputs, anchors, counts)
+        return matched, anchors[0].new_zeros(()).expand(len(matched), len(anchors[0]))
+
+    def _positives(self, targets: list[TorchvisionTarget], anchors: Tensor, assigned: Tensor) -> Tensor:
+        positive = assigned >= 0
+        if not isinstance(self.model, FCOS):
+            return positive.sum()
+        pairs = zip(targets, assigned, strict=True)
+        boxes = [target["boxes"][index.clamp(min=0)] if len(target["boxes"]) else anchors for target, index in pairs]
+        return total_centerness(self.model.box_coder, anchors, torch.stack(boxes), positive)
+
+    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        outputs, anchors, counts = self._heads(images, maps)
+        split_outputs = {name: list(torch.split(output, counts, dim=1)) for name, output in outputs.items()}
+        split_anchors = [list(torch.split(anchor, counts)) for anchor in anchors]
+        found: list[dict[str, Tensor]] = self.model.postprocess_detections(
+            split_outputs, split_anchors, images.image_sizes
+        )
+        return found
+
+    def _heads(self, images: ImageList, maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
+        """Give head outputs ``N x anchors x ...``, anchors of each image, and the number of anchors of each level."""
+        levels = list(maps.values())
+        outputs = {name: output.float() for name, output in self.model.head(levels).items()}
+        return outputs, *self._anchors(images, levels)
+
+    def _anchors(self, images: ImageList, levels: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        generator = self.model.anchor_generator
+        per_cell = generator.num_anchors_per_location()
+        counts = [level.shape[2] * level.shape[3] * cell for level, cell in zip(levels, per_cell, strict=True)]
+        return generator(images, levels), counts

@@ -1,0 +1,94 @@
+"""SSD and SSDLite behind the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
+
+from dfmsd.detectors.torchvision.base import TorchvisionDetector, TorchvisionTarget, in_float32, read_levels
+from dfmsd.errors import DfmsdError
+from dfmsd.types import LevelSpec
+
+DRY_RUN_SIDE = 512
+"""Large enough for the sixth level, of stride 512, to have a cell of its own."""
+TOO_SMALL = {
+    "Kernel size can't be greater": "they are too small for its convolutions: raise data.image_size",
+    "Expected more than 1 value per channel": "one image is too few to normalise the cells of its coarsest level over:"
+    " raise data.batch_size to 2 or more",
+}
+"""What torch says of an input that is too small -> what to do."""
+
+
+class SSDDetector(TorchvisionDetector):
+    """SSD or SSDLite: a head of its own on each of the backbone's maps, which are the levels.
+
+    A level's stride is the step of its default boxes where the model tells them, as SSD300 does (8, 16, 32, 64, 100,
+    300), else that of its convolutions, as in SSDLite (16, 32, ..., 512).
+
+    Default boxes are fractions of the input's sides, whatever its size. torchvision stretches each image to a square of
+    the model's own size, 300 or 320 pixels. Here the padded batch is taken as it is. So boxes grow with the input, are
+    stretched with it where it is not square, and vary with the batch under ``data.pad: batch``. At another size than
+    the model's own, they are spread evenly over each map, as SSDLite's always are: SSD300's steps are right at 300
+    pixels only.
+    """
+
+    def __init__(self, model: SSD, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
+        super().__init__(model, class_names, label_ids, model.head.classification_head.num_columns)
+        boxes = model.anchor_generator
+        self.spread_boxes = DefaultBoxGenerator(boxes.aspect_ratios, scales=boxes.scales, clip=boxes.clip)
+
+    def _read_levels(self) -> tuple[LevelSpec, ...]:
+        steps = self.model.anchor_generator.steps
+        return read_levels(self.model.backbone, max(self._own_size) if steps else DRY_RUN_SIDE, steps)
+
+    @property
+    def _own_size(self) -> tuple[int, int]:
+        """Height and width that the model was made for."""
+        width, height = self.model.transform.fixed_size
+        return height, width
+
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        try:
+            return super()._maps(images)
+        except (RuntimeError, ValueError) as error:
+            remedy = next((remedy for sign, remedy in TOO_SMALL.items() if sign in str(error)), None)
+            if remedy is None:
+                raise
+            raise DfmsdError(f"SSD got images of {'x'.join(map(str, images.shape))}; {remedy}") from error
+
+    def _losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
+    ) -> dict[str, Tensor]:
+        outputs, boxes = self._heads(images, maps)
+        matched = self._match(targets, boxes)
+        losses: dict[str, Tensor] = self.model.compute_loss(targets, outputs, boxes, matched)
+        return losses
+
+    def _match(self, targets: list[TorchvisionTarget], boxes: list[Tensor]) -> list[Tensor]:
+        """Give each image's object of each default box: an index, or -1."""
+        return [
+            self.model.proposal_matcher(box_iou(target["boxes"], own))
+            if len(target["boxes"])
+            else torch.full((len(own),), -1, device=own.device)
+            for target, own in zip(targets, boxes, strict=True)
+        ]
+
+    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = self.model.postprocess_detections(
+            *self._heads(images, maps), images.image_sizes
+        )
+        return found
+
+    def _heads(self, images: ImageList, maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Give head outputs ``N x boxes x ...`` and the default boxes of each image."""
+        levels = list(maps.values())
+        outputs = {name: output.float() for name, output in self.model.head(levels).items()}
+        own_size = images.tensors.shape[-2:] == self._own_size
+        boxes = self.model.anchor_generator if own_size else self.spread_boxes
+        return outputs, boxes(images, in_float32(levels))

@@ -1,0 +1,81 @@
+"""Faster R-CNN, and Mask R-CNN's boxes, behind the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+
+from dfmsd.detectors.build.backbones import DRY_RUN_SIZE, dry_run
+from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget
+
+
+class TwoStageDetector(TorchvisionDetector):
+    """Faster R-CNN, or the boxes of Mask R-CNN: region proposals, then a head on each region.
+
+    Mask R-CNN's branch for masks is not run: its weights stay in the model as they are, frozen, and the model's
+    ``mask_roi_pool``, which has no weights, is taken out, so that torchvision's code passes over it.
+    """
+
+    def __init__(self, model: FasterRCNN, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
+        super().__init__(model, class_names, label_ids, model.roi_heads.box_predictor.cls_score.out_features)
+        self.model.rpn.anchor_generator = Float32Anchors(model.rpn.anchor_generator)
+        # Under autocast heads give bfloat16, and torchvision would decode pixel coordinates in it.
+        self.model.rpn.head.register_forward_hook(_float32_outputs)
+        self.model.roi_heads.box_predictor.register_forward_hook(_float32_outputs)
+        self._fix_pooling_scales()
+        if isinstance(model, MaskRCNN):
+            heads = self.model.roi_heads
+            heads.mask_roi_pool = None
+            for part in (heads.mask_head, heads.mask_predictor):
+                part.requires_grad_(False)
+
+    def _fix_pooling_scales(self) -> None:
+        """Let the pooler infer its scales from an unpadded input.
+
+        It infers them once, from the image sizes of the first call: with images that fill only half of the padded
+        input it would take wrong ones and keep them.
+        """
+        pool = self.model.roi_heads.box_roi_pool
+        pool.scales = pool.map_levels = None
+        maps = dry_run(self.model.backbone)
+        boxes = next(iter(maps.values())).new_tensor([[0.0, 0.0, DRY_RUN_SIZE, DRY_RUN_SIZE]])
+        pool(maps, [boxes], [(DRY_RUN_SIZE, DRY_RUN_SIZE)])
+
+    def _losses(
+        self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
+    ) -> dict[str, Tensor]:
+        with self._branch(training=True):
+            proposals, losses = self.model.rpn(images, maps, targets)
+            _, box_losses = self.model.roi_heads(maps, proposals, images.image_sizes, targets)
+        return {**losses, **box_losses}
+
+    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        with self._branch(training=False):
+            proposals, _ = self.model.rpn(images, maps)
+            found, _ = self.model.roi_heads(maps, proposals, images.image_sizes)
+        results: list[dict[str, Tensor]] = found
+        return results
+
+    @contextmanager
+    def _branch(self, training: bool) -> Iterator[None]:
+        """Choose between losses and detections, which torchvision reads off these two flags; layers keep theirs."""
+        parts = (self.model.rpn, self.model.roi_heads)
+        before = [part.training for part in parts]
+        for part in parts:
+            part.training = training
+        try:
+            yield
+        finally:
+            for part, flag in zip(parts, before, strict=True):
+                part.training = flag
+
+
+def _float32_outputs(_module: nn.Module, _args: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_float32_outputs(_module, _args, part) for part in output)

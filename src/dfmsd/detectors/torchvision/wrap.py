@@ -1,0 +1,65 @@
+"""Any of torchvision's detectors, and GFL, which is made of their parts, behind the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from dfmsd.detectors.torchvision.base import TorchvisionDetector, read_levels
+from dfmsd.detectors.torchvision.gfl import GFL
+from dfmsd.detectors.torchvision.one_stage import OneStageDetector
+from dfmsd.detectors.torchvision.ssd import SSDDetector
+from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
+from dfmsd.errors import DfmsdError
+
+__all__ = ["TorchvisionDetector", "keypoints_refused", "read_levels", "wrap_torchvision"]
+
+WITH_BACKGROUND = {
+    FasterRCNN: TwoStageDetector,
+    MaskRCNN: TwoStageDetector,
+    SSD: SSDDetector,
+}
+"""Models whose label 0 is background -> the adapter of each."""
+
+
+def wrap_torchvision(
+    model: nn.Module, class_names: Sequence[str], label_ids: Sequence[int] | None = None
+) -> TorchvisionDetector:
+    """Put a torchvision detector behind the contract.
+
+    The model becomes a part of the result, and is changed: give a copy if you go on with it yourself. Of Mask R-CNN
+    only the boxes are run and trained.
+
+    Args:
+        model: an ``FCOS``, ``RetinaNet``, `GFL`, ``FasterRCNN``, ``MaskRCNN`` or ``SSD`` (SSD300, SSDLite) whose
+            backbone gives several maps.
+        class_names: names of the classes, in the order of the contract's labels.
+        label_ids: the model's own label of each class; by default 0.., and 1.. for Faster R-CNN, Mask R-CNN and SSD,
+            whose 0 is background.
+
+    Raises:
+        DfmsdError: if the model is of another kind, or names and labels do not fit it.
+    """
+    kind = type(model)
+    ids = range(len(class_names)) if label_ids is None else label_ids
+    if kind in (FCOS, RetinaNet, GFL):
+        return OneStageDetector(model, class_names, ids)
+    if kind in WITH_BACKGROUND:
+        return WITH_BACKGROUND[kind](model, class_names, [i + 1 for i in ids] if label_ids is None else ids)
+    if kind is KeypointRCNN:
+        raise keypoints_refused(kind.__name__)
+    raise DfmsdError(
+        f"{kind.__name__} is not supported: expected torchvision's FCOS, RetinaNet, FasterRCNN, MaskRCNN or SSD, or"
+        " dfmsd's GFL"
+    )
+
+
+def keypoints_refused(name: str) -> DfmsdError:
+    """Say why a keypoint detector is not taken."""
+    return DfmsdError(
+        f"{name} is not supported: Keypoint R-CNN knows persons alone and is trained for their keypoints, which no loss"
+        " and no metric here looks at; take a Faster R-CNN or Mask R-CNN"
+    )

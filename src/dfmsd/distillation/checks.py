@@ -1,0 +1,194 @@
+"""What can be known before the first step: classes, teachers, who owns which parameter, how large each term is."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfmsd.distillation.balance import term_groups
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Batch
+from dfmsd.utils.classes import common_classes
+
+MIN_TEACHER_AP = 0.01
+SUSPECTS = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
+"""What makes a good teacher measure badly, likeliest first."""
+
+
+def check_classes(teacher: str, known: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse a teacher that does not know the data set's classes.
+
+    Args:
+        teacher: its name, for the message.
+        known: the teacher's class names.
+        wanted: the data set's class names.
+
+    Raises:
+        DfmsdError: names the classes that are missing.
+    """
+    common = set(common_classes(known, wanted).values())
+    missing = [name for place, name in enumerate(wanted) if place not in common]
+    if missing:
+        raise DfmsdError(
+            f"teacher {teacher} does not know class(es) {', '.join(missing)} of the data; it knows "
+            f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}; train a teacher on this data, "
+            "or pass --allow-weak-teacher to imitate its features all the same"
+        )
+
+
+def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None:
+    """Refuse a teacher that cannot teach.
+
+    Args:
+        teacher: its name, for the message.
+        teacher_ap: AP of the teacher on the validation images, in this very pipeline, 0..1.
+        student_ap: AP of the student before training, 0..1.
+
+    Raises:
+        DfmsdError: the teacher is at about 0, or below the student's start.
+    """
+    if teacher_ap < MIN_TEACHER_AP:
+        problem = "about 0"
+    elif teacher_ap < student_ap:
+        problem = f"below the student's start ({100 * student_ap:.1f})"
+    else:
+        return
+    raise DfmsdError(
+        f"teacher {teacher} measures AP {100 * teacher_ap:.1f} in this pipeline, {problem}; "
+        f"look at {SUSPECTS}, give a better teacher or pass --allow-weak-teacher"
+    )
+
+
+def ownership(task: DistillationTask) -> dict[str, int]:
+    """Count parameters by owner: ``student``, ``layers`` (training only), ``teachers`` (frozen)."""
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in task.trainable.named_children()}
+    teachers = {id(teacher.detector): teacher.detector for teacher in task.every_teacher}.values()
+    return {
+        "student": parts["student"],
+        "layers": parts["criteria"],
+        "teachers": sum(p.numel() for teacher in teachers for p in teacher.parameters()),
+    }
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, task: DistillationTask) -> None:
+    """Refuse an optimiser that does not own exactly the trainable parameters.
+
+    Raises:
+        DfmsdError: names parameters that are missing, or says that a frozen one is in.
+    """
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    wanted = {id(parameter): name for name, parameter in task.trainable.named_parameters() if parameter.requires_grad}
+    missing = [name for key, name in wanted.items() if key not in owned]
+    if missing:
+        raise DfmsdError(f"not in the optimiser: {', '.join(missing[:5])}; pass task.trainable.parameters() to it")
+    intruders = owned - {id(parameter) for parameter in task.trainable.parameters()}
+    if intruders:
+        raise DfmsdError(
+            f"the optimiser holds {len(intruders)} tensor(s) that are not trained, such as a "
+            "teacher's; pass only task.trainable.parameters() to it"
+        )
+
+
+class TermScale(NamedTuple):
+    """How large a term is on one batch."""
+
+    stage: int
+    """From 1."""
+    name: str
+    value: float
+    gradient: float
+    """Norm of its gradient on the student's weights."""
+
+
+def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
+    """Measure every term of every stage on one batch; the task is left as it was.
+
+    Raises:
+        DfmsdError: a term is 0, not finite or without gradient on the student, or a training-only layer gets none.
+    """
+    scales: list[TermScale] = []
+    with undisturbed(task):
+        for index in range(len(task.stages)):
+            task.enter_stage(index, begins=False)
+            with task.uncompiled():
+                named = task(batch.images, batch.targets)
+            _check_values(named, index + 1, empty=not any(len(target["boxes"]) for target in batch.targets))
+            _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
+            for name, value in term_groups(named).items():
+                norm = _gradient_norm(value, task.student)
+                if norm == 0 and value != 0:
+                    raise DfmsdError(
+                        f"stage {index + 1}: no gradient of {name} reaches the student; are its weights frozen, or is "
+                        "its pyramid detached?"
+                    )
+                scales.append(TermScale(index + 1, name, float(value.detach()), norm))
+    return scales
+
+
+@contextmanager
+def undisturbed(task: DistillationTask) -> Iterator[None]:
+    """Run forward passes in training mode without a trace: saved state, stage, mode and random state come back."""
+    state = copy.deepcopy(task.state_dict())
+    stage, modes = task.stage, {module: module.training for module in task.modules()}
+    with torch.random.fork_rng():
+        task.train()
+        try:
+            yield
+        finally:
+            task.stage = stage
+            for module, training in modes.items():
+                module.training = training
+            task.load_state_dict(state)
+
+
+def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
+    """Refuse what is not finite, and what is 0 on all levels, unless there is no object for a term on objects."""
+    groups = term_groups(named)
+    for name, value in named.items():
+        if not torch.isfinite(value):
+            raise DfmsdError(
+                f"stage {stage}: {name} is {float(value.detach())} on the first batch; check the teacher's weights"
+            )
+        if groups[name.partition("/")[0]] == 0 and not name.startswith("task/") and not empty:
+            raise DfmsdError(
+                f"stage {stage}: {name} is exactly 0 on the first batch, so it would teach nothing; is the teacher the "
+                "student itself, or a weight 0? Give another teacher, or leave the term out"
+            )
+
+
+def _check_layers_learn(task: DistillationTask, loss: Tensor, stage: int) -> None:
+    layers = {
+        name: layer
+        for lesson in task.lessons
+        for name, layer in lesson.named(dict(lesson.criterion.named_parameters())).items()
+    }
+    if not layers:
+        return
+    frozen = [name for name, layer in layers.items() if not layer.requires_grad]
+    if frozen:
+        raise DfmsdError(
+            f"stage {stage}: {', '.join(frozen[:5])} cannot learn (requires_grad is False); only the student may be "
+            "frozen in part, so let the loss's own layers learn"
+        )
+    gradients = torch.autograd.grad(loss, list(layers.values()), retain_graph=True, allow_unused=True)
+    idle = [name for name, gradient in zip(layers, gradients, strict=True) if gradient is None]
+    if idle:
+        raise DfmsdError(
+            f"stage {stage}: no gradient reaches {', '.join(idle[:5])}; the loss does not use these layers: leave them "
+            "out of its parameters, or use them in its forward"
+        )
+
+
+def _gradient_norm(value: Tensor, module: nn.Module) -> float:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters or not value.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))

@@ -1,0 +1,123 @@
+"""From the times of a run's parts to its steps, epochs and hours: arithmetic alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from statistics import fmean
+
+from dfmsd.distillation.stages import stage_of_epoch
+from dfmsd.engine.config import DistillConfig
+
+MS_PER_HOUR = 3.6e6
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """Steps of one stage.
+
+    Attributes:
+        epochs: of the stage.
+        first_step_ms: of its first epoch.
+        step_ms: of its last epoch.
+    """
+
+    epochs: int
+    first_step_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A whole run.
+
+    Attributes:
+        stages: each one's steps.
+        steps_per_epoch: of each process.
+        steps: of the whole run.
+        evaluations: of the student.
+        evaluation_s: one of them, in seconds.
+        hours: training and evaluation.
+    """
+
+    stages: tuple[StagePrediction, ...]
+    steps_per_epoch: int
+    steps: int
+    evaluations: int
+    evaluation_s: float
+    hours: float
+
+
+def predict(
+    config: DistillConfig,
+    ms: Mapping[str, float],
+    *,
+    train_images: int,
+    val_images: int,
+    workers: int = 0,
+    kept: float = 1.0,
+) -> Prediction:
+    """Predict a run from the times of its parts.
+
+    Args:
+        config: of the run.
+        ms: part -> milliseconds, see `dfmsd.estimation.calibrate.step_parts`.
+        train_images: in the data set.
+        val_images: in the data set.
+        workers: loader processes, which work beside the step; 0 loads between the steps.
+        kept: share of the teacher's features that the budget of a cache lets in, 0..1.
+    """
+    per_process = math.ceil(train_images / config.world_size)
+    steps = max(per_process // config.data.batch_size, 1)
+    epochs = [_epoch_step(config, ms, epoch, workers, kept) for epoch in range(config.epochs)]
+    stages, start = [], 0
+    for stage in config.stages:
+        own = epochs[start : start + stage.epochs]
+        stages.append(StagePrediction(stage.epochs, own[0], own[-1]))
+        start += stage.epochs
+    evaluations = math.ceil(config.epochs / config.eval_every)
+    evaluation = math.ceil(val_images / config.data.batch_size) * _with_loading(ms["detect"], ms["load"], workers)
+    total = steps * sum(epochs) + evaluations * evaluation
+    return Prediction(tuple(stages), steps, steps * config.epochs, evaluations, evaluation / 1e3, total / MS_PER_HOUR)
+
+
+def missing_share(flip: float, epoch: int) -> float:
+    """Share of images that an epoch shows in a version, mirrored or not, that no earlier epoch has shown.
+
+    Args:
+        flip: probability of the mirrored version, 0..1.
+        epoch: from 0, counted from when the features are first wanted.
+    """
+    return flip * (1 - flip) ** epoch + (1 - flip) * flip**epoch
+
+
+def _epoch_step(config: DistillConfig, ms: Mapping[str, float], epoch: int, workers: int, kept: float) -> float:
+    index = stage_of_epoch(config.stages, epoch)
+    step = ms["student"] + ms[f"{index + 1}/update"]
+    if config.stages[index].teachers:
+        step += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
+    return _with_loading(step, ms["load"] if epoch else ms["decode"], workers)
+
+
+def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: int, kept: float) -> float:
+    if config.teacher_cache is None:
+        return ms[f"{index + 1}/teacher"]
+    shares = (
+        missing_share(config.data.flip, _epochs_before(config, name, epoch)) for name in config.stages[index].teachers
+    )
+    missing = kept * fmean(shares) + 1 - kept
+    return missing * ms[f"{index + 1}/stored"] + (1 - missing) * ms[f"{index + 1}/cached"]
+
+
+def _epochs_before(config: DistillConfig, teacher: str, epoch: int) -> int:
+    """Epochs before this one whose features of a teacher a cache still holds."""
+    stages = [config.stages[stage_of_epoch(config.stages, earlier)] for earlier in reversed(range(epoch))]
+    taught = [teacher in stage.teachers for stage in stages]
+    # RAM is given back when a stage without the teacher comes
+    return sum(takewhile(bool, taught) if config.teacher_cache == "ram" else taught)
+
+
+def _with_loading(compute: float, load: float, workers: int) -> float:
+    return max(compute, load / workers) if workers else compute + load

@@ -1,0 +1,125 @@
+"""What a distillation would take on data-centre and desktop GPUs with COCO's usual schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.config import DistillConfig
+from dfmsd.estimation.flops import StageCost, count_stage
+from dfmsd.types import Batch, Target
+
+COCO_IMAGES = 118_287
+COCO_SIZE = (800, 1344)
+COCO_EPOCHS = {"1x": 12, "2x": 24}
+UTILISATION = 0.3
+SIDES = (256, 512)
+"""Sides of the square images that FLOPs are counted on."""
+IMAGES = 2
+"""Counted at once: one alone is too few for batch normalisation where a level has one cell, as SSDLite's last has."""
+BOXES = 7
+"""Objects in a counted image, about COCO's mean."""
+
+
+class Gpu(NamedTuple):
+    """Peak of dense products, in TFLOPS, by the vendor's data sheet."""
+
+    half: float
+    """bfloat16 or float16 tensor cores, summed in float32."""
+    single: float
+    """What PyTorch's float32 convolutions run in: TF32 where there is any, else float32."""
+
+
+GPUS = {
+    "T4": Gpu(65, 8.1),
+    "V100 SXM2": Gpu(125, 15.7),
+    "RTX 3090": Gpu(71, 35.6),
+    "RTX 4090": Gpu(165.2, 82.6),
+    "A100 SXM": Gpu(312, 156),
+    "H100 SXM": Gpu(989, 494),
+}
+
+
+@dataclass(frozen=True)
+class ImageFlops:
+    """FLOPs for one training image, both passes, as ``constant + per_pixel * pixels``."""
+
+    constant: float
+    per_pixel: float
+
+    def __call__(self, size: tuple[int, int]) -> float:
+        """Give the FLOPs of an image of this height and width."""
+        return self.constant + self.per_pixel * size[0] * size[1]
+
+
+def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, ImageFlops]:
+    """Count the task's current stage on two sizes: ``student``, ``teacher`` and ``loss``.
+
+    Every part is convolutions over the image but for a box head, which sees the same number of regions whatever the
+    image: a straight line in the pixels.
+
+    Args:
+        task: in training mode, on ``device``.
+        device: where to count.
+    """
+    classes = len(task.student.class_names)
+    counted = [_products(count_stage(task, random_batch(IMAGES, side, classes).to(device))) for side in SIDES]
+    pixels = [side * side for side in SIDES]
+    found = {}
+    for part in counted[0]:
+        per_pixel, constant = np.polyfit(pixels, [each[part] / IMAGES for each in counted], 1)
+        found[part] = ImageFlops(float(constant), float(per_pixel))
+    return found
+
+
+def random_batch(images: int, side: int, classes: int) -> Batch:
+    """Draw square images with boxes of an eighth to half of their side."""
+    return Batch(torch.rand(images, 3, side, side), [_random_target(side, classes) for _ in range(images)], [], [], [])
+
+
+def coco_flops(
+    config: DistillConfig, stages: list[dict[str, ImageFlops]], epochs: int, size: tuple[int, int] = COCO_SIZE
+) -> float:
+    """Give the FLOPs of a COCO training, its epochs shared among the stages as in the config; no teacher is cached.
+
+    Args:
+        config: of the run.
+        stages: of each, see `stage_flops`.
+        epochs: of the schedule.
+        size: height and width of an image.
+    """
+    step = [sum(flops(size) for flops in parts.values()) for parts in stages]
+    weighted = sum(stage.epochs * flops for stage, flops in zip(config.stages, step, strict=True)) / config.epochs
+    return COCO_IMAGES * epochs * weighted
+
+
+def gpu_hours(flops: Mapping[str, float], precision: str) -> dict[str, dict[str, float]]:
+    """Give the hours that each GPU takes, at `UTILISATION` of its peak.
+
+    Args:
+        flops: schedule -> FLOPs.
+        precision: ``32``, ``bf16`` or ``16``.
+    """
+    peaks = {name: gpu.single if precision == "32" else gpu.half for name, gpu in GPUS.items()}
+    return {
+        name: {schedule: value / (1e12 * peak * UTILISATION) / 3600 for schedule, value in flops.items()}
+        for name, peak in peaks.items()
+    }
+
+
+def _products(cost: StageCost) -> dict[str, int]:
+    parts = {"student": cost.student}
+    if cost.teacher is not None:
+        parts |= {"teacher": cost.teacher, "loss": cost.loss}
+    return {name: part.forward + part.backward for name, part in parts.items()}
+
+
+def _random_target(side: int, classes: int) -> Target:
+    sides = torch.empty(BOXES, 2).uniform_(side / 8, side / 2)
+    corners = torch.rand(BOXES, 2) * (side - sides)
+    return Target(boxes=torch.cat([corners, corners + sides], dim=1), labels=torch.randint(classes, (BOXES,)))

@@ -1,0 +1,1 @@
+"""COCO metrics of a detector, and its detections in images and videos."""

@@ -1,0 +1,57 @@
+"""ONNX, run by onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dfmsd.exporting.candidates import Found
+from dfmsd.exporting.formats import Format, Run
+from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph, trace
+from dfmsd.utils.quiet import quiet
+
+
+def write(graph: DetectionGraph, file: Path) -> None:
+    """Write one file, weights included."""
+    program = _without_checks(trace(graph, graph.side, dynamic=graph.batches))
+    with quiet():
+        torch.onnx.export(
+            program,
+            f=file,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _without_checks(program: ExportedProgram) -> ExportedProgram:
+    """Take out what a model's code asserts of its tensors, for which ONNX has no words."""
+    for node in reversed(program.graph.nodes):
+        if "_assert" in str(node.target):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
+    """Load a file on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Found:
+        boxes, scores, labels = session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
+        return torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels)
+
+    return run
+
+
+ONNX = Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx", write, read)

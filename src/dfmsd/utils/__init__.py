@@ -1,0 +1,1 @@
+"""Helpers without knowledge of detection: files, caches, processes, the terminal."""

@@ -1,0 +1,110 @@
+"""What ``dfmsd predict`` and ``dfmsd export`` refuse in one line, and what they print."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.test_main import Command
+from tests.exporting.test_job import eagerly
+
+from dfmsd.exporting import job
+
+
+@pytest.fixture
+def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def model(tiny_teachers: tuple[str, str]) -> str:
+    return tiny_teachers[0]
+
+
+def test_predict_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path) -> None:
+    pytest.importorskip("supervision")
+    status, out, _ = dfmsd(
+        "predict", "--model", model, "--score", 0.05, "--image-size", 64, "--out", "seen", tiny_root / "val"
+    )
+    assert status == 0
+    speed, file = out.splitlines()
+    assert re.fullmatch(r"4 images, \d+\.\d images/s all in all, \d+\.\d ms per image to detect \(median\)", speed)
+    content = json.loads((dfmsd.folder / file).read_text())
+    assert [image["file_name"] for image in content["images"]] == [f"val_{number}.jpg" for number in range(4)]
+    assert [category["name"] for category in content["categories"]] == ["square", "disc"]
+    assert (dfmsd.folder / "seen" / "val_3.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder; give images or folders of them"),
+        (["empty"], "empty: no image in this folder"),
+        (["broken.jpg"], "broken.jpg: cannot be decoded as an image"),
+        (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
+        (["--score", "1.5", "good"], "--score: expected a number in 0..1, got 1.5"),
+        (["--image-size", "0", "good"], "--image-size: expected a multiple of 32, got 0"),
+        (["--model", "nowhere", "good"], "no detector at 'nowhere'"),
+        (["--out", "good", "good"], "would be drawn over"),
+        ([], "images"),
+    ],
+)
+def test_predict_refuses(dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str) -> None:
+    pytest.importorskip("supervision")
+    (dfmsd.folder / "empty").mkdir()
+    (dfmsd.folder / "good").mkdir()
+    (dfmsd.folder / "good" / "a.jpg").write_bytes((tiny_root / "val" / "val_0.jpg").read_bytes())
+    for name in ("broken.jpg", "broken.mp4"):
+        (dfmsd.folder / name).write_bytes(b"nothing of the kind")
+    assert message in dfmsd.refusal("predict", "--model", model, "--out", "out", *arguments)
+
+
+def test_a_missing_extra_is_named(dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    error = dfmsd.refusal("predict", "--model", model, "--out", "out", tiny_root / "val")
+    assert re.search(r"predict needs supervision \(.*\): pip install 'dfmsd\[predict\]'", error)
+    for name, package in (("onnx", "onnxscript"), ("openvino", "openvino"), ("executorch", "executorch")):
+        monkeypatch.setitem(sys.modules, package, None)
+        error = dfmsd.refusal("export", "--model", model, "--format", name)
+        assert re.search(rf"--format {name} needs .*{package}: pip install 'dfmsd\[{name}\]'", error)
+
+
+def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setitem(job.FORMATS, "torch", eagerly(0.0))
+    arguments = ("--format", "torch", "--image-size", 64, "--out", "student.pt2")
+    status, out, _ = dfmsd("export", "--model", model, *arguments, "--images", tiny_root)
+    assert status == 0
+    file, difference, latency = out.splitlines()
+    assert file == "student.pt2"
+    assert re.fullmatch(
+        r"4 images, \d+ detections: largest difference .* of the side in boxes \(.* pixels\), .*", difference
+    )
+    assert re.fullmatch(r"one image, median: PyTorch \d+\.\d ms, torch \d+\.\d ms", latency)
+    assert sorted(path.name for path in dfmsd.folder.glob("student*")) == ["student.pt2", "student.pt2.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "coreml"], "--format"),
+        (["--format", "torch", "--out", "x.onnx"], "--out: expected a file that ends in .pt2, got x.onnx"),
+        (["--format", "torch", "--int8"], "--int8 quantises ONNX files"),
+        (["--format", "torch"], "is no run folder, which would tell its data"),
+        (["--format", "torch", "--images", "nowhere"], "nowhere: no such file or folder"),
+        (
+            ["--format", "torch", "--out", "x.pt2", "--image-size", "50", "--images", "IMAGES"],
+            "--image-size: expected a multiple of 32",
+        ),
+        (
+            ["--format", "torch", "--model", "nowhere", "--out", "x.pt2", "--images", "IMAGES"],
+            "no detector at 'nowhere'",
+        ),
+    ],
+)
+def test_export_refuses(dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str) -> None:
+    given = [str(tiny_root / "val") if argument == "IMAGES" else argument for argument in arguments]
+    assert message in dfmsd.refusal("export", "--model", model, *given)

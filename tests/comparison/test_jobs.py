@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from dfmsd.comparison import jobs, worker
+from dfmsd.comparison.cells import Cell, make_cells
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.jobs import LOG, locked, preemptible, run_cells, threads_of
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig, write_config
+from dfmsd.engine.configfile import read_config
+from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
+
+EPOCHS = 40
+"""Enough that a run is still at work when the second epoch is noticed."""
+
+
+WORKER = """#!/bin/sh
+# started as: python -m dfmsd.comparison.worker RUN
+case $3 in
+*broken) echo "dfmsd: error: no detector at 'nowhere'" >&2; exit 2 ;;
+*killed) echo "epoch 1"; kill -9 $$ ;;
+*) echo "$1 $2 with $OMP_NUM_THREADS" >"$3/done" ;;
+esac
+"""
+
+
+def test_each_run_ends_for_itself(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(WORKER)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(jobs, "POLL", 0.02)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    names = ("broken", "first", "killed", "second")
+    cells = [replace(cell, config=replace(cell.config, out=str(tmp_path / name))) for name in names]
+    ended: dict[str, str | None] = {}
+    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
+        run_cells(cells, 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
+    assert ended == {
+        "broken": f"no detector at 'nowhere'; see {tmp_path / 'broken' / LOG}",
+        "first": None,
+        "killed": f"ended by signal 9: epoch 1; see {tmp_path / 'killed' / LOG}",
+        "second": None,
+    }
+    for name in ("first", "second"):
+        assert (tmp_path / name / "done").read_text() == "-m dfmsd.comparison.worker with 3\n"
+        assert read_config(DistillConfig, tmp_path / name / "config.yaml").epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        (SimpleNamespace(finished=True, status=0), 0, ""),
+        (SimpleNamespace(finished=False, status=PREEMPTED), PREEMPTED, ""),
+        (DfmsdError("no detector\nat 'nowhere'"), 2, "dfmsd: error: no detector at 'nowhere'\n"),
+        (KeyboardInterrupt(), INTERRUPTED, ""),
+    ],
+)
+def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
+    compare_config: Callable[..., CompareConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: Any,
+    status: int,
+    said: str,
+) -> None:
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    cell.run.mkdir(parents=True)
+    write_config(cell.config, cell.run)
+    reported: list[Path] = []
+
+    def distill(given: DistillConfig, **options: Any) -> Any:
+        assert Path(given.out) == cell.run
+        assert options == {"resume": True, "allow_weak_teacher": True, "check_images": 1}
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    monkeypatch.setattr(worker, "distill", distill)
+    monkeypatch.setattr(worker, "run_report", reported.append)
+    monkeypatch.setattr(worker, "_follow_parent", lambda: None)
+    assert worker.main(cell.run) == status
+    assert reported == [cell.run] * (status == 0)
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.slow
+def test_a_failing_training_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["none"], epochs=1)
+    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    stages = [StageConfig(1, teacher="nowhere")]
+    broken = replace(cell, config=replace(cell.config, out=str(tmp_path / "broken"), stages=stages))
+    ended: dict[str, str | None] = {}
+    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
+        run_cells([broken, cell], 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
+    assert ended.keys() == {"broken", cell.run.name}
+    assert "no detector at 'nowhere'" in str(ended["broken"])
+    assert str(ended["broken"]).endswith(str(tmp_path / "broken" / LOG))
+    assert ended[cell.run.name] is None
+    assert cell.finished
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_ctrl_c(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compare_config(tmp_path, methods=["pkd"], epochs=EPOCHS, eval_every=EPOCHS)
+    [_, cell], _ = make_cells(config, config.parsed_methods(), "both")
+    ended: dict[str, str | None] = {}
+
+    def note(done: Cell, failure: str | None) -> None:
+        ended[done.run.name] = failure
+
+    def press_ctrl_c_after_an_epoch(seconds: float) -> None:
+        if (cell.run / "last.ckpt").exists():
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    console = Console(file=(tmp_path / "console").open("w"))
+    monkeypatch.setattr(jobs, "POLL", 0.02)
+    clock = SimpleNamespace(sleep=press_ctrl_c_after_an_epoch, monotonic=time.monotonic)
+    monkeypatch.setattr(jobs, "time", clock)
+    with locked(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
+        run_cells([cell], 1, lock, note, console)
+    assert not ended
+    said = (cell.run / LOG).read_text()
+    assert "interrupted: " in " ".join(said.split())
+    assert f"epoch {EPOCHS}/{EPOCHS}" not in said
+    assert not cell.finished
+
+    monkeypatch.undo()
+    with locked(tmp_path) as lock:  # which no process of before holds any more
+        run_cells([cell], os.cpu_count() or 1, lock, note, console)  # one thread for each
+    assert ended[cell.run.name] is None
+    assert cell.finished
+    said = (cell.run / LOG).read_text()
+    assert said.count("pre-flight") == 1  # it went on instead of beginning again
+    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
+    with (cell.run / "log.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2 * EPOCHS))
+    assert (cell.run / "report.html").exists()
+
+
+def idle(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
+    """A process in place of a run's: it waits until its parent asks it to end, or for half a second."""
+    code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+
+def test_brackets_in_a_method_are_no_markup(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_start", idle)
+    config = compare_config(tmp_path, methods=["mgd[ratio=0]"])
+    _, cell = make_cells(config, config.parsed_methods(), "both")[0]
+    with (tmp_path / "console").open("w+") as file:
+        run_cells([cell], 1, 0, lambda *_: None, Console(file=file, force_terminal=True, width=120))
+        file.seek(0)
+        assert "both: mgd[ratio=0], seed 0, epochs" in file.read()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(signal, name)
+    former = signal.getsignal(number)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any) -> subprocess.Popen[bytes]:
+        started.append(idle(*arguments))
+        return started[-1]
+
+    clock = SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), number), monotonic=time.monotonic)
+    monkeypatch.setattr(jobs, "_start", start)
+    monkeypatch.setattr(jobs, "time", clock)
+    config = compare_config(tmp_path)
+    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    with pytest.raises(Stopped) as stopped, preemptible(), (tmp_path / "console").open("w") as file:
+        run_cells(cells, 1, 0, lambda *_: None, Console(file=file))
+    assert stopped.value.status == PREEMPTED
+    assert [process.returncode for process in started] == [0]  # asked to end, and waited for
+    assert signal.getsignal(number) is former
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_75_after_sigterm(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+    config = compare_config(tmp_path / "out", methods=["none"], epochs=EPOCHS, eval_every=EPOCHS)
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(asdict(config)))
+    command = [sys.executable, "-m", "dfmsd", "compare", "--config", str(tmp_path / "compare.yaml")]
+    run = tmp_path / "out" / "none" / "seed-0"
+    with subprocess.Popen([*command, "--allow-weak-teacher"], stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate()
+    assert process.returncode == PREEMPTED
+    assert "the same command goes on" in " ".join(said.split())
+    assert "interrupted: " in " ".join((run / LOG).read_text().split())
+    assert not (run / "metrics.json").exists()
+
+
+def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None:
+    assert jobs._epochs_done(tmp_path) == 0
+    lines = ["step,epoch,stage,lr", *(f"{step},{step // 10},1,0.001" for step in range(500))]
+    (tmp_path / "log.csv").write_text("\n".join(lines[:1]))
+    assert jobs._epochs_done(tmp_path) == 0
+    (tmp_path / "log.csv").write_text("\n".join([*lines, "500,5"]))
+    assert jobs._epochs_done(tmp_path) == 49
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_of(count) for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [("3", 3), ("2,1", 2), ("", 4), ("many", 4), ("0", 4)])
+def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, chosen: str, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert threads_of(2) == threads
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DfmsdError, match=r"out: cannot write to .*file"), locked(tmp_path / "file"):
+        pass

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from dfmsd.comparison.methods import parse_method, split_epochs, split_methods
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.errors import DfmsdError
+
+TEACHERS = ["weak", "strong"]
+
+
+@pytest.mark.parametrize(
+    ("text", "loss"),
+    [
+        ("pkd", {"name": "pkd"}),
+        ("mgd[ratio=0]", {"name": "mgd", "ratio": 0}),
+        ("mgd[weight=1e-3]", {"name": "mgd", "weight": 0.001}),
+        ("mgd[weight=.5]", {"name": "mgd", "weight": 0.5}),
+        (
+            "dfmsd[enhancement=none,spatial=false,ratio=0.25]",
+            {"name": "dfmsd", "enhancement": "none", "spatial": False, "ratio": 0.25},
+        ),
+        ("dfmsd[enhancement=error+object]", {"name": "dfmsd", "enhancement": "error+object"}),
+        (" pkd + mgd [ ratio = 0 ] ", [{"name": "pkd"}, {"name": "mgd", "ratio": 0}]),
+        ("dfmsd[beta=0]@T1+T2", {"name": "dfmsd", "beta": 0}),
+    ],
+)
+def test_losses_and_options(text: str, loss: object) -> None:
+    assert parse_method(text).loss({}) == loss
+
+
+def test_options_of_the_name_win_over_those_of_the_config() -> None:
+    given = {"mgd": {"weight": 4.0, "ratio": 0.5}, "pkd": {"weight": 2.0}}
+    assert parse_method("mgd[ratio=0]").loss(given) == {"name": "mgd", "weight": 4.0, "ratio": 0}
+    assert parse_method("pkd+cwd").loss(given) == [{"name": "pkd", "weight": 2.0}, {"name": "cwd"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("none", [(None, 42)]),
+        ("dfmsd", [("strong", 42)]),
+        ("dfmsd@T1", [("weak", 42)]),
+        ("dfmsd@T1&T2", [(["weak", "strong"], 42)]),
+        ("dfmsd @ T1 & T2", [(["weak", "strong"], 42)]),
+        ("dfmsd@T1+T1&T2", [("weak", 14), (["weak", "strong"], 28)]),
+        ("dfmsd@T1:1+T1&T2:3", [("weak", 11), (["weak", "strong"], 31)]),
+        ("dfmsd@T2&T1+T2", [(["strong", "weak"], 14), ("strong", 28)]),
+        ("dfmsd@T1+T2", [("weak", 14), ("strong", 28)]),
+        ("dfmsd@T2+T1", [("strong", 14), ("weak", 28)]),
+        ("dfmsd@T2+T2", [("strong", 14), ("strong", 28)]),
+        ("dfmsd@T1:1+T2:7", [("weak", 6), ("strong", 36)]),
+        ("pkd+mgd@T2", [("strong", 42)]),
+    ],
+)
+def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> None:
+    assert parse_method(text).stages(TEACHERS, 42) == [StageConfig(teacher=t, epochs=n) for t, n in stages]
+
+
+@pytest.mark.parametrize("epochs", [3, 4, 5, 10, 12, 42, 97])
+@pytest.mark.parametrize("shares", [[1], [1, 2], [2, 1], [1, 2, 3], [1, 1, 1], [0.01, 5]])
+def test_epochs_are_split_whole(epochs: int, shares: list[float]) -> None:
+    lengths = split_epochs(epochs, shares)
+    assert sum(lengths) == epochs
+    assert min(lengths) >= 1
+    for length, share in zip(lengths, shares, strict=True):
+        assert abs(length - epochs * share / sum(shares)) < len(shares)
+
+
+def test_more_stages_than_epochs_are_refused() -> None:
+    with pytest.raises(DfmsdError, match="epochs: 1 cannot be shared by 2 stages"):
+        parse_method("dfmsd@T1+T2").stages(TEACHERS, 1)
+    with pytest.raises(DfmsdError, match=r"dfmsd@T1&T3 needs T3, but the pair has 2 teacher"):
+        parse_method("dfmsd@T1&T3").stages(TEACHERS, 6)
+    with pytest.raises(DfmsdError, match=r"dfmsd@T1\+T3 needs T3, but the pair has 2 teacher"):
+        parse_method("dfmsd@T1+T3").stages(TEACHERS, 6)
+
+
+def test_ablations_and_controls_are_told_from_methods() -> None:
+    methods = ["none", "pkd", "dfmsd", "pkd+mgd", "dfmsd@T1+T2", "mgd@T1+T2"]
+    others = ["inherit", "mgd[ratio=0]", "dfmsd@T1", "dfmsd@T2", "dfmsd@T2+T1", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
+    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2"]
+    assert [parse_method(name).variant for name in methods] == [False] * 6
+    assert [parse_method(name).variant for name in others] == [True] * 9
+
+
+def test_folders_are_plain_and_each_run_has_one() -> None:
+    names = ["dfmsd", "dfmsd@T1", "dfmsd[beta=0,ratio=0.5]@T1:1+T2:7", "pkd+mgd[ratio=0]"]
+    slugs = [parse_method(name).slug(TEACHERS) for name in names]
+    assert slugs == ["dfmsd", "dfmsd@T1", "dfmsd-beta=0,ratio=0.5@T1-1+T2-7", "pkd+mgd-ratio=0"]
+    assert parse_method("dfmsd@T1+T1&T2:3").slug(TEACHERS) == "dfmsd@T1+T1_T2-3"
+    assert parse_method("dfmsd@T1&T2").slug(TEACHERS) == "dfmsd@T1_T2"
+    assert parse_method("dfmsd@T2").slug(TEACHERS) == "dfmsd"  # what `dfmsd` means there
+    assert parse_method("dfmsd@T1").slug(["one"]) == "dfmsd"
+
+
+def test_lists_are_split_outside_of_brackets() -> None:
+    assert split_methods("none, dfmsd[a=1,b=2]@T1+T2,pkd") == ["none", "dfmsd[a=1,b=2]@T1+T2", "pkd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pkdd", r"'pkdd', position 1: unknown loss 'pkdd'; did you mean pkd\?"),
+        ("pkd+mdg", r"position 5: unknown loss 'mdg'; did you mean mgd\?"),
+        ("xyzzy", "position 1: unknown loss 'xyzzy'; there is .*dfmsd"),
+        ("dfmsd[ratoi=0]", "position 1: loss.ratoi: no option of dfmsd; did you mean 'ratio'"),
+        ("dfmsd[direction=up]", "position 1: loss.direction: 'up' is not one of"),
+        ("dfmsd[ratio]", r"position 12: expected `=`, got '\]'"),
+        ("dfmsd[ratio=0", r"position 14: expected `,` or `\]`, got the end"),
+        ("dfmsd[]", "position 7: expected the name of an option"),
+        ("", "position 1: expected the name of a loss, got the end"),
+        ("pkd+", "position 5: expected the name of a loss, got the end"),
+        ("dfmsd@", "position 7: expected a teacher such as T1, got the end"),
+        ("dfmsd@T0", "position 7: expected a teacher such as T1, got 'T0'"),
+        ("dfmsd@T1&", "position 10: expected a teacher such as T1, got the end"),
+        ("dfmsd@T1&T1", "position 10: T1 is there twice"),
+        ("dfmsd@T1/T2", r"position 9: expected `&`, `\+`, `:` or the end, got '/T2'"),
+        ("dfmsd@T1:0+T2", "a share must be above 0"),
+        ("pkd mgd", "unknown loss 'pkdmgd'"),
+        ("none@T1", "position 1: unknown loss 'none'"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_its_position(text: str, message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as raised:
+        parse_method(text)
+    assert "\n" not in str(raised.value)

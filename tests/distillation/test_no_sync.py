@@ -1,0 +1,138 @@
+"""A GPU is never made to wait for the host by what distillation adds to a step."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.fixtures import STUDENT
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dfmsd.detectors import build_detector
+from dfmsd.distillation.balance import GradientBalance
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
+
+aten = torch.ops.aten
+WAITING = {aten._local_scalar_dense, aten.is_nonzero, aten.item, aten.nonzero, aten.masked_select, aten.equal}
+TARGETS = [
+    {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([0])},
+    {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
+]
+
+
+class Watch(TorchDispatchMode):
+    """Note operations for whose result or shape a GPU's host has to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.paused and (func._overloadpacket in WAITING or self._boolean_mask(func, args)):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _boolean_mask(func: Any, args: Any) -> bool:
+        if func._overloadpacket not in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+            return False
+        return any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))
+
+    def leave_out(self, module: torch.nn.Module) -> None:
+        """Look away while this module runs."""
+
+        def pause(*_: Any) -> None:
+            self.paused = True
+
+        def go_on(*_: Any) -> None:
+            self.paused = False
+
+        module.register_forward_pre_hook(pause)
+        module.register_forward_hook(go_on)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    with Watch() as mode:
+        yield mode
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda value: value.sum().item(),
+        lambda value: bool((value > 0).any()),
+        lambda value: value[value > 0],
+        lambda value: value.nonzero(),
+        lambda value: value.__setitem__(value > 0, torch.ones(())),
+    ],
+)
+def test_the_watch_sees_what_waits(watch: Watch, wait: Any) -> None:
+    wait(torch.rand(4))
+    assert len(watch.found) == 1
+
+
+def test_the_watch_lets_the_rest_pass(watch: Watch) -> None:
+    value = torch.rand(4)
+    torch.where(value > 0, value, 0.0)[torch.tensor([0, 2])].topk(1)
+    assert watch.found == []
+
+
+@pytest.mark.parametrize("arch", ["fcos", "faster_rcnn"])
+def test_distillation_never_waits_for_the_device(arch: str) -> None:
+    student = build_detector(STUDENT, ("a",))
+    teacher = FrozenTeacher(build_detector(replace(STUDENT, arch=arch, fpn_channels=32), ("a",)), "teacher")
+    stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
+    loss = {"name": "dfmsd", "enhancement": "error+object"}
+    task = DistillationTask(student, stages, [[], [teacher]], loss, balance=0.5).train()
+    task.enter_stage(1)
+    (lesson,) = task.lessons
+    assert lesson.balance is not None
+    lesson.balance.count = lesson.balance.batches
+    watch = Watch()
+    watch.leave_out(student)  # torchvision's own losses do wait
+    with watch:
+        named = task(torch.rand(2, 3, 64, 64), TARGETS)
+    assert {"mask/p3", "sfa/p3"} <= named.keys()
+    assert watch.found == []
+
+
+@pytest.mark.parametrize("boxes", [TARGETS, TARGETS[1:] * 2], ids=["boxes", "empty"])
+def test_gfl_never_waits_for_the_device_either(boxes: list[Any]) -> None:
+    """Assignment and losses, and LD over them."""
+    student, big = (build_detector(replace(STUDENT, arch="gfl"), ("a",)) for _ in range(2))
+    task = DistillationTask(student, [StageConfig(1, "big")], [[FrozenTeacher(big, "big")]], {"name": "ld"}).train()
+    student._own_targets = list  # type: ignore[assignment]  # on a CPU it looks at the boxes
+    with Watch() as watch:
+        named = task(torch.rand(2, 3, 64, 64), boxes)
+        torch.stack(list(named.values())).sum().backward()
+    assert watch.found == []
+
+
+def test_a_balance_does_not_wait_while_it_measures_either(watch: Watch) -> None:
+    balance = GradientBalance({"mask": "mask"}, ratio=1.0)
+    feature = torch.rand(1, 2, 4, 4, requires_grad=True)
+    balance({"mask/p3": feature.square().sum()}, feature.sum(), {"p3": feature})
+    assert watch.found == []
+    assert balance.count == 1
+    assert balance.sums.tolist() != [0.0, 0.0]
+
+
+def test_the_count_of_a_balance_is_read_safely_from_a_file() -> None:
+    first, second = (GradientBalance({"mask": "mask"}, ratio=1.0, batches=2) for _ in range(2))
+    first.count = 2
+    first.sums.copy_(torch.tensor([6.0, 2.0]))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.settled
+    assert second.factors() == {"mask": 3.0}

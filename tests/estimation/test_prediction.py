@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfmsd.data import DataConfig
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig
+from dfmsd.estimation.prediction import missing_share, predict
+
+MS = {
+    "student": 100.0,
+    "1/update": 10.0,
+    "2/teacher": 50.0,
+    "2/loss": 20.0,
+    "2/stored": 60.0,
+    "2/cached": 1.0,
+    "2/update": 15.0,
+    "load": 2.0,
+    "decode": 30.0,
+    "detect": 40.0,
+}
+SIZES = {"train_images": 35, "val_images": 9}
+
+
+def config(flip: float = 0.0, **values: Any) -> DistillConfig:
+    """A plain stage of two epochs, then one of three with a teacher; eight steps of four images."""
+    stages = [StageConfig(epochs=2), StageConfig(epochs=3, teacher="t")]
+    data = DataConfig(batch_size=4, flip=flip)
+    return DistillConfig(**{"out": "run", "data": data, "stages": stages, **values})
+
+
+def test_a_step_is_the_sum_of_the_parts_that_its_stage_uses() -> None:
+    found = predict(config(), MS, **SIZES)
+    plain, taught = found.stages
+    assert (plain.epochs, plain.first_step_ms, plain.step_ms) == (2, 100 + 10 + 30, 100 + 10 + 2)
+    assert (taught.epochs, taught.first_step_ms, taught.step_ms) == (3, 187, 100 + 15 + 50 + 20 + 2)
+    assert (found.steps_per_epoch, found.steps) == (8, 40)
+    assert found.evaluations == 5
+    assert found.evaluation_s == pytest.approx(3 * 0.042)
+    assert found.hours == pytest.approx((8 * (140 + 112 + 3 * 187) + 5 * 3 * 42) / 3.6e6)
+
+
+def test_a_cache_leaves_the_teacher_out_after_the_first_epoch() -> None:
+    taught = predict(config(teacher_cache="ram"), MS, **SIZES).stages[1]
+    assert (taught.first_step_ms, taught.step_ms) == (100 + 15 + 60 + 20 + 2, 100 + 15 + 1 + 20 + 2)
+
+
+def test_what_the_budget_does_not_keep_is_computed_in_every_epoch() -> None:
+    taught = predict(config(teacher_cache="ram"), MS, **SIZES, kept=0.25).stages[1]
+    assert taught.step_ms == pytest.approx(137 + 0.75 * 60 + 0.25 * 1)
+
+
+def test_both_versions_of_a_flipped_image_are_computed() -> None:
+    taught = predict(config(flip=0.5, teacher_cache="ram"), MS, **SIZES).stages[1]
+    assert taught.step_ms == pytest.approx(137 + 0.25 * 60 + 0.75 * 1)  # the third epoch: unseen with 1/2 * 1/2
+
+
+@pytest.mark.parametrize(("kind", "step"), [("ram", 60.0), ("disk", 1.0)])
+def test_a_teacher_that_comes_again_is_found_on_disk_only(kind: str, step: float) -> None:
+    stages = [StageConfig(1, "t"), StageConfig(1, "other"), StageConfig(1, "t")]
+    parts = {"update": 0.0, "loss": 0.0, "stored": 60.0, "cached": 1.0}
+    ms = {f"{stage}/{part}": value for stage in (1, 2, 3) for part, value in parts.items()}
+    run = replace(config(), stages=stages, teacher_cache=kind)
+    third = predict(run, {**ms, "student": 0.0, "load": 0.0, "decode": 0.0, "detect": 0.0}, **SIZES).stages[2]
+    assert third.step_ms == step
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.3, 0.5, 1.0])
+def test_the_missing_share_is_that_of_drawn_flips(flip: float) -> None:
+    flips = np.random.default_rng(0).random((4, 20_000)) < flip
+    for epoch in range(4):
+        new = (flips[:epoch] != flips[epoch]).all(axis=0).mean()
+        assert missing_share(flip, epoch) == pytest.approx(new, abs=0.02)
+
+
+def test_loader_processes_work_beside_the_step() -> None:
+    slow = {**MS, "load": 300.0, "decode": 500.0}
+    plain = predict(config(), slow, **SIZES, workers=2).stages[0]
+    assert (plain.first_step_ms, plain.step_ms) == (250, 150)
+    assert predict(config(), MS, **SIZES, workers=2).stages[0].step_ms == 110
+
+
+def test_processes_share_the_images_and_evaluations_can_be_rare() -> None:
+    found = predict(config(devices=2, eval_every=2), MS, **SIZES)
+    assert found.steps_per_epoch == 18 // 4
+    assert found.evaluations == 3  # epochs 2, 4 and the last
+    assert predict(config(devices=2, num_nodes=2), MS, **SIZES).steps_per_epoch == 18 // 2 // 4
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("ram", [60.0, 30.5, 60.0]), ("disk", [60.0, 30.5, 1.0])])
+def test_a_teacher_that_gets_company_is_found(kind: str, steps: list[float]) -> None:
+    stages = [StageConfig(1, "t"), StageConfig(1, ["t", "other"]), StageConfig(1), StageConfig(1, "other")]
+    parts = {"update": 0.0, "loss": 0.0, "stored": 60.0, "cached": 1.0}
+    ms = {f"{stage}/{part}": value for stage in (1, 2, 3, 4) for part, value in parts.items()}
+    run = replace(config(), stages=stages, teacher_cache=kind)
+    found = predict(run, {**ms, "student": 0.0, "load": 0.0, "decode": 0.0, "detect": 0.0}, **SIZES).stages
+    assert [found[index].step_ms for index in (0, 1, 3)] == steps  # of two teachers one is stored, one found

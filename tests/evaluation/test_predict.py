@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO
+from PIL import Image
+
+from dfmsd.detectors.base import Detector
+from dfmsd.errors import DfmsdError
+from dfmsd.evaluation import predict as module
+from dfmsd.evaluation.predict import predict
+from dfmsd.exporting.verify import ExportedDetector
+
+sv = pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict]'")
+
+CLASSES = ("square", "disc")
+FOUND = [([8.0, 4.0, 24.0, 20.0], 0.9, 1), ([0.0, 0.0, 64.0, 64.0], 0.5, 0), ([1.0, 1.0, 2.0, 2.0], 0.2, 0)]
+"""What the detector sees in every frame of 64 x 64 pixels."""
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Put a detector of fixed answers in place of a loaded one; gives the inputs that it gets."""
+    inputs: list[torch.Tensor] = []
+
+    def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        inputs.append(images)
+        boxes, scores, labels = zip(*FOUND, strict=True)
+        return torch.tensor([boxes]), torch.tensor([scores]), torch.tensor([labels])
+
+    def load(reference: str) -> Detector:
+        return ExportedDetector(run, CLASSES)
+
+    monkeypatch.setattr(module, "load_detector", load)
+    return inputs
+
+
+def save(path: Path, width: int, height: int, colour: tuple[int, int, int] = (200, 100, 50), **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), colour).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def content(out: Path) -> dict[str, list[dict[str, object]]]:
+    read: dict[str, list[dict[str, object]]] = json.loads((out / "predictions.json").read_text())
+    return read
+
+
+def run(images: Sequence[Path], out: Path, **options: float) -> module.Speed:
+    return predict("any", images, out, image_size=64, **options)  # type: ignore[arg-type]
+
+
+def test_boxes_are_in_pixels_of_the_original(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", 128, 96)
+    run([tmp_path / "in"], tmp_path / "out")
+    found = content(tmp_path / "out")
+    assert found["images"] == [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}]
+    assert found["categories"] == [{"id": 1, "name": "square"}, {"id": 2, "name": "disc"}]
+    # 64 pixels of the frame are 128 of the image; its content is 48 high, and the second box is clipped to that
+    disc = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [16, 8, 32, 32], "area": 1024, "iscrowd": 0}
+    square = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [0, 0, 128, 96], "area": 12288, "iscrowd": 0}
+    scores = [one.pop("score") for one in found["annotations"]]
+    assert found["annotations"] == [disc, square]
+    assert scores == pytest.approx([0.9, 0.5])
+
+
+def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, seen: list[torch.Tensor]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    save(tmp_path / "a.jpg", 128, 64, exif=exif)
+    run([tmp_path / "a.jpg"], tmp_path / "out")
+    assert content(tmp_path / "out")["images"][0]["height"] == 128
+    assert Image.open(tmp_path / "out" / "a.jpg").size == (64, 128)
+    assert (seen[0][0, 0] > 0).sum() == 32 * 64
+
+
+@pytest.mark.parametrize(("score", "count"), [(0.0, 3), (0.3, 2), (0.5, 2), (0.6, 1), (1.0, 0)])
+def test_low_scores_are_left_out(tmp_path: Path, score: float, count: int) -> None:
+    run([save(tmp_path / "a.png", 64, 64)], tmp_path / "out", score=score)
+    assert len(content(tmp_path / "out")["annotations"]) == count
+    changed = np.asarray(Image.open(tmp_path / "out" / "a.png")) != (200, 100, 50)
+    assert changed.any() == (count > 0)
+
+
+def test_boxes_are_drawn_and_the_rest_keeps_its_colour(tmp_path: Path) -> None:
+    run([save(tmp_path / "a.png", 256, 256)], tmp_path / "out", score=0.8)
+    drawn = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    changed = (drawn != (200, 100, 50)).any(axis=2)
+    assert changed[16:80, 32].all()  # the left side of the box
+    assert changed[80, 32:96].all()
+    assert not changed[100:, 120:].any()
+    assert not changed[30:70, 45:85].any()
+
+
+def test_the_file_is_read_by_others(tmp_path: Path) -> None:
+    for name in ("a.png", "deep/b.jpg", "c.webp"):
+        save(tmp_path / "in" / name, 64, 64)
+    run([tmp_path / "in"], tmp_path / "out")
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")} == {
+        "a.png",
+        "deep/b.jpg",
+        "c.webp.png",
+        "predictions.json",
+    }
+    file = tmp_path / "out" / "predictions.json"
+    data = sv.DetectionDataset.from_coco(str(tmp_path / "in"), str(file))
+    assert data.classes == list(CLASSES)
+    assert len(data) == 3
+    for path, image, found in data:
+        assert Path(path).is_file()
+        assert image.shape == (64, 64, 3)
+        assert found.xyxy.tolist() == [[8, 4, 24, 20], [0, 0, 64, 64]]
+    truth = COCO(content(tmp_path / "out"))
+    assert len(truth.loadRes(content(tmp_path / "out")["annotations"]).anns) == 6
+
+
+def test_a_second_run_into_a_folder_of_the_images_sees_no_drawings(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 64, 64)
+    for _ in range(2):
+        assert run([tmp_path], tmp_path / "drawn").images == 1
+    assert [image["file_name"] for image in content(tmp_path / "drawn")["images"]] == ["a.png"]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".avi"])
+def test_videos_are_drawn_frame_by_frame(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"clip{ending}"
+    with sv.VideoSink(str(file), sv.VideoInfo(width=128, height=96, fps=10, total_frames=5)) as sink:
+        for _ in range(5):
+            sink.write_frame(np.full((96, 128, 3), (50, 100, 200), dtype=np.uint8))
+    speed = run([file, save(tmp_path / "a.png", 64, 64)], tmp_path / "out", score=0.8)
+    assert speed.images == 6
+    found = content(tmp_path / "out")
+    assert [(image["file_name"], image.get("frame")) for image in found["images"]] == [
+        *((file.name, frame) for frame in range(5)),
+        ("a.png", None),
+    ]
+    frames = list(sv.get_video_frames_generator(str(tmp_path / "out" / "clip.mp4")))
+    assert [frame.shape for frame in frames] == [(96, 128, 3)] * 5
+    assert np.abs(frames[2][70:, 80:].mean(axis=(0, 1)) - (50, 100, 200)).max() < 20
+    assert np.abs(frames[2][20:30, 16].mean(axis=0) - (50, 100, 200)).max() > 40
+
+
+def test_the_speed_line_tells_the_median(tmp_path: Path) -> None:
+    speed = run([save(tmp_path / f"{name}.png", 64, 64) for name in "abc"], tmp_path / "out")
+    assert str(module.Speed(3, 12.34, 0.5)) == "3 images, 6.0 images/s all in all, 12.3 ms per image to detect (median)"
+    assert speed.images == 3
+    assert 0 < 1e-3 * speed.median < speed.seconds
+
+
+def test_files_are_not_drawn_over(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.png", 64, 64)
+    before = file.read_bytes()
+    with pytest.raises(DfmsdError, match=r"a\.png would be drawn over .*; choose another folder"):
+        run([file], tmp_path)
+    assert file.read_bytes() == before
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.avi").touch()
+    with pytest.raises(DfmsdError, match=r"would be drawn over .*a\.mp4"):
+        run([tmp_path / "a.mp4", tmp_path / "a.avi"], tmp_path / "out")

@@ -1,0 +1,126 @@
+"""The graph detects what the detector itself detects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.fixtures import TINY_BACKBONE
+from tests.helpers.tiny_transformers import needs_transformers, save_model, student
+from torch import nn
+
+from dfmsd.detectors import Detector, DetectorConfig, build_detector, load_detector
+from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.torchvision.wrap import wrap_torchvision
+from dfmsd.errors import DfmsdError
+from dfmsd.exporting.graph import DetectionGraph, trace
+from dfmsd.exporting.verify import ExportedDetector, compare_all
+
+OWN = ("fcos", "retinanet", "gfl", "ssdlite", "faster_rcnn")
+
+
+def lively(detector: Detector) -> Detector:
+    """Give weights that make many detections of different scores."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in detector.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=(1.5 / parameter[0].numel()) ** 0.5, generator=generator)
+    return detector.eval()
+
+
+def tiny(arch: str) -> Detector:
+    config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
+    return lively(build_detector(config, ("a", "b", "c")))
+
+
+def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> None:
+    def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = graph(images)
+        return found
+
+    batches = [torch.rand(count, 3, graph.side, graph.side) for count in (3, 1)]
+    found = compare_all(detector, ExportedDetector(run, detector.class_names), batches, 0.05, 100)
+    assert found.detections >= least
+    assert found.boxes < 1e-6
+    assert found.scores < 1e-6
+
+
+@pytest.mark.parametrize("arch", OWN)
+def test_the_graph_detects_what_the_detector_does(arch: str) -> None:
+    detector = tiny(arch)
+    assert_same(detector, DetectionGraph(detector, 96), least=2)
+
+
+@pytest.mark.parametrize("side", [96, 320])
+def test_ssdlite_at_its_own_size_and_at_another(side: int) -> None:
+    detector = tiny("ssdlite")
+    assert_same(detector, DetectionGraph(detector, side))
+
+
+def test_thresholds_are_the_models_own() -> None:
+    detector = tiny("retinanet")
+    detector.model.score_thresh, detector.model.nms_thresh, detector.model.detections_per_img = 0.1, 0.2, 7
+    graph = DetectionGraph(detector, 96)
+    assert_same(detector, graph, least=4)
+    with torch.no_grad():
+        _, scores, _ = graph(torch.rand(2, 3, 96, 96))
+    assert scores.shape == (2, 7)
+    assert scores[scores > 0].min() > 0.1
+
+
+def test_labels_that_no_object_has_are_left_out() -> None:
+    config = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16, head_convs=1)
+    detector = lively(wrap_torchvision(build_model(config, 3), ["a", "c"], [0, 2]))
+    graph = DetectionGraph(detector, 96)
+    assert_same(detector, graph)
+    with torch.no_grad():
+        _, scores, labels = graph(torch.rand(1, 3, 96, 96))
+    assert set(labels[scores > 0].tolist()) == {0, 1}
+    assert set(labels[scores == 0].tolist()) == {-1}
+
+
+@pytest.mark.parametrize("model_type", ["rt_detr", "rt_detr_v2", "d_fine"])
+@needs_transformers
+@pytest.mark.transformers
+def test_queries_are_not_suppressed(model_type: str, tmp_path: Path) -> None:
+    save_model(model_type, tmp_path)
+    detector = student(tmp_path).eval()
+    assert_same(detector, DetectionGraph(detector, 96))
+
+
+def test_a_blank_list_is_padded() -> None:
+    detector = tiny("gfl")
+    nn.init.constant_(detector.model.head.classification_head.cls_logits.bias, -20.0)
+    with torch.no_grad():
+        boxes, scores, labels = DetectionGraph(detector, 64)(torch.rand(2, 3, 64, 64))
+    assert boxes.shape == (2, 100, 4)
+    assert not boxes.any()
+    assert not scores.any()
+    assert (labels == -1).all()
+
+
+def test_what_has_no_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match="--image-size: expected a multiple of 32, got 50"):
+        DetectionGraph(tiny("gfl"), 50)
+    with pytest.raises(DfmsdError, match="ExportedDetector of this kind cannot be exported; what can are FCOS"):
+        DetectionGraph(ExportedDetector(lambda images: (images, images, images), ("a",)), 64)
+
+
+@needs_transformers
+@pytest.mark.transformers
+def test_a_teacher_alone_is_refused(tmp_path: Path) -> None:
+    save_model("detr", tmp_path)
+    with pytest.raises(DfmsdError, match="cannot be exported"):
+        DetectionGraph(load_detector(f"hf:{tmp_path}"), 64)
+
+
+def test_a_model_that_looks_at_its_values_cannot_be_traced() -> None:
+    class Peeking(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if bool(images.sum() > 0) else -images
+
+    with pytest.raises(DfmsdError, match=r"torch\.export cannot trace this model \(.+\); choose another one") as caught:
+        trace(Peeking(), 32, dynamic=True)
+    assert "\n" not in str(caught.value)

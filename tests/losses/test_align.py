@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import build
+from dfmsd.losses.align import STRIDE_TOLERANCE, Align, LevelPair, format_levels, pair_levels
+from dfmsd.types import LevelSpec
+
+ONE_STAGE = [LevelSpec(f"p{level}", 64, 2**level) for level in range(3, 8)]  # strides 8..128
+TWO_STAGE = [LevelSpec(str(level), 256, 2 ** (level + 2)) for level in range(5)]  # strides 4..64
+
+
+def test_one_stage_and_two_stage_pyramids_share_the_strides_8_to_64() -> None:
+    pairs = pair_levels(ONE_STAGE, TWO_STAGE)
+    assert [(pair.student.name, pair.teacher.name) for pair in pairs] == [
+        ("p3", "1"),
+        ("p4", "2"),
+        ("p5", "3"),
+        ("p6", "4"),
+    ]
+    assert all(pair.student.stride == pair.teacher.stride for pair in pairs)
+    assert [(pair.student.stride, pair.teacher.stride) for pair in pair_levels(TWO_STAGE, ONE_STAGE)] == [
+        (stride, stride) for stride in (8, 16, 32, 64)
+    ]
+
+
+SSD300 = [LevelSpec(f"s{stride}", 8, stride) for stride in (8, 16, 32, 64, 100, 300)]
+
+
+def strides(student: list[LevelSpec], teacher: list[LevelSpec]) -> list[tuple[int, int]]:
+    return [(pair.student.stride, pair.teacher.stride) for pair in pair_levels(student, teacher)]
+
+
+def of(*values: int) -> list[LevelSpec]:
+    return [LevelSpec(f"{stride}.{index}", 8, stride) for index, stride in enumerate(values)]
+
+
+def test_an_odd_stride_is_paired_with_the_nearest() -> None:
+    assert strides(SSD300, ONE_STAGE) == [(8, 8), (16, 16), (32, 32), (64, 64), (100, 128)]
+    assert strides(ONE_STAGE, SSD300) == [(8, 8), (16, 16), (32, 32), (64, 64), (128, 100)]
+    assert strides(of(14, 30), of(8, 16, 32, 64)) == [(14, 16), (30, 32)]
+
+
+def test_exact_strides_come_before_near_ones_and_nearer_before_farther() -> None:
+    assert strides(of(16, 18, 32), of(16, 32)) == [(16, 16), (32, 32)]
+    assert strides(of(16, 20, 22), of(16, 23)) == [(16, 16), (22, 23)]  # 20 is near too, but farther
+    assert strides(of(16, 20), of(16, 18, 25)) == [(16, 16), (20, 18)]
+
+
+def test_no_two_powers_of_two_are_near() -> None:
+    assert strides(of(8, 16, 32), of(8, 32, 64)) == [(8, 8), (32, 32)]
+
+
+def test_levels_of_one_stride_learn_from_one_teacher_level() -> None:
+    assert strides(of(32, 32, 64), of(32, 32, 64)) == [(32, 32), (32, 32), (64, 64)]
+    assert {pair.teacher.name for pair in pair_levels(of(32, 32, 64), of(32, 32, 64))} == {"32.0", "64.2"}
+
+
+SOME = st.lists(st.integers(1, 600), min_size=1, max_size=7).map(lambda values: of(*sorted(values)))
+
+
+@given(SOME, SOME)
+def test_exact_pairs_always_win_and_none_lies_outside_the_tolerance(
+    student: list[LevelSpec], teacher: list[LevelSpec]
+) -> None:
+    common = {level.stride for level in student} & {level.stride for level in teacher}
+    try:
+        pairs = pair_levels(student, teacher)
+    except DfmsdError:
+        assert sum(level.stride in common for level in student) < 2
+        return
+    taught = {pair.student: pair.teacher for pair in pairs}
+    assert list(taught) == [level for level in student if level in taught]  # in order, each once
+    near = []
+    for level in student:
+        if level.stride in common:
+            assert taught[level].stride == level.stride
+        elif level in taught:
+            near.append(taught[level].stride)
+            assert 1 / STRIDE_TOLERANCE <= near[-1] / level.stride <= STRIDE_TOLERANCE
+    assert len(set(near)) == len(near)
+    assert not set(near) & common
+    for level in student:  # who goes without has no free neighbour
+        free = [t.stride for t in teacher if t.stride not in common and t.stride not in near]
+        if level not in taught:
+            assert not any(1 / STRIDE_TOLERANCE <= s / level.stride <= STRIDE_TOLERANCE for s in free)
+
+
+def test_pairing_by_index_ignores_the_strides() -> None:
+    pairs = pair_levels(ONE_STAGE, TWO_STAGE[:4], "index")
+    assert [(pair.student.stride, pair.teacher.stride) for pair in pairs] == [(8, 4), (16, 8), (32, 16), (64, 32)]
+
+
+@pytest.mark.parametrize("pairing", ["stride", "index"])
+def test_fewer_than_two_pairs_are_refused_with_both_level_tables_in_one_line(pairing: str) -> None:
+    student, teacher = [LevelSpec("p5", 96, 32)], [LevelSpec("c4", 512, 16), LevelSpec("c5", 2048, 32)]
+    with pytest.raises(DfmsdError) as caught:
+        pair_levels(student, teacher, pairing)
+    message = str(caught.value)
+    assert "share 1 pyramid level(s)" in message
+    assert pairing in message
+    assert format_levels(student) == "p5 /32 x96"
+    assert format_levels(student) in message
+    assert "c4 /16 x512, c5 /32 x2048" in message
+    assert "\n" not in message
+
+
+def test_no_common_stride_is_refused_and_index_pairing_helps() -> None:
+    student, teacher = ONE_STAGE[:2], [LevelSpec("a", 8, 2), LevelSpec("b", 8, 4)]
+    with pytest.raises(DfmsdError, match=r"share 0 pyramid.*loss\.pairing: index"):
+        pair_levels(student, teacher)
+    assert len(pair_levels(student, teacher, "index")) == 2
+
+
+def test_equal_channels_and_sizes_need_no_layer_and_change_nothing() -> None:
+    align = Align(LevelPair(LevelSpec("s", 3, 8), LevelSpec("t", 3, 8)))
+    feature = torch.randn(2, 3, 4, 5)
+    assert not list(align.parameters())
+    target = torch.randn(2, 3, 4, 5)
+    aligned = align(feature, target)
+    assert aligned[0] is feature
+    assert aligned[1] is target
+
+
+def test_other_channels_are_projected_by_a_pointwise_convolution() -> None:
+    align = Align(LevelPair(LevelSpec("s", 3, 8), LevelSpec("t", 5, 8)))
+    feature = torch.randn(2, 3, 4, 6)
+    assert isinstance(align.project, nn.Conv2d)
+    weight, bias = align.project.weight[:, :, 0, 0], align.project.bias
+    target = torch.randn(2, 5, 4, 6)
+    assert_close(align(feature, target)[0], torch.einsum("oc,nchw->nohw", weight, feature) + bias.view(1, -1, 1, 1))
+
+
+def test_equal_channels_are_projected_on_request() -> None:
+    align = Align(LevelPair(LevelSpec("s", 3, 8), LevelSpec("t", 3, 8)), project=True)
+    student = torch.randn(2, 3, 4, 5)
+    layer = align.project
+    assert isinstance(layer, nn.Conv2d)
+    turned = torch.eye(3)[[2, 0, 1]]  # the teacher's channels in another order
+    with torch.no_grad():
+        layer.weight.copy_(turned[:, :, None, None])
+        layer.bias.zero_()
+    assert_close(align(student, torch.randn(2, 3, 4, 5))[0], student[:, [2, 0, 1]])
+
+
+def test_other_sizes_are_resized_bilinearly() -> None:
+    align = Align(LevelPair(LevelSpec("s", 1, 16), LevelSpec("t", 1, 8)))
+    resized, _ = align(torch.tensor([[[[0.0, 4.0]]]]), torch.zeros(1, 1, 1, 4))
+    assert_close(resized, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))  # cell centres at -1/4, 1/4, 3/4, 5/4
+
+
+def test_channels_and_sizes_together() -> None:
+    align = Align(LevelPair(LevelSpec("s", 2, 8), LevelSpec("t", 6, 16)))
+    student, teacher = torch.randn(1, 2, 8, 10), torch.randn(1, 6, 4, 5)
+    assert [each.shape for each in align(student, teacher)] == [(1, 6, 4, 5)] * 2
+
+
+def test_the_teacher_is_resized_on_request() -> None:
+    coarse, fine = LevelSpec("p3", 1, 8), LevelSpec("p2", 1, 4)
+    down = Align(LevelPair(coarse, fine), resize="teacher")
+    student, teacher = torch.randn(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0, 1.0, 1.0], [4.0, 6.0, 1.0, 5.0]]]])
+    kept, pooled = down(student, teacher)
+    assert kept is student
+    assert_close(pooled, torch.tensor([[[[3.0, 2.0]]]]))  # means of the 2 x 2 cells
+    up = Align(LevelPair(fine, coarse), resize="teacher")
+    assert_close(
+        up(torch.zeros(1, 1, 1, 4), torch.tensor([[[[0.0, 4.0]]]]))[1], torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]])
+    )
+
+
+def test_what_differs_within_a_cell_is_no_loss_when_the_teacher_is_resized() -> None:
+    student, teacher = [LevelSpec("p3", 4, 8), LevelSpec("p4", 4, 16)], [LevelSpec("p2", 4, 4), LevelSpec("p3", 4, 8)]
+    pyramid = {level.name: torch.randn(2, 4, 64 // level.stride, 64 // level.stride) for level in student}
+    finer = {
+        fine.name: pyramid[own.name].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        for own, fine in zip(student, teacher, strict=True)
+    }
+    detail = {
+        name: value + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).tile(value.shape[2] // 2, value.shape[3] // 2)
+        for name, value in finer.items()
+    }
+    context = {"boxes": [torch.zeros(0, 4)] * 2, "size": (64, 64)}
+    losses = {
+        resize: sum(build("pkd", student, teacher, pairing="index", resize=resize)(pyramid, detail, **context).values())
+        for resize in ("student", "teacher")
+    }
+    assert float(losses["teacher"]) < 1e-6 < float(losses["student"])

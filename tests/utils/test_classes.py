@@ -1,0 +1,23 @@
+"""Classes of two lists, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfmsd.utils.classes import common_classes
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "expected"),
+    [
+        (["cat", "dog"], ["dog", "cat"], {0: 1, 1: 0}),
+        (["cat", "dog", "eel"], ["dog"], {1: 0}),
+        (["Cat", "DOG"], ["dog", "cat"], {0: 1, 1: 0}),
+        (["cat", "Cat"], ["CAT", "Cat"], {0: 0, 1: 1}),  # equal names first, then those that are left
+        (["cat", "Cat"], ["Cat"], {1: 0}),
+        (["cat"], ["dog"], {}),
+        ([], ["dog"], {}),
+    ],
+)
+def test_names_are_matched(known: list[str], wanted: list[str], expected: dict[int, int]) -> None:
+    assert common_classes(known, wanted) == expected

@@ -1,0 +1,126 @@
+"""Two processes with a half of the batch each learn as one with the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.two_processes import COUNTING, FEATURES, LEVELS, TASKS, WORLD, everything, together
+from torch.testing import assert_close
+
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.distributed import (
+    check_unlike_processes,
+    lost_process_told,
+    of_first_process,
+    process_sum,
+    shared_step,
+    statistics_processes,
+    statistics_sum,
+)
+
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+"""In float64: sums in another order, and nothing else."""
+NORMS = {"rtol": 1e-5, "atol": 1e-7}
+"""The balance measures norms in float32, and FCOS and GFL compute in it."""
+Found = dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    return together(everything, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def one() -> Found:
+    torch.manual_seed(0)
+    return everything(None)
+
+
+def joined(two: list[Found], case: str) -> dict[str, Any]:
+    """What DDP makes of it: the mean over processes; on the features, which are the images', side by side."""
+    names = [level.name for level in LEVELS]
+    first, second = (found[case] for found in two)
+    return {
+        name: torch.cat([first[name], second[name]]) / WORLD if name in names else (first[name] + second[name]) / WORLD
+        for name in first
+    }
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_loss_has_the_gradient_of_the_whole_batch(two: list[Found], one: Found, name: str) -> None:
+    assert_close(joined(two, f"loss: {name}"), one[f"loss: {name}"], **EXACT)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_of_ddp_is_that_of_the_whole_batch(two: list[Found], one: Found, name: str) -> None:
+    key = f"task: {name}"
+    assert_close(two[0][key], two[1][key], rtol=0, atol=0)  # weights stay alike
+    single = "balanced" in name or TASKS[name][0] in COUNTING
+    assert_close(two[0][key], one[key], **(NORMS if single else EXACT))
+
+
+def test_a_step_may_be_sharded(two: list[Found], one: Found) -> None:
+    """FSDP2, where each process holds a part of the weights."""
+    held = [int(found["sharded"].pop("held")) for found in two]
+    whole = int(one["sharded"].pop("held"))
+    assert sum(held) == whole
+    assert max(held) < 0.6 * whole
+    assert_close(two[0]["sharded"], one["sharded"], **EXACT)
+
+
+def test_with_statistics_of_their_own_they_learn_something_else(two: list[Found], one: Found) -> None:
+    found, wanted = joined(two, "each its own: pkd"), one["each its own: pkd"]
+    assert float((found["p3"] - wanted["p3"]).norm() / wanted["p3"].norm()) > 0.1
+
+
+def test_frames_may_differ_in_size(two: list[Found], one: Found) -> None:
+    first, second = (found["frames"] for found in two)
+    for name in ("error", "correlation"):
+        assert_close(first[name], second[name])
+        assert_close(first[name], one["frames"][name], **EXACT)
+    gradient = torch.cat([first["gradient"], second["gradient"]], dim=2) / WORLD
+    assert_close(gradient, one["frames"]["gradient"], **EXACT)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    value = torch.ones(3, requires_grad=True)
+    with shared_step():
+        assert process_sum(value) is value
+        assert statistics_sum(value) is value
+        assert of_first_process(value).data_ptr() == value.data_ptr()
+        assert statistics_processes() == 1
+
+
+@pytest.mark.parametrize(
+    ("teachers", "student"),
+    [([], 2), ([1], 1), ([1], 2), ([2], 2), ([1, 2], 2)],
+)
+def test_trainings_that_follow_each_other_have_one_number_of_processes(teachers: list[int], student: int) -> None:
+    check_unlike_processes({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+
+
+@pytest.mark.parametrize(("teachers", "student"), [([2], 1), ([2], 4), ([2, 1], 2), ([1, 2, 4], 4)])
+def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int], student: int) -> None:
+    name = f"{teachers.index(2)}.yaml"
+    with pytest.raises(DfmsdError, match=f"teacher {name}: it would be trained in 2 processes .* --config {name}"):
+        check_unlike_processes({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[pair.cc:561] Connection closed by peer [127.0.0.1]:11938.",
+        "NCCL error in: ProcessGroupNCCL.cpp:3763, remote process exited or there was a network error, NCCL 2.28",
+        "ncclInternalError: Internal check failed.\nLast error:\nNet : Connection closed by remote peer node2<42830>",
+    ],
+)
+def test_a_lost_process_is_told_as_one(said: str) -> None:
+    with pytest.raises(DfmsdError, match="another process of this run has ended"), lost_process_told():
+        raise RuntimeError(said)
+
+
+def test_another_error_is_not_told_as_a_lost_process() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), lost_process_told():
+        raise RuntimeError("shapes differ")

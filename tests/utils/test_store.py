@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from dfmsd.errors import DfmsdError
+from dfmsd.utils import store as module
+from dfmsd.utils.store import MARKER, DiskStore, Entry, RamStore, Store, cache_root, folder_bytes, free_bytes, make_room
+
+BYTES = 1000
+
+
+def entry(value: int = 1) -> Entry:
+    """Give an entry of `BYTES`."""
+    return {"a": torch.full((30, 10), value, dtype=torch.int16), "b": torch.full((100,), value, dtype=torch.float32)}
+
+
+def same(a: Entry | None, b: Entry) -> bool:
+    return a is not None and a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.fixture(params=["ram", "disk"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return RamStore(10 * BYTES) if request.param == "ram" else DiskStore(tmp_path / "store", 10 * BYTES)
+
+
+def test_what_was_put_is_found_under_its_key_alone(store: Store) -> None:
+    assert store.get("abc1") is None
+    store.put("abc1", entry(1))
+    store.put("abc1-flip", entry(2))
+    assert same(store.get("abc1"), entry(1))
+    assert same(store.get("abc1-flip"), entry(2))
+    assert store.get("abc2") is None
+
+
+def test_a_full_store_keeps_what_it_has(store: Store) -> None:
+    for index in range(12):
+        store.put(f"{index}", entry(index))
+    found = [store.get(f"{index}") is not None for index in range(12)]
+    assert found == [True] * 10 + [False] * 2
+
+
+def test_a_released_ram_store_is_empty_and_can_be_filled_again() -> None:
+    store = RamStore(2 * BYTES)
+    for keys in ("ab", "cd"):
+        for key in keys:
+            store.put(key, entry())
+        assert store.used == 2 * BYTES
+        store.release()
+        assert store.used == 0
+        assert [store.get(key) for key in keys] == [None, None]
+
+
+def test_an_entry_counts_once_in_ram() -> None:
+    store = RamStore(10 * BYTES)
+    for _ in range(3):
+        store.put("a", entry())
+    assert store.used == BYTES
+
+
+def test_files_of_earlier_runs_are_found_and_count(tmp_path: Path) -> None:
+    first = DiskStore(tmp_path, 5 * BYTES)
+    for index in range(3):
+        first.put(f"{index}", entry(index))
+    first.release()
+    second = DiskStore(tmp_path, 5 * BYTES)
+    assert same(second.get("2"), entry(2))
+    assert second.used == folder_bytes(tmp_path) > 3 * BYTES
+    for index in range(3, 9):
+        second.put(f"{index}", entry())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert folder_bytes(tmp_path) <= 5 * BYTES
+
+
+@pytest.mark.parametrize("key", ["../a", "a/b", "A", "a.b", "", "/etc/a"])
+def test_no_key_leaves_the_folder(tmp_path: Path, key: str) -> None:
+    store = DiskStore(tmp_path / "store", BYTES)
+    with pytest.raises(ValueError, match="expected lower-case letters"):
+        store.put(key, entry())
+    with pytest.raises(ValueError, match="expected lower-case letters"):
+        store.get(key)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: b"", lambda whole: b"no tensors here"])
+def test_a_damaged_file_is_missing_and_is_written_again(tmp_path: Path, damage: object) -> None:
+    store = DiskStore(tmp_path, 10 * BYTES)
+    store.put("a", entry(3))
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    assert store.get("a") is None
+    store.put("a", entry(3))
+    assert same(store.get("a"), entry(3))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_told_once_and_stops_the_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    store = DiskStore(tmp_path, 10 * BYTES)
+    store.put("a", entry(1))
+
+    def fail(_: Entry, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(module, "save_file", fail)
+    with caplog.at_level(logging.WARNING, "dfmsd"):
+        store.put("b", entry())
+        store.put("c", entry())
+    assert [record.getMessage().count("No space left on device") for record in caplog.records] == [1]
+    monkeypatch.undo()
+    store.put("d", entry())
+    assert {path.name for path in tmp_path.iterdir()} == {MARKER, "a.safetensors"}
+    assert same(store.get("a"), entry(1))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DfmsdError, match=r"cannot write to .*file/store .*; set DFMSD_CACHE to a writable folder"):
+        DiskStore(tmp_path / "file" / "store", BYTES)
+
+
+def _write(folder: Path, value: int, times: int) -> None:
+    store = DiskStore(folder, 10**9)
+    for _ in range(times):
+        store.put("shared", entry(value))
+
+
+def test_processes_may_write_one_key_while_others_read_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(tmp_path, value, 150)) for value in (1, 2)]
+    store, seen = DiskStore(tmp_path, 10**9), 0
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        found = store.get("shared")
+        if found is not None:
+            assert same(found, entry(int(found["b"][0])))
+            seen += 1
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert seen
+    assert {path.name for path in tmp_path.iterdir()} == {MARKER, "shared.safetensors"}
+
+
+def test_the_least_recently_opened_folders_of_others_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("own", "oldest", "older", "newest")):
+        DiskStore(tmp_path / name, BYTES * 2).put("a", entry())
+        os.utime(tmp_path / name / MARKER, (1000 + age, 1000 + age))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "file").write_bytes(b"x" * 5 * BYTES)
+    size = folder_bytes(tmp_path / "newest")
+
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    everything = {"own", "oldest", "older", "newest", "foreign"}
+    assert make_room(tmp_path, {"own"}, need=BYTES, budget=BYTES + 3 * size) == BYTES
+    assert names() == everything
+    assert make_room(tmp_path, {"own"}, need=BYTES, budget=BYTES + 3 * size - 1) == BYTES + size - 1
+    assert names() == everything - {"oldest"}
+    assert make_room(tmp_path, {"own"}, need=2 * BYTES, budget=2 * BYTES) == 2 * BYTES
+    assert names() == {"own", "foreign"}
+
+
+def test_opening_a_folder_makes_it_the_most_recent(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        DiskStore(tmp_path / name, 2 * BYTES).put("a", entry())
+        os.utime(tmp_path / name / MARKER, (1000, 1000))
+    DiskStore(tmp_path / "a", BYTES)
+    make_room(tmp_path, set(), need=0, budget=folder_bytes(tmp_path / "a"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_room_is_made_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert make_room(tmp_path / "none", {"own"}, need=5, budget=7) == 7
+    assert folder_bytes(tmp_path / "none") == 0
+    assert free_bytes(tmp_path / "none" / "below") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+
+
+def test_the_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DFMSD_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.setenv("DFMSD_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache_root() == Path("/home/somebody/.cache/dfmsd")
