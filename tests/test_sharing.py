@@ -16,8 +16,8 @@ from dfmsd import sharing as share
 from dfmsd.cli import main as cli
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import trained_image_size
 from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
 from dfmsd.sharing import CARD, FILES, ShareOptions, escaped
 
 hub = pytest.importorskip("huggingface_hub")
@@ -46,7 +46,7 @@ def test_the_folder_loads_and_detects_as_the_run_does(run: Path, tmp_path: Path)
     assert sum(len(found["scores"]) for found in mine) > 0
     for one, other in zip(mine, theirs, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
-    assert trained_image_size(tmp_path / "out") == 64
+    assert RunFolder(tmp_path / "out").image_size() == 64
 
 
 def test_the_card_has_the_numbers_of_the_run(run: Path, finished_run: MakeRun, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import trained_data_root, trained_image_size
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting.plan import folder_of, read_plan, teachers_of
 from dfmsd.reporting.records import RunRecord, read_run
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import is_taken, write_text
 
@@ -144,7 +144,7 @@ def _card(
     metrics, config = record.metrics or {}, detector.config
     assert config is not None
     name = options.name or (options.push or record.folder.resolve().name).rpartition("/")[2]
-    dataset = options.dataset or Path(trained_data_root(record.folder) or "").name
+    dataset = options.dataset or Path(RunFolder(record.folder).data_root() or "").name
     teachers = teachers_of(read_plan(record))
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     rows = [_row(name, metrics, parameters)]
@@ -161,7 +161,7 @@ def _card(
         distilled=bool(teachers),
         arch=escaped(" ".join(filter(None, (config.arch, config.backbone)))),
         parameters=f"{parameters:,}",
-        image_size=trained_image_size(record.folder),
+        image_size=RunFolder(record.folder).image_size(),
         classes=[escaped(one) for one in detector.class_names],
         dataset=escaped(dataset),
         licence=escaped(options.license or ""),

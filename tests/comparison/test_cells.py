@@ -13,10 +13,11 @@ from dfmsd.comparison.cells import build_tasks, make_cells
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
-from dfmsd.engine.config import write_config, written_config
+from dfmsd.engine.config import write_config
 from dfmsd.engine.run import build_task
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSD, DFMSDOptions
+from dfmsd.runfolder import RunFolder
 
 MakeCompare = Callable[..., CompareConfig]
 CLASSES = ("square", "disc")
@@ -181,7 +182,7 @@ def test_a_finished_run_stays_what_it_was_when_a_default_of_its_loss_changes(
     same = compare_config(tmp_path, methods=["dfmsd"], loss_options={"dfmsd": {"ratio": 0.5}})
     assert make_cells(same, same.parsed_methods(), "both")[0][1].finished
 
-    older = {**written_config(cell.run), "loss": {"name": "dfmsd"}}
+    older = {**RunFolder(cell.run).read_config(), "loss": {"name": "dfmsd"}}
     (cell.run / "config.yaml").write_text(yaml.safe_dump(older))
     assert make_cells(config, config.parsed_methods(), "both")[0][1].finished
 

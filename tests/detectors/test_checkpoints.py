@@ -201,3 +201,16 @@ def test_torchvision_weights_load_from_the_cache(tmp_path: Path, monkeypatch: py
     assert any(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
     # This backbone ends with two maps of one stride.
     assert [(level.name, level.stride) for level in detector.levels] == [("p5", 32), ("p5_2", 32), ("p6", 64)]
+
+
+def test_files_copied_without_their_run_keep_the_image_size(run: Path, tmp_path: Path) -> None:
+    detector = build_detector(SMALL, NAMES)
+    detector.image_size = 96
+    save_detector(detector, tmp_path / "copied" / "cells.safetensors")
+    assert load_detector(tmp_path / "copied" / "cells.safetensors").input_size == 96
+    assert load_detector(run).image_size is None  # neither its description nor a config states one
+
+
+def test_a_run_whose_description_is_older_takes_the_image_size_of_its_config(run: Path) -> None:
+    (run / "config.yaml").write_text("data: {image_size: 160}")
+    assert load_detector(run).input_size == 160

@@ -16,7 +16,6 @@ from dfmsd.engine.config import (
     OptimConfig,
     RunConfig,
     TrainConfig,
-    holds_run,
     same_run,
     to_yaml,
     write_config,
@@ -24,6 +23,7 @@ from dfmsd.engine.config import (
 from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSDOptions
+from dfmsd.runfolder import RunFolder
 
 STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
 UNLABELED = DataConfig(unlabeled="more")
@@ -169,9 +169,9 @@ def test_a_run_with_an_option_that_is_no_more_is_another(tmp_path: Path) -> None
 
 def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     config = TrainConfig(out="here", epochs=3)
-    assert not holds_run(tmp_path)
+    assert not RunFolder(tmp_path).exists
     write_config(config, tmp_path)
-    assert holds_run(tmp_path)
+    assert RunFolder(tmp_path).exists
     assert same_run(replace(config, out="there"), tmp_path)
     assert not same_run(replace(config, seed=1), tmp_path)
     assert not same_run(config.as_distillation(), tmp_path)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from dfmsd.data.config import DataConfig
-from dfmsd.engine.config import frame_side
 from dfmsd.engine.configfile import command_parser
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ def evaluate_command(values: Any) -> None:
     from dfmsd.utils.files import write_json
 
     detector = load_detector(values.model)
-    data = CocoDataModule(DataConfig(root=values.data, image_size=frame_side(values.model, values.image_size or None)))
+    data = CocoDataModule(DataConfig(root=values.data, image_size=values.image_size or detector.input_size))
     metrics = evaluate(detector, data.val_dataloader(), device=device())
     print(json.dumps(metrics, indent=2))
     if values.out:

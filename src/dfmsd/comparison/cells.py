@@ -12,10 +12,11 @@ from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.distillation.inherit import inherit
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.config import DistillConfig, holds_run, same_run
+from dfmsd.engine.config import DistillConfig, same_run
 from dfmsd.engine.run import build_task
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimate import untrained_teacher
+from dfmsd.runfolder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether the run is done."""
-        return (self.run / "metrics.json").exists()
+        return RunFolder(self.run).finished
 
     def __str__(self) -> str:
         pair = "" if self.method.name == BASELINE else f"{self.pair}: "
@@ -100,7 +101,7 @@ def make_cells(config: CompareConfig, methods: Sequence[Method], pair: str) -> t
         else:
             cells += [make_cell(config, pair, method, seed) for seed in config.seeds]
     for cell in cells:
-        if holds_run(cell.run) and not same_run(cell.config, cell.run):
+        if RunFolder(cell.run).exists and not same_run(cell.config, cell.run):
             raise DfmsdError(f"{cell.run} holds another run than this config describes; remove it or change out")
     return sorted(cells, key=lambda cell: config.seeds.index(cell.config.seed)), skipped
 

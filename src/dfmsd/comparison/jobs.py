@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfmsd.comparison.cells import Cell
-from dfmsd.engine.config import holds_run, write_config
+from dfmsd.engine.config import write_config
 from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.cores import own_cores
 
 if sys.platform != "win32":
@@ -119,7 +120,7 @@ def run_cells(cells: Sequence[Cell], jobs: int, lock: int, ended: Ended, console
 
 def _start(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
     cell.run.mkdir(parents=True, exist_ok=True)
-    if not holds_run(cell.run):
+    if not RunFolder(cell.run).exists:
         write_config(cell.config, cell.run)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (cell.run / LOG).open("ab") as log:

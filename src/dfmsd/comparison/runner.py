@@ -21,10 +21,11 @@ from dfmsd.detectors import check_frozen
 from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.engine.config import holds_run, same_run
+from dfmsd.engine.config import same_run
 from dfmsd.engine.run import device, load_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate, percent
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.classes import common_classes
 from dfmsd.utils.files import write_json
 from dfmsd.utils.terminal import console
@@ -108,7 +109,7 @@ def _print_plans(config: CompareConfig, plans: Mapping[str, PairPlan]) -> None:
         for name, first in {cell.method.name: cell for cell in plan.cells}.items():
             own = [cell for cell in plan.cells if cell.method.name == name]
             done = sum(cell.finished for cell in own)
-            started = sum(holds_run(cell.run) for cell in own) - done
+            started = sum(RunFolder(cell.run).exists for cell in own) - done
             numbers = {teacher: f"T{number}" for number, teacher in enumerate(config.pairs[pair], 1)}
             stages = ", ".join(
                 f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
@@ -99,8 +100,15 @@ class Detector(nn.Module, ABC):
     """Label ``i`` is ``class_names[i]``; empty for a teacher that has no detection head."""
     config: DetectorConfig | None = None
     """What :func:`~dfmsd.detectors.build_detector` was told; None for a detector that was made otherwise."""
+    image_size: int | None = None
+    """Longer side, in pixels, of the images that the detector was trained on; None where it is unknown."""
     model: Any
     """The wrapped model, whose own state dict is what a saved file holds; only a detector with a `config` needs it."""
+
+    @property
+    def input_size(self) -> int:
+        """Longer side, in pixels, that images are resized to: `image_size`, or the default of `DataConfig`."""
+        return self.image_size or DataConfig.image_size
 
     @abstractmethod
     def features(self, images: Tensor) -> FeaturePyramid:

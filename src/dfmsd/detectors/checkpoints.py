@@ -24,10 +24,10 @@ from dfmsd.detectors.mmdet.files import load_mmdet, restore_mmdet
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, keypoints_refused, wrap_torchvision
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import check_path, write_atomically, write_json
 
 FORMAT_VERSION = 1
-STUDENT_NAME = "student"
 
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
@@ -50,7 +50,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
             f"this {type(detector).__name__} was not built from a configuration and cannot be saved alone:"
             " use build_detector, or refer to it by the name that it was loaded from"
         )
-    weights = Path(path) if Path(path).suffix == ".safetensors" else Path(path) / f"{STUDENT_NAME}.safetensors"
+    weights = Path(path) if Path(path).suffix == ".safetensors" else RunFolder(Path(path)).weights_file
     weights.parent.mkdir(parents=True, exist_ok=True)
     # copies, since layers that share a tensor would be one in the file
     state = {
@@ -88,9 +88,7 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         return load_timm(text, trained=trained)
     check_path("model or teacher", text)
     if path.is_dir():
-        path = path / f"{STUDENT_NAME}.safetensors"
-        if not path.is_file():
-            raise DfmsdError(f"folder {reference} holds no {path.name}: give the folder of a finished run")
+        return _load_folder(RunFolder(path))
     if path.is_file():
         return _load_files(path).eval()
     if re.fullmatch(r"\w+_Weights\.\w+", text):
@@ -114,8 +112,17 @@ def _describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
         "detector": asdict(config),
         "class_names": list(detector.class_names),
         **detector.description(),
+        "image_size": detector.image_size,
         "levels": [level._asdict() for level in detector.levels],
     }
+
+
+def _load_folder(folder: RunFolder) -> Detector:
+    if not folder.weights_file.is_file():
+        raise DfmsdError(f"folder {folder} holds no {folder.weights_file.name}: give the folder of a finished run")
+    detector = _load_files(folder.weights_file).eval()
+    detector.image_size = detector.image_size or folder.image_size()  # older descriptions do not state it
+    return detector
 
 
 def _load_files(path: Path) -> Detector:
@@ -141,6 +148,7 @@ def _load_files(path: Path) -> Detector:
             " give the file that was written beside the weights"
         ) from error
     load_strictly(detector.model, read_state_dict(weights), weights)
+    detector.image_size = description.get("image_size")
     if levels != [tuple(level) for level in detector.levels]:
         raise DfmsdError(
             f"{described} tells of levels {levels}, but this version of its library builds {detector.levels}"

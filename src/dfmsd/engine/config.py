@@ -18,6 +18,7 @@ from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import Schedule, StageConfig, check_stages
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import check_path, write_text
 
 Precision = Literal["32", "bf16", "16"]
@@ -317,12 +318,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def write_config(config: RunConfig, run: Path) -> None:
     """Write ``config.yaml`` into a run folder."""
-    write_text(run / "config.yaml", to_yaml(config))
-
-
-def holds_run(run: Path) -> bool:
-    """Whether a folder holds a run, finished or not."""
-    return (run / "config.yaml").exists()
+    write_text(RunFolder(run).config_file, to_yaml(config))
 
 
 def same_run(config: RunConfig, run: Path) -> bool:
@@ -333,7 +329,7 @@ def same_run(config: RunConfig, run: Path) -> bool:
     be known any more, and is taken to be today's default: such a run counts as this one.
     """
     own: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    written = written_config(run)
+    written = RunFolder(run).read_config()
     # keys that are younger than the file had their defaults then
     younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
     sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
@@ -346,32 +342,6 @@ def same_run(config: RunConfig, run: Path) -> bool:
         return False
 
 
-def trained_image_size(run: Path) -> int | None:
-    """Tell the image size of a run folder's training; None for anything that is not a run folder."""
-    if not holds_run(run):
-        return None
-    written = written_config(run)
-    try:
-        return int(written["data"]["image_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DfmsdError(f"{run / 'config.yaml'} tells no data.image_size; give --image-size") from error
-
-
-def frame_side(model: str, asked: int | None = None) -> int:
-    """Give the side of the frame that a model gets, in pixels: as asked for, else as in its run, else the default."""
-    return asked if asked is not None else trained_image_size(Path(model)) or DataConfig.image_size
-
-
-def trained_data_root(run: Path) -> str | None:
-    """Tell the data set of a run folder's training; None for anything that is not a run folder."""
-    if not holds_run(run):
-        return None
-    data = written_config(run).get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("root"), str):
-        raise DfmsdError(f"{run / 'config.yaml'} tells no data.root; give --images")
-    return str(data["root"])
-
-
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
     """Write out every option of the losses of a config, unless nobody teaches."""
     stages = values.get("stages", [])
@@ -382,19 +352,3 @@ def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
         {**stage, "loss": resolve_loss(replace_loss(loss, stage["loss"])) if stage["loss"] else {}} for stage in stages
     ]
     return {**values, "loss": resolve_loss(loss), "stages": taught}
-
-
-def written_config(run: Path) -> dict[str, Any]:
-    """Give what the ``config.yaml`` of a run folder says, unchecked.
-
-    Raises:
-        DfmsdError: it is missing, or holds no keys.
-    """
-    file = run / "config.yaml"
-    try:
-        written: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise DfmsdError(f"{file} is damaged ({type(error).__name__}); restore it, or remove the folder") from error
-    if not isinstance(written, dict):
-        raise DfmsdError(f"{file} is damaged (no keys in it); restore it, or remove the folder")
-    return written

@@ -18,8 +18,9 @@ import jsonargparse
 import yaml
 
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, TrainConfig, written_config
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.errors import DfmsdError, one_line
+from dfmsd.runfolder import RunFolder
 
 C = TypeVar("C")
 LARGEST = 10_000
@@ -71,8 +72,9 @@ def read_run_config(run: Path) -> DistillConfig:
     Raises:
         DfmsdError: the file is missing or damaged, or another version's.
     """
-    file = run / "config.yaml"
-    if "model" in written_config(run):
+    folder = RunFolder(run)
+    file = folder.config_file
+    if "model" in folder.read_config():
         return read_config(TrainConfig, file).as_distillation()
     return read_config(DistillConfig, file)
 

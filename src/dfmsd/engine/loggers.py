@@ -11,7 +11,8 @@ from uuid import uuid4
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfmsd.engine.config import LoggerName, written_config
+from dfmsd.engine.config import LoggerName
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import write_json
 from dfmsd.utils.quiet import quiet
@@ -51,7 +52,7 @@ def build_loggers(names: Sequence[LoggerName], run: Path, step: int | None) -> l
 def _introduce(loggers: Mapping[LoggerName, Logger], run: Path, ids: Mapping[str, str]) -> None:
     for name, logger in loggers.items():
         if name not in ids:  # MLflow refuses to change what it knows
-            logger.log_hyperparams(written_config(run))
+            logger.log_hyperparams(RunFolder(run).read_config())
     now = {name: str(logger.version) for name, logger in loggers.items() if name in PACKAGES}
     if now:
         write_json(run / IDS, {**ids, **now})

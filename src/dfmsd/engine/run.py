@@ -35,7 +35,7 @@ from dfmsd.engine.checkpoint import (
     saved_step,
     tidy,
 )
-from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, holds_run, same_run, write_config
+from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig, same_run, write_config
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.dashboard import Dashboard
 from dfmsd.engine.environment import describe_environment
@@ -46,6 +46,7 @@ from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError, Stopped
 from dfmsd.evaluation.evaluate import evaluate, percent
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.distributed import check_unlike_processes, lost_process_told
 from dfmsd.utils.files import check_path, write_json
 from dfmsd.utils.terminal import console
@@ -197,6 +198,7 @@ def build_task(
             f"student: its classes {', '.join(student.class_names)} are not those of the data, "
             f"{', '.join(class_names)}; build it with the class names of the data, in their order"
         )
+    student.image_size = config.data.image_size
     names = list(dict.fromkeys(name for stage in config.stages for name in stage.teachers))
     given = teachers or {}
     wanted = dict.fromkeys(name for name in (*names, config.ancestor) if name and name not in given)
@@ -242,7 +244,7 @@ def load_teachers(
     for name in missing:
         recipe = recipes[name]
         console.print(f"teacher {name} is trained first, into {recipe.out}")
-        made = train(recipe, resume=holds_run(Path(recipe.out)))
+        made = train(recipe, resume=RunFolder(Path(recipe.out)).exists)
         if not made.finished:
             console.print(f"teacher {name} is not finished: the same command goes on with it")
             raise Stopped(made.status)
@@ -251,9 +253,9 @@ def load_teachers(
 
 def _is_trained(name: str, recipe: TrainConfig, class_names: Sequence[str]) -> bool:
     run = Path(recipe.out)
-    if holds_run(run) and not same_run(recipe, run):
+    if RunFolder(run).exists and not same_run(recipe, run):
         raise DfmsdError(f"{run} holds another run than {name} describes; remove it or change `out` in {name}")
-    if (run / "metrics.json").exists():
+    if RunFolder(run).finished:
         return True
     build_detector(recipe.model, class_names)  # refuses what cannot be built before any other teacher is trained
     return False
@@ -274,11 +276,11 @@ def _check_folder(run: Path, config: RunConfig, *, resume: bool, overwrite: bool
         raise DfmsdError("--resume keeps what is in the run folder and --overwrite deletes it; pass one of them")
     if run.exists() and not run.is_dir():
         raise DfmsdError(f"out: {run} is a file; name a folder")
-    if resume and not holds_run(run):
+    if resume and not RunFolder(run).exists:
         raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out --resume")
     if resume and not same_run(config, run):
         raise DfmsdError(f"{run}/config.yaml differs from this config; resume with --config {run}/config.yaml")
-    if not resume and not overwrite and holds_run(run):
+    if not resume and not overwrite and RunFolder(run).exists:
         raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
 
 
@@ -286,7 +288,7 @@ def _open_folder(
     run: Path, config: RunConfig, task: DistillationTask, checkpoint: Path | None, *, overwrite: bool
 ) -> None:
     """Make the run folder, as late as this: an input that is refused costs nobody an older run."""
-    if overwrite and holds_run(run):
+    if overwrite and RunFolder(run).exists:
         shutil.rmtree(run)
     tidy(run, checkpoint)
     if checkpoint is not None and checkpoint.name == PREVIOUS:

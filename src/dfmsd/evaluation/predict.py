@@ -19,7 +19,6 @@ from torch import Tensor
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.pick import as_batch, check_side, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import frame_side
 from dfmsd.engine.run import device
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import coco_results, detect
@@ -74,9 +73,10 @@ def predict(
     targets = _targets(files, out)
     for file in files:
         _check(file, supervision)
-    size = frame_side(model, image_size)
+    detector = load_detector(model)
+    size = detector.input_size if image_size is None else image_size
     check_side(size)
-    predictor = _Predictor(load_detector(model).to(device()), score, size, supervision)
+    predictor = _Predictor(detector.to(device()), score, size, supervision)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from dfmsd.data.digits import cached_digits
 from dfmsd.data.images import read_image
 from dfmsd.data.pick import as_batch, check_side, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import frame_side, trained_data_root
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.calibrate import calibrate
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
@@ -30,6 +29,7 @@ from dfmsd.exporting.to_onnx import ONNX
 from dfmsd.exporting.to_openvino import OPENVINO
 from dfmsd.exporting.to_torch import TORCH
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_all
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import write_json
 
@@ -114,10 +114,10 @@ def export(options: ExportOptions) -> Exported:
     out = _out(options, form)
     root = _images_root(options)
     files = pick_files([_val(root)])[:CHECKED_IMAGES]
-    side = frame_side(options.model, options.image_size)
+    detector = load_detector(options.model)
+    side = detector.input_size if options.image_size is None else options.image_size
     check_side(side)
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if options.int8 else None
-    detector = load_detector(options.model)
     graph = DetectionGraph(detector, side).eval()
     images = [as_batch(read_image(file), side).images for file in files]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _out(options: ExportOptions, form: Format) -> Path:
 
 
 def _images_root(options: ExportOptions) -> Path:
-    root = options.images or trained_data_root(Path(options.model))
+    root = options.images or RunFolder(Path(options.model)).data_root()
     if root is None:
         raise DfmsdError(
             f"--images: {options.model} is no run folder, which would tell its data; give a folder of images"

@@ -11,11 +11,12 @@ from torch import nn
 
 from dfmsd import losses
 from dfmsd.distillation.balance import balanced_groups
-from dfmsd.engine.config import DistillConfig, TrainConfig, holds_run
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair
 from dfmsd.reporting.records import RunRecord
+from dfmsd.runfolder import RunFolder
 from dfmsd.types import LevelSpec
 
 _TWO_LEVELS = [LevelSpec("fine", 16, 8), LevelSpec("coarse", 16, 16)]
@@ -44,7 +45,7 @@ def folder_of(reference: str) -> Path | None:
             folder = Path(read_config(TrainConfig, folder).out)
         except DfmsdError:
             return None
-    return folder if holds_run(folder) else None
+    return folder if RunFolder(folder).exists else None
 
 
 def term_factors(plan: DistillConfig, balance: Mapping[str, Any] | None) -> dict[str, dict[int, float]]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import holds_run
 from dfmsd.errors import DfmsdError
 from dfmsd.reporting.examine import Examination, examine
 from dfmsd.reporting.plan import folder_of, read_plan, teachers_of
 from dfmsd.reporting.records import read_run
 from dfmsd.reporting.reports import comparison_report, run_report
+from dfmsd.runfolder import RunFolder
 
 logger = logging.getLogger("dfmsd")
 
@@ -34,7 +34,7 @@ def rewrite_report(folder: Path, baseline: Path | None, teachers: Sequence[str],
     """
     if images < 1:
         raise DfmsdError(f"images: {images} is below 1; give the number of validation images to look at")
-    if holds_run(folder):
+    if RunFolder(folder).exists:
         found = _examined(folder, baseline, teachers, images)
         return run_report(folder, baseline=baseline, teachers=teachers, found=found)
     if not folder.is_dir():
@@ -50,7 +50,7 @@ def rewrite_report(folder: Path, baseline: Path | None, teachers: Sequence[str],
 
 def _runs_in(folder: Path) -> dict[str, Path]:
     """Name the runs, teachers first, then the baseline."""
-    names = [path.name for path in folder.iterdir() if holds_run(path)]
+    names = [path.name for path in folder.iterdir() if RunFolder(path).exists]
     names.sort(key=lambda name: (not name.startswith("teacher"), name != "baseline", name))
     return {name: folder / name for name in names}
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from dfmsd.data.images import read_image
 from dfmsd.data.pick import as_batch, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.config import frame_side
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
@@ -47,7 +46,7 @@ def visualize(model: str, teacher: str, images: Sequence[str | Path], out: Path)
         raise DfmsdError("no image is given; name at least one file or folder")
     student, detector = load_detector(model), load_detector(teacher)
     taught = lessons(model, student, teacher, detector)
-    size = frame_side(model)
+    size = student.input_size
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

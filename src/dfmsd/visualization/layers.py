@@ -13,9 +13,10 @@ from torch import Tensor
 from dfmsd import losses
 from dfmsd.detectors import Detector
 from dfmsd.distillation.task import layers_name
-from dfmsd.engine.config import DistillConfig, TrainConfig, holds_run
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
 
 LAYERS = "task.trainable.criteria."
 """How the names of the training-only layers begin in a checkpoint."""
@@ -55,7 +56,7 @@ def lessons(model: str, student: Detector, teacher: str, detector: Detector) -> 
         DfmsdError: the run's config cannot be read, or the two detectors share too few levels.
     """
     run = Path(model)
-    if not holds_run(run):
+    if not RunFolder(run).exists:
         note = f"{model} is no run folder, so the training-only layers are not there"
         return [_untrained(1, {}, teacher, student, detector, note)]
     config = read_run_config(run)

@@ -1,0 +1,175 @@
+"""Run folders: the names of their files, and what those files hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfmsd.errors import DfmsdError
+
+WEIGHTS_NAME = "student.safetensors"
+"""The delivered detector's weights; ``student.json`` next to them describes the model."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, whether it has finished or not.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        """Accept a string for the path."""
+        object.__setattr__(self, "path", Path(self.path))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config that the run was started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """COCO metrics of the delivered detector; written last, so that it marks a finished run."""
+        return self.path / "metrics.json"
+
+    @property
+    def log_file(self) -> Path:
+        """Named losses of every step."""
+        return self.path / "log.csv"
+
+    @property
+    def epochs_file(self) -> Path:
+        """Metrics of every evaluation."""
+        return self.path / "epochs.csv"
+
+    @property
+    def balance_file(self) -> Path:
+        """Factors that the automatic balance chose in each stage."""
+        return self.path / "balance.json"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, machine and parameter counts."""
+        return self.path / "environment.json"
+
+    @property
+    def weights_file(self) -> Path:
+        """The delivered detector's weights."""
+        return self.path / WEIGHTS_NAME
+
+    @property
+    def description_file(self) -> Path:
+        """The delivered detector's architecture, classes, levels and input size."""
+        return self.weights_file.with_suffix(".json")
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where a resumed run continues."""
+        return self.path / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last one, used where the last one is damaged."""
+        return self.path / "previous.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The epoch with the highest AP."""
+        return self.path / "best.ckpt"
+
+    @property
+    def report_file(self) -> Path:
+        """The run's report, one self-contained HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run, finished or not."""
+        return self.config_file.exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has delivered its detector and metrics."""
+        return self.metrics_file.exists()
+
+    def read_config(self) -> dict[str, Any]:
+        """Read ``config.yaml`` without checking its keys.
+
+        Raises:
+            DfmsdError: the file is missing, is not valid YAML, or holds no keys.
+        """
+        file = self.config_file
+        try:
+            config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise DfmsdError(f"{file} is damaged ({type(error).__name__}); restore it, or remove the folder") from error
+        if not isinstance(config, dict):
+            raise DfmsdError(f"{file} is damaged (no keys in it); restore it, or remove the folder")
+        return config
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """Read the metrics, or return None where the run is not finished."""
+        return _read_json(self.metrics_file)
+
+    def read_description(self) -> dict[str, Any] | None:
+        """Read the delivered detector's description, or return None where there is none yet."""
+        return _read_json(self.description_file)
+
+    def read_environment(self) -> dict[str, Any] | None:
+        """Read versions and parameter counts, or return None where they are missing."""
+        return _read_json(self.environment_file)
+
+    def read_balance(self) -> dict[str, Any] | None:
+        """Read the balance factors, ``stage -> group -> factor``, or return None where there are none."""
+        return _read_json(self.balance_file)
+
+    def image_size(self) -> int | None:
+        """Return the image size of the run's training in pixels; None where the folder holds no run.
+
+        Raises:
+            DfmsdError: the config does not state it.
+        """
+        if not self.exists:
+            return None
+        config = self.read_config()
+        try:
+            return int(config["data"]["image_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DfmsdError(
+                f"{self.config_file} has no data.image_size; restore it, or use {self.weights_file} with --image-size"
+            ) from error
+
+    def data_root(self) -> str | None:
+        """Return the run's data set; None where the folder holds no run.
+
+        Raises:
+            DfmsdError: the config does not state it.
+        """
+        if not self.exists:
+            return None
+        data = self.read_config().get("data")
+        if not isinstance(data, dict) or not isinstance(data.get("root"), str):
+            raise DfmsdError(f"{self.config_file} has no data.root; pass --images")
+        return str(data["root"])
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DfmsdError(f"{path} is damaged ({error}): remove it, or run again") from error
+    if not isinstance(content, dict):
+        raise DfmsdError(f"{path} holds a {type(content).__name__}, expected an object: remove it, or run again")
+    return content
