@@ -256,6 +256,24 @@ def test_eval_mode_is_entered_once_an_evaluation_and_never_where_it_holds_alread
     assert not detector.training
 
 
+class _WithoutFloat64(Tensor):
+    """A tensor as on an MPS device, which has no float64; `cpu` moves it off."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result.as_subclass(Tensor) if func is Tensor.cpu else result
+
+
+def test_detections_on_a_device_without_float64_are_moved_off_it_first(val: DetectionDataset) -> None:
+    plain = perfect(val)[0]
+    on_mps = Detections({**plain, "boxes": plain["boxes"].as_subclass(_WithoutFloat64)})
+    batch, category_of = collate([val[0]], 64), match_classes(val.coco.class_names, val.coco)
+    assert coco_results([on_mps], batch, category_of) == coco_results([plain], batch, category_of)
+
+
 def test_metrics_are_those_of_a_plain_coco_evaluation_on_copies(tiny_coco: Path) -> None:
     coco = CocoDetection(tiny_coco, "train")
     rng = np.random.default_rng(0)

@@ -11,13 +11,13 @@ from torch.testing import assert_close
 
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.distributed import (
-    check_unlike_processes,
-    lost_process_told,
-    of_first_process,
+    broadcast_from_first,
+    check_process_counts,
+    explain_lost_process,
     process_sum,
     shared_step,
-    statistics_processes,
     statistics_sum,
+    statistics_world_size,
 )
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -89,8 +89,8 @@ def test_alone_nothing_is_exchanged() -> None:
     with shared_step():
         assert process_sum(value) is value
         assert statistics_sum(value) is value
-        assert of_first_process(value).data_ptr() == value.data_ptr()
-        assert statistics_processes() == 1
+        assert broadcast_from_first(value).data_ptr() == value.data_ptr()
+        assert statistics_world_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_alone_nothing_is_exchanged() -> None:
     [([], 2), ([1], 1), ([1], 2), ([2], 2), ([1, 2], 2)],
 )
 def test_trainings_that_follow_each_other_have_one_number_of_processes(teachers: list[int], student: int) -> None:
-    check_unlike_processes({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+    check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
 
 
 @pytest.mark.parametrize(("teachers", "student"), [([2], 1), ([2], 4), ([2, 1], 2), ([1, 2, 4], 4)])
 def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int], student: int) -> None:
     name = f"{teachers.index(2)}.yaml"
     with pytest.raises(DfmsdError, match=f"teacher {name}: it would be trained in 2 processes .* --config {name}"):
-        check_unlike_processes({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+        check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int
     ],
 )
 def test_a_lost_process_is_told_as_one(said: str) -> None:
-    with pytest.raises(DfmsdError, match="another process of this run has ended"), lost_process_told():
+    with pytest.raises(DfmsdError, match="another process of this run has ended"), explain_lost_process():
         raise RuntimeError(said)
 
 
 def test_another_error_is_not_told_as_a_lost_process() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), lost_process_told():
+    with pytest.raises(RuntimeError, match="shapes"), explain_lost_process():
         raise RuntimeError("shapes differ")

@@ -28,7 +28,7 @@ from dfmsd.engine.configfile import (
     naming,
 )
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
-from dfmsd.utils.terminal import console
+from dfmsd.utils.console import console
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
@@ -76,8 +76,8 @@ def _distill(values: Any) -> None:
 
 
 def _finish(result: Result) -> None:
-    from dfmsd.engine.run import is_first_process
     from dfmsd.reporting import run_report
+    from dfmsd.utils.distributed import is_first_process
 
     if not result.finished:
         sys.exit(result.status)

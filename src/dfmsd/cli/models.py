@@ -30,13 +30,13 @@ def evaluate_command(values: Any) -> None:
     """Run ``dfmsd evaluate``."""
     from dfmsd.data import CocoDataModule
     from dfmsd.detectors import load_detector
-    from dfmsd.engine.run import device
     from dfmsd.evaluation.evaluate import evaluate
+    from dfmsd.utils.device import default_device
     from dfmsd.utils.files import write_json
 
     detector = load_detector(values.model)
     data = CocoDataModule(DataConfig(root=values.data, image_size=values.image_size or detector.input_size))
-    metrics = evaluate(detector, data.val_dataloader(), device=device())
+    metrics = evaluate(detector, data.val_dataloader(), device=default_device())
     print(json.dumps(metrics, indent=2))
     if values.out:
         write_json(values.out, metrics)

@@ -19,11 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.run import device
 from dfmsd.engine.teachercache import open_caches, plan_caches
 from dfmsd.estimation.calibrate import Within, arithmetic, calibrate, standing_optimizer
 from dfmsd.estimation.estimate import first_batch
 from dfmsd.types import Batch
+from dfmsd.utils.device import default_device, synchronize
 
 SECONDS = 6.0
 """For the timed steps of each stage of each method."""
@@ -49,7 +49,7 @@ def measure_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) 
         data: gives the batch; it tells digests where teachers have caches.
         seconds: for each stage of each method.
     """
-    target = device()
+    target = default_device()
     batch = first_batch(data).to(target)
     steps: dict[tuple[str, int], Callable[[], None]] = {}
     peaks: dict[str, int] = {}
@@ -69,7 +69,7 @@ def measure_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) 
         if plan is not None:
             open_caches(plan)
         steps |= {(name, index): partial(stage, cached=plan is not None) for index, stage in enumerate(stages)}
-    wait = torch.cuda.synchronize if target.type == "cuda" else lambda: None
+    wait = partial(synchronize, target)
     parts = {json.dumps(key): step for key, step in steps.items()}
     ms = calibrate(parts, seconds * len(parts), wait=wait)
     return {

@@ -21,7 +21,7 @@ from dfmsd.comparison.cells import Cell
 from dfmsd.engine.config import write_config
 from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.cores import own_cores
+from dfmsd.utils.device import available_cores
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +40,7 @@ def threads_of(jobs: int) -> int:
     chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
-    return max(1, own_cores() // jobs)
+    return max(1, available_cores() // jobs)
 
 
 @contextlib.contextmanager

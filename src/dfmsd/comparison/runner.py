@@ -22,13 +22,14 @@ from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import same_run
-from dfmsd.engine.run import device, load_teachers
+from dfmsd.engine.run import load_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.classes import common_classes
+from dfmsd.utils.console import console
+from dfmsd.utils.device import default_device
 from dfmsd.utils.files import write_json
-from dfmsd.utils.terminal import console
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
             check_classes(name, detector.class_names, data.class_names)
         if key not in known:
             comparable = common_classes(detector.class_names, data.class_names)
-            metrics = evaluate(detector, data.val_dataloader(), device=device()) if comparable else {"AP": 0.0}
+            metrics = evaluate(detector, data.val_dataloader(), device=default_device()) if comparable else {"AP": 0.0}
             known[key] = metrics["AP"] or 0.0
             write_json(path, known)
         aps[name] = known[key]

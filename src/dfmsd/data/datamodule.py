@@ -23,7 +23,7 @@ from dfmsd.data.loader import ResumableLoader, leave_signals_to_the_run
 from dfmsd.data.transforms import STRIDE, Augmentation, Sample, collate, fitted_size
 from dfmsd.data.unlabeled import MixedSampler, unlabeled_records
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.cores import own_cores
+from dfmsd.utils.device import available_cores
 from dfmsd.utils.store import GIB, DiskStore, cache_root, make_room
 
 logger = logging.getLogger("dfmsd")
@@ -206,4 +206,4 @@ def _workers(asked: int | None, cached: bool, processes: int) -> int:
     if cached:
         return 0
     # One core stays with the training: benchmarks/data.py has one process ahead of none and of two on two cores.
-    return max(0, min(4, own_cores() // processes - 1))
+    return max(0, min(4, available_cores() // processes - 1))

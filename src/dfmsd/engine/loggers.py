@@ -13,9 +13,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dfmsd.engine.config import LoggerName
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.console import quiet
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import write_json
-from dfmsd.utils.quiet import quiet
 
 PROJECT = "dfmsd"
 IDS = "loggers.json"

@@ -15,7 +15,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, check_frozen, load_detector, save_detector
@@ -47,9 +46,10 @@ from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_cach
 from dfmsd.errors import DfmsdError, Stopped
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.distributed import check_unlike_processes, lost_process_told
+from dfmsd.utils.console import console
+from dfmsd.utils.device import default_device
+from dfmsd.utils.distributed import check_process_counts, explain_lost_process, is_first_process
 from dfmsd.utils.files import check_path, write_json
-from dfmsd.utils.terminal import console
 
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 ADVICE = (
@@ -145,7 +145,7 @@ def distill(
     cache = plan_caches(task, config, len(data.train))
     if first and any(task.teachers) and checkpoint is None:
         found = preflight(
-            task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device(), cache=cache
+            task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=default_device(), cache=cache
         )
         print_preflight(found, console)
     if cache is not None:
@@ -166,7 +166,7 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     task = build_task(config, data.class_names)
     cache = plan_caches(task, config, len(data.train))
     found = preflight(
-        task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=device(), cache=cache
+        task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=default_device(), cache=cache
     )
     if is_first_process():  # a teacher's training may have started others
         print_preflight(found, console)
@@ -240,7 +240,7 @@ def load_teachers(
             raise DfmsdError(f"teacher {name}: {folder} is the student's own run folder; choose another `out`")
     loaded: dict[str, Detector] = {name: load_detector(name) for name in references if name not in recipes}
     missing = [name for name, recipe in recipes.items() if not _is_trained(name, recipe, class_names)]
-    check_unlike_processes({name: recipes[name].processes for name in missing}, processes)
+    check_process_counts({name: recipes[name].processes for name in missing}, processes)
     for name in missing:
         recipe = recipes[name]
         console.print(f"teacher {name} is trained first, into {recipe.out}")
@@ -259,16 +259,6 @@ def _is_trained(name: str, recipe: TrainConfig, class_names: Sequence[str]) -> b
         return True
     build_detector(recipe.model, class_names)  # refuses what cannot be built before any other teacher is trained
     return False
-
-
-def is_first_process() -> bool:
-    """Whether this is the process, of possibly several, that writes and reports."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def device() -> torch.device:
-    """Where detectors are measured: the first GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_folder(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
@@ -348,14 +338,14 @@ def _fit(
             default_root_dir=run,
         )
         try:
-            with shown or nullcontext(), lost_process_told():
+            with shown or nullcontext(), explain_lost_process():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as stopped:
             return _deliver_unfinished(run, task, stopped.status)
     metrics = epoch_end.metrics
     if config.deliver == "best":
         module.load_state_dict(torch.load(run / "best.ckpt", weights_only=True, map_location="cpu")["state_dict"])
-        metrics = evaluate(task.student, data.val_dataloader(), device=device())
+        metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
     student = task.student.cpu().eval()
     if is_first_process():

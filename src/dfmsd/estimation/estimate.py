@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.run import build_task, device, read_data
+from dfmsd.engine.run import build_task, read_data
 from dfmsd.engine.teachercache import plan_caches
 from dfmsd.estimation.calibrate import SECONDS, arithmetic, cache_layout, calibrate, step_parts
 from dfmsd.estimation.flops import StageCost, count_stage
@@ -34,6 +35,7 @@ from dfmsd.estimation.schedules import (
     stage_flops,
 )
 from dfmsd.types import Batch
+from dfmsd.utils.device import default_device, synchronize
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def estimate(
         DfmsdError: what `dfmsd distill` would refuse in data, student or teachers.
     """
     keep_freed_memory()
-    target = device()
+    target = default_device()
     config = replace(config, student=replace(config.student, pretrained=False))
     data = read_data(config)
     task = untrained_task(config, data.class_names)
@@ -95,7 +97,7 @@ def estimate(
             image_flops.append(stage_flops(task, target))
             used = task.levels_in_use(index).values()
             cache_bytes.append(sum(cache_layout(config, levels, batch).nbytes for levels in used))
-    wait = torch.cuda.synchronize if target.type == "cuda" else lambda: None
+    wait = partial(synchronize, target)
     with step_parts(config, task, data, batch, target) as parts:
         ms = calibrate(parts, seconds, clock=clock, wait=wait)
     plan = plan_caches(task, config, len(data.train))

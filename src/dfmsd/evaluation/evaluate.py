@@ -128,7 +128,7 @@ def coco_results(detections: Sequence[Detections], batch: Batch, category_of: Ma
     """
     results: list[CocoResult] = []
     for found, (vertical, horizontal), image_id in zip(detections, batch.scales, batch.image_ids, strict=True):
-        boxes = found["boxes"].detach().double().cpu() / torch.tensor([horizontal, vertical] * 2, dtype=torch.float64)
+        boxes = found["boxes"].detach().cpu().double() / torch.tensor([horizontal, vertical] * 2, dtype=torch.float64)
         boxes = box_convert(boxes, "xyxy", "xywh")
         for box, score, label in zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True):
             if label in category_of:

@@ -19,12 +19,12 @@ from torch import Tensor
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.pick import as_batch, check_side, pick_files
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.engine.run import device
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import coco_results, detect
+from dfmsd.utils.console import quiet
+from dfmsd.utils.device import default_device, synchronize
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import write_json
-from dfmsd.utils.quiet import quiet
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
@@ -76,7 +76,7 @@ def predict(
     detector = load_detector(model)
     size = detector.input_size if image_size is None else image_size
     check_side(size)
-    predictor = _Predictor(detector.to(device()), score, size, supervision)
+    predictor = _Predictor(detector.to(default_device()), score, size, supervision)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class _Predictor:
         batch = as_batch(image, self.size, number)
         start = time.perf_counter()
         found = detect(self.detector, batch)
-        _wait()
+        synchronize(default_device())
         self.times.append(1e3 * (time.perf_counter() - start))
         category_of = {label: label + 1 for label in range(len(self.detector.class_names))}
         results = [one for one in coco_results(found, batch, category_of) if one["score"] >= self.score]
@@ -189,8 +189,3 @@ def _check(file: Path, supervision: ModuleType) -> None:
 
 def _is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEOS
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -19,7 +19,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.exporting.candidates import Candidates, Found, OneStageCandidates, QueryCandidates, SSDCandidates
 from dfmsd.exporting.suppress import suppress, take
 from dfmsd.exporting.two_stage import TwoStageCandidates
-from dfmsd.utils.quiet import quiet
+from dfmsd.utils.console import quiet
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dfmsd.exporting.graph import INPUT
-from dfmsd.utils.quiet import quiet
+from dfmsd.utils.console import quiet
 
 OPERATORS = ["Conv", "Gemm", "MatMul"]
 """The arithmetic; boxes, scores and suppression stay in float32."""

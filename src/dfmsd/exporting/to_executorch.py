@@ -12,7 +12,7 @@ from dfmsd.exporting.candidates import Found
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph, trace
 from dfmsd.exporting.two_stage import TwoStageCandidates
-from dfmsd.utils.quiet import quiet
+from dfmsd.utils.console import quiet
 
 
 def write(graph: DetectionGraph, file: Path) -> None:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from dfmsd.exporting.candidates import Found
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph, trace
-from dfmsd.utils.quiet import quiet
+from dfmsd.utils.console import quiet
 
 
 def write(graph: DetectionGraph, file: Path) -> None:

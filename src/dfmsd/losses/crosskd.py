@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.functional import channel_statistics, full_precision, standardize
 from dfmsd.losses.method import HeadLevel, HeadMethod, refuse_negative
-from dfmsd.utils.boxes import EPS, overlaps
+from dfmsd.utils.boxes import EPS, elementwise_iou
 from dfmsd.utils.distributed import mean_count
 
 
@@ -203,7 +203,7 @@ def box_imitation(boxes: Tensor, teacher: Tensor, weight: Tensor, *, generalized
         generalized: which of the two.
     """
     wanted = teacher.detach()
-    overlap = overlaps(boxes, wanted)
-    error = 1 - overlap.generalized if generalized else -overlap.iou.clamp(min=EPS).log()
+    overlap = elementwise_iou(boxes, wanted)
+    error = 1 - overlap.giou if generalized else -overlap.iou.clamp(min=EPS).log()
     width, height = (wanted[..., 2:] - wanted[..., :2]).unbind(-1)
     return (error * (weight * (width * height > 0))).sum()

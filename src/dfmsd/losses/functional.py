@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dfmsd.utils.distributed import of_first_process, statistics_processes, statistics_sum
+from dfmsd.utils.distributed import broadcast_from_first, statistics_sum, statistics_world_size
 
 SPATIAL = (2, 3)
 PER_CHANNEL = (0, 2, 3)
@@ -171,7 +171,7 @@ class _AlignDistributions(torch.autograd.Function):
             drift = _per_channel_sum(weighted) / count
         shrink = scale * projection / (_degrees_of_freedom(count) * deviation).clamp_min(_tiny(student))
         values = count * student.shape[1]
-        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift, statistics_processes() / values)
+        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift, statistics_world_size() / values)
         ctx.mark_non_differentiable(correlation, difference)
         return squares.sum() / (2 * values), correlation, difference
 
@@ -225,7 +225,7 @@ def _centred(feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Give the feature without its mean, the mean, and the number of values that it is one of."""
     # From a value of the channel first: a constant then is exactly 0, not a rounding error that correlates with +-1.
     # Any value will do, so none needs a gradient.
-    pivot = of_first_process(feature[:1, :, :1, :1])
+    pivot = broadcast_from_first(feature[:1, :, :1, :1])
     shifted = feature - pivot
     # values of a channel; processes may have frames of unlike size
     count = statistics_sum(feature.new_full((), feature.numel() // feature.shape[1]))

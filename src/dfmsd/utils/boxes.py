@@ -1,4 +1,4 @@
-"""How well boxes agree."""
+"""Elementwise IoU and GIoU."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
-"""Lower end of areas that are divided by, as in the official code of GFL and CrossKD."""
+"""Lower bound of areas used as divisors, as in the official code of GFL and CrossKD."""
 
 
-class Overlap(NamedTuple):
-    """How well boxes agree, in any broadcast shape; boxes without area overlap nothing."""
+class BoxOverlap(NamedTuple):
+    """Overlap of box pairs; boxes without area overlap nothing."""
 
     iou: Tensor
-    """0..1."""
-    generalized: Tensor
-    """-1..1: minus what the hull of both has beside the two, relative to it."""
+    """Intersection over union, in [0, 1]."""
+    giou: Tensor
+    """Generalized IoU, in [-1, 1]: IoU minus the share of the enclosing box that neither box covers."""
 
 
-def overlaps(first: Tensor, second: Tensor) -> Overlap:
-    """Compare boxes ``... x 4``, xyxy, pair by pair."""
+def elementwise_iou(first: Tensor, second: Tensor) -> BoxOverlap:
+    """Compute IoU and GIoU of corresponding boxes; ``torchvision.ops.box_iou`` compares every pair instead.
+
+    Args:
+        first: ``... x 4``, xyxy.
+        second: ``... x 4``, xyxy, of a shape that broadcasts with ``first``.
+
+    Returns:
+        IoU and GIoU, each of the broadcast shape without its last dimension.
+    """
     x1, y1, x2, y2 = first.unbind(-1)
     u1, v1, u2, v2 = second.unbind(-1)
     width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
     height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-    common = width * height
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - common
-    hull = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
-    iou = common / union.clamp(min=EPS)
-    return Overlap(iou, iou - (hull - union) / hull.clamp(min=EPS))
+    intersection = width * height
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection
+    enclosing = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
+    iou = intersection / union.clamp(min=EPS)
+    return BoxOverlap(iou, iou - (enclosing - union) / enclosing.clamp(min=EPS))

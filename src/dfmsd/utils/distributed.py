@@ -40,7 +40,7 @@ def shared_step(*, statistics: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def lost_process_told() -> Iterator[None]:
+def explain_lost_process() -> Iterator[None]:
     """Turn the words of gloo and NCCL for a process that is no more into one line.
 
     Raises:
@@ -56,7 +56,14 @@ def lost_process_told() -> Iterator[None]:
         ) from error
 
 
-def check_unlike_processes(teachers: Mapping[str, tuple[int, int]], student: tuple[int, int]) -> None:
+def is_first_process() -> bool:
+    """Return whether this process writes and reports: rank 0, also before processes are started."""
+    from pytorch_lightning.utilities import rank_zero_only  # losses import this module without Lightning
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_process_counts(teachers: Mapping[str, tuple[int, int]], student: tuple[int, int]) -> None:
     """Refuse trainings of unlike numbers: the processes that one of them starts take part in all that follow.
 
     Args:
@@ -89,17 +96,17 @@ def statistics_sum(value: Tensor) -> Tensor:
     return _Sum.apply(value) if _Step.statistics else value
 
 
-def statistics_processes() -> int:
+def statistics_world_size() -> int:
     """Tell over how many processes `statistics_sum` sums."""
     return dist.get_world_size() if _Step.statistics else 1
 
 
 def mean_count(count: Tensor) -> Tensor:
     """Give how many objects a process has in the mean, at least one in all: what sums over them are divided by."""
-    return statistics_sum(count).clamp(min=1) / statistics_processes()
+    return statistics_sum(count).clamp(min=1) / statistics_world_size()
 
 
-def of_first_process(value: Tensor) -> Tensor:
+def broadcast_from_first(value: Tensor) -> Tensor:
     """Give the first process's value to all whose statistics are one, without a gradient."""
     value = value.detach()
     if _Step.statistics:

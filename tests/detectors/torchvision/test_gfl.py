@@ -16,7 +16,7 @@ from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector,
 from dfmsd.detectors.torchvision.gfl import GFL, DistributionCoder
 from dfmsd.detectors.torchvision.gfl_loss import assign, distribution_focal_loss, pad_objects
 from dfmsd.types import Target
-from dfmsd.utils.boxes import overlaps
+from dfmsd.utils.boxes import elementwise_iou
 
 NAMES = ("a", "b")
 SIDE = 64
@@ -99,9 +99,11 @@ def test_the_losses_are_the_published_sums() -> None:
             if index >= 0:
                 count += 1
                 box, weight = each["boxes"][index], max(score)
-                overlap = overlaps(found.dense_head.decode(codes[n : n + 1, i : i + 1], anchors[i : i + 1])[0, 0], box)
+                overlap = elementwise_iou(
+                    found.dense_head.decode(codes[n : n + 1, i : i + 1], anchors[i : i + 1])[0, 0], box
+                )
                 wanted[int(each["labels"][index])] = float(overlap.iou)
-                regression += weight * (1 - float(overlap.generalized))
+                regression += weight * (1 - float(overlap.giou))
                 x, y = (anchors[i, :2] + anchors[i, 2:]) / 2
                 stride = (anchors[i, 2] - anchors[i, 0]) / 4
                 sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]) / stride
@@ -187,7 +189,7 @@ def test_it_learns_to_find_boxes() -> None:
     for index, detections in enumerate(found.detect(images, [(SIDE, SIDE)] * 2)):
         assert int(detections["labels"][0]) == index
         assert detections["scores"][0] > 0.3
-        assert overlaps(detections["boxes"][0], boxes[index]).iou > 0.7
+        assert elementwise_iou(detections["boxes"][0], boxes[index]).iou > 0.7
 
 
 def test_saved_and_loaded_it_detects_the_same(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dfmsd.detectors.torchvision.gfl_loss import (
     quality_focal_loss,
     valuable_region,
 )
-from dfmsd.utils.boxes import overlaps
+from dfmsd.utils.boxes import elementwise_iou
 
 COUNTS = [64, 16, 4]
 
@@ -133,9 +133,9 @@ def test_objects_are_padded_with_boxes_without_area() -> None:
 def test_overlaps_by_hand() -> None:
     first = torch.tensor([[0.0, 0, 4, 4], [0, 0, 1, 1], [0, 0, 2, 2], [1, 1, 1, 1]])
     second = torch.tensor([[2.0, 0, 6, 4], [3, 0, 4, 1], [0, 0, 2, 2], [1, 1, 1, 1]])
-    found = overlaps(first, second)
+    found = elementwise_iou(first, second)
     assert_close(found.iou, torch.tensor([8 / 24, 0, 1, 0]))
-    assert_close(found.generalized, torch.tensor([8 / 24, -2 / 4, 1, 0]))
+    assert_close(found.giou, torch.tensor([8 / 24, -2 / 4, 1, 0]))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -18,7 +18,7 @@ from dfmsd.detectors.torchvision.gfl_loss import (
     quality_focal_loss,
     valuable_region,
 )
-from dfmsd.utils.boxes import overlaps
+from dfmsd.utils.boxes import elementwise_iou
 
 BINS = 17
 """Of a side's distribution: 0 to 16 strides."""
@@ -146,7 +146,7 @@ class GFLHead(nn.Module):
         positive, index = matched >= 0, matched.clamp(min=0)
         wanted = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         weight = logits.detach().sigmoid().amax(dim=2) * positive
-        overlap = overlaps(self.box_coder.decode_single(codes, anchors[0]), wanted)
+        overlap = elementwise_iou(self.box_coder.decode_single(codes, anchors[0]), wanted)
         quality = (overlap.iou.detach() * positive).unsqueeze(2)
         quality = torch.zeros_like(logits).scatter_(2, labels.gather(1, index).unsqueeze(2), quality)
         sides = torch.unflatten(codes, 2, (4, self.box_coder.bins))
@@ -154,7 +154,7 @@ class GFLHead(nn.Module):
         total = weight.sum().clamp(min=1)
         return {
             "classification": quality_focal_loss(logits, quality) / positive.sum(dim=1).clamp(min=1).sum(),
-            "bbox_regression": BOX_WEIGHT * (weight * (1 - overlap.generalized)).sum() / total,
+            "bbox_regression": BOX_WEIGHT * (weight * (1 - overlap.giou)).sum() / total,
             "distribution": DISTRIBUTION_WEIGHT * (weight * distribution).sum() / total,
         }
 

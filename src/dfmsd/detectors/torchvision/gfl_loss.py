@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dfmsd.utils.boxes import EPS, overlaps
+from dfmsd.utils.boxes import EPS, elementwise_iou
 
 NEAREST = 9
 """Anchors of each level that may take an object."""
@@ -56,7 +56,7 @@ def assign(anchors: Tensor, counts: Sequence[int], boxes: Tensor) -> Assignment:
     """
     centres = _centre(anchors)
     nearest = _nearest(_centre(boxes), centres, counts)
-    overlap = overlaps(anchors[nearest], boxes.unsqueeze(2)).iou
+    overlap = elementwise_iou(anchors[nearest], boxes.unsqueeze(2)).iou
     threshold = overlap.mean(dim=2) + overlap.std(dim=2)
     inside = _inside(centres[nearest], boxes.unsqueeze(2))
     taken = torch.where((overlap >= threshold.unsqueeze(2)) & inside, overlap, -1)
@@ -79,7 +79,7 @@ def valuable_region(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor
     Source: the valuable localisation region of LD (arXiv 2102.12252, HikariTJU/LD, ``get_vlr_region``).
     """
     anchors, boxes = anchors.expand(1, 1, -1, -1), boxes.unsqueeze(2)
-    overlap = overlaps(anchors, boxes).iou
+    overlap = elementwise_iou(anchors, boxes).iou
     hull = torch.maximum(anchors[..., 2:], boxes[..., 2:]) - torch.minimum(anchors[..., :2], boxes[..., :2])
     distance = (_centre(anchors) - _centre(boxes)).square().sum(dim=-1)
     measure = overlap - distance / hull.square().sum(dim=-1).clamp(min=EPS)

@@ -1,4 +1,4 @@
-"""Libraries that talk about their own insides."""
+"""Terminal output: the console of the command line, and silencing of noisy libraries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
+console = Console(stderr=True, markup=False, emoji=False)  # names may contain brackets
+"""Shared by all of dfmsd, so that what is printed while the dashboard runs appears above it."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back warnings, those that are logged too; errors go through."""
+    """Suppress warnings, logged ones included; errors pass through."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

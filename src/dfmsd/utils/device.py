@@ -1,0 +1,27 @@
+"""Compute devices and CPU cores."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def default_device() -> torch.device:
+    """Return the first GPU (CUDA or MPS) if one is available, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on a GPU is done; return at once on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores this process may run on (``os.process_cpu_count`` from Python 3.13 on)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

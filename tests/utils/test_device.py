@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dfmsd.utils.device import available_cores, default_device, synchronize
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, False, "cuda"), (True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_the_default_device_is_a_gpu_if_one_is_available(
+    cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert default_device().type == expected
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_only_the_device_in_use_is_synchronized(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append("cuda"))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("mps"))
+    synchronize(torch.device(device))
+    assert calls == [device] * (device != "cpu")
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert available_cores() >= 1
