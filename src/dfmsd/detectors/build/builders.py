@@ -19,16 +19,16 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from dfmsd.detectors.build.backbones import Backbone, PyramidBackbone, build_backbone
 from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, SCORE_THRESHOLD, Detector
-from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, DetectorConfig
-from dfmsd.detectors.torchvision.gfl import GFL, GFLHead
-from dfmsd.detectors.mmdet.files import build_mmdet
+from dfmsd.detectors.build.backbones import Backbone, PyramidBackbone, build_backbone
 from dfmsd.detectors.build.ssdlite import STRIDES, SSDLiteBackbone
-from dfmsd.detectors.torchvision.wrap import wrap_torchvision
-from dfmsd.detectors.torchvision.base import read_levels
-from dfmsd.detectors.torchvision.models import TorchvisionModel, build_torchvision
+from dfmsd.detectors.config import HUGGING_FACE, MMDET, PYTHON, DetectorConfig
 from dfmsd.detectors.huggingface.files import build_transformers
+from dfmsd.detectors.mmdet.files import build_mmdet
+from dfmsd.detectors.torchvision.base import read_levels
+from dfmsd.detectors.torchvision.gfl import GFL, GFLHead
+from dfmsd.detectors.torchvision.models import TorchvisionModel, build_torchvision
+from dfmsd.detectors.torchvision.wrap import wrap_torchvision
 from dfmsd.errors import DfmsdError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)

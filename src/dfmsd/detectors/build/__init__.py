@@ -1,0 +1,1 @@
+"""Detectors built by dfmsd: a backbone, a neck and a head."""
