@@ -1,6 +1,6 @@
-"""The command line reads the commands and configs of README.md and docs/ as they stand there.
+"""The command line accepts the commands and configs of README.md and docs/; architecture.md lists every module.
 
-That they run, too: `tests/test_docs_run.py`.
+`tests/test_docs_run.py` runs them.
 """
 
 from __future__ import annotations
@@ -59,3 +59,21 @@ def test_what_is_made_and_installed_is_there() -> None:
     named = [name for line in lines if line[0] == "pip" for name in re.findall(r"\[(.*?)\]", " ".join(line))]
     assert len(named) >= 2
     assert {extra for names in named for extra in names.split(",")} <= set(extras)
+
+
+def listed_modules() -> set[str]:
+    """Return the module paths in the tree of architecture.md, which indents a room's files by two spaces."""
+    found, rooms = set(), [""]
+    for line in blocks(ROOT / "docs" / "architecture.md", "text")[0].text.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        if room := re.match(r"\s*(\S+/)", line):
+            rooms = [*rooms[:depth], room[1]]
+        else:
+            found |= {"".join(rooms[:depth]) + name for name in re.findall(r"\w+\.py", line)}
+    return found
+
+
+def test_architecture_lists_every_module() -> None:
+    paths = [path.relative_to(ROOT) for path in (ROOT / "src" / "dfmsd").rglob("*.py")]
+    packages = {path for path in paths if path.name == "__init__.py" and path.parts != ("src", "dfmsd", "__init__.py")}
+    assert listed_modules() == {path.as_posix() for path in set(paths) - packages}

@@ -64,7 +64,7 @@ BEFORE = {
 
 
 def why_not(page: Path, line: Sequence[str]) -> str | None:
-    if page.name == "results.md":
+    if page.name in ("results.md", "lab-notebook.md"):
         return NOT_RUN["python"]
     if "--push" in line:
         return "uploads: tests/test_share.py has a hub of its own"
