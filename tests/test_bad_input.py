@@ -67,7 +67,7 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("data.root", "a\0b", ("data.root: 'a\\x00b'", "null", "give another")),
     ("data.image_size", 100, ("data.image_size", "multiple of 32", "got 100")),
     ("data.image_size", 32 * 10**9, ("data.image_size", "at most 16384")),
-    ("data.batch_size", 0, ("data.batch_size", "at least 1", "change it")),
+    ("data.batch_size", 0, ("data.batch_size", "at least 1", "got 0")),
     ("data.flip", float("nan"), ("data.flip", "0 to 1", "got nan")),
     ("data.scale_jitter", [1.0, float("inf")], ("data.scale_jitter", "0 < low <= high")),
     ("data.unlabeled_ratio", float("nan"), ("data.unlabeled_ratio", "got nan")),

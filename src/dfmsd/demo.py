@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
 from dfmsd.engine.run import distill, train
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
+from dfmsd.utils.device import available_cores
 
 DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is another sign
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050", fpn_channels=64, head_convs=2)
@@ -82,8 +82,8 @@ def demo(out: Path) -> Path:
 
 def _side_by_side(*configs: TrainConfig | DistillConfig) -> None:
     """Run in processes that share the cores: on a CPU two with half the threads beat one after the other."""
-    workers = min(len(configs), os.cpu_count() or 1)
-    threads = max((os.cpu_count() or 1) // workers, 1)
+    workers = min(len(configs), available_cores())
+    threads = available_cores() // workers
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         list(pool.map(_run, configs))

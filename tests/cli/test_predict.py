@@ -41,12 +41,12 @@ def test_predict_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.jpg"], "nowhere.jpg: no such file or folder; give images or folders of them"),
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder; give images or folders of images"),
         (["empty"], "empty: no image in this folder"),
         (["broken.jpg"], "broken.jpg: cannot be decoded as an image"),
         (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
         (["--score", "1.5", "good"], "--score: expected a number in 0..1, got 1.5"),
-        (["--image-size", "0", "good"], "--image-size: expected a multiple of 32, got 0"),
+        (["--image-size", "0", "good"], "--image-size must be a multiple of 32, at least 32"),
         (["--model", "nowhere", "good"], "no detector at 'nowhere'"),
         (["--out", "good", "good"], "would be drawn over"),
         ([], "images"),
@@ -97,7 +97,7 @@ def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, mo
         (["--format", "torch", "--images", "nowhere"], "nowhere: no such file or folder"),
         (
             ["--format", "torch", "--out", "x.pt2", "--image-size", "50", "--images", "IMAGES"],
-            "--image-size: expected a multiple of 32",
+            "--image-size must be a multiple of 32",
         ),
         (
             ["--format", "torch", "--model", "nowhere", "--out", "x.pt2", "--images", "IMAGES"],

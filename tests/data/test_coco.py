@@ -77,7 +77,7 @@ def test_boxes_are_clipped_and_useless_ones_dropped_with_one_counted_warning(
     assert coco.records[0].boxes.tolist() == [[0, 0, 10, 20]]
     assert coco.records[0].labels.tolist() == [1]
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "3 boxes without area or wholly outside their image are not trained on"
+        "3 boxes without area or outside their image are not used for training"
     ]
 
 

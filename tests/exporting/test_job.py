@@ -16,7 +16,7 @@ from tests.helpers.tiny_transformers import NEEDED, save_model, student
 from torch import nn
 
 from dfmsd.data.images import read_image
-from dfmsd.data.pick import as_batch
+from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import build_detector, load_detector, save_detector
 from dfmsd.engine.config import TrainConfig, write_config
 from dfmsd.errors import DfmsdError
@@ -151,7 +151,7 @@ def test_onnx_takes_batches_of_any_size(trained: Path, tiny_root: Path) -> None:
     found = export(ExportOptions(str(trained), "onnx"))
     assert found.difference.scores < 1e-3
     session = onnxruntime.InferenceSession(found.file)
-    images = [as_batch(read_image(file), 64).images for file in sorted((tiny_root / "val").iterdir())]
+    images = [to_batch(read_image(file), 64).images for file in sorted((tiny_root / "val").iterdir())]
     alone = [session.run(None, {"images": image.numpy()}) for image in images]
     together = session.run(None, {"images": torch.cat(images).numpy()})
     assert [value.shape for value in together] == [(4, 100, 4), (4, 100), (4, 100)]
@@ -216,7 +216,7 @@ def test_int8_loses_little_of_a_trained_model(shared_data: Path, tmp_path: Path)
         ({"int8": True}, "--int8 quantises ONNX files; take --format onnx"),
         ({"out": Path("x.onnx")}, "--out: expected a file that ends in .pt2, got x.onnx"),
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
-        ({"image_size": 50}, "--image-size: expected a multiple of 32, got 50"),
+        ({"image_size": 50}, "--image-size must be a multiple of 32, .* got 50"),
         ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "--out: FCOS_.* is no run folder and no file to write beside"),
         ({"model": "RUN/student.safetensors"}, "--images: .*student.safetensors is no run folder"),
     ],

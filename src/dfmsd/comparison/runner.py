@@ -81,7 +81,7 @@ def compare(
             for pair, plan in plans.items():
                 results[pair].costs = _costs(config, plan, data, Path(config.out, pair))
                 _write(config, plan, results[pair])
-        _run(config, plans, results, jobs, lock, data.labeled)
+        _run(config, plans, results, jobs, lock, data.num_labeled)
     for found in results.values():
         print_table(found, console)
         console.print(f"{Path(config.out, found.pair)}: results.json, compare.csv, table.md, plot.png, report.html")

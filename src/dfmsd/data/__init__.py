@@ -1,4 +1,4 @@
-"""Data sets in the COCO layout: reading, geometry, loaders, and the embedded digits."""
+"""Data sets in the COCO layout: reading, transforms, loaders, and the built-in digits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dfmsd.data.config import DataConfig
 from dfmsd.utils.lazy import lazily
 
 if TYPE_CHECKING:
-    from dfmsd.data.coco import CocoDetection, ImageRecord
+    from dfmsd.data.coco import CocoDetection
     from dfmsd.data.datamodule import CocoDataModule
-    from dfmsd.data.dataset import DetectionDataset, EpochSampler
+    from dfmsd.data.dataset import DetectionDataset
     from dfmsd.data.digits import cached_digits, make_digits
     from dfmsd.data.images import read_image
+    from dfmsd.data.records import ImageRecord
+    from dfmsd.data.samplers import EpochSampler
     from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
 
 __all__ = [
@@ -33,7 +35,7 @@ __all__ = [
     "read_image",
 ]
 
-# What stands on torchvision or the engine: a config is read and refused without them.
+# Modules that import torchvision or Lightning, which configs do not need, are loaded on first use.
 __getattr__ = lazily(
     __name__,
     {
@@ -41,8 +43,8 @@ __getattr__ = lazily(
         "CocoDataModule": "dfmsd.data.datamodule",
         "CocoDetection": "dfmsd.data.coco",
         "DetectionDataset": "dfmsd.data.dataset",
-        "EpochSampler": "dfmsd.data.dataset",
-        "ImageRecord": "dfmsd.data.coco",
+        "EpochSampler": "dfmsd.data.samplers",
+        "ImageRecord": "dfmsd.data.records",
         "Sample": "dfmsd.data.transforms",
         "cached_digits": "dfmsd.data.digits",
         "collate": "dfmsd.data.transforms",

@@ -1,32 +1,45 @@
-"""What a user may say about the data."""
+"""Data configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import check_path
+
+STRIDE = 32
+"""Coarsest stride of common backbones; image sizes are multiples of it."""
+MAX_IMAGE_SIZE = 2**14
+"""In pixels; a single frame of this size takes 3 GiB."""
 
 
 @dataclass
 class DataConfig:
-    """Where the data are and how they are fed.
+    """Where the data come from and how batches are made.
 
     Attributes:
-        root: Folder in the COCO layout, or `digits` for the embedded data set (a folder of that name is `./digits`).
-        image_size: Longer side in pixels after resizing, a multiple of 32.
-        batch_size: Images in a batch of one process.
-        pad: Pad to a square of image_size (`square`), or to the batch's largest sides rounded up to 32 (`batch`).
+        root: Folder in the COCO layout, or `digits` for the built-in data set (`./digits` is a folder of that name).
+        image_size: Longer side after resizing, in pixels; a multiple of 32.
+        batch_size: Images per batch and process.
+        pad: Pad to a square of `image_size` (`square`), or to the largest sides in the batch, rounded up to a multiple
+            of 32 (`batch`).
         flip: Probability of a horizontal flip in training, 0..1.
-        scale_jitter: Lowest and highest random factor of the content's size in training, or none.
-        holdout: Share of the training images that is put aside and evaluated on in place of the val split, 0..0.5: for
-            choosing settings without a look at val. File names decide which, so that it is always the same part.
-        unlabeled: Folder of images without annotations, which feed the distillation terms only; with none of them, or
-            in a stage without a teacher, images with annotations alone. Those of `root` itself are left out.
-        unlabeled_ratio: How many of them join the images of a batch, relative to `batch_size`.
-        workers: Loader processes. Without a number: 0 where images are cached, otherwise up to 4, at most one for each
-            core of this process but the first; the processes of a run on one machine share its cores.
-        cache: Keep resized images (uint8), if all of them fit: in `ram`, if there are no loader processes; on `disk`,
-            where other runs find them too; or not (`off`). True is `ram`, false is `off`.
-        cache_gib: Most GiB of RAM that they take, or of disk together with the images of other data sets.
+        scale_jitter: Lowest and highest factor of random rescaling in training; null disables it.
+        holdout: Share of the training images, 0..0.5, to set aside and evaluate on instead of the val split, so that
+            settings can be chosen without using val. It depends on the file names only and is the same in every run.
+        unlabeled: Folder of images without annotations, used by the distillation terms only; images that belong to
+            `root` are skipped. Without it, and in stages without a teacher, batches hold labeled images only.
+        unlabeled_ratio: Unlabeled images per labeled image in a batch.
+        workers: Data loader processes. Null: 0 if images are cached, else up to 4 but at least one core fewer than are
+            available; the processes of a run on one machine share its cores.
+        cache: Keep resized images (uint8) if all of them fit: in `ram` (without loader processes only), on `disk`
+            (shared with other runs), or `off`. True means `ram`, false means `off`.
+        cache_gib: Cache budget in GiB: of RAM, or of disk space for the images of all data sets.
     """
 
     root: str = "digits"
@@ -43,6 +56,82 @@ class DataConfig:
     cache_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        """Give truth values of ``cache``, such as YAML's ``off``, their names."""
-        if isinstance(self.cache, bool):
+        """Convert paths and NumPy scalars to built-in types, and check every value.
+
+        Raises:
+            DfmsdError: A value is out of range or of the wrong type.
+        """
+        for field in fields(self):
+            setattr(self, field.name, _to_builtin(getattr(self, field.name)))
+        if isinstance(self.cache, bool):  # YAML reads `off` as false
             self.cache = "ram" if self.cache else "off"
+        _check_folder("root", self.root)
+        if self.unlabeled is not None:
+            _check_folder("unlabeled", self.unlabeled)
+        check_image_size(self.image_size)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        jitter, unlabeled = self.scale_jitter, f"large enough for one unlabeled image per batch of {self.batch_size}"
+        requirements = {
+            "batch_size": (_is_int(self.batch_size, 1), "an integer of at least 1"),
+            "pad": (self.pad in ("square", "batch"), "`square` or `batch`"),
+            "flip": (_in_range(self.flip, 0, 1), "a probability, 0 to 1"),
+            "scale_jitter": (jitter is None or _is_jitter(jitter), "[low, high] with 0 < low <= high, or null"),
+            "holdout": (_in_range(self.holdout, 0, 0.5), "a share of the training images, 0 to 0.5"),
+            "workers": (self.workers is None or _is_int(self.workers, 0), "an integer of at least 0, or null"),
+            "cache": (self.cache in ("ram", "disk", "off"), "`ram`, `disk` or `off`"),
+            "cache_gib": (_in_range(self.cache_gib, 0) and self.cache_gib > 0, "a number above 0"),
+            "unlabeled_ratio": (_in_range(self.unlabeled_ratio, 0) and self._unlabeled_per_batch(), unlabeled),
+        }
+        for key, (valid, expected) in requirements.items():
+            if not valid:
+                raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
+
+    def _unlabeled_per_batch(self) -> bool:
+        return 0.5 < self.unlabeled_ratio * self.batch_size < math.inf
+
+
+def check_image_size(image_size: int, name: str = "data.image_size") -> None:
+    """Check that feature pyramids can take images of this size.
+
+    Args:
+        image_size: Longer side in pixels.
+        name: Name of the setting, for the message.
+
+    Raises:
+        DfmsdError: It is not a multiple of 32 from 32 to 16384.
+    """
+    if not _is_int(image_size, STRIDE, MAX_IMAGE_SIZE) or image_size % STRIDE:
+        raise DfmsdError(
+            f"{name} must be a multiple of {STRIDE}, at least {STRIDE} and at most {MAX_IMAGE_SIZE}, got {image_size!r}"
+        )
+
+
+def _to_builtin(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_to_builtin(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_folder(key: str, path: object) -> None:
+    if not isinstance(path, str):
+        raise DfmsdError(f"data.{key} must be the path of a folder, got {path!r}")
+    check_path(f"data.{key}", path)
+
+
+def _is_int(value: object, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and _in_range(value, low, high)
+
+
+def _in_range(value: object, low: float, high: float = math.inf) -> bool:
+    """Return whether a value is a number in ``[low, high]``; NaN and booleans are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_jitter(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2 or not all(_in_range(factor, 0) for factor in value):
+        return False
+    return bool(0 < value[0] <= value[1] < math.inf)

@@ -1,4 +1,4 @@
-"""A loader that goes on in the middle of an epoch."""
+"""Data loader that can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -6,42 +6,28 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from dfmsd.data.dataset import DetectionDataset
+from dfmsd.data.samplers import EpochBatches
 from dfmsd.data.transforms import Sample
 from dfmsd.types import Batch
 
 
-class EpochBatches(BatchSampler):
-    """Keys of an epoch's batches.
-
-    Attributes:
-        start: Batches at the beginning that are left out.
-    """
-
-    start = 0
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        """Walk through the epoch; what is left out costs no more than its keys."""
-        yield from islice(super().__iter__(), self.start, None)
-
-
 class ResumableLoader(DataLoader[Sample]):
-    """Batches of one epoch after the other; a restored one goes on behind the batch that it had given when saved.
+    """Load the batches of one epoch after the other; once restored, continue after the last batch before saving.
 
-    What an epoch shows follows from its number (see `EpochSampler`), so there is nothing else to save. Nothing is
-    fetched before the first batch is asked for: by then the trainer has told the sampler the epoch.
+    The content of an epoch follows from its number (see `EpochSampler`), so only the position needs to be saved.
+    Nothing is loaded before the first batch is requested: by then the trainer has set the sampler's epoch.
 
     Args:
         dataset: Takes the sampler's keys.
-        sampler: Of one epoch.
-        batch_size: Keys in a batch.
-        drop_last: Leave out a last, smaller batch.
-        options: For ``DataLoader``.
+        sampler: Samples the keys of one epoch.
+        batch_size: Keys per batch.
+        drop_last: Drop a last, smaller batch.
+        options: Options of ``DataLoader``.
     """
 
     def __init__(
@@ -52,8 +38,8 @@ class ResumableLoader(DataLoader[Sample]):
         self._batches = EpochBatches(sampler, batch_size, drop_last)
         super().__init__(dataset, batch_sampler=self._batches, **options)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own class
-        """Walk through the epoch, or through the rest of the one that was saved."""
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
+        """Iterate over the epoch, or over the rest of a restored one."""
         self.given, self._restored = self._restored, 0
         self._batches.start = self.given
         for batch in super().__iter__():
@@ -61,28 +47,28 @@ class ResumableLoader(DataLoader[Sample]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Save how many batches of the epoch were given."""
+        """Return the number of batches of this epoch loaded so far."""
         return {"given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next walk begin where the saved one was."""
+        """Make the next iteration continue at the saved position."""
         self._restored = state_dict["given"]
 
 
-def leave_signals_to_the_run(_: int) -> None:
-    """Let a loader's process live on when all processes of a run are asked to stop: the run needs it to end its step.
+def ignore_stop_signals(_: int) -> None:
+    """Keep a loader worker alive when all processes of a run are asked to stop: the run needs it to end its step.
 
-    It ends when its parent asks for that, or is no more.
+    The worker ends when its parent asks it to or has ended.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass  # somebody else's is for the run
+        pass  # sent to the whole run, which handles it
     os._exit(0)

@@ -1,6 +1,6 @@
-"""Geometry of images and boxes: resize, augmentation, padding into a batch.
+"""Resizing, augmentation and batching of images with boxes.
 
-The content of an image always sits in the top left corner of its padded frame.
+The content of an image is always in the top left corner of its padded frame.
 """
 
 from __future__ import annotations
@@ -16,43 +16,41 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from dfmsd.data.config import STRIDE
 from dfmsd.types import Batch, Target
-
-STRIDE = 32
-"""Padded sizes are multiples of this, the coarsest stride of common backbones."""
 
 
 class Sample(NamedTuple):
-    """One image of a batch, not padded yet."""
+    """One image and its boxes, before padding."""
 
     image: Tensor
     """uint8, ``3 x H x W``, RGB."""
     target: Target
-    """In pixels of ``image``."""
+    """Boxes in pixels of ``image``."""
     scale: tuple[float, float]
     """Pixels of ``image`` per original pixel, vertical and horizontal."""
     image_id: int
     digest: str | None = None
-    """Key of the pixels for caches, if it was asked for; None for geometry that hardly ever comes again."""
+    """Key of the pixels for feature caches, if requested; None after random rescaling, which rarely repeats."""
     labeled: bool = True
-    """False where nobody has looked for objects."""
+    """Whether the image has been annotated."""
 
 
 def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sample:
-    """Resize so that the longer side is ``image_size``; the aspect is kept.
+    """Resize so that the longer side is ``image_size``, keeping the aspect ratio.
 
     Args:
         image: uint8, ``3 x H x W``.
         target: Boxes in pixels of ``image``.
         image_size: Longer side of the result, in pixels.
-        image_id: Carried along.
+        image_id: Id of the sample.
     """
     height, width = image.shape[-2:]
     return _resize(Sample(image, target, (1.0, 1.0), image_id), fitted_size(height, width, image_size))
 
 
 def fitted_size(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Give the height and width that `fit` resizes to."""
+    """Return the height and width that `fit` resizes to."""
     longer = max(height, width)
     return max(1, round(height * image_size / longer)), max(1, round(width * image_size / longer))
 
@@ -65,7 +63,7 @@ def pixel_digest(image: Tensor) -> str:
 
 
 def hflip(sample: Sample) -> Sample:
-    """Mirror the content left to right within its own, unpadded width."""
+    """Flip the unpadded content left to right."""
     boxes = F.horizontal_flip(_boxes(sample))
     digest = None if sample.digest is None else f"{sample.digest}-flip"
     return sample._replace(
@@ -74,10 +72,10 @@ def hflip(sample: Sample) -> Sample:
 
 
 def random_rescale(sample: Sample, factor: float, frame: int, rng: np.random.Generator) -> Sample:
-    """Scale the content by ``factor`` and cut a random window of at most ``frame x frame`` pixels; there is no digest.
+    """Scale the content by ``factor`` and crop a random window of at most ``frame x frame`` pixels.
 
-    Boxes are clipped to the window; those left with a side below 1 pixel are dropped. The offset of the window is not
-    recorded: detections in such an image cannot be mapped back to the original.
+    Boxes are clipped to the window and dropped if a side is below 1 pixel. The result has no digest. The offset of the
+    window is not recorded, so detections in it cannot be mapped back to the original image.
     """
     height, width = sample.image.shape[-2:]
     sample = _resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
@@ -92,12 +90,12 @@ def random_rescale(sample: Sample, factor: float, frame: int, rng: np.random.Gen
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random geometry of a training sample: rescaling, then a horizontal flip.
+    """Random rescaling and horizontal flip of training samples.
 
     Attributes:
         image_size: Side of the frame, in pixels.
         flip: Probability of a horizontal flip, 0..1.
-        scale_jitter: Lowest and highest factor of the content's size, or none.
+        scale_jitter: Lowest and highest factor of random rescaling, or None.
     """
 
     image_size: int
@@ -105,23 +103,23 @@ class Augmentation:
     scale_jitter: tuple[float, float] | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Augment one sample; every draw comes from ``rng``."""
+        """Augment one sample with random numbers from ``rng``."""
         if self.scale_jitter is not None:
             sample = random_rescale(sample, rng.uniform(*self.scale_jitter), self.image_size, rng)
         return hflip(sample) if rng.random() < self.flip else sample
 
 
 def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
-    """Pad samples at the right and the bottom with black, and stack them.
+    """Pad samples with black at the right and the bottom, and stack them.
 
     Args:
-        samples: At least one; those without annotations last.
-        image_size: Side of the square frame in pixels; none = the largest height and width among the samples, rounded
-            up to a multiple of 32.
+        samples: At least one; unlabeled ones last.
+        image_size: Side of the square frame in pixels; by default the largest height and width among the samples,
+            rounded up to multiples of 32.
     """
     sizes = [(int(sample.image.shape[-2]), int(sample.image.shape[-1])) for sample in samples]
     height, width = (image_size or -(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
-    # bytes, in the order in which images are decoded: filling them is one plain copy, and they are converted at once
+    # uint8 and channels last, as images are decoded: padding is a plain copy, and the batch is converted only once
     shape = (len(samples), 3, height, width)
     frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
     for frame, sample, (h, w) in zip(frames, samples, sizes, strict=True):
@@ -137,7 +135,7 @@ def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
 
 
 def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Move boxes, ``M x 4``, xyxy, with the pixels of an image that is resized between two heights and widths."""
+    """Scale boxes, ``M x 4``, xyxy, from an image of one height and width to another."""
     resized: Tensor = F.resize(_on_canvas(boxes, old), list(new))
     return resized.as_subclass(Tensor)
 
@@ -160,7 +158,7 @@ def _boxes(sample: Sample) -> tv_tensors.BoundingBoxes:
 
 
 def _on_canvas(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
-    return tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)  # v2 may write into its input
+    return tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)  # v2 may modify its input in place
 
 
 def _with_boxes(target: Target, boxes: Tensor) -> Target:

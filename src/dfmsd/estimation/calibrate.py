@@ -212,6 +212,6 @@ def _loading(data: CocoDataModule) -> tuple[Call, Call]:
     plain = DetectionDataset(data.train.coco, data.train.image_size, data.train.augmentation, seed=data.seed)
 
     def load(dataset: DetectionDataset) -> object:
-        return collate([dataset[index] for index in data.example])
+        return collate([dataset[index] for index in data.example_indices])
 
     return partial(load, data.train), partial(load, plain)

@@ -104,7 +104,7 @@ def estimate(
     prediction = predict(
         config,
         ms,
-        train_images=data.labeled,
+        train_images=data.num_labeled,
         val_images=len(data.val),
         workers=data.workers,
         kept=1.0 if plan is None or not plan.need else min(1.0, plan.room / plan.need),
@@ -173,6 +173,6 @@ def untrained_teacher(reference: str, class_names: Sequence[str]) -> Detector:
 
 def first_batch(data: CocoDataModule) -> Batch:
     """Load a batch of the training images in this process, in the layout that training uses."""
-    samples = [data.train[index] for index in data.example]
+    samples = [data.train[index] for index in data.example_indices]
     batch: Batch = data.train_dataloader().collate_fn(samples)
     return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfmsd.data.config import check_image_size
 from dfmsd.data.images import read_image, read_size
-from dfmsd.data.pick import as_batch, check_side, pick_files
+from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import coco_results, detect
@@ -69,13 +70,13 @@ def predict(
     if not 0 <= score <= 1:
         raise DfmsdError(f"--score: expected a number in 0..1, got {score}")
     supervision = _supervision()
-    files = pick_files(images, VIDEOS, leave_out=out)
+    files = find_images(images, VIDEOS, exclude=out)
     targets = _targets(files, out)
     for file in files:
         _check(file, supervision)
     detector = load_detector(model)
     size = detector.input_size if image_size is None else image_size
-    check_side(size)
+    check_image_size(size, "--image-size")
     predictor = _Predictor(detector.to(default_device()), score, size, supervision)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
@@ -105,7 +106,7 @@ class _Predictor:
     def image(self, image: Tensor, name: str, **more: int) -> Pixels:
         """Detect in one image, ``3 x H x W``; gives it with the detections drawn, ``H x W x 3``, RGB."""
         number, (height, width) = len(self.images) + 1, image.shape[-2:]
-        batch = as_batch(image, self.size, number)
+        batch = to_batch(image, self.size, number)
         start = time.perf_counter()
         found = detect(self.detector, batch)
         synchronize(default_device())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dfmsd.data.pick import check_side
+from dfmsd.data.config import check_image_size
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.huggingface.detector import TransformersDetector
 from dfmsd.detectors.torchvision.one_stage import OneStageDetector
@@ -88,7 +88,7 @@ class DetectionGraph(nn.Module):
                 f"export: {type(detector).__name__} of this kind cannot be exported; what can are FCOS, RetinaNet, GFL,"
                 " SSD, SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2 and D-FINE"
             )
-        check_side(side)
+        check_image_size(side, "--image-size")
         self.candidates = kind(detector, side)
         self.selection = Selection(self.candidates)
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.data.config import check_image_size
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.images import read_image
-from dfmsd.data.pick import as_batch, check_side, pick_files
+from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.calibrate import calibrate
@@ -113,13 +114,13 @@ def export(options: ExportOptions) -> Exported:
         raise DfmsdError(f"--int8 quantises ONNX files; take --format onnx, or leave it out for {options.format}")
     out = _out(options, form)
     root = _images_root(options)
-    files = pick_files([_val(root)])[:CHECKED_IMAGES]
+    files = find_images([_val(root)])[:CHECKED_IMAGES]
     detector = load_detector(options.model)
     side = detector.input_size if options.image_size is None else options.image_size
-    check_side(side)
+    check_image_size(side, "--image-size")
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if options.int8 else None
     graph = DetectionGraph(detector, side).eval()
-    images = [as_batch(read_image(file), side).images for file in files]
+    images = [to_batch(read_image(file), side).images for file in files]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         file = Path(folder) / out.name
@@ -183,7 +184,7 @@ def _latency(contenders: dict[str, Detector], images: Sequence[Tensor]) -> dict[
 def _calibration(data: CocoDataModule) -> Iterator[Tensor]:
     records = data.train.coco.records
     for record in records[:: -(-len(records) // CALIBRATION_IMAGES)]:
-        yield as_batch(read_image(record.path), data.config.image_size).images
+        yield to_batch(read_image(record.path), data.config.image_size).images
 
 
 def _out(options: ExportOptions, form: Format) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.data.images import read_image
-from dfmsd.data.pick import as_batch, pick_files
+from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
@@ -41,7 +41,7 @@ def visualize(model: str, teacher: str, images: Sequence[str | Path], out: Path)
     Raises:
         DfmsdError: there is no such detector or image, or they do not fit.
     """
-    files = pick_files(images, leave_out=out)
+    files = find_images(images, exclude=out)
     if not files:
         raise DfmsdError("no image is given; name at least one file or folder")
     student, detector = load_detector(model), load_detector(teacher)
@@ -53,7 +53,7 @@ def visualize(model: str, teacher: str, images: Sequence[str | Path], out: Path)
         raise DfmsdError(f"out: cannot write to {out} ({error.strerror}); choose another folder") from error
     scenes, written = [], []
     for file, name in zip(files, _names(files), strict=True):
-        batch = as_batch(read_image(file), size)
+        batch = to_batch(read_image(file), size)
         boxes, whose = _objects(detector, batch)
         scenes.append(see(file.name, student, detector, taught, batch.images, boxes, whose))
         written.append(_write(out / name, png(draw_scene(scenes[-1]))))

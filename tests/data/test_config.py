@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfmsd.data import DataConfig
+from dfmsd.errors import DfmsdError
+
+SIZE = "data.image_size must be a multiple of 32, at least 32 and at most 16384, got "
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    ("root", 7, "data.root must be the path of a folder, got 7"),
+    ("root", "", "data.root: ''"),
+    ("root", "a\0b", "data.root: 'a\\x00b'"),
+    ("image_size", -3, SIZE + "-3"),
+    ("image_size", 0, SIZE + "0"),
+    ("image_size", 100, SIZE + "100"),
+    ("image_size", 2**15, SIZE + "32768"),
+    ("image_size", 64.0, SIZE + "64.0"),
+    ("image_size", "64", SIZE + "'64'"),
+    ("batch_size", 0, "data.batch_size must be an integer of at least 1, got 0"),
+    ("batch_size", 2.5, "data.batch_size must be an integer of at least 1, got 2.5"),
+    ("batch_size", True, "data.batch_size must be an integer of at least 1, got True"),
+    ("pad", "mirror", "data.pad must be `square` or `batch`, got 'mirror'"),
+    ("flip", 1.5, "data.flip must be a probability, 0 to 1, got 1.5"),
+    ("flip", -0.1, "data.flip must be a probability"),
+    ("flip", float("nan"), "data.flip must be a probability, 0 to 1, got nan"),
+    ("flip", None, "data.flip must be a probability, 0 to 1, got None"),
+    ("scale_jitter", (2.0, 0.5), "data.scale_jitter must be [low, high] with 0 < low <= high, or null, got (2.0, 0.5)"),
+    ("scale_jitter", (0.0, 0.5), "data.scale_jitter"),
+    ("scale_jitter", (0.5, float("inf")), "data.scale_jitter"),
+    ("scale_jitter", (0.5, 1.0, 2.0), "data.scale_jitter"),
+    ("scale_jitter", 0.5, "data.scale_jitter"),
+    ("scale_jitter", ("0.5", "2"), "data.scale_jitter"),
+    ("holdout", 0.6, "data.holdout must be a share of the training images, 0 to 0.5, got 0.6"),
+    ("unlabeled", "", "data.unlabeled: ''"),
+    ("unlabeled", 7, "data.unlabeled must be the path of a folder, got 7"),
+    ("unlabeled_ratio", 0.01, "data.unlabeled_ratio must be large enough for one unlabeled image per batch of 16, got"),
+    ("unlabeled_ratio", -1.0, "data.unlabeled_ratio"),
+    ("unlabeled_ratio", float("inf"), "data.unlabeled_ratio"),
+    ("workers", -1, "data.workers must be an integer of at least 0, or null, got -1"),
+    ("workers", 0.5, "data.workers"),
+    ("cache", "tape", "data.cache must be `ram`, `disk` or `off`, got 'tape'"),
+    ("cache", None, "data.cache"),
+    ("cache_gib", 0.0, "data.cache_gib must be a number above 0, got 0.0"),
+    ("cache_gib", "4", "data.cache_gib must be a number above 0, got '4'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_VALUES, ids=[f"{key}={v!r}" for key, v, _ in BAD_VALUES])
+def test_a_bad_value_is_refused_at_construction(key: str, value: Any, message: str) -> None:
+    for build in (lambda: DataConfig(**{key: value}), lambda: replace(DataConfig(), **{key: value})):
+        with pytest.raises(DfmsdError) as caught:
+            build()
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+
+def test_paths_and_numpy_scalars_become_builtin_types() -> None:
+    config = DataConfig(
+        root=Path("somewhere"),  # type: ignore[arg-type]
+        unlabeled=Path("more"),  # type: ignore[arg-type]
+        image_size=np.int64(64),  # type: ignore[arg-type]
+        batch_size=np.uint8(4),  # type: ignore[arg-type]
+        workers=np.int32(2),  # type: ignore[arg-type]
+        flip=np.float32(0.5),  # type: ignore[arg-type]
+        scale_jitter=[np.float64(0.5), 2],  # type: ignore[arg-type]
+    )
+    expected = DataConfig(
+        root="somewhere", unlabeled="more", image_size=64, batch_size=4, workers=2, flip=0.5, scale_jitter=(0.5, 2)
+    )
+    assert config == expected
+    for field in fields(config):
+        assert type(getattr(config, field.name)) is type(getattr(expected, field.name))
+    assert all(type(factor) in (int, float) for factor in config.scale_jitter or ())
+
+
+@pytest.mark.parametrize(("value", "name"), [(True, "ram"), (False, "off"), ("disk", "disk")])
+def test_booleans_are_names_of_caches(value: Any, name: str) -> None:
+    assert DataConfig(cache=value).cache == name
