@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The Python of the README and of docs/add-*.md runs; the README's config and all shipped configs parse."""
 
 from __future__ import annotations
 
@@ -59,10 +59,9 @@ def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "path" / "to").mkdir(parents=True)
     tiny_coco.rename(tmp_path / "path" / "to" / "coco")
     config = dfmsd.DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1)
-    for name in ("teacher_a", "teacher_b"):
-        dfmsd.save_detector(dfmsd.build_detector(config, ("square", "disc")), tmp_path / "runs" / name)
-    # an untrained teacher of one epoch at a small size: what is tested is that the lines run
-    code = code.replace("epochs=24", "epochs=2, allow_weak_teacher=True")
+    dfmsd.save_detector(dfmsd.build_detector(config, ("square", "disc")), tmp_path / "runs" / "teacher")
+    # an untrained teacher and one epoch at a small size: only that the lines run is tested
+    code = code.replace("epochs=12", "epochs=1, allow_weak_teacher=True")
     code = code.replace('data="path/to/coco"', 'data=dfmsd.DataConfig("path/to/coco", image_size=64, batch_size=4)')
     exec(compile(code, str(README), "exec"), {})
     assert (tmp_path / "runs" / "student" / "student.safetensors").exists()
@@ -130,7 +129,7 @@ def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
 
     path = tmp_path / "config.yaml"
     path.write_text(block)
-    assert [stage.epochs for stage in read_config(DistillConfig, path).stages] == [14, 28]
+    assert [stage.epochs for stage in read_config(DistillConfig, path).stages] == [12]
 
 
 @pytest.mark.parametrize("path", sorted((README.parent / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
