@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -77,3 +79,30 @@ def test_architecture_lists_every_module() -> None:
     paths = [path.relative_to(ROOT) for path in (ROOT / "src" / "dfmsd").rglob("*.py")]
     packages = {path for path in paths if path.name == "__init__.py" and path.parts != ("src", "dfmsd", "__init__.py")}
     assert listed_modules() == {path.as_posix() for path in set(paths) - packages}
+
+
+@functools.cache
+def source_messages() -> list[str]:
+    """Return every string of the source, with ``...`` for what an f-string fills in."""
+    messages = []
+    for path in (ROOT / "src" / "dfmsd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                messages.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                messages.append(node.value)
+    return messages
+
+
+def quoted_messages() -> list[str]:
+    """Return the error messages in the first column of troubleshooting.md."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", text, flags=re.MULTILINE)
+    return [message for row in rows for message in re.findall(r"`(.*?)`", row)]
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_troubleshooting_quotes_messages_of_the_source(message: str) -> None:
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("...")))
+    assert any(pattern.search(text) for text in source_messages())
