@@ -311,33 +311,6 @@ def test_layers_of_another_shape_are_not_taken_over() -> None:
         DistillationTask(FewNeurons(), stages, [[frozen(3)], [frozen(5)]], LOSS)
 
 
-def test_agreement_sees_the_former_teacher_at_the_same_stride() -> None:
-    former, current = frozen(5, strides=(4, 8, 16)), frozen(3, strides=(8, 16))
-    task = plan(former, current, enhancement="agreement").eval()
-    received = []
-    for index in range(2):
-        task.enter_stage(index)
-        task.lessons[0].criterion.register_forward_pre_hook(
-            lambda _, args, kwargs: received.append(kwargs["previous"]), with_kwargs=True
-        )
-        task(IMAGES, TARGETS)
-    assert received[0] is None
-    assert_close(received[1], {name: former.features(IMAGES)[name] for name in ("t8", "t16")})
-
-
-def test_agreement_renames_the_former_teachers_levels() -> None:
-    former = FrozenTeacher(FewNeurons(5, prefix="other"), "former")
-    task = plan(former, frozen(3), enhancement="agreement").eval()
-    task.enter_stage(1)
-    received: dict[str, Tensor] = {}
-    task.lessons[0].criterion.register_forward_pre_hook(
-        lambda _, args, kwargs: received.update(kwargs["previous"]), with_kwargs=True
-    )
-    task(IMAGES, TARGETS)
-    features = former.features(IMAGES)
-    assert_close(received, {"t8": features["other8"], "t16": features["other16"]})
-
-
 def test_the_former_teacher_rests_where_no_term_asks_for_it() -> None:
     former = frozen()
     task = plan(former, frozen())

@@ -97,30 +97,6 @@ def test_the_layers_of_a_stages_only_teacher_keep_their_names() -> None:
     assert_close(dict(both.lessons[0].criterion.state_dict()), dict(one.lessons[0].criterion.state_dict()))
 
 
-def test_each_teacher_looks_once_even_where_it_is_the_one_before_too() -> None:
-    first, second = pair()
-    task = plan(first, (first, second), enhancement="agreement").eval()
-    task.enter_stage(1)
-    asked = []
-    for lesson in task.lessons:
-        lesson.criterion.register_forward_pre_hook(
-            lambda _, args, kwargs: asked.append(kwargs["previous"]), with_kwargs=True
-        )
-    task(IMAGES, TARGETS)
-    assert len(first.detector.seen) == len(second.detector.seen) == 1
-    features = first.features(IMAGES)
-    assert_close(asked, [features, features])
-    assert task.levels_in_use(1) == {first: set(first.levels), second: set(second.levels[1:])}
-
-
-def test_agreement_with_several_teachers_before_is_refused() -> None:
-    with pytest.raises(
-        DfmsdError, match=r"^stage 2: the loss looks at the teacher of .*agreement\), which has 2"
-    ) as error:
-        plan(pair(), frozen(), enhancement="agreement")
-    assert "\n" not in str(error.value)
-
-
 def test_layers_are_taken_over_teacher_by_teacher() -> None:
     (first, second), stages = pair(), [StageConfig(1, ["a", "b"]), StageConfig(1, ["c", "d"], fresh=False)]
     task = DistillationTask(FewNeurons(), stages, [[first, second], [frozen(3), frozen(5)]], LOSS)

@@ -60,14 +60,6 @@ def test_the_plan_counts_images_flips_and_levels(planned: Callable[..., CachePla
     assert planned(precision="bf16").layouts[next(iter(plan.layouts))].arithmetic == torch.bfloat16
 
 
-def test_agreement_needs_both_teachers_of_a_stage(distill_config: MakeDistill, tmp_path: Path) -> None:
-    config = distill_config(tmp_path / "run", teacher_cache="ram", loss={"name": "dfmsd", "enhancement": "agreement"})
-    task = engine.build_task(config, ("square", "disc"))
-    plan = plan_caches(task, config, 8)
-    assert plan is not None
-    assert plan.need == 8 * 2 * 2 * (FIRST + SECOND)
-
-
 def test_no_cache_is_planned_where_none_is_asked_for_or_nobody_teaches(
     task: DistillationTask, distill_config: MakeDistill, tmp_path: Path
 ) -> None:

@@ -20,6 +20,12 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
         pytest.param(
             "dfmsd", {"selection": "top"}, r"loss\.selection: 'top' is not one of 'topk', 'sample'", id="choice"
         ),
+        pytest.param(
+            "dfmsd",
+            {"enhancement": "agreement"},
+            r"loss\.enhancement: 'agreement' was removed; use one of 'none', .*'error\+object'",
+            id="removed choice",
+        ),
         pytest.param("dfmsd", {"pairing": "name"}, r"loss\.pairing: 'name' is not one of 'stride', 'index'", id="pair"),
         pytest.param("dfmsd", {"spatial": 1}, r"loss\.spatial: 1 is not true or false", id="bool"),
         pytest.param("dfmsd", {"alpha": "high"}, r"loss\.alpha: 'high' is not a number", id="number"),

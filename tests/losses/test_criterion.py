@@ -146,19 +146,6 @@ def test_double_features_stay_double() -> None:
     assert all(value.dtype == torch.float64 for value in terms.values())
 
 
-def test_former_teacher_moves_the_masks_of_agreement_only() -> None:
-    student, teacher, former = pyramid(STUDENT), pyramid(TEACHER), pyramid(TEACHER, scale=3)
-    for enhancement, moved in (("agreement", True), ("error", False)):
-        criterion = losses.build("dfmsd", STUDENT, TEACHER, enhancement=enhancement)
-        assert criterion.needs_previous is moved
-        terms = [
-            criterion(student, teacher, boxes=BOXES, size=SIZE, stage=2, previous=previous)["mask/p3"]
-            for previous in (teacher, former)
-        ]
-        assert bool(terms[0] != terms[1]) is moved
-    assert all(level.grad is None for level in former.values())
-
-
 def test_boxes_move_the_masks_of_a_later_stage_only() -> None:
     criterion = losses.build("dfmsd", STUDENT, TEACHER, delta=10.0)
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)

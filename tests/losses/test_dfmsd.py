@@ -17,8 +17,8 @@ BOXES = (torch.tensor([[3.0, 9.0, 30.0, 33.0], [25.0, 0.0, 44.0, 12.0]]), torch.
 SIZE = (H * STRIDE, W * STRIDE)
 
 
-def context(stage: int = 1, previous: Tensor | None = None, boxes: Sequence[Tensor] = BOXES) -> LossContext:
-    return LossContext(boxes, SIZE, STRIDE, stage, previous)
+def context(stage: int = 1, boxes: Sequence[Tensor] = BOXES) -> LossContext:
+    return LossContext(boxes, SIZE, STRIDE, stage)
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -65,18 +65,14 @@ def cells() -> list[tuple[int, int]]:
     return [(i, j) for i in range(H) for j in range(W)]
 
 
-def slow_enhanced(
-    n: int, attention: list[float], student: Tensor, teacher: Tensor, past: Tensor, o: DFMSDOptions
-) -> list[float]:
+def slow_enhanced(n: int, attention: list[float], student: Tensor, teacher: Tensor, o: DFMSDOptions) -> list[float]:
     distance = (slow_standardized(teacher, teacher, o.eps) - slow_standardized(student, student, o.eps)).abs()
     error = [float(distance[n, :, i, j].sum()) / C for i, j in cells()]
     centres = [((j + 0.5) * STRIDE, (i + 0.5) * STRIDE) for i, j in cells()]
     inside = [any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in BOXES[n].tolist()) for x, y in centres]
-    former = slow_spatial_attention(past[n], o.tau)
     rules = {
         "error": lambda k: 1 + o.gamma * error[k] / (sum(error) / len(error)),
         "object": lambda k: 1 + o.delta * inside[k],
-        "agreement": lambda k: 1 + o.gamma * former[k],
         "ratio": lambda k: 1.0,
     }
     for rule in o.enhancement.split("+"):
@@ -84,12 +80,12 @@ def slow_enhanced(
     return [a * len(attention) / sum(attention) for a in attention]
 
 
-def slow_masks(student: Tensor, teacher: Tensor, past: Tensor, stage: int, o: DFMSDOptions) -> tuple[Tensor, Tensor]:
+def slow_masks(student: Tensor, teacher: Tensor, stage: int, o: DFMSDOptions) -> tuple[Tensor, Tensor]:
     spatial, channel = [], []
     for n in range(N):
         attention, ratio = slow_spatial_attention(teacher[n], o.tau), o.ratio
         if stage > 1 and o.enhancement != "none":
-            attention = slow_enhanced(n, attention, student, teacher, past, o)
+            attention = slow_enhanced(n, attention, student, teacher, o)
             ratio = min(o.ratio + (stage - 1) * o.ratio_step, o.ratio_max)
         spatial.append(slow_top(attention, ratio))
         energies = [sum(abs(float(teacher[n, c, i, j])) for i, j in cells()) / (H * W) for c in range(C)]
@@ -117,9 +113,9 @@ def slow_focus(n: int, focus: float) -> list[float]:
 
 
 @torch.no_grad()
-def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, past: Tensor, stage: int) -> dict[str, float]:
+def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, stage: int) -> dict[str, float]:
     o = loss.options
-    spatial, channel = slow_masks(student, teacher, past, stage, o)
+    spatial, channel = slow_masks(student, teacher, stage, o)
     visible = slow_standardized(student, teacher, o.eps) if o.target == "teacher" else student
     target = teacher if o.target == "raw" else slow_standardized(teacher, teacher, o.eps)
     theta = [math.exp(value) for value in loss.fusion.theta.tolist()]
@@ -136,13 +132,13 @@ def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, past: Tensor, stag
     }
 
 
-RULES = ("none", "error", "object", "agreement", "ratio", "error+object")
+RULES = ("none", "error", "object", "ratio", "error+object")
 STRENGTHS = {"tau": 0.8, "gamma": 3.0, "delta": 5.0, "focus": 0.4}  # every rule chooses another mask, see below
 
 
-def example() -> tuple[Tensor, Tensor, Tensor]:
+def example() -> tuple[Tensor, Tensor]:
     torch.manual_seed(3)
-    return *pair(), 1.5 * torch.randn(N, C, H, W, dtype=torch.float64)
+    return pair()
 
 
 @pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
@@ -150,18 +146,18 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_a_step_equals_the_formulas_written_out(enhancement: str, stage: int, target: str) -> None:
     loss = method(enhancement=enhancement, target=target, alpha=1.3, beta=0.7, **STRENGTHS)
-    student, teacher, past = example()
-    terms = loss(student, teacher, context(stage, past))
-    expected = slow_terms(loss, student, teacher, past, stage)
+    student, teacher = example()
+    terms = loss(student, teacher, context(stage))
+    expected = slow_terms(loss, student, teacher, stage)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("generation", ["full", "light"])
 def test_a_step_with_either_generation_equals_the_formulas(generation: str) -> None:
     loss = method(generation=generation)
-    student, teacher, past = example()
-    expected = slow_terms(loss, student, teacher, past, 2)
-    got = {name: value.item() for name, value in loss(student, teacher, context(2, past)).items()}
+    student, teacher = example()
+    expected = slow_terms(loss, student, teacher, 2)
+    got = {name: value.item() for name, value in loss(student, teacher, context(2)).items()}
     assert got == pytest.approx(expected, rel=1e-9)
 
 
@@ -371,38 +367,6 @@ def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -
 
 def test_alignment_alone_needs_no_branch() -> None:
     assert method(alpha=0.0, spatial=False, channel=False).terms == ("sfa",)
-
-
-def test_agreement_without_a_former_teacher_is_refused() -> None:
-    loss = method(enhancement="agreement")
-    student, teacher = pair()
-    loss(student, teacher, context(stage=1))
-    with pytest.raises(DfmsdError, match="'agreement' needs the previous stage's teacher"):
-        loss(student, teacher, context(stage=2))
-
-
-@pytest.mark.parametrize(
-    ("options", "needed"),
-    [
-        ({}, False),
-        ({"enhancement": "agreement"}, True),
-        ({"enhancement": "agreement", "spatial": False}, False),
-        ({"enhancement": "agreement", "alpha": 0.0}, False),
-    ],
-)
-def test_the_former_teacher_runs_only_where_its_attention_is_used(options: dict[str, object], needed: bool) -> None:
-    assert method(**options).needs_previous is needed
-
-
-def test_agreement_takes_a_previous_map_of_another_size() -> None:
-    method = DFMSD(2, DFMSDOptions(channel=False, enhancement="agreement", ratio=0.25, ratio_step=0))
-    previous = torch.zeros(1, 3, 2, 2)
-    previous[..., 1, 1] = 4.0  # its only interest is the lower right quarter
-    context = LossContext([torch.zeros(0, 4)], (32, 32), stride=8, stage=2, previous_teacher=previous)
-    mask = method.masks(torch.ones(1, 2, 4, 4), context)["spatial"][0, 0]
-    expected = torch.ones(4, 4)
-    expected[2:, 2:] = 0
-    assert_close(mask, expected)
 
 
 @pytest.mark.parametrize(("stride", "share"), [(4, 4.0), (8, 1.0), (16, 0.25), (64, 1 / 64)])

@@ -136,7 +136,6 @@ def test_masks_carry_no_gradient() -> None:
 ATTENTION = torch.tensor([[0.5, 1.5], [1.0, 1.0]]).view(1, 1, 2, 2)
 ERROR = torch.tensor([[1.0, 3.0], [0.0, 4.0]]).view(1, 1, 2, 2)  # mean 2
 OBJECTS = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 1, 2, 2)
-PREVIOUS = torch.tensor([[2.0, 0.5], [1.5, 0.0]]).view(1, 1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +147,6 @@ PREVIOUS = torch.tensor([[2.0, 0.5], [1.5, 0.0]]).view(1, 1, 2, 2)
         pytest.param({"error": ERROR, "gamma": 0.0}, [0.5, 1.5, 1.0, 1.0], id="error, gamma 0"),
         pytest.param({"objects": OBJECTS}, [1.0, 1.5, 1.0, 2.0], id="object"),
         pytest.param({"objects": OBJECTS, "delta": 3.0}, [2.0, 1.5, 1.0, 4.0], id="object, delta 3"),
-        pytest.param({"previous": PREVIOUS}, [0.5 * 3, 1.5 * 1.5, 2.5, 1.0], id="agreement"),
-        pytest.param({"previous": PREVIOUS, "gamma": 2.0}, [0.5 * 5, 1.5 * 2, 4.0, 1.0], id="agreement, gamma 2"),
         pytest.param({"error": ERROR, "objects": OBJECTS}, [0.5 * 1.5 * 2, 1.5 * 2.5, 1.0, 6.0], id="error+object"),
     ],
 )

@@ -62,8 +62,6 @@ def test_each_part_has_its_own_layers_pairing_and_weight() -> None:
 def test_interface_of_the_parts() -> None:
     together = build()
     assert together.terms == ("pkd", "mask")
-    assert together.needs_previous is False
-    assert build([{"name": "pkd"}, {"name": "dfmsd", "enhancement": "agreement"}]).needs_previous is True
 
 
 def test_correlations_are_those_of_the_first_part_that_has_them() -> None:

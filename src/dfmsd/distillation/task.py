@@ -28,8 +28,6 @@ class Lesson(NamedTuple):
     balance: GradientBalance | None
     heads: HeadPair | None
     """Where the loss compares predictions."""
-    previous: FrozenTeacher | None
-    """The teacher of the stage before, where the loss asks for it."""
     label: str
     """Its number in the stage, such as ``T2``; empty for a stage's only teacher."""
 
@@ -132,14 +130,12 @@ class DistillationTask(nn.Module):
             index: of the stage, from 0.
         """
         criteria, balances = (dict(self.trainable[kind].named_children()) for kind in ("criteria", "balance"))
-        former = self.teachers[index - 1] if index else ()
         lessons = []
         for number, teacher in enumerate(self.teachers[index]):
             key, label = layers_name(index, number), f"T{number + 1}" if len(self.teachers[index]) > 1 else ""
             criterion: Any = criteria[key]
             balance: Any = balances.get(key)
-            previous = next(iter(former), None) if criterion.needs_previous else None
-            lessons.append(Lesson(teacher, criterion, balance, self.heads.get(key), previous, label))
+            lessons.append(Lesson(teacher, criterion, balance, self.heads.get(key), label))
         return tuple(lessons)
 
     def compile_losses(self, backend: str = "inductor") -> None:
@@ -209,7 +205,6 @@ class DistillationTask(nn.Module):
                     boxes=boxes,
                     size=(images.shape[-2], images.shape[-1]),
                     stage=self.stage + 1,
-                    previous=_previous_pyramid(lesson, taught),
                     heads=levels,
                 )
             if lesson.balance is not None:
@@ -225,12 +220,7 @@ class DistillationTask(nn.Module):
         """
         used: dict[FrozenTeacher, set[LevelSpec]] = {}
         for lesson in self.lessons_of(index):
-            levels = [pair.teacher for pair in lesson.criterion.pairs]
-            used.setdefault(lesson.teacher, set()).update(levels)
-            if lesson.previous is not None:
-                strides = {level.stride for level in levels}
-                same = (level for level in lesson.previous.levels if level.stride in strides)
-                used.setdefault(lesson.previous, set()).update(same)
+            used.setdefault(lesson.teacher, set()).update(pair.teacher for pair in lesson.criterion.pairs)
         return used
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -289,11 +279,6 @@ class DistillationTask(nn.Module):
                 f"stage {index + 1}: the teachers' heads are unequally deep, so the loss would cut the student's in "
                 f"several places; set loss.reused to {min(cuts)}"
             )
-        if len(former) > 1 and any(lesson.previous for lesson in lessons):
-            raise DfmsdError(
-                f"stage {index + 1}: the loss looks at the teacher of the stage before (enhancement agreement), which "
-                f"has {len(former)}; choose another enhancement, or give stage {index} one teacher"
-            )
         if not self.stages[index].fresh and _shapes(lessons) != _shapes(former):
             raise DfmsdError(
                 f"stages.{index}.fresh: the layers of stage {index} and {index + 1} differ in shape or number, "
@@ -309,18 +294,6 @@ def layers_name(index: int, number: int) -> str:
         number: of the teacher in the stage, from 0.
     """
     return f"{index}_T{number + 1}" if number else str(index)
-
-
-def _previous_pyramid(lesson: Lesson, taught: Mapping[FrozenTeacher, FeaturePyramid]) -> FeaturePyramid | None:
-    """The previous teacher's pyramid under the current teacher's level names, where the loss asks for it."""
-    if lesson.previous is None:
-        return None
-    names = {level.stride: level.name for level in lesson.previous.levels}
-    return {
-        pair.teacher.name: taught[lesson.previous][names[pair.teacher.stride]]
-        for pair in lesson.criterion.pairs
-        if pair.teacher.stride in names
-    }
 
 
 def _shapes(lessons: Sequence[Lesson]) -> list[dict[str, Size]]:

@@ -54,6 +54,8 @@ LossConfig = dict[str, Any] | list[dict[str, Any]]
 """``name`` (`DEFAULT_LOSS` where there is none) and options of a loss; of each one in a sum of several."""
 
 DEFAULT_LOSS = "dfmsd"
+REMOVED = {"loss.enhancement": ("agreement",)}
+"""Option -> values that earlier versions accepted."""
 CRITERION_OPTIONS = {"pairing": Pairing, "weight": float, "project": bool, "resize": Resize}
 
 __all__ = [
@@ -134,6 +136,8 @@ def _switches(options: Any) -> dict[str, Any]:
 
 def _check_value(where: str, value: object, expected: Any) -> None:
     choices = get_args(expected) if get_origin(expected) is Literal else ()
+    if value in REMOVED.get(where, ()):
+        raise DfmsdError(f"{where}: {value!r} was removed; use one of {', '.join(map(repr, choices))}")
     if choices and value not in choices:
         raise DfmsdError(f"{where}: {value!r} is not one of {', '.join(map(repr, choices))}")
     if expected is bool and not isinstance(value, bool):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels, resize_teacher
+from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels
 from dfmsd.losses.functional import full_precision, pearson
 from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
 from dfmsd.types import FeaturePyramid, LevelSpec
@@ -34,7 +34,6 @@ class Criterion(nn.Module):
     Attributes:
         pairs: the paired levels.
         terms: names of the terms of each level.
-        needs_previous: whether the method wants the previous stage's teacher from the second stage on.
         diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached: the honest
             measure of progress. A falling ``mask`` with a flat pearson means that the generation blocks
             learn and the student does not.
@@ -61,7 +60,6 @@ class Criterion(nn.Module):
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
-        self.needs_previous: bool = methods[0].needs_previous
         self.diagnose = True
         self.diagnostics: dict[str, Tensor] = {}
 
@@ -78,7 +76,6 @@ class Criterion(nn.Module):
         boxes: Sequence[Tensor],
         size: tuple[int, int],
         stage: int = 1,
-        previous: FeaturePyramid | None = None,
         heads: Mapping[str, HeadLevel] | None = None,
     ) -> dict[str, Tensor]:
         """Give named, weighted scalars whose sum is the loss.
@@ -89,7 +86,6 @@ class Criterion(nn.Module):
             boxes: per image ``M x 4``, xyxy in pixels of the padded input.
             size: height and width of the padded input.
             stage: from 1.
-            previous: pyramid of the previous stage's teacher, for enhancement ``agreement``.
             heads: the two heads at each student level, for methods that compare predictions.
 
         Returns:
@@ -100,10 +96,8 @@ class Criterion(nn.Module):
             for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
                 own = full_precision(student[pair.student.name])
                 aligned, target = align(own, full_precision(teacher[pair.teacher.name].detach()))
-                former = self._previous_level(previous, pair.teacher)
                 head = None if heads is None else heads[pair.student.name]
-                former = None if former is None else resize_teacher(former, own, self.resize)
-                context = LossContext(boxes, size, pair.stride(self.resize), stage, former, head)
+                context = LossContext(boxes, size, pair.stride(self.resize), stage, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
                 if self.diagnose or method.correlation is not None:
@@ -115,11 +109,6 @@ class Criterion(nn.Module):
     def _correlation(method: Any, aligned: Tensor, target: Tensor) -> Tensor:
         known: Tensor | None = method.correlation
         return pearson(aligned, target) if known is None else known
-
-    @staticmethod
-    def _previous_level(previous: FeaturePyramid | None, level: LevelSpec) -> Tensor | None:
-        feature = None if previous is None else previous.get(level.name)
-        return None if feature is None else full_precision(feature.detach())
 
 
 class CriterionSum(nn.Module):
@@ -135,7 +124,6 @@ class CriterionSum(nn.Module):
         align: the alignment of each pair.
         methods: the method of each pair.
         terms: names of the terms of all parts.
-        needs_previous: whether any part wants the previous stage's teacher.
         diagnostics: those of all parts; where two have one of the same name, of the first.
 
     Raises:
@@ -147,7 +135,6 @@ class CriterionSum(nn.Module):
         self.parts = nn.ModuleDict(parts)
         self.pairs: tuple[LevelPair, ...] = tuple(chain.from_iterable(part.pairs for part in parts.values()))
         self.terms: tuple[str, ...] = tuple(chain.from_iterable(part.terms for part in parts.values()))
-        self.needs_previous = any(part.needs_previous for part in parts.values())
         check_terms({name: part.terms for name, part in parts.items()})
 
     @property

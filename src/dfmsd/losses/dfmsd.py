@@ -42,7 +42,7 @@ class DFMSDOptions:
             the student on the teacher's statistics too, which keeps the absolute feature.
         generation: the layers that rebuild, see `generation.generation_blocks`.
         enhancement: how masking grows harder from the second stage on; all but ``none`` also raise the ratio.
-        gamma: strength of ``error`` and ``agreement``.
+        gamma: strength of ``error``.
         delta: strength of ``object``.
         ratio_step: added to ``ratio`` at every stage after the first.
         ratio_max: upper end of the ratio.
@@ -114,7 +114,6 @@ class DFMSD(Method):
         self.options = options
         self.terms = tuple(name for name, weight in (("mask", options.alpha), ("sfa", options.beta)) if weight > 0)
         branches = [name for name in ("spatial", "channel") if getattr(options, name)] if options.alpha else []
-        self.needs_previous = options.enhancement == "agreement" and "spatial" in branches
         self.generation = generation_blocks(branches, channels, options.generation)
         self.fusion = SelfAdjustingFusion() if len(branches) > 1 else None
 
@@ -158,7 +157,7 @@ class DFMSD(Method):
 
         Args:
             teacher: ``N x C x H x W``.
-            context: boxes, stride, stage and, for ``agreement``, the previous teacher's feature.
+            context: boxes, stride and stage.
             error: ``N x 1 x H x W``, distance of student and teacher, for ``error``.
 
         Returns:
@@ -180,18 +179,10 @@ class DFMSD(Method):
 
     def _enhance(self, attention: Tensor, context: LossContext, error: Tensor | None) -> Tensor:
         o = self.options
-        inside = previous = None
+        inside = None
         if o.enhancement in ("object", "error+object"):
             inside = objects.object_cells(context.boxes, context.stride, (attention.shape[2], attention.shape[3]))
-        if o.enhancement == "agreement":
-            if context.previous_teacher is None:
-                raise DfmsdError("loss.enhancement 'agreement' needs the previous stage's teacher, which has none here")
-            previous = functional.spatial_attention(context.previous_teacher, o.tau)
-            if previous.shape != attention.shape:  # two models may round one stride's map to different sizes
-                previous = F.interpolate(previous, attention.shape[-2:], mode="bilinear", align_corners=False)
-        return masking.enhance_attention(
-            attention, error=error, objects=inside, previous=previous, gamma=o.gamma, delta=o.delta
-        )
+        return masking.enhance_attention(attention, error=error, objects=inside, gamma=o.gamma, delta=o.delta)
 
     def reconstruction_error(self, visible: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
         """Rebuild the student's masked feature, ``N x C x H x W``, and compare it with the target."""

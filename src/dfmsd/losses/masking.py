@@ -13,7 +13,7 @@ from torch import Tensor
 
 Selection = Literal["topk", "sample", "threshold"]
 Direction = Literal["important", "unimportant", "random"]
-Enhancement = Literal["none", "error", "object", "agreement", "ratio", "error+object"]
+Enhancement = Literal["none", "error", "object", "ratio", "error+object"]
 
 
 def select_mask(
@@ -67,21 +67,19 @@ def enhance_attention(
     *,
     error: Tensor | None = None,
     objects: Tensor | None = None,
-    previous: Tensor | None = None,
     gamma: float = 1.0,
     delta: float = 1.0,
 ) -> Tensor:
     r"""Masking enhancement: strengthen the attention where it matters.
 
-    $A' \propto A_s (1 + \gamma\, e / \mathrm{mean}(e)) (1 + \delta\, O) (1 + \gamma\, A_{prev})$,
+    $A' \propto A_s (1 + \gamma\, e / \mathrm{mean}(e)) (1 + \delta\, O)$,
     renormalised to mean 1; a factor whose input is None is left out.
 
     Args:
         attention: ``N x 1 x H x W``, spatial attention of the teacher.
         error: ``N x 1 x H x W``, >= 0: how far the student still is from the teacher.
         objects: ``N x 1 x H x W``, 1 inside objects.
-        previous: ``N x 1 x H x W``, spatial attention of the previous stage's teacher.
-        gamma: strength of error and agreement, >= 0.
+        gamma: strength of the error, >= 0.
         delta: strength of objects, >= 0.
 
     Source: reconstruction (the abstract: "object-aware masking regions are adaptively strengthened").
@@ -92,8 +90,6 @@ def enhance_attention(
         enhanced = enhanced * (1 + gamma * error / mean)
     if objects is not None:
         enhanced = enhanced * (1 + delta * objects)
-    if previous is not None:
-        enhanced = enhanced * (1 + gamma * previous)
     return enhanced / enhanced.mean(dim=(1, 2, 3), keepdim=True)
 
 

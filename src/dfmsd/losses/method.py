@@ -57,8 +57,6 @@ class LossContext(NamedTuple):
     """Input pixels per feature cell."""
     stage: int = 1
     """From 1."""
-    previous_teacher: Tensor | None = None
-    """The previous stage's teacher at the same stride, ``N x C' x H x W``."""
     head: HeadLevel | None = None
     """Both heads at this level, for a method on predictions."""
 
@@ -83,8 +81,6 @@ class Method(nn.Module, ABC):
     """Names of what `forward` gives."""
     default_weight: ClassVar[float] = 1.0
     """Factor on every term where a run states none: the published one."""
-    needs_previous: bool = False
-    """Whether the previous stage's teacher is wanted from the second stage on."""
     correlation: Tensor | None = None
     """`dfmsd.losses.functional.pearson` of the last call's pair, from a method that computes it anyway."""
 

@@ -99,7 +99,7 @@ def _look_at(
             known["pearson"] = float(alignment.correlation)
         if isinstance(method, DFMSD) and options.alpha > 0:
             known |= _masks(method, target, context, error)
-            if trained and _has_previous(method, context):
+            if trained:
                 known["rebuilt"] = _rebuilt(method, aligned, target, context)
     channels = functional.channel_attention(target, tau)
     return LevelView(
@@ -119,8 +119,7 @@ def _masks(method: DFMSD, target: Tensor, context: LossContext, error: Tensor) -
         known["masked_channels"] = (first["channel"] == 0).flatten().numpy()
     if "spatial" in first:
         known["before"] = _map(first["spatial"])
-        if _has_previous(method, context):
-            known["after"] = _map(_seeded(lambda: method.masks(target, context, error))["spatial"])
+        known["after"] = _map(_seeded(lambda: method.masks(target, context, error))["spatial"])
     return known
 
 
@@ -139,11 +138,6 @@ def _rebuilt(method: DFMSD, aligned: Tensor, target: Tensor, context: LossContex
     rebuilt = parts[0] if method.fusion is None else method.fusion(*parts)
     wanted = target if method.options.target == "raw" else functional.standardize(target, method.options.eps)
     return _map((rebuilt - wanted).square().mean(dim=1, keepdim=True))
-
-
-def _has_previous(method: DFMSD, context: LossContext) -> bool:
-    """Whether a stage's masks can be made: ``agreement`` needs the teacher of the stage before, who is not here."""
-    return context.stage == 1 or not method.needs_previous
 
 
 def _seeded(run: Callable[[], Any]) -> Any:
