@@ -21,7 +21,7 @@ from dfmsd.engine.configfile import read_config
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Arguments of every `dfmsd` of a page, whatever starts it."""
+    """Return the arguments of every `dfmsd` call of a page, however it is launched."""
     return [line[line.index("dfmsd") + 1 :] for line in shell_lines(page) if "dfmsd" in line]
 
 
@@ -29,7 +29,7 @@ CASES = [pytest.param(line, id=f"{page.name}:{' '.join(line)[:60]}") for page in
 
 
 @pytest.mark.parametrize("line", CASES)
-def test_commands_are_read(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name, text in configs():
@@ -43,7 +43,7 @@ def test_commands_are_read(line: list[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_configs_are_read(page: Path, tmp_path: Path) -> None:
+def test_configs_parse(page: Path, tmp_path: Path) -> None:
     kinds = {"pairs": CompareConfig, "stages": DistillConfig, "model": TrainConfig}
     for block in blocks(page, "yaml"):
         path = tmp_path / "config.yaml"
@@ -52,7 +52,7 @@ def test_configs_are_read(page: Path, tmp_path: Path) -> None:
         read_config(kind, path)
 
 
-def test_what_is_made_and_installed_is_there() -> None:
+def test_documented_make_targets_and_extras_exist() -> None:
     extras = re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line for page in PAGES for line in shell_lines(page)]
     for line in lines:

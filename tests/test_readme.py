@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_the_plain_loop_trains_student_and_layers() -> None:
+def test_plain_loop_trains_student_and_layers() -> None:
     loop = next(block for block in blocks("python") if "loader" in block)
     assert len(loop.strip().splitlines()) <= 17
     sizes = [32, 16, 8, 4, 2]
@@ -52,7 +52,7 @@ def test_the_plain_loop_trains_student_and_layers() -> None:
     assert all(moved)
 
 
-def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_python_example_distills(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     code = next(block for block in blocks("python") if "dfmsd.distill" in block)
     assert len(code.strip().splitlines()) <= 8
     monkeypatch.chdir(tmp_path)
@@ -68,7 +68,7 @@ def test_the_short_form_distils(tiny_coco: Path, tmp_path: Path, monkeypatch: py
     assert "student.safetensors" in capsys.readouterr().out
 
 
-def test_the_documented_loss_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_custom_loss_works(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (README.parent / "docs" / "add-a-loss.md").read_text(encoding="utf-8")
     monkeypatch.setattr(dfmsd.losses, "LOSSES", registry := dict(dfmsd.losses.LOSSES))
     exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "add-a-loss.md", "exec"), {})
@@ -80,7 +80,7 @@ def test_the_documented_loss_of_ones_own_works(monkeypatch: pytest.MonkeyPatch) 
     assert {name: float(value) for name, value in terms.items()} == {"l1/p3": 1.0, "l1/p4": 1.0}
 
 
-def test_the_documented_detectors_of_ones_own_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_custom_detectors_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (README.parent / "docs" / "add-a-detector.md").read_text(encoding="utf-8")
     wrap, restore, backbone = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
@@ -123,7 +123,7 @@ def test_the_documented_detectors_of_ones_own_work(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
+def test_readme_config_parses(block: str, tmp_path: Path) -> None:
     from dfmsd.engine.config import DistillConfig
     from dfmsd.engine.configfile import read_config
 
@@ -133,7 +133,7 @@ def test_configs_in_the_readme_are_read(block: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((README.parent / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_configs_are_read_and_short(path: Path) -> None:
+def test_shipped_configs_parse_and_are_short(path: Path) -> None:
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.engine.config import DistillConfig, TrainConfig
     from dfmsd.engine.configfile import read_config
