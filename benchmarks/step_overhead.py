@@ -26,7 +26,8 @@ import dfmsd
 from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
 from dfmsd.distillation.cache import Layout, TeacherCache
 from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.utils.store import GIB, RamStore
+from dfmsd.utils.cachedir import GIB
+from dfmsd.utils.store import RamStore
 
 CLASSES = tuple(f"class {i}" for i in range(7))
 STUDENTS = (

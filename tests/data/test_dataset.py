@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -162,6 +164,31 @@ def test_the_digest_names_the_pixels(coco: CocoDetection, store: DiskStore) -> N
     assert set(digests(augmentation=Augmentation(64, scale_jitter=(0.5, 1.5)))) == {None}
     assert DetectionDataset(coco, 64)[0].digest is None
     assert not set(plain) & {DetectionDataset(coco, 96, digest=True)[index].digest for index in range(len(coco))}
+
+
+@pytest.fixture(scope="module")
+def small(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DetectionDataset]:
+    """The same three images, cached nowhere, in RAM and on disk."""
+    coco = CocoDetection(tiny_root, "train").subset(lambda record: record.id <= 3)
+    jitter, store = Augmentation(32, scale_jitter=(0.5, 1.5)), DiskStore(tmp_path_factory.mktemp("store"), 10**9)
+    return {
+        "off": DetectionDataset(coco, 32, jitter, seed=1),
+        "ram": DetectionDataset(coco, 32, jitter, cache=True, seed=1),
+        "disk": DetectionDataset(coco, 32, jitter, store=store, seed=1),
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(keys=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=6))
+def test_a_sample_depends_on_its_key_only(small: dict[str, DetectionDataset], keys: list[tuple[int, int]]) -> None:
+    expected = {key: small["off"][key] for key in sorted(keys)}
+    for dataset in small.values():
+        for key in keys:
+            sample = dataset[key]
+            assert torch.equal(sample.image, expected[key].image)
+            assert torch.equal(sample.target["boxes"], expected[key].target["boxes"])
+            assert torch.equal(sample.target["labels"], expected[key].target["labels"])
+            assert sample.scale == expected[key].scale
 
 
 def test_sampler_gives_every_index_once_with_the_epoch() -> None:

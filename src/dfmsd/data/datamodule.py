@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Iterable
 from functools import partial
 from itertools import cycle, islice
@@ -23,8 +24,9 @@ from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.transforms import Augmentation, Sample, collate, fitted_size
 from dfmsd.data.unlabeled import unlabeled_records
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.cachedir import GIB, cache_root, make_room
 from dfmsd.utils.device import available_cores
-from dfmsd.utils.store import GIB, DiskStore, cache_root, make_room
+from dfmsd.utils.store import DiskStore
 
 logger = logging.getLogger("dfmsd")
 
@@ -169,8 +171,8 @@ def _choose_cache(config: DataConfig, size: int) -> str:
 
 def _open_store(root: Path, config: DataConfig, size: int) -> DiskStore:
     name = hashlib.blake2b(f"{root.absolute()} {config.image_size}".encode(), digest_size=16).hexdigest()
-    folder = cache_root() / "images" / name
-    return DiskStore(folder, make_room(folder.parent, {name}, size, int(config.cache_gib * GIB)))
+    folder, budget = cache_root() / "images" / name, int(min(config.cache_gib * GIB, sys.maxsize))
+    return DiskStore(folder, make_room(folder.parent, {name}, size, budget))
 
 
 def _count_workers(configured: int | None, cached: bool, processes: int) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.store import cache_root
+from dfmsd.utils.cachedir import cache_root
 
 logger = logging.getLogger("dfmsd")
 

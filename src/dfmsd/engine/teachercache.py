@@ -11,7 +11,8 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.store import GIB, DiskStore, RamStore, Store, cache_root, folder_bytes, free_bytes, make_room
+from dfmsd.utils.cachedir import GIB, cache_root, folder_bytes, free_bytes, make_room
+from dfmsd.utils.store import DiskStore, RamStore, Store
 
 
 class CachePlan(NamedTuple):

@@ -26,7 +26,8 @@ from dfmsd.engine.module import build_optimizer
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch, LevelSpec
-from dfmsd.utils.store import DiskStore, RamStore, Store, cache_root
+from dfmsd.utils.cachedir import cache_root
+from dfmsd.utils.store import DiskStore, RamStore, Store
 
 Call = Callable[[], object]
 Within = Callable[[], AbstractContextManager[Any]]
