@@ -63,11 +63,11 @@ def test_the_terms_are_those_of_the_whole_heads(arch: str) -> None:
     for name, level in features.items():
         own, their = _held(student, level), _held(teacher, theirs[name])
         mixed = [put_on_statistics(mine, given).relu() for mine, given in zip(own, their, strict=True)]
-        codes = rest.regression_head([mixed[1]])
+        box_deltas = rest.regression_head([mixed[1]])
         whole = teacher.model.head([theirs[name]])
         decode = partial(teacher.dense_head.decode, anchors=seen.anchors[name])
         logits.append(rest.classification_head([mixed[0]]))
-        boxes.append(decode(codes[0] if arch == "fcos" else codes))
+        boxes.append(decode(box_deltas[0] if arch == "fcos" else box_deltas))
         wanted_logits.append(whole["cls_logits"])
         wanted_boxes.append(decode(whole["bbox_regression"]))
     x, b, t, b_t = (torch.cat(parts, dim=1) for parts in (logits, boxes, wanted_logits, wanted_boxes))
@@ -229,9 +229,9 @@ def test_a_student_without_dense_head_is_refused() -> None:
 # LD, whose heads run to their ends.
 
 
-def sides(codes: Tensor) -> Tensor:
+def sides(box_deltas: Tensor) -> Tensor:
     """Logits of the distributions, over bins in the last dimension."""
-    return codes.unflatten(2, (4, 17))
+    return box_deltas.unflatten(2, (4, 17))
 
 
 def test_ld_compares_what_the_two_whole_heads_predict() -> None:

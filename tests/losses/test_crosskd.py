@@ -135,14 +135,14 @@ def matrix_head(arch: str, positives: float = 4.0, student: Tensor | None = None
     weights = torch.randn(K, C, dtype=torch.float64), torch.rand(4, C, dtype=torch.float64)
 
     def predict(classification: Tensor, regression: Tensor) -> tuple[Tensor, Tensor]:
-        logits, codes = (
+        logits, box_deltas = (
             torch.einsum("kc,nchw->nhwk", weight, value.relu()).flatten(1, 2)
             for weight, value in zip(weights, (classification, regression), strict=True)
         )
-        return logits, codes
+        return logits, box_deltas
 
-    def decode(codes: Tensor) -> Tensor:
-        return torch.cat([10 - codes[..., :2], 12 + codes[..., 2:]], dim=-1)
+    def decode(box_deltas: Tensor) -> Tensor:
+        return torch.cat([10 - box_deltas[..., :2], 12 + box_deltas[..., 2:]], dim=-1)
 
     valid = torch.rand(N, SIDE * SIDE) > 0.2
     student = torch.randn_like(teacher) if student is None else student
@@ -164,10 +164,10 @@ def test_the_terms_are_the_published_sums(arch: str, cls: float, reg: float) -> 
     head, student = matrix_head(arch)
     found = terms(head)
     cross = slow_rescaling(student, head.teacher.towers[0], 1e-3)
-    logits, codes = head.predict(cross, cross)
+    logits, box_deltas = head.predict(cross, cross)
     weight = sigmoid(head.teacher.logits).amax(2) * head.valid
     slow_cls = cls / 4 * slow_classification(logits, head.teacher.logits, head.valid, 1.0)
-    boxes, wanted = head.decode(codes), head.decode(head.teacher.codes)
+    boxes, wanted = head.decode(box_deltas), head.decode(head.teacher.box_deltas)
     slow_reg = reg / 4 * slow_regression(boxes, wanted, weight, generalized=arch == "retinanet")
     assert list(found) == ["cross_cls", "cross_reg"]
     both(found["cross_cls"], slow_cls, student, torch.float64)

@@ -42,14 +42,14 @@ def never(*_: Tensor) -> tuple[Tensor, Tensor]:
     raise AssertionError("the teacher's head does not read the student's features")
 
 
-def side(logits: Tensor, codes: Tensor) -> HeadSide:
+def side(logits: Tensor, box_deltas: Tensor) -> HeadSide:
     nothing = torch.zeros(len(logits), 1, 1, 1)
-    return HeadSide((nothing, nothing), logits, codes)
+    return HeadSide((nothing, nothing), logits, box_deltas)
 
 
 def head_of(student: HeadSide, teacher: HeadSide, objects: Tensor, near: Tensor) -> HeadLevel:
     valid = torch.ones_like(objects)
-    return HeadLevel("gfl", student, teacher, never, lambda codes: codes, valid, objects, near, objects.sum())
+    return HeadLevel("gfl", student, teacher, never, lambda box_deltas: box_deltas, valid, objects, near, objects.sum())
 
 
 def terms(head: HeadLevel, **options: object) -> dict[str, Tensor]:
@@ -58,22 +58,22 @@ def terms(head: HeadLevel, **options: object) -> dict[str, Tensor]:
 
 
 def values(dtype: torch.dtype = torch.float64) -> tuple[HeadLevel, Tensor, Tensor]:
-    """A level with its student's logits and codes in float64."""
+    """A level with its student's logits and box deltas in float64."""
     logits = (2 * torch.randn(N, A, K).double()).requires_grad_()
-    codes = (3 * torch.randn(N, A, 4 * BINS).double()).requires_grad_()
+    box_deltas = (3 * torch.randn(N, A, 4 * BINS).double()).requires_grad_()
     teacher = side(torch.randn(N, A, K).to(dtype), 3 * torch.randn(N, A, 4 * BINS).to(dtype))
     objects = torch.rand(N, A) > 0.6
     near = torch.rand(N, A) * (torch.rand(N, A) > 0.5)
-    return head_of(side(logits.to(dtype), codes.to(dtype)), teacher, objects, near.to(dtype)), logits, codes
+    return head_of(side(logits.to(dtype), box_deltas.to(dtype)), teacher, objects, near.to(dtype)), logits, box_deltas
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_the_terms_are_the_published_sums(dtype: torch.dtype) -> None:
-    head, logits, codes = values(dtype)
-    teacher = [value.double() for value in (head.teacher.logits, head.teacher.codes)]
+    head, logits, box_deltas = values(dtype)
+    teacher = [value.double() for value in (head.teacher.logits, head.teacher.box_deltas)]
     main = valuable = classes = torch.zeros((), dtype=torch.float64)
     for n, a in product(range(N), range(A)):
-        sides = slow_sides(codes[n, a], teacher[1][n, a])
+        sides = slow_sides(box_deltas[n, a], teacher[1][n, a])
         if head.objects[n, a]:
             # the official code divides the sum over sides by 4, and sums over the 2 images of a batch
             main = main + 0.25 * logits[n, a].detach().sigmoid().max() * sides / 4
@@ -82,8 +82,8 @@ def test_the_terms_are_the_published_sums(dtype: torch.dtype) -> None:
             valuable = valuable + 0.25 * head.near[n, a].double() * sides / 16
     found = terms(head)
     assert list(found) == ["ld_main", "ld_valuable", "ld_cls"]
-    both(found["ld_main"], main * 2 / N, codes, dtype)
-    both(found["ld_valuable"], valuable * 2 / N, codes, dtype)
+    both(found["ld_main"], main * 2 / N, box_deltas, dtype)
+    both(found["ld_valuable"], valuable * 2 / N, box_deltas, dtype)
     both(found["ld_cls"], classes / head.objects.sum(), logits, dtype)
     # weights have no gradient
     assert torch.autograd.grad(found["ld_main"], logits, allow_unused=True)[0] is None
@@ -110,8 +110,8 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
 
 
 def test_the_shift_of_logits_does_not_matter() -> None:
-    head, logits, codes = values()
-    moved = head._replace(student=side(logits.detach(), codes.detach() + 7))
+    head, logits, box_deltas = values()
+    moved = head._replace(student=side(logits.detach(), box_deltas.detach() + 7))
     assert_close(terms(moved), {name: value.detach() for name, value in terms(head).items()})
 
 
@@ -121,17 +121,17 @@ def test_a_batch_twice_as_large_is_no_larger_loss() -> None:
     def twice(value: Tensor) -> Tensor:
         return torch.cat([value, value]).detach()
 
-    student, teacher = (side(twice(each.logits), twice(each.codes)) for each in (head.student, head.teacher))
+    student, teacher = (side(twice(each.logits), twice(each.box_deltas)) for each in (head.student, head.teacher))
     large = head_of(student, teacher, twice(head.objects), twice(head.near))
     assert_close(terms(large), {name: value.detach() for name, value in terms(head).items()})
 
 
 def test_without_objects_every_term_and_gradient_is_zero() -> None:
-    head, logits, codes = values()
+    head, logits, box_deltas = values()
     empty = head._replace(objects=torch.zeros_like(head.objects), near=torch.zeros_like(head.near))
     found = terms(empty)
     assert all(float(value.detach()) == 0 for value in found.values())
-    for gradient in torch.autograd.grad(torch.stack(list(found.values())).sum(), (logits, codes)):
+    for gradient in torch.autograd.grad(torch.stack(list(found.values())).sum(), (logits, box_deltas)):
         assert not gradient.any()
 
 

@@ -53,7 +53,7 @@ class HeadPass(NamedTuple):
     towers: Mapping[str, Towers]
     logits: Mapping[str, Tensor]
     """``N x A x K``."""
-    codes: Mapping[str, Tensor]
+    box_deltas: Mapping[str, Tensor]
     """Encoded boxes, ``N x A x E``; ``E`` is 4, or 4 times the bins of a side."""
     anchors: Mapping[str, Tensor]
     """``A x 4``, xyxy in input pixels, the same for every image."""
@@ -83,7 +83,7 @@ class DenseHead(Protocol):
     def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
         """Run the rest, activation first: logits ``N x A x K`` and encoded boxes ``N x A x E``."""
 
-    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+    def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
         """Turn encoded boxes ``N x A x E`` into xyxy in input pixels, ``N x A x 4``; ``anchors`` are ``A x 4``."""
 
 

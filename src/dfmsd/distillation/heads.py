@@ -71,7 +71,7 @@ class HeadPair:
         head = self.head.at(index)
         return HeadLevel(
             self.arch,
-            HeadSide(own.towers[name], own.logits[name], own.codes[name]),
+            HeadSide(own.towers[name], own.logits[name], own.box_deltas[name]),
             HeadSide(*taught),
             partial(_predict, head, self.reused),
             partial(head.decode, anchors=own.anchors[name]),

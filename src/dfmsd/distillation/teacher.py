@@ -20,7 +20,7 @@ class TaughtLevel(NamedTuple):
     towers: Towers
     logits: Tensor
     """``N x A x K``."""
-    codes: Tensor
+    box_deltas: Tensor
     """Encoded boxes, ``N x A x 4``."""
 
 

@@ -126,10 +126,10 @@ class CrossKD(HeadMethod):
         cross = (
             put_on_statistics(full_precision(own), full_precision(theirs), self.options.eps) for own, theirs in pairs
         )
-        logits, codes = head.predict(*cross)
-        return self._terms(logits, codes, head)
+        logits, box_deltas = head.predict(*cross)
+        return self._terms(logits, box_deltas, head)
 
-    def _terms(self, logits: Tensor, codes: Tensor, head: HeadLevel) -> dict[str, Tensor]:
+    def _terms(self, logits: Tensor, box_deltas: Tensor, head: HeadLevel) -> dict[str, Tensor]:
         o, published = self.options, PUBLISHED[head.arch]
         positives = mean_count(head.positives)
         target = full_precision(head.teacher.logits)
@@ -139,7 +139,7 @@ class CrossKD(HeadMethod):
             terms["cross_cls"] = o.classification * published.classification * error / positives
         if o.regression > 0:
             weight = target.amax(dim=2).sigmoid() * head.valid
-            boxes, wanted = (head.decode(full_precision(value)) for value in (codes, head.teacher.codes))
+            boxes, wanted = (head.decode(full_precision(value)) for value in (box_deltas, head.teacher.box_deltas))
             error = box_imitation(boxes, wanted, weight, generalized=published.generalized)
             terms["cross_reg"] = o.regression * published.regression * error / positives
         return terms

@@ -111,7 +111,7 @@ class LD(HeadMethod):
     def _sides(self, head: HeadLevel, weight: Tensor) -> Tensor:
         """Sum over anchors of the weighted mean over sides, of an image, times the images of the official code."""
         own, theirs = (
-            torch.unflatten(full_precision(side.codes), 2, (SIDES, -1)) for side in (head.student, head.teacher)
+            torch.unflatten(full_precision(side.box_deltas), 2, (SIDES, -1)) for side in (head.student, head.teacher)
         )
         weight = weight.unsqueeze(2).expand(-1, -1, SIDES)
         return divergence(own, theirs, weight, self.options.temperature) * (PUBLISHED_BATCH / SIDES / len(weight))

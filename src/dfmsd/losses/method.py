@@ -19,7 +19,7 @@ class HeadSide(NamedTuple):
     normalisation, before the activation."""
     logits: Tensor
     """``N x A x K``."""
-    codes: Tensor
+    box_deltas: Tensor
     """Encoded boxes, ``N x A x E``: 4 numbers, or the logits of 4 distributions one after the other."""
 
 

@@ -51,11 +51,11 @@ def one_hot(*bins: int) -> Tensor:
 
 
 def test_the_integral_is_the_expectation() -> None:
-    codes = torch.randn(3, 68, dtype=torch.float64)
-    found = DistributionCoder(4.0).integral(codes)
+    box_deltas = torch.randn(3, 68, dtype=torch.float64)
+    found = DistributionCoder(4.0).integral(box_deltas)
     for row in range(3):
         for side in range(4):
-            weights = [float(value.exp()) for value in codes[row, 17 * side : 17 * side + 17]]
+            weights = [float(value.exp()) for value in box_deltas[row, 17 * side : 17 * side + 17]]
             assert_close(float(found[row, side]), sum(k * w for k, w in enumerate(weights)) / sum(weights))
     assert_close(DistributionCoder(4.0).integral(one_hot(0, 1, 16, 5)), torch.tensor([0.0, 1, 16, 5]).double())
 
@@ -77,8 +77,8 @@ def test_a_stride_is_a_stride_whatever_the_anchors(scale: float) -> None:
     pyramid, _, seen = found.forward_with_head(torch.rand(1, 3, 128, 128), TARGETS[:1], 0)
     for level, name in zip(found.levels, pyramid, strict=True):
         anchors = seen.anchors[name]
-        codes = one_hot(1, 1, 1, 1).expand(1, len(anchors), -1)
-        boxes = found.dense_head.decode(codes, anchors)
+        box_deltas = one_hot(1, 1, 1, 1).expand(1, len(anchors), -1)
+        boxes = found.dense_head.decode(box_deltas, anchors)
         assert_close(boxes[0, :, 2:] - boxes[0, :, :2], torch.full((len(anchors), 2), 2.0 * level.stride).double())
 
 
@@ -87,7 +87,7 @@ def test_the_losses_are_the_published_sums() -> None:
     found = lively()
     _, losses, seen = found.forward_with_head(torch.rand(2, 3, SIDE, SIDE), TARGETS, 0)
     anchors = torch.cat(list(seen.anchors.values()))
-    logits, codes = (torch.cat(list(part.values()), dim=1).detach() for part in (seen.logits, seen.codes))
+    logits, box_deltas = (torch.cat(list(part.values()), dim=1).detach() for part in (seen.logits, seen.box_deltas))
     counts = [len(level) for level in seen.anchors.values()]
     matched = [assign(anchors, counts, pad_objects([t["boxes"]], [t["labels"]])[0]).matched[0] for t in TARGETS]
     quality, regression, distribution, total, positives = 0.0, 0.0, 0.0, 0.0, 0
@@ -100,14 +100,14 @@ def test_the_losses_are_the_published_sums() -> None:
                 count += 1
                 box, weight = each["boxes"][index], max(score)
                 overlap = elementwise_iou(
-                    found.dense_head.decode(codes[n : n + 1, i : i + 1], anchors[i : i + 1])[0, 0], box
+                    found.dense_head.decode(box_deltas[n : n + 1, i : i + 1], anchors[i : i + 1])[0, 0], box
                 )
                 wanted[int(each["labels"][index])] = float(overlap.iou)
                 regression += weight * (1 - float(overlap.giou))
                 x, y = (anchors[i, :2] + anchors[i, 2:]) / 2
                 stride = (anchors[i, 2] - anchors[i, 0]) / 4
                 sides = torch.stack([x - box[0], y - box[1], box[2] - x, box[3] - y]) / stride
-                loss = distribution_focal_loss(codes[n, i].view(4, 17), sides.clamp(0, 15.9))
+                loss = distribution_focal_loss(box_deltas[n, i].view(4, 17), sides.clamp(0, 15.9))
                 distribution += weight * float(loss.sum()) / 4
                 total += weight
             for p, q in zip(score, wanted, strict=True):

@@ -203,9 +203,9 @@ def test_the_pass_holds_the_heads_own_predictions(arch: str) -> None:
     found = detector(arch)
     pyramid, _, seen = found.forward_with_head(IMAGES, TARGETS, 1)
     for index, name in enumerate(pyramid):
-        logits, codes = found.dense_head.at(index).predict(seen.towers[name], 1)
+        logits, box_deltas = found.dense_head.at(index).predict(seen.towers[name], 1)
         assert_close(seen.logits[name], logits)
-        assert_close(seen.codes[name], codes)
+        assert_close(seen.box_deltas[name], box_deltas)
         assert seen.objects[name].shape == seen.near[name].shape == logits.shape[:2]
     objects, near = (torch.cat(list(part.values()), dim=1) for part in (seen.objects, seen.near))
     assert objects[0].any()

@@ -43,21 +43,21 @@ class DistributionCoder:
         self.anchor_scale = anchor_scale
         self.bins = bins
 
-    def integral(self, codes: Tensor) -> Tensor:
+    def integral(self, box_deltas: Tensor) -> Tensor:
         """Give the expected distances left, top, right, bottom in strides: ``... x 4`` of logits ``... x (4 bins)``."""
-        steps = torch.arange(self.bins, dtype=codes.dtype, device=codes.device)
+        steps = torch.arange(self.bins, dtype=box_deltas.dtype, device=box_deltas.device)
         # no matrix product, which autocast would bring down to half precision
-        return (torch.unflatten(codes, -1, (4, self.bins)).softmax(dim=-1) * steps).sum(dim=-1)
+        return (torch.unflatten(box_deltas, -1, (4, self.bins)).softmax(dim=-1) * steps).sum(dim=-1)
 
-    def decode_single(self, codes: Tensor, anchors: Tensor) -> Tensor:
+    def decode_single(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
         """Give xyxy boxes in pixels, ``... x 4``.
 
         Args:
-            codes: logits, ``... x (4 bins)``.
+            box_deltas: logits, ``... x (4 bins)``.
             anchors: ``... x 4``, xyxy in pixels.
         """
         centres, stride = self._grid(anchors)
-        near, far = (self.integral(codes) * stride).chunk(2, dim=-1)
+        near, far = (self.integral(box_deltas) * stride).chunk(2, dim=-1)
         return torch.cat([centres - near, centres + far], dim=-1)
 
     def encode_single(self, boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -140,16 +140,16 @@ class GFLHead(nn.Module):
             anchors: of each image ``A x 4``; all the same.
             matched_idxs: of each image and anchor the index of its object, below 0 for background.
         """
-        logits, codes = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        logits, box_deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         boxes, labels = pad_objects([t["boxes"] for t in targets], [t["labels"] for t in targets])
         matched = torch.stack(matched_idxs)
         positive, index = matched >= 0, matched.clamp(min=0)
         wanted = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         weight = logits.detach().sigmoid().amax(dim=2) * positive
-        overlap = elementwise_iou(self.box_coder.decode_single(codes, anchors[0]), wanted)
+        overlap = elementwise_iou(self.box_coder.decode_single(box_deltas, anchors[0]), wanted)
         quality = (overlap.iou.detach() * positive).unsqueeze(2)
         quality = torch.zeros_like(logits).scatter_(2, labels.gather(1, index).unsqueeze(2), quality)
-        sides = torch.unflatten(codes, 2, (4, self.box_coder.bins))
+        sides = torch.unflatten(box_deltas, 2, (4, self.box_coder.bins))
         distribution = distribution_focal_loss(sides, self.box_coder.encode_single(wanted, anchors[0])).mean(dim=2)
         total = weight.sum().clamp(min=1)
         return {

@@ -73,25 +73,25 @@ class TorchvisionHead:
 
     def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
         """Give logits ``N x A x K`` and encoded boxes ``N x A x E``."""
-        logits, codes, _ = self._predict(towers, reused)
-        return logits, codes
+        logits, box_deltas, _ = self._predict(towers, reused)
+        return logits, box_deltas
 
     def outputs(self, towers: Towers, reused: int) -> dict[str, Tensor]:
         """Give what torchvision's head gives for one level: ``N x A x ...`` by name."""
-        logits, codes, regression = self._predict(towers, reused)
-        found = {"cls_logits": logits, "bbox_regression": codes}
+        logits, box_deltas, regression = self._predict(towers, reused)
+        found = {"cls_logits": logits, "bbox_regression": box_deltas}
         if isinstance(self.model, FCOS):
             found["bbox_ctrness"] = _per_anchor(self._regression.bbox_ctrness(regression), 1)
         return found
 
-    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+    def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
         """Give xyxy boxes in input pixels, ``N x A x 4``."""
-        anchors = anchors.to(codes.dtype).expand(len(codes), -1, -1)
+        anchors = anchors.to(box_deltas.dtype).expand(len(box_deltas), -1, -1)
         coder = self.model.box_coder
         if isinstance(self.model, FCOS):
-            boxes: Tensor = coder.decode(codes, anchors)
+            boxes: Tensor = coder.decode(box_deltas, anchors)
         else:
-            boxes = coder.decode_single(codes.flatten(0, 1), anchors.flatten(0, 1)).view_as(anchors)
+            boxes = coder.decode_single(box_deltas.flatten(0, 1), anchors.flatten(0, 1)).view_as(anchors)
         return boxes
 
     def _predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,15 +99,15 @@ class TorchvisionHead:
         # not the tower's own ReLU, which may work in place and would overwrite the feature that is compared
         classification, regression = (_split(part.conv, reused)[1](F.relu(value)) for part, value in parts)
         logits = self._classification.cls_logits(classification)
-        codes, values = self._codes(regression)
-        return _per_anchor(logits, self._classification.num_classes), _per_anchor(codes, values), regression
+        box_deltas, values = self._box_deltas(regression)
+        return _per_anchor(logits, self._classification.num_classes), _per_anchor(box_deltas, values), regression
 
-    def _codes(self, regression: Tensor) -> tuple[Tensor, int]:
+    def _box_deltas(self, regression: Tensor) -> tuple[Tensor, int]:
         """Give encoded boxes, ``N x (a E) x H x W``, and ``E``."""
         if isinstance(self.model, GFL):
             return self._regression.predict(regression, self.level), 4 * self.model.box_coder.bins
-        codes = self._regression.bbox_reg(regression)
-        return codes.relu() if isinstance(self.model, FCOS) else codes, 4
+        box_deltas = self._regression.bbox_reg(regression)
+        return box_deltas.relu() if isinstance(self.model, FCOS) else box_deltas, 4
 
     @property
     def _classification(self) -> Any:
