@@ -25,9 +25,10 @@ from _measure import RESULTS, Median, print_rows, write_results
 from dfmsd import DetectorConfig, StageConfig
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.digits import make_digits
-from dfmsd.engine.callbacks import StepLog
-from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.saved_config import to_yaml
+from dfmsd.engine.steplog import StepLog
 from dfmsd.engine.teachercache import open_caches, plan_caches
 from dfmsd.estimation.estimate import estimate, untrained_task
 

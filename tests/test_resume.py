@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine import callbacks, checkpoint
-from dfmsd.engine import run as engine
-from dfmsd.engine.callbacks import StopOnInterrupt
-from dfmsd.engine.config import DistillConfig, OptimConfig, write_config
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.interrupt import StopOnInterrupt
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import distill
+from dfmsd.engine.saved_config import write_config
 
 MakeDistill = Callable[..., DistillConfig]
 TABLES = ("log.csv", "epochs.csv", "balance.json", "metrics.json")
@@ -128,7 +129,7 @@ def whole(
         return evaluate(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", photographing(camera))
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", photographing(camera))
         patch.setattr(callbacks, "evaluate", evaluating)
         photograph_files(camera, patch)
         distill(config, allow_weak_teacher=True, check_images=1)
@@ -174,8 +175,8 @@ def resume(config: DistillConfig) -> list[int]:
             steps.append(trainer.global_step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", Counting)
-        assert distill(config, resume=True, allow_weak_teacher=True, check_images=1).finished
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", Counting)
+        distill(config, resume=True, allow_weak_teacher=True, check_images=1)
     return steps
 
 
@@ -226,7 +227,7 @@ def test_a_torn_last_checkpoint_is_told_and_the_one_before_it_taken(
     os.truncate(last, last.stat().st_size - 100)
     assert resume(config) == list(range(8, STEPS))  # saved at 10, and before that at the end of the epoch
     said = " ".join(capsys.readouterr().err.split())
-    assert "the last checkpoint is damaged; going on from the one before it, of step 8" in said
+    assert "the last checkpoint is damaged; resuming from the one before it, step 8" in said
     assert_same(outcome(Path(config.out)), expected)
 
 
@@ -247,7 +248,7 @@ def test_loader_processes_and_a_teacher_cache_change_nothing(
     config = killable(tmp_path / "run", data={"workers": 1, "scale_jitter": None}, teacher_cache=kind)
     camera = Camera(Path(config.out), tmp_path / "pictures")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", photographing(camera))
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", photographing(camera))
         distill(config, allow_weak_teacher=True, check_images=1)
     expected = outcome(Path(config.out))
     for moment in ("in step 3", "epoch 1 begins", "in step 6", "in step 11"):
@@ -313,7 +314,7 @@ def test_a_stage_that_takes_layers_over_is_resumed_too(killable: MakeDistill, tm
     config = killable(tmp_path / "run", stages=[StageConfig(1, teacher), StageConfig(1, teacher, fresh=False)])
     camera = Camera(Path(config.out), tmp_path / "pictures")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", photographing(camera))
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", photographing(camera))
         distill(config, allow_weak_teacher=True, check_images=1)
     expected = outcome(Path(config.out))
     for moment in ("epoch 1 begins", "in step 4", "in step 6"):

@@ -14,7 +14,8 @@ from dfmsd.detectors import Detector, DetectorConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
 from dfmsd.utils.lazy import lazily

@@ -15,7 +15,9 @@ from rich.table import Table
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig
+from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import distill, train
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
@@ -90,6 +92,7 @@ def _side_by_side(*configs: TrainConfig | DistillConfig) -> None:
 
 
 def _run(config: TrainConfig | DistillConfig) -> None:
+    keep_freed_memory()  # a process of its own
     if isinstance(config, TrainConfig):
         train(config, overwrite=True)
     else:

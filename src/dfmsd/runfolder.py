@@ -88,6 +88,16 @@ class RunFolder:
         return self.path / "best.ckpt"
 
     @property
+    def failure_folder(self) -> Path:
+        """Values and image ids of the steps whose losses or gradients were not finite."""
+        return self.path / "failure"
+
+    @property
+    def loggers_file(self) -> Path:
+        """Ids of the run in external loggers, so that a resumed run continues their curves."""
+        return self.path / "loggers.json"
+
+    @property
     def report_file(self) -> Path:
         """The run's report, one self-contained HTML file."""
         return self.path / "report.html"

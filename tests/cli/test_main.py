@@ -17,8 +17,8 @@ from tests.helpers.fixtures import TINY_BACKBONE
 from dfmsd.cli import main as cli
 from dfmsd.detectors import Detector, DetectorConfig, build_detector, list_backbones, load_detector, save_detector
 from dfmsd.engine import run as engine
-from dfmsd.engine.callbacks import StopOnInterrupt
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.errors import DfmsdError
 
 STUDENT = {"backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1}
@@ -226,7 +226,7 @@ def test_pyramids_without_a_common_stride_are_refused(
         detector.levels = tuple(level._replace(stride=100 * level.stride) for level in detector.levels)
         return detector
 
-    monkeypatch.setattr(engine, "load_detector", load)
+    monkeypatch.setattr("dfmsd.engine.teachers.load_detector", load)
     error = dfmsd.refusal("distill", "--config", config)
     assert f"stage 1, teacher {tiny_teachers[0]}: " in error
     assert "stride" in error
@@ -361,7 +361,7 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
             super().on_train_batch_end(trainer, *args, **kwargs)
 
     run = dfmsd.folder / "run"
-    monkeypatch.setattr(engine, "StopOnInterrupt", Pressing)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", Pressing)
     status, out, err = dfmsd("train", "--config", training, "--epochs", "2")
     assert (status, out) == (130, "")
     assert "interrupted: run/student.safetensors is the student so far" in " ".join(err.split())
@@ -370,7 +370,7 @@ def test_an_interrupted_run_ends_with_130_and_resumes_to_a_finished_one(
     assert not (run / "report.html").exists()
     load_detector(run)
 
-    monkeypatch.setattr(engine, "StopOnInterrupt", StopOnInterrupt)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", StopOnInterrupt)
     status, out, _ = dfmsd("train", "--config", training, "--epochs", "2", "--resume")
     assert (status, out) == (0, "run/report.html\n")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -401,7 +401,7 @@ def test_a_signal_while_a_teacher_is_trained_ends_as_any_other_and_the_next_star
             if steps == [1]:
                 signal.raise_signal(number)
 
-    monkeypatch.setattr(engine, "StopOnInterrupt", Preempting)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", Preempting)
     shared = {"data": content["data"], "optim": content["optim"]}
     teacher = dfmsd.write("teacher.yaml", {**shared, "model": STUDENT, "epochs": 1, "out": "teacher"})
     pairs = {"pairs": {"one": [teacher]}, "methods": ["pkd"], "out": "table"}
@@ -409,7 +409,9 @@ def test_a_signal_while_a_teacher_is_trained_ends_as_any_other_and_the_next_star
     dfmsd.write("distill.yaml", {**content, "stages": [{"teacher": teacher, "epochs": 1}]})
     ended, out, err = dfmsd(command, "--config", f"{command}.yaml")
     assert ended == status
-    assert f"teacher {teacher} is not finished: the same command goes on with it" in " ".join((out + err).split())
+    assert f"teacher {teacher} is not finished: run the same command again to continue it" in " ".join(
+        (out + err).split()
+    )
     assert not (dfmsd.folder / "run").exists()
 
     flags = ("--allow-weak-teacher", "--check-images", 1)

@@ -9,7 +9,7 @@ from tests.helpers.fixtures import STUDENT
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import DataConfig
-from dfmsd.engine.config import OptimConfig
+from dfmsd.engine.optim import OptimConfig
 
 
 @pytest.fixture(scope="session")

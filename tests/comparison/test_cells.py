@@ -13,8 +13,8 @@ from dfmsd.comparison.cells import build_tasks, make_cells
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
-from dfmsd.engine.config import write_config
 from dfmsd.engine.run import build_task
+from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSD, DFMSDOptions
 from dfmsd.runfolder import RunFolder

@@ -21,8 +21,9 @@ from dfmsd.comparison.cells import Cell, make_cells
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.jobs import LOG, locked, preemptible, run_cells, threads_of
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, write_config
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
+from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 EPOCHS = 40
@@ -69,8 +70,8 @@ def test_each_run_ends_for_itself(
 @pytest.mark.parametrize(
     ("end", "status", "said"),
     [
-        (SimpleNamespace(finished=True, status=0), 0, ""),
-        (SimpleNamespace(finished=False, status=PREEMPTED), PREEMPTED, ""),
+        (None, 0, ""),
+        (Stopped(PREEMPTED), PREEMPTED, ""),
         (DfmsdError("no detector\nat 'nowhere'"), 2, "dfmsd: error: no detector at 'nowhere'\n"),
         (KeyboardInterrupt(), INTERRUPTED, ""),
     ],

@@ -13,15 +13,11 @@ import torch
 
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import callbacks
-from dfmsd.engine.callbacks import (
-    BalanceReport,
-    CsvTable,
-    EpochEnd,
-    StepLog,
-    StopOnInterrupt,
-)
-from dfmsd.engine.config import OptimConfig
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd
+from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.steplog import CsvTable, StepLog
 from dfmsd.errors import INTERRUPTED, PREEMPTED
 from dfmsd.evaluation.evaluate import Metrics, percent
 
@@ -74,14 +70,14 @@ def test_a_resumed_table_drops_the_steps_that_come_again_and_a_row_that_a_kill_c
     table.append([{"step": step, "a": step * step} for step in range(14)])
     path.write_bytes(path.read_bytes()[: -len("3,169\r\n")])  # the last row now reads "1", as if it were step 1
     resumed = CsvTable(path)
-    resumed.keep("step", 12)
+    resumed.truncate("step", 12)
     resumed.append([{"step": 12, "a": 0}])
     assert [int(row["step"]) for row in read(path)] == list(range(13))
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_table_that_does_not_exist_has_nothing_to_keep(tmp_path: Path) -> None:
-    CsvTable(tmp_path / "t.csv").keep("step", 3)
+    CsvTable(tmp_path / "t.csv").truncate("step", 3)
     assert not (tmp_path / "t.csv").exists()
 
 
@@ -130,7 +126,7 @@ def test_an_epoch_without_objects_to_find_has_no_ap_but_goes_on(
     logged: dict[str, float] = {}
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     lines: list[str] = []
-    end = EpochEnd(tmp_path, None, every=1, say=lines.append)  # type: ignore[arg-type]
+    end = EpochEnd(tmp_path, None, every=1, print_line=lines.append)  # type: ignore[arg-type]
     end.on_train_epoch_end(trainer_at(2), module)
     assert lines == ["epoch 1/3  stage 1  AP -  AP50 -"]
     assert logged == {"AP": 0.0}
@@ -143,7 +139,7 @@ def test_evaluation_comes_every_so_many_epochs_and_after_the_last_one(
 ) -> None:
     monkeypatch.setattr(callbacks, "evaluate", lambda *_: {**NO_OBJECTS, "AP": 0.25, "AP50": 0.5})
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
-    end = EpochEnd(tmp_path, None, every=3, say=lambda _: None)  # type: ignore[arg-type]
+    end = EpochEnd(tmp_path, None, every=3, print_line=lambda _: None)  # type: ignore[arg-type]
     for epoch in range(5):
         end.on_train_epoch_end(trainer_at(2 * epoch + 2, epoch, max_epochs=5), module)
     assert [(row["epoch"], row["step"], row["AP"]) for row in read(tmp_path / "epochs.csv")] == [
@@ -212,7 +208,7 @@ def test_a_run_in_another_thread_leaves_ctrl_c_alone(module: DistillationModule)
 
 def test_balanced_weights_are_written_and_told_once_a_stage(module: DistillationModule, tmp_path: Path) -> None:
     lines: list[str] = []
-    report = BalanceReport(tmp_path, say=lines.append)
+    report = BalanceReport(tmp_path, print_line=lines.append)
     (balance,) = (lesson.balance for lesson in module.task.lessons)
     assert balance is not None
     assert balance.groups == ("mask", "sfa")

@@ -16,18 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 from dfmsd.engine import checkpoint
-from dfmsd.engine import run as engine
-from dfmsd.engine.callbacks import Interrupted, StopOnInterrupt
 from dfmsd.engine.checkpoint import (
     DurableIO,
     LastCheckpoint,
+    explain_full_disk,
     find_checkpoint,
-    full_disk_told,
-    is_whole,
+    is_intact,
     saved_step,
     tidy,
 )
 from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.engine.run import train
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError
 
@@ -92,9 +91,9 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("kept", [0, 1, 10, 1000, -1, -22, -200])
 def test_a_torn_checkpoint_is_not_whole(tmp_path: Path, kept: int) -> None:
     path = save(tmp_path, 1)
-    assert is_whole(path)
+    assert is_intact(path)
     os.truncate(path, kept if kept >= 0 else path.stat().st_size + kept)
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 def test_an_altered_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_an_altered_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     for _ in range(300):
         place = rng.randrange(len(original))
         path.write_bytes(original[:place] + bytes([original[place] ^ rng.randrange(1, 256)]) + original[place + 1 :])
-        if is_whole(path):
+        if is_intact(path):
             found = content(path)
             assert found["global_step"] == expected["global_step"]
             assert torch.equal(found["weights"], expected["weights"])
@@ -126,7 +125,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     last.unlink()
     assert find_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
     (tmp_path / "previous.ckpt").write_bytes(b"")
-    with pytest.raises(DfmsdError, match=r"last\.ckpt is damaged or .* no whole previous\.ckpt; remove what is there"):
+    with pytest.raises(DfmsdError, match=r"last\.ckpt is damaged or .* no intact previous\.ckpt; remove them"):
         find_checkpoint(tmp_path)
 
 
@@ -155,8 +154,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path) 
     save(tmp_path, 1)
     save(tmp_path, 2)
     with (
-        pytest.raises(DfmsdError, match=r"no room left to write \(.+\); make some, then --resume goes on from step 2"),
-        full_disk_told(tmp_path),
+        pytest.raises(DfmsdError, match=r"no space left to write \(.+\); free some, then --resume continues .* step 2"),
+        explain_full_disk(tmp_path),
         files_of_at_most(1000),
     ):
         save(tmp_path, 3)
@@ -165,8 +164,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path) 
 
 def test_a_full_disk_is_also_recognised_in_what_safetensors_says(tmp_path: Path) -> None:
     with (
-        pytest.raises(DfmsdError, match=r"no room left to write \(.+\); make some, then start again"),
-        full_disk_told(tmp_path),
+        pytest.raises(DfmsdError, match=r"no space left to write \(.+\); free some, then start again"),
+        explain_full_disk(tmp_path),
         files_of_at_most(1000),
     ):
         save_file({"weights": torch.zeros(5000)}, tmp_path / "student.safetensors")
@@ -174,13 +173,13 @@ def test_a_full_disk_is_also_recognised_in_what_safetensors_says(tmp_path: Path)
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_every_kind_of_full_is_told(tmp_path: Path, code: int) -> None:
-    with pytest.raises(DfmsdError, match="no room left") as caught, full_disk_told(tmp_path):
+    with pytest.raises(DfmsdError, match="no space left") as caught, explain_full_disk(tmp_path):
         raise OSError(code, os.strerror(code))
     assert "\n" not in str(caught.value)
 
 
 def test_other_faults_are_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), full_disk_told(tmp_path):
+    with pytest.raises(PermissionError), explain_full_disk(tmp_path):
         raise PermissionError(errno.EACCES, "not yours")
 
 
@@ -197,16 +196,16 @@ def test_a_run_on_a_full_disk_stops_with_its_checkpoint_and_goes_on_when_there_i
     run = tmp_path / "run"
     config = train_config(run, checkpoint_every=1)
     config.data.batch_size = 2  # four steps
-    monkeypatch.setattr(engine, "StopOnInterrupt", Filling)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", Filling)
     try:
-        with pytest.raises(DfmsdError, match=r"no room left to write .* --resume goes on from step 1"):
+        with pytest.raises(DfmsdError, match=r"no space left to write .* --resume continues from step 1"):
             train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, hard)
     assert saved_step(run / "last.ckpt") == 1
     assert not list(run.glob(".*"))
     monkeypatch.undo()
-    assert train(config, resume=True).finished
+    train(config, resume=True)
 
 
 def trainer_at(step: int, steps_per_epoch: int, saved: list[int]) -> Any:

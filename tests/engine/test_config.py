@@ -11,16 +11,10 @@ from dfmsd import losses
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import (
-    DistillConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-    same_run,
-    to_yaml,
-    write_config,
-)
+from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.saved_config import same_run, to_yaml, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSDOptions
 from dfmsd.runfolder import RunFolder

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dfmsd.engine.config import DistillConfig, TrainConfig, same_run, write_config
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import apply_list_flags, build_config, config_parser, read_config
+from dfmsd.engine.saved_config import same_run, write_config
 from dfmsd.errors import DfmsdError
 
 DISTILL = """\

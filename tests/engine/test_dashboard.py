@@ -18,12 +18,14 @@ from rich.console import Console
 
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import dashboard
-from dfmsd.engine import run as engine
 from dfmsd.engine.callbacks import EpochEnd
-from dfmsd.engine.config import DistillConfig, OptimConfig
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.dashboard import Dashboard
+from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import distill
+from dfmsd.errors import Stopped
 
 MakeDistill = Callable[..., DistillConfig]
 STEPS = 10
@@ -196,7 +198,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     terminal = Terminal()
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(engine, "console", terminal.console)
+    monkeypatch.setattr("dfmsd.engine.fit.console", terminal.console)
+    monkeypatch.setattr("dfmsd.engine.run.console", terminal.console)
     yield terminal
     terminal.file.close()
 
@@ -208,7 +211,7 @@ def test_a_run_on_a_terminal_shows_itself_and_survives_messages_ctrl_c_and_resum
     assert terminal.console.is_terminal
     config = distill_config(tmp_path / "run")
 
-    class Interrupting(engine.StopOnInterrupt):
+    class Interrupting(StopOnInterrupt):
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
             if trainer.global_step == 3:
                 signal.raise_signal(signal.SIGINT)
@@ -216,10 +219,11 @@ def test_a_run_on_a_terminal_shows_itself_and_survives_messages_ctrl_c_and_resum
 
     outputs = sys.stdout, sys.stderr
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "StopOnInterrupt", Interrupting)
-        assert not distill(config, allow_weak_teacher=True, check_images=1).finished
+        patched.setattr("dfmsd.engine.fit.StopOnInterrupt", Interrupting)
+        with pytest.raises(Stopped):
+            distill(config, allow_weak_teacher=True, check_images=1)
     assert (sys.stdout, sys.stderr) == outputs
-    assert distill(config, resume=True).finished
+    distill(config, resume=True)
     assert (sys.stdout, sys.stderr) == outputs
     seen = terminal.close()
     first, _, second = seen.partition("interrupted: ")
@@ -240,7 +244,7 @@ def test_without_a_terminal_there_is_no_dashboard(
     distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = io.StringIO()
-    monkeypatch.setattr(engine, "console", Console(file=plain, width=200, markup=False, emoji=False))
+    monkeypatch.setattr("dfmsd.engine.fit.console", Console(file=plain, width=200, markup=False, emoji=False))
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     distill(distill_config(tmp_path / "run"), allow_weak_teacher=True, check_images=1)
     assert "ETA" not in plain.getvalue()

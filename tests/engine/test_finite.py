@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.config import OptimConfig
 from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 
 NAN, INF = float("nan"), float("inf")
@@ -90,14 +90,14 @@ def test_steps_that_were_left_out_are_counted_across_a_resume(
     module.skipped = True
     with caplog.at_level(logging.WARNING, "dfmsd"):
         note(check, module, 0, **{"mask/p3": NAN})
-    assert "step 0 (stage 2): mask/p3 is not finite; left out, 1 of at most 2; see " in caplog.text
+    assert "step 0 (stage 2): mask/p3 is not finite; skipped, 1 of at most 2; see " in caplog.text
     resumed = FiniteCheck(tmp_path, skip=2)
     resumed.load_state_dict(check.state_dict())
     note(resumed, module, 1)  # where the value is another process's
     module.skipped = False
     note(resumed, module, 2)
     module.skipped = True
-    with pytest.raises(DfmsdError, match=r"step 3 .*; 2 such steps were left out before; "):
+    with pytest.raises(DfmsdError, match=r"step 3 .*; 2 such steps were skipped before; "):
         note(resumed, module, 3, gradient=NAN)
 
 

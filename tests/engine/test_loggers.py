@@ -14,12 +14,14 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfmsd.engine import loggers, module
-from dfmsd.engine import run as engine
-from dfmsd.engine.config import DistillConfig, same_run, write_config
+from dfmsd.engine import module
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.run import distill
-from dfmsd.errors import DfmsdError
+from dfmsd.engine.saved_config import same_run, write_config
+from dfmsd.errors import DfmsdError, Stopped
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils import extras
 
 MakeDistill = Callable[..., DistillConfig]
@@ -33,7 +35,7 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "LOG_EVERY", 2)  # epochs are of two steps
-    monkeypatch.setattr(engine, "LOG_EVERY", 2)
+    monkeypatch.setattr("dfmsd.engine.fit.LOG_EVERY", 2)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -121,8 +123,9 @@ def test_every_logger_writes_the_numbers_of_the_run_into_its_folder_and_a_resume
     config = distill_config(tmp_path / "run", logger=["tensorboard", kind])
     plain = distill(distill_config(tmp_path / "plain"), allow_weak_teacher=True, check_images=1).run
     with monkeypatch.context() as patched:
-        patched.setattr(engine.StopOnInterrupt, "on_train_batch_end", _stopping_at(3))
-        assert not distill(config, allow_weak_teacher=True, check_images=1).finished
+        patched.setattr(StopOnInterrupt, "on_train_batch_end", _stopping_at(3))
+        with pytest.raises(Stopped):
+            distill(config, allow_weak_teacher=True, check_images=1)
     run = distill(config, resume=True, allow_weak_teacher=True).run
     curves, hyperparameters = {"wandb": from_wandb, "mlflow": from_mlflow}[kind](run)
     check_curves(curves, run)
@@ -150,7 +153,7 @@ def test_tensorboard_is_the_default_and_has_losses_correlations_rates_and_scores
     curves, hyperparameters = from_tensorboard(run)
     check_curves(curves, run)
     assert hyperparameters == yaml.safe_load((run / "config.yaml").read_text())
-    assert not (run / loggers.IDS).exists()
+    assert not RunFolder(run).loggers_file.exists()
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

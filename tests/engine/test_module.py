@@ -12,8 +12,8 @@ from torch import nn
 from dfmsd.distillation.stages import learning_rate_factor
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import module as engine
-from dfmsd.engine.config import OptimConfig
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
 

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
+import random
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,12 +24,14 @@ from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig, learning_rate_factor
 from dfmsd.engine import callbacks
-from dfmsd.engine import run as engine
-from dfmsd.engine.callbacks import StopOnInterrupt
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, same_run, write_config
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
-from dfmsd.engine.run import Result, build_task, distill, train
-from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError
+from dfmsd.engine.fit import Result
+from dfmsd.engine.interrupt import StopOnInterrupt
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.run import build_task, distill, train
+from dfmsd.engine.saved_config import same_run, write_config
+from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 from dfmsd.evaluation.evaluate import evaluate
 
 MakeDistill = Callable[..., DistillConfig]
@@ -186,14 +193,48 @@ def test_a_teacher_is_not_changed_by_teaching(
     distilled: Result, tiny_teachers: tuple[str, str], distill_config: MakeDistill, tmp_path: Path
 ) -> None:
     first, second = (load_detector(folder) for folder in tiny_teachers)
+    second.train()
+    first.model.backbone.body.requires_grad_(False)
+    flags = [[p.requires_grad for p in t.parameters()] for t in (first, second)]
     before = [{name: value.clone() for name, value in t.state_dict().items()} for t in (first, second)]
     stages = [StageConfig(epochs=1, teacher="one"), StageConfig(epochs=1, teacher="two")]
-    result = quietly(distill_config(tmp_path / "run", stages=stages), teachers={"one": first, "two": second})
-    assert result.finished
+    quietly(distill_config(tmp_path / "run", stages=stages), teachers={"one": first, "two": second})
     for teacher, weights in zip((first, second), before, strict=True):
         assert identical(weights, teacher.state_dict())
-        assert not any(module.training for module in teacher.modules())
         assert all(p.grad is None for p in teacher.parameters())
+    assert not any(module.training for module in first.modules())
+    assert all(module.training for module in second.modules())
+    assert [[p.requires_grad for p in t.parameters()] for t in (first, second)] == flags
+
+
+def test_a_run_leaves_no_trace_in_its_process(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> list[Any]:
+        levels = [logging.getLogger(name).level for name in (None, "dfmsd", "pytorch_lightning.utilities.rank_zero")]
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+        numpy = np.random.get_state()
+        return [
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            (numpy[0], numpy[1].tolist(), *numpy[2:]),  # type: ignore[index]
+            {name: value for name, value in os.environ.items() if name.startswith("PL_")},
+            list(warnings.filters),
+            levels,
+            logging.root.manager.disable,
+            handlers,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.get_num_threads(),
+        ]
+
+    monkeypatch.setattr("dfmsd.engine.allocator.keep_freed_memory", lambda: pytest.fail("changed the allocator"))
+    before = state()
+    train(train_config(tmp_path / "run"))
+    assert state() == before
+    with pytest.raises(DfmsdError):
+        train(train_config(tmp_path / "bad", epochs=2, optim=OptimConfig(lr=1e30, warmup=0, clip=0)))
+    assert state() == before
 
 
 def test_the_baseline_is_plain_training_to_the_bit(
@@ -226,16 +267,16 @@ def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had
 ) -> None:
     config = distill_config(runs / "interrupted")
     run = Path(config.out)
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(3, press_ctrl_c))  # in the middle of the second epoch
-    stopped = quietly(config)
-    assert not stopped.finished
-    assert not stopped.metrics
+    in_second_epoch = stopping(3, press_ctrl_c)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", in_second_epoch)
+    with pytest.raises(Stopped) as stopped:
+        quietly(config)
+    assert isinstance(stopped.value, KeyboardInterrupt)  # which ends a user's loop over runs
     assert not (run / "metrics.json").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "interrupted: " in said
-    assert "is the student so far, not evaluated; --resume goes on from step 3" in said
-    assert stopped.status == INTERRUPTED
-    assert identical(delivered(run), {k: v.cpu() for k, v in stopped.student.model.state_dict().items()})  # type: ignore[attr-defined]
+    assert "is the student so far, not evaluated; --resume continues from step 3" in said
+    assert stopped.value.status == INTERRUPTED
     assert identical(delivered(run), in_checkpoint(run / "last.ckpt"))
     assert [row["step"] for row in rows(run / "log.csv")] == ["0", "1", "2"]
     with pytest.raises(DfmsdError, match="already holds a run; pass --resume, --overwrite or another --out"):
@@ -243,7 +284,6 @@ def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had
 
     monkeypatch.undo()
     resumed = quietly(config, resume=True)
-    assert resumed.finished
     assert resumed.metrics == distilled.metrics
     assert identical(delivered(run), delivered(distilled.run))
     assert rows(run / "log.csv") == rows(distilled.run / "log.csv")
@@ -265,8 +305,9 @@ def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_th
     assert not identical(delivered(whole.run), delivered(distilled.run))
 
     config = distill_config(runs / "unlabeled_stopped", data=data, teacher_cache="ram")
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(3, press_ctrl_c))
-    quietly(config)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(3, press_ctrl_c))
+    with pytest.raises(Stopped):
+        quietly(config)
     monkeypatch.undo()
     quietly(config, resume=True)
     assert identical(delivered(Path(config.out)), delivered(whole.run))
@@ -280,7 +321,7 @@ def test_a_killed_run_goes_on_at_a_stage_that_restarts(
     whole = quietly(distill_config(runs / "whole", optim=restart, balance=0.5))
     config = distill_config(runs / "killed", optim=restart, balance=0.5)
     run = Path(config.out)
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(5, kill))  # in the first epoch of the second stage
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(5, kill))  # in the first epoch of the second stage
     with pytest.raises(RuntimeError, match="power"):
         quietly(config)
     assert len(rows(run / "log.csv")) == 5
@@ -305,12 +346,13 @@ def test_a_preempted_run_is_saved_and_goes_on(
 ) -> None:
     """In the middle of an epoch, and at its last step, which is evaluated and saved before the run ends."""
     config = train_config(tmp_path / "run", epochs=2)
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(at, lambda: signal.raise_signal(number)))
-    stopped = train(config)
-    assert (stopped.finished, stopped.status) == (False, PREEMPTED)
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(at, lambda: signal.raise_signal(number)))
+    with pytest.raises(Stopped) as stopped:
+        train(config)
+    assert stopped.value.status == PREEMPTED
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == at
     monkeypatch.undo()
-    assert train(config, resume=True).finished
+    train(config, resume=True)
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1", "2", "3"]
     assert [row["epoch"] for row in rows(tmp_path / "run" / "epochs.csv")] == ["0", "1"]
 
@@ -319,11 +361,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = train_config(tmp_path / "run")
-    monkeypatch.setattr(engine, "StopOnInterrupt", stopping(1, kill))
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(1, kill))
     with pytest.raises(RuntimeError, match="power"):
         train(config)
     monkeypatch.undo()
-    assert train(config, resume=True).finished
+    train(config, resume=True)
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1"]
 
 
@@ -367,17 +409,16 @@ def test_steps_that_may_be_left_out_are_and_a_resumed_run_counts_on(
                 next(module.parameters()).grad.fill_(torch.nan)
 
     config = train_config(tmp_path / "run", epochs=3, skip_nonfinite=2)
-    monkeypatch.setattr(engine, "StopOnInterrupt", Poisoning)
-    with pytest.raises(DfmsdError, match=r"step 4 \(stage 1\): gradient is not finite; .* 2 such steps were left out"):
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", Poisoning)
+    with pytest.raises(DfmsdError, match=r"step 4 \(stage 1\): gradient is not finite; .* 2 such steps were skipped"):
         train(config)
     run = tmp_path / "run"
     assert {path.name for path in (run / "failure").iterdir()} == {"step-1.json", "step-3.json", "step-4.json"}
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 4
     assert all(value.isfinite().all() for value in in_checkpoint(run / "last.ckpt").values())
-    with pytest.raises(DfmsdError, match=r"step 4 .* 2 such steps were left out before"):
+    with pytest.raises(DfmsdError, match=r"step 4 .* 2 such steps were skipped before"):
         train(config, resume=True)
-    result = train(train_config(run, epochs=3, skip_nonfinite=3), resume=True)
-    assert result.finished
+    train(train_config(run, epochs=3, skip_nonfinite=3), resume=True)
     assert [row["step"] for row in rows(run / "log.csv")] == [str(step) for step in range(6)]
 
 
@@ -388,8 +429,9 @@ def test_a_process_that_joins_later_neither_refuses_the_folder_nor_writes_there(
     run.mkdir()
     write_config(train_config(run), run)
     written = (run / "config.yaml").stat().st_mtime_ns
-    monkeypatch.setattr(engine, "is_first_process", lambda: False)
-    assert train(train_config(run), overwrite=True).finished
+    for module in ("run", "fit"):
+        monkeypatch.setattr(f"dfmsd.engine.{module}.is_first_process", lambda: False)
+    train(train_config(run), overwrite=True)
     assert (run / "config.yaml").stat().st_mtime_ns == written
     assert not (run / "metrics.json").exists()
     assert not (run / "environment.json").exists()
@@ -402,11 +444,10 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
     stages = [StageConfig(1, first, [{"name": "fgd"}, {"name": "cwd"}]), StageConfig(1, second)]
     config = distill_config(tmp_path / "run", stages=stages, loss=[{"name": "pkd"}, {"name": "mgd", "ratio": 0.5}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", stopping(3, kill))
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(3, kill))
         with pytest.raises(RuntimeError, match="the power went off"):
             quietly(config)
     result = quietly(config, resume=True)
-    assert result.finished
     assert same_run(config, result.run)
     log = rows(result.run / "log.csv")
     terms = [{name.partition("/")[0] for name, value in row.items() if "/" in name and value} for row in log]
@@ -427,9 +468,10 @@ def test_compiled_losses_go_with_a_balance_and_a_resumed_run(
     plain, config = (distill_config(tmp_path / str(fast), compile_loss=fast, **settings) for fast in (False, True))
     quietly(plain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", stopping(22, press_ctrl_c))
-        assert not quietly(config).finished
-    assert quietly(config, resume=True).finished
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(22, press_ctrl_c))
+        with pytest.raises(Stopped):
+            quietly(config)
+    quietly(config, resume=True)
     wanted, found = ([float(row["loss"]) for row in rows(Path(run.out) / "log.csv")] for run in (plain, config))
     assert found[:20] == wanted[:20]
     assert found == pytest.approx(wanted, rel=1e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,18 @@ import torch
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine import run as engine
-from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml, write_config
-from dfmsd.engine.run import Result, distill, load_teachers, train
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.run import distill, train
+from dfmsd.engine.saved_config import to_yaml, write_config
+from dfmsd.engine.teachers import load_teachers
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
+
+
+def untrained(*_: Any, **__: Any) -> None:
+    pytest.fail("a teacher was trained")
 
 
 @pytest.fixture
@@ -76,35 +82,32 @@ def test_a_teacher_described_by_yaml_is_trained_once(
 ) -> None:
     recipe, run = tmp_path / "teacher.yaml", tmp_path / "teacher"
     recipe.write_text(to_yaml(train_config(run)))
-    made = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    made = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=train)
     assert (run / "metrics.json").exists()
-    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained again"))
-    used = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+    used = load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
     first, second = (detectors[str(recipe)].state_dict() for detectors in (made, used))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     recipe.write_text(to_yaml(train_config(run, epochs=2)))
     with pytest.raises(
         DfmsdError, match=r"teacher holds another run than .*teacher\.yaml describes; remove it or change"
     ):
-        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
 
 
 def test_a_teacher_is_not_trained_by_processes_that_its_student_has_no_use_for(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained all the same"))
     recipe = tmp_path / "teacher.yaml"
     recipe.write_text(to_yaml(train_config(tmp_path / "teacher", devices=2)))
     with pytest.raises(DfmsdError, match=r"teacher\.yaml: it would be trained in 2 processes and what follows in 1"):
-        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
     with pytest.raises(DfmsdError, match="what follows in 4"):
-        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", (2, 2))
+        load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", (2, 2), train=untrained)
 
 
 def test_every_teacher_is_looked_at_before_one_is_trained(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "train", lambda *_, **__: pytest.fail("trained too early"))
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(to_yaml(train_config(tmp_path / "good")))
     bad.write_text(to_yaml(train_config(tmp_path / "bad", model=DetectorConfig(backbone="resnet19"))))
@@ -115,7 +118,7 @@ def test_every_teacher_is_looked_at_before_one_is_trained(
         (str(tmp_path / "out"), "is the student's own run folder"),
     ):
         with pytest.raises(DfmsdError, match=message):
-            load_teachers([str(good), other], ("square", "disc"), tmp_path / "out")
+            load_teachers([str(good), other], ("square", "disc"), tmp_path / "out", train=untrained)
 
 
 def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
@@ -123,13 +126,13 @@ def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
 ) -> None:
     recipe = tmp_path / "teacher.yaml"
     recipe.write_text(to_yaml(train_config(tmp_path / "teacher")))
-    student = build_detector(DetectorConfig(fpn_channels=16), ["disc"])
     for status in (INTERRUPTED, PREEMPTED, 0):  # 0: not the first process
-        unfinished = Result({}, tmp_path / "teacher", student, finished=False, status=status)
-        monkeypatch.setattr(engine, "train", lambda *_, made=unfinished, **__: made)
-        with pytest.raises(KeyboardInterrupt) as stopped:
-            load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student")
-        assert stopped.type is Stopped
+
+        def stop(*_: Any, status: int = status, **__: Any) -> None:
+            raise Stopped(status)
+
+        with pytest.raises(Stopped) as stopped:
+            load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=stop)
         assert stopped.value.status == status
 
 

@@ -69,7 +69,6 @@ def test_inheriting_alone_is_a_run_without_teachers(distill_config: MakeDistill,
     assert all(torch.equal(ours[name], theirs[name]) for name in taken)
     assert not any(name.startswith("model.backbone.body.") for name in taken)  # the seed's own, as in the other run
     result = distill(config)
-    assert result.finished
     assert not any(name.startswith("mask") for name in (result.run / "log.csv").read_text().split("\n")[0].split(","))
 
 

@@ -14,12 +14,12 @@ from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine import run as engine
 from dfmsd.engine import teachercache as module
-from dfmsd.engine.callbacks import StopOnInterrupt
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.fit import Result
+from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.preflight import preflight
-from dfmsd.engine.run import Result, check, distill
+from dfmsd.engine.run import build_task, check, distill
 from dfmsd.engine.teachercache import CachePlan, found_and_computed, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.cachedir import MARKER
@@ -66,7 +66,7 @@ def test_no_cache_is_planned_where_none_is_asked_for_or_nobody_teaches(
 ) -> None:
     assert plan_caches(task, distill_config(tmp_path), 8) is None
     config = distill_config(tmp_path, teacher_cache="ram", stages=[StageConfig(epochs=1)])
-    assert plan_caches(engine.build_task(config, ("square", "disc")), config, 8) is None
+    assert plan_caches(build_task(config, ("square", "disc")), config, 8) is None
 
 
 def test_the_line_tells_size_budget_and_what_is_kept(
@@ -155,7 +155,7 @@ def teacher_passes(monkeypatch: pytest.MonkeyPatch, config: DistillConfig, **opt
             super().on_train_start(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", Counting)
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", Counting)
         return distill(config, allow_weak_teacher=True, check_images=1, teachers=detectors, **options), len(calls)
 
 
@@ -213,7 +213,7 @@ def test_a_killed_run_goes_on_from_the_cache_as_if_nothing_had_happened(
 
     config = short("killed", "disk", (1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", Killing)
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", Killing)
         with pytest.raises(RuntimeError, match="power"):
             distill(config, allow_weak_teacher=True, check_images=1)
     resumed, passes = teacher_passes(monkeypatch, config, resume=True)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine import run as engine
-from dfmsd.engine.callbacks import StopOnInterrupt
-from dfmsd.engine.config import DistillConfig, same_run
-from dfmsd.engine.run import Result, check, distill
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.fit import Result
+from dfmsd.engine.interrupt import StopOnInterrupt
+from dfmsd.engine.run import check, distill
+from dfmsd.engine.saved_config import same_run
 from dfmsd.reporting import run_report
 
 MakeDistill = Callable[..., DistillConfig]
@@ -99,7 +100,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
                 raise RuntimeError("the power went off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "StopOnInterrupt", Killing)
+        patch.setattr("dfmsd.engine.fit.StopOnInterrupt", Killing)
         with pytest.raises(RuntimeError, match="power"):
             distill(make("killed"), allow_weak_teacher=True, check_images=1)
     resumed = distill(make("killed"), resume=True)

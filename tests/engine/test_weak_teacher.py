@@ -13,7 +13,8 @@ import pytest
 from tests.cli.test_main import Command
 from tests.helpers.fixtures import STUDENT
 
-from dfmsd.engine.config import OptimConfig, TrainConfig
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import train
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,8 @@ from tests.helpers.fixtures import STUDENT, TINY_BACKBONE
 
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, TrainConfig, to_yaml
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.saved_config import to_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimate import Estimate, assumptions, estimate, untrained_task
 from dfmsd.estimation.schedules import GPUS, ImageFlops

@@ -18,7 +18,8 @@ from torch import nn
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import build_detector, load_detector, save_detector
-from dfmsd.engine.config import TrainConfig, write_config
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import job
 from dfmsd.exporting.candidates import Found

@@ -11,7 +11,8 @@ from PIL import Image
 from tests.cli.test_main import STUDENT, Command
 
 from dfmsd.detectors import DetectorConfig
-from dfmsd.engine.config import TrainConfig, write_config
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.saved_config import write_config
 
 TRUTH: dict[str, Any] = {
     "images": [

@@ -19,9 +19,11 @@ from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.config import DistillConfig, OptimConfig, TrainConfig, write_config
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import build_task
+from dfmsd.engine.saved_config import write_config
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)

@@ -24,8 +24,8 @@ from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.config import OptimConfig
 from dfmsd.engine.module import build_optimizer
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Target
 

@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 from dfmsd.cli import models
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import split_methods
+from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import (
     apply_list_flags,
@@ -79,8 +80,6 @@ def _finish(result: Result) -> None:
     from dfmsd.reporting import run_report
     from dfmsd.utils.distributed import is_first_process
 
-    if not result.finished:
-        sys.exit(result.status)
     if is_first_process():
         print(run_report(result.run))
 
@@ -297,6 +296,7 @@ def main() -> None:
     logging.getLogger("dfmsd").setLevel(logging.INFO)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    keep_freed_memory()
     try:
         run([argument for argument in arguments if argument != "--debug"])
     except DfmsdError as error:
@@ -304,7 +304,7 @@ def main() -> None:
             raise
         print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except Stopped as stopped:  # which the training has told
+    except Stopped as stopped:  # the training has printed it
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("dfmsd: interrupted", file=sys.stderr)

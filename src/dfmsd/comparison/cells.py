@@ -12,8 +12,9 @@ from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.distillation.inherit import inherit
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.config import DistillConfig, same_run
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import build_task
+from dfmsd.engine.saved_config import same_run
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimate import untrained_teacher
 from dfmsd.runfolder import RunFolder

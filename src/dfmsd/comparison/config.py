@@ -10,7 +10,8 @@ from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.balance import BalanceBy
-from dfmsd.engine.config import OptimConfig, Precision
+from dfmsd.engine.config import Precision
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, check_options
 from dfmsd.utils.files import check_path

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dfmsd.comparison.cells import Cell
-from dfmsd.engine.config import write_config
+from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores

@@ -20,9 +20,9 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
 from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
-from dfmsd.engine.allocator import keep_freed_memory
-from dfmsd.engine.config import same_run
-from dfmsd.engine.run import load_teachers
+from dfmsd.engine.run import train
+from dfmsd.engine.saved_config import same_run
+from dfmsd.engine.teachers import load_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.runfolder import RunFolder
@@ -67,7 +67,6 @@ def compare(
     """
     if jobs < 1:
         raise DfmsdError(f"jobs: {jobs} is below 1; give the number of runs at a time")
-    keep_freed_memory()
     check_frozen(config.student)
     data = CocoDataModule(config.data, digest=config.teacher_cache is not None)
     plans = {pair: _plan(config, pair, data.class_names) for pair in config.pairs}
@@ -130,7 +129,7 @@ def _measure_teachers(config: CompareConfig, data: CocoDataModule, allow_weak: b
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
     side, aps = config.data.image_size, {}
-    for name, detector in load_teachers(references, data.class_names, Path(config.out)).items():
+    for name, detector in load_teachers(references, data.class_names, Path(config.out), train=train).items():
         key = f"{name} {namespace(detector, Layout(detector.levels, (side, side)))}"
         checked = bool(detector.class_names) and not allow_weak
         if checked:

@@ -12,10 +12,11 @@ import sys
 import threading
 from pathlib import Path
 
+from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill
-from dfmsd.errors import INTERRUPTED, DfmsdError, one_line
+from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.reporting import run_report
 
 
@@ -27,19 +28,21 @@ def _follow_parent() -> None:
 def main(run: Path) -> int:
     """Make a run or go on with it; gives the exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's parent may have it ignored
+    keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         config = read_config(DistillConfig, run / "config.yaml")
         # the comparison has measured the teachers on all images
-        result = distill(config, resume=True, allow_weak_teacher=True, check_images=1)
+        distill(config, resume=True, allow_weak_teacher=True, check_images=1)
     except DfmsdError as error:
         print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         return INTERRUPTED
-    if result.finished:
-        run_report(run)
-    return result.status
+    run_report(run)
+    return 0
 
 
 if __name__ == "__main__":

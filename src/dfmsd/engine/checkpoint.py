@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a power cut or a full disk leaves whole, and when they are written."""
+"""Checkpoints that survive a kill, a power cut or a full disk, and when they are written."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
-from dfmsd.engine.callbacks import Interrupted, StopOnInterrupt
+from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.errors import PREEMPTED, DfmsdError
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_atomically
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 MINUTES = 10.0
-"""Between two checkpoints where the user gave no number of steps; an epoch's end has one all the same."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Between two checkpoints where no number of steps is given; the end of an epoch always has one."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DurableIO(TorchCheckpointIO):
-    """Write a checkpoint beside the old one, which it then replaces; that of ``last.ckpt`` stays as ``previous.ckpt``.
+    """Write each checkpoint atomically; the last one is first kept as the previous one.
 
-    At any moment ``last.ckpt`` is a whole file, on the disk and not only on its way there.
+    At any moment ``last.ckpt`` is a complete file that has reached the disk.
     """
 
     def save_checkpoint(
@@ -42,12 +42,13 @@ class DurableIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Args:
-            checkpoint: what to save.
-            path: of the file.
-            storage_options: not used.
+            checkpoint: content.
+            path: file.
+            storage_options: unused.
         """
         path = Path(path)
-        content = io.BytesIO()  # torch's own writer reports a full disk without saying so
+        run = RunFolder(path.parent)
+        content = io.BytesIO()  # torch's own file writer hides the error code of a full disk
         torch.save(checkpoint, content)
 
         def write(temporary: Path) -> None:
@@ -55,8 +56,8 @@ class DurableIO(TorchCheckpointIO):
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            if path.name == LAST and path.exists():
-                write_atomically(path.with_name(PREVIOUS), lambda second: _second_name(path, second))
+            if path == run.last_checkpoint and path.exists():
+                write_atomically(run.previous_checkpoint, lambda link: _link_or_copy(path, link))
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)
@@ -64,46 +65,47 @@ class DurableIO(TorchCheckpointIO):
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """Give the newest whole checkpoint of a run, if it has come to one.
+    """Return the newest intact checkpoint of a run; None if it has not written any.
 
     Raises:
-        DfmsdError: there are checkpoints, but none is whole.
+        DfmsdError: there are checkpoints, but all are damaged.
     """
-    candidates = [run / LAST, run / PREVIOUS]
-    found = next((path for path in candidates if is_whole(path)), None)
-    if found is None and any(path.exists() for path in candidates):
+    folder = RunFolder(run)
+    intact = _newest_intact(folder)
+    if intact is None and (folder.last_checkpoint.exists() or folder.previous_checkpoint.exists()):
         raise DfmsdError(
-            f"{run / LAST} is damaged or none of dfmsd's, and there is no whole {PREVIOUS}; remove what is there, and "
-            "--resume starts the run again"
+            f"{folder.last_checkpoint} is damaged or not written by dfmsd, and there is no intact "
+            f"{folder.previous_checkpoint.name}; remove them, and --resume starts the run again"
         )
-    return found
+    return intact
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there, complete and as it was written: each part has a check sum. No code in it runs."""
+def is_intact(path: Path) -> bool:
+    """Return whether a checkpoint exists and all its checksums match. No code in it is executed."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None and saved_step(path) >= 0
-    except Exception:  # a damaged file breaks the readers in any way
+    except Exception:  # a damaged file can make the readers fail in any way
         return False
 
 
 def saved_step(path: Path) -> int:
-    """Tell how many steps a checkpoint has behind it; its tensors are not read."""
+    """Return the number of steps that a checkpoint was written after, without reading its tensors."""
     return int(torch.load(path, weights_only=True, mmap=True, map_location="cpu")["global_step"])
 
 
 def tidy(run: Path, checkpoint: Path | None) -> None:
-    """Remove what a killed process left: files that it had begun, and a last checkpoint that is passed over."""
-    for begun in run.glob(".*.part"):
-        begun.unlink(missing_ok=True)
-    if checkpoint is not None and checkpoint.name == PREVIOUS:
-        (run / LAST).unlink(missing_ok=True)
+    """Remove what a killed process left behind: partly written files, and a damaged last checkpoint."""
+    folder = RunFolder(run)
+    for partial in run.glob(".*.part"):
+        partial.unlink(missing_ok=True)
+    if checkpoint == folder.previous_checkpoint:
+        folder.last_checkpoint.unlink(missing_ok=True)
 
 
 @contextmanager
-def full_disk_told(run: Path) -> Iterator[None]:
-    """Turn what a full disk raises, wherever that is, into one line.
+def explain_full_disk(run: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into one line.
 
     Raises:
         DfmsdError: there was no room for a file of the run.
@@ -111,61 +113,61 @@ def full_disk_told(run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if _code(error) not in FULL:
+        if _error_code(error) not in DISK_FULL:
             raise
-        saved = next((path for path in (run / LAST, run / PREVIOUS) if is_whole(path)), None)
-        rest = f"--resume goes on from step {saved_step(saved)}" if saved else "start again with --overwrite"
-        reason = os.strerror(_code(error))
-        raise DfmsdError(f"{run}: no room left to write ({reason}); make some, then {rest}") from error
+        saved = _newest_intact(RunFolder(run))
+        remedy = f"--resume continues from step {saved_step(saved)}" if saved else "start again with --overwrite"
+        reason = os.strerror(_error_code(error))
+        raise DfmsdError(f"{run}: no space left to write ({reason}); free some, then {remedy}") from error
 
 
 class LastCheckpoint(Checkpoint):
-    """Write ``last.ckpt`` after every epoch and every so many steps, and where a signal asked the run to stop.
+    """Write ``last.ckpt`` after every epoch, every few steps, and when a signal asks the run to stop.
 
-    There is none at the last step of an epoch, whose own one follows its evaluation; one that is due there is written a
-    step early.
+    None is written at the last step of an epoch, where the epoch's own follows after evaluation; one that is due there
+    is written a step early.
 
     Args:
         run: run folder.
-        stop: knows whether the run is to stop.
-        every: optimiser steps; None is `MINUTES`.
+        stop: receives the signals.
+        every: optimizer steps between checkpoints; None is every `MINUTES`.
     """
 
     def __init__(self, run: Path, stop: StopOnInterrupt, every: int | None = None) -> None:
-        self.path = run / LAST
+        self.path = RunFolder(run).last_checkpoint
         self.stop = stop
         self.every = every
         self._step = 0
         self._time = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from here."""
+        """Start counting steps and minutes."""
         self._step, self._time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save what is due; leave the loop if the user asked for it, all processes at the same step.
+        """Save if due; leave the loop if asked to, in all processes at the same step.
 
         Raises:
-            Interrupted: the run is saved and to end.
+            Interrupted: a signal came; the run is saved.
         """
-        if trainer.is_last_batch:  # Lightning would take the epoch for done, with its evaluation
+        if trainer.is_last_batch:  # Lightning would consider the epoch finished, evaluation included
             return
         before_last = batch_idx + 2 == trainer.num_training_batches
         agree = trainer.strategy.reduce_boolean_decision
         if agree(bool(self.stop.asked) or self._is_due(trainer.global_step + before_last), all=False):
             self._save(trainer)
-            self._end(trainer)
+            self._stop_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the epoch; leave the loop if the user asked for it.
+        """Save the epoch; leave the loop if asked to.
 
         Raises:
-            Interrupted: the run is saved and to end.
+            Interrupted: a signal came; the run is saved.
         """
         self._save(trainer)
-        self._end(trainer)
+        self._stop_if_asked(trainer)
 
     def _is_due(self, step: int) -> bool:
         if self.every is None:
@@ -176,27 +178,31 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self._step, self._time = trainer.global_step, time.monotonic()
 
-    def _end(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(bool(self.stop.asked), all=False):
             raise Interrupted(self.stop.asked or PREEMPTED)
 
 
-def _code(error: Exception) -> int:
-    """The number of a system's error; safetensors tells it in its text."""
-    told = re.search(r"os error (\d+)", str(error))
-    return int(told[1]) if told else getattr(error, "errno", None) or 0
+def _newest_intact(run: RunFolder) -> Path | None:
+    return next((path for path in (run.last_checkpoint, run.previous_checkpoint) if is_intact(path)), None)
 
 
-def _second_name(path: Path, second: Path) -> None:
-    second.unlink(missing_ok=True)
+def _error_code(error: Exception) -> int:
+    """Return a system error's number; safetensors has it in its text only."""
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else getattr(error, "errno", None) or 0
+
+
+def _link_or_copy(path: Path, link: Path) -> None:
+    link.unlink(missing_ok=True)
     try:
-        os.link(path, second)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, second)
+        os.link(path, link)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, link)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the new name survive a power cut too; only POSIX opens folders."""
+    """Flush a folder so that a new name survives a power cut; only POSIX can open folders."""
     with suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -4,63 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.balance import BalanceBy
 from dfmsd.distillation.cache import StorageType
-from dfmsd.distillation.stages import Schedule, StageConfig, check_stages
+from dfmsd.distillation.stages import StageConfig, check_stages
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss, resolve_loss
-from dfmsd.runfolder import RunFolder
-from dfmsd.utils.files import check_path, write_text
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss
+from dfmsd.utils.files import check_path
 
 Precision = Literal["32", "bf16", "16"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
-FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
-"""Keys that a run may be resumed with other values of."""
-ARITHMETIC = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
-"""Type that a `Precision` computes in."""
-
-
-@dataclass
-class OptimConfig:
-    """How weights are updated.
-
-    Args:
-        name: AdamW, or SGD with momentum 0.9.
-        lr: highest learning rate.
-        weight_decay: on everything but biases and norms.
-        warmup: optimiser steps of linear warm-up.
-        clip: largest gradient norm; 0 switches clipping off.
-        schedule: one cosine over all stages (``continuous``) or a new warm-up, cosine and optimiser state in each
-            stage (``restart``).
-    """
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 100
-    clip: float = 10.0
-    schedule: Schedule = "continuous"
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their range.
-
-        Raises:
-            DfmsdError: such a value.
-        """
-        if not 0 < self.lr < math.inf:
-            raise DfmsdError(f"optim.lr: {self.lr} is out of range; give a number above 0")
-        for name in ("weight_decay", "warmup", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DfmsdError(f"optim.{name}: {getattr(self, name)} is out of range; give 0 or more")
+COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+"""Type that the networks compute in, by `Precision`."""
 
 
 @dataclass
@@ -299,9 +261,9 @@ class DistillConfig(RunConfig):
         return self.stages[0].teachers[0] if self.inherit is True else self.inherit or None
 
     @property
-    def teacher_arithmetic(self) -> torch.dtype:
+    def teacher_dtype(self) -> torch.dtype:
         """Type that the teachers compute in."""
-        return ARITHMETIC[self.teacher_precision or self.precision]
+        return COMPUTE_DTYPES[self.teacher_precision or self.precision]
 
     def without_teachers(self) -> DistillConfig:
         """Give the baseline: the same loop, data, schedule and stages, without any distillation term or inheriting."""
@@ -309,46 +271,3 @@ class DistillConfig(RunConfig):
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
-
-
-def to_yaml(config: RunConfig) -> str:
-    """Write a config as YAML that gives the same run again, also where a loss has other defaults by then."""
-    return yaml.safe_dump(_with_loss_options(asdict(config)), sort_keys=False)
-
-
-def write_config(config: RunConfig, run: Path) -> None:
-    """Write ``config.yaml`` into a run folder."""
-    write_text(RunFolder(run).config_file, to_yaml(config))
-
-
-def same_run(config: RunConfig, run: Path) -> bool:
-    """Whether the ``config.yaml`` of a folder describes this run; `FREE_ON_RESUME` does not matter.
-
-    Both sides are compared with every key, and every option of their losses, written out. What the file states counts:
-    it holds all options, so that a run remains what it was when a default changes. What an older file leaves out cannot
-    be known any more, and is taken to be today's default: such a run counts as this one.
-    """
-    own: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    written = RunFolder(run).read_config()
-    # keys that are younger than the file had their defaults then
-    younger = {f.name: f.default for f in fields(config) if f.name not in written and f.default is not MISSING}
-    sections: dict[str, Any] = {name: type(part) for name, part in vars(config).items() if is_dataclass(part)}
-    try:
-        parts = {name: {**asdict(section()), **written.get(name, {})} for name, section in sections.items()}
-        parts["data"]["cache"] = DataConfig(cache=parts["data"]["cache"]).cache  # once a truth value
-        former = _with_loss_options({**younger, **written, **parts})
-        return {**own, **FREE_ON_RESUME} == {**former, **FREE_ON_RESUME}
-    except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or an option that is no more, or no config
-        return False
-
-
-def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Write out every option of the losses of a config, unless nobody teaches."""
-    stages = values.get("stages", [])
-    if not any(stage["teacher"] for stage in stages):
-        return values
-    loss = values["loss"]
-    taught = [
-        {**stage, "loss": resolve_loss(replace_loss(loss, stage["loss"])) if stage["loss"] else {}} for stage in stages
-    ]
-    return {**values, "loss": resolve_loss(loss), "stages": taught}

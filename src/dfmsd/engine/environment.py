@@ -1,4 +1,4 @@
-"""Where a run took place."""
+"""Versions and hardware that the results of a run depend on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("dfmsd", "torch", "torchvision", "timm", "pytorch-lightning", "faste
 
 
 def describe_environment() -> dict[str, Any]:
-    """Name the versions and the hardware that results depend on."""
+    """Return the versions of Python and the main packages, the platform, device and number of threads."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

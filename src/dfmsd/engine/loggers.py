@@ -1,4 +1,4 @@
-"""What draws a run's curves: TensorBoard, Weights & Biases, MLflow. All of it stays in the run folder by default."""
+"""Experiment loggers: TensorBoard, Weights & Biases and MLflow, all stored in the run folder by default."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import write_json
 
 PROJECT = "dfmsd"
-IDS = "loggers.json"
-"""File of a run folder: under which ids its curves are kept, for a resumed run to go on with them."""
 PACKAGES: dict[LoggerName, tuple[str, ...]] = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
@@ -27,39 +25,40 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
     """Refuse loggers whose packages are missing.
 
     Raises:
-        DfmsdError: says which extra has them.
+        DfmsdError: names the extra to install.
     """
     for name in names:
         check_extra(f"logger: {name}", PACKAGES.get(name, ()), name)
 
 
 def build_loggers(names: Sequence[LoggerName], run: Path, step: int | None) -> list[Logger]:
-    """Open the curves of a run, and note its ``config.yaml`` there.
+    """Build the loggers of a run, and log its config with each new one.
 
     Args:
-        names: each once.
-        run: its folder, which has the config.
-        step: that a resumed run goes on from.
+        names: loggers, each once.
+        run: run folder, which holds the config.
+        step: where a resumed run continues.
     """
-    ids = json.loads((run / IDS).read_text(encoding="utf-8")) if (run / IDS).exists() else {}
-    with quiet():  # MLflow tells how it makes its tables
+    file = RunFolder(run).loggers_file
+    ids = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    with quiet():  # MLflow reports how it creates its tables
         loggers = {name: _BUILDERS[name](run, step, ids.get(name)) for name in names}
-        _introduce(loggers, run, ids)
+        _register(loggers, RunFolder(run), ids)
     return list(loggers.values())
 
 
 @rank_zero_only
-def _introduce(loggers: Mapping[LoggerName, Logger], run: Path, ids: Mapping[str, str]) -> None:
+def _register(loggers: Mapping[LoggerName, Logger], run: RunFolder, ids: Mapping[str, str]) -> None:
     for name, logger in loggers.items():
-        if name not in ids:  # MLflow refuses to change what it knows
-            logger.log_hyperparams(RunFolder(run).read_config())
-    now = {name: str(logger.version) for name, logger in loggers.items() if name in PACKAGES}
-    if now:
-        write_json(run / IDS, {**ids, **now})
+        if name not in ids:  # MLflow refuses to change parameters
+            logger.log_hyperparams(run.read_config())
+    current = {name: str(logger.version) for name, logger in loggers.items() if name in PACKAGES}
+    if current:
+        write_json(run.loggers_file, {**ids, **current})
 
 
 class _WandbLogger(WandbLogger):
-    """One whose run ends with the training: a student's curves do not go on in those of its teacher."""
+    """End the W&B run with the training, so that a student's curves do not continue its teacher's."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -72,25 +71,25 @@ def _tensorboard(run: Path, step: int | None, _: str | None) -> Logger:
     return TensorBoardLogger(run, name="tensorboard", version="", purge_step=step, default_hp_metric=False)
 
 
-def _wandb(run: Path, _: int | None, known: str | None) -> Logger:
+def _wandb(run: Path, _: int | None, run_id: str | None) -> Logger:
     import wandb
 
     return _WandbLogger(
         name=run.name,
         save_dir=run,
-        version=known or uuid4().hex[:8],
+        version=run_id or uuid4().hex[:8],
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         mode=os.environ.get("WANDB_MODE", "offline"),
-        settings=wandb.Settings(console="off"),  # which would take the terminal away from the dashboard
+        settings=wandb.Settings(console="off"),  # it would take the terminal away from the dashboard
     )
 
 
-def _mlflow(run: Path, _: int | None, known: str | None) -> Logger:
+def _mlflow(run: Path, _: int | None, run_id: str | None) -> Logger:
     return MLFlowLogger(
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
         run_name=run.name,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.resolve()}/mlflow.db",
-        run_id=known,
+        run_id=run_id,
     )
 
 

@@ -1,45 +1,46 @@
-"""The Lightning shell around a distillation task: optimiser, schedule, stages. No method lives here."""
+"""Lightning module around a distillation task."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from dfmsd.distillation.checks import check_optimizer
+from dfmsd.distillation.rollback import StepState, restore_step, step_state
 from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, starts_stage
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.config import OptimConfig
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.rng import seed_everything
 from dfmsd.types import Batch
 from dfmsd.utils.distributed import shared_step
 
 LOG_EVERY = 10
-"""Steps between two points of TensorBoard's curves."""
+"""Steps between two points of the loggers' curves."""
 
 
 class DistillationModule(pl.LightningModule):
-    """Train a task's `trainable` part.
+    """Train the `trainable` part of a task: optimizer, learning-rate schedule and stages.
 
     Args:
-        task: what is trained.
-        optim: how.
-        seed: the global generators are seeded from it, the epoch, the batch and the rank before every step, so that a
-            resumed run draws the same masks.
-        skip_nonfinite: whether a step with a loss or gradient that is not finite is left out: neither weights nor
-            statistics change. Each step then waits for the device.
-        sync_statistics: whether losses take their statistics over the batches of all processes, see `shared_step` in
+        task: the task to train.
+        optim: optimizer settings.
+        seed: before every step the global random generators are seeded from this seed, the epoch, the batch and the
+            rank, so that a resumed run draws the same masks.
+        skip_nonfinite: skip steps with a loss or gradient that is not finite: neither weights, statistics nor loss
+            balances change. Every step then waits for the device.
+        sync_statistics: compute the statistics of the losses over the batches of all processes, see `shared_step` in
             `dfmsd.utils.distributed`.
 
     Attributes:
-        gradient_norm: of the last step, before clipping; None where a loss scaler (fp16) meets overflows by itself.
-        skipped: whether the last step was left out.
+        gradient_norm: norm of the last step's gradient before clipping; None with a loss scaler (fp16), which handles
+            overflows itself.
+        skipped: whether the last step was skipped.
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class DistillationModule(pl.LightningModule):
         self.gradient_norm: Tensor | None = None
         self.skipped = False
         self._named: dict[str, Tensor] = {}
-        self._statistics: list[Tensor] = []
+        self._before_step: StepState | None = None
 
     def configure_optimizers(self) -> Any:
-        """Build optimiser and learning-rate schedule over `task.trainable`."""
+        """Build optimizer and learning-rate schedule for `task.trainable`."""
         optimizer = build_optimizer(self.task.trainable, self.optim)
         check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
-        # not trainer.estimated_stepping_batches, which sets up the loader before its state is restored
+        # not trainer.estimated_stepping_batches, which would set up the loader before its state is restored
         steps_per_epoch = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
 
         def factor(step: int) -> float:
@@ -79,11 +80,11 @@ class DistillationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Enter the stage: an epoch that a resumed run finds begun does not start again."""
+        """Enter the current stage; an epoch that a resumed run continues does not start again."""
         self._enter_stage(begins=False)
 
     def on_train_epoch_start(self) -> None:
-        """Enter the epoch's stage."""
+        """Enter the stage of the epoch."""
         begins = starts_stage(self.task.stages, self.current_epoch)
         self._enter_stage(begins=begins)
         if begins and self.task.stage and self.optim.schedule == "restart":
@@ -96,22 +97,22 @@ class DistillationModule(pl.LightningModule):
             teacher.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the step."""
+        """Seed the random generators for the step."""
         seed_everything(self.seed, self.current_epoch, batch_idx, self.global_rank)
         if self.skip_nonfinite:
-            self._statistics = [buffer.clone() for buffer in self.task.buffers()]
+            self._before_step = step_state(self.task)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Compute the loss of one batch and its named parts."""
+        """Return the loss of one batch and its named terms."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with shared_step(statistics=self.sync_statistics):
             named = self.task(images, batch.targets, batch.keys)
         loss = torch.stack(list(named.values())).sum()
-        parts = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
-        self._named = named = {"loss": loss.detach(), **parts}
+        terms = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
+        self._named = named = {"loss": loss.detach(), **terms}
         if (self.global_step + 1) % LOG_EVERY == 0:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({"lr": lr, **named})  # not with prog_bar, for which Lightning waits for the device each time
+            self.log_dict({"lr": lr, **named})  # prog_bar would wait for the device
         return {"loss": loss, "named": named}
 
     def configure_gradient_clipping(
@@ -120,43 +121,35 @@ class DistillationModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of the whole gradient; drop the gradient where the step is to be left out."""
+        """Clip by the norm of the whole gradient, or drop the gradient of a step to skip."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
         self.gradient_norm = None if getattr(self.trainer.precision_plugin, "scaler", None) else norm
         if self.skip_nonfinite:
-            looked_at = [value for value in (*self._named.values(), self.gradient_norm) if value is not None]
-            bad = not torch.stack([value.float() for value in looked_at]).isfinite().all()
+            checked = [value for value in (*self._named.values(), self.gradient_norm) if value is not None]
+            bad = not torch.stack([value.float() for value in checked]).isfinite().all()
             self.skipped = self.trainer.strategy.reduce_boolean_decision(bad, all=False)
             if self.skipped:
-                self._leave_out(parameters)
+                self._undo_step(parameters)
 
-    def _leave_out(self, parameters: list[nn.Parameter]) -> None:
+    def _undo_step(self, parameters: list[nn.Parameter]) -> None:
         for parameter in parameters:
-            parameter.grad = None  # optimisers pass over it, decay and moments included
-        for buffer, before in zip(self.task.buffers(), self._statistics, strict=True):
-            buffer.copy_(before)
-
-
-def seed_everything(*key: int) -> None:
-    """Seed the generators of Python, NumPy and torch, on all devices, from non-negative numbers."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+            parameter.grad = None  # optimizers ignore it, weight decay and moments included
+        assert self._before_step is not None
+        restore_step(self.task, self._before_step)
 
 
 def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser of a module's parameters; biases and norms do not decay."""
+    """Build the optimizer of a module's parameters; biases and norms have no weight decay."""
     groups = param_groups_weight_decay(module, optim.weight_decay)
-    # not fused=True: on a CPU it takes weights and gradients of different memory layouts for alike (torch 2.14)
+    # not fused=True: on a CPU it ignores that weights and gradients differ in memory layout (torch 2.14)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9)
 
 
 def correlations_as_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scale each teacher's correlations so that their sum over levels is their mean; other values are sums."""
+    """Divide each teacher's correlations by the number of levels, so that their sum over levels is the mean."""
     groups = {name: name.partition("/")[0] for name in values}
     levels = Counter(groups.values())
     return {

@@ -68,7 +68,7 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
     for teacher in teachers:
         wanted = set().union(*(used.get(teacher, set()) for used in stages))
         levels = tuple(level for level in teacher.levels if level in wanted)
-        layouts[teacher] = Layout(levels, (side, side), config.teacher_arithmetic, config.teacher_cache_dtype)
+        layouts[teacher] = Layout(levels, (side, side), config.teacher_dtype, config.teacher_cache_dtype)
     flips = 1 if config.data.flip in (0, 1) else 2
     sizes = {teacher: images * flips * layout.nbytes for teacher, layout in layouts.items()}
     need = sum(sizes.values())

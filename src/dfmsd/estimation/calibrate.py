@@ -21,8 +21,9 @@ from dfmsd.data.dataset import DetectionDataset
 from dfmsd.distillation.cache import Layout, TeacherCache
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.config import ARITHMETIC, DistillConfig, OptimConfig
+from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig
 from dfmsd.engine.module import build_optimizer
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch, LevelSpec
@@ -69,7 +70,7 @@ def calibrate(
 
 def arithmetic(config: DistillConfig, device: torch.device) -> Within:
     """Give what the networks of a run compute in, as a context."""
-    dtype = ARITHMETIC[config.precision]
+    dtype = COMPUTE_DTYPES[config.precision]
     return nullcontext if dtype == torch.float32 else lambda: torch.autocast(device.type, dtype)
 
 
@@ -122,7 +123,7 @@ def step_parts(
 def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
     """Tell how a cache stores these levels of a teacher."""
     frame = (batch.images.shape[-2], batch.images.shape[-1])
-    return Layout(tuple(levels), frame, config.teacher_arithmetic, config.teacher_cache_dtype)
+    return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
 
 
 def _student(task: DistillationTask, batch: Batch, within: Within) -> Call:

@@ -14,11 +14,11 @@ import torch
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, load_detector
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.engine.build import read_data
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.run import build_task, read_data
+from dfmsd.engine.run import build_task
 from dfmsd.engine.teachercache import plan_caches
 from dfmsd.estimation.calibrate import SECONDS, arithmetic, cache_layout, calibrate, step_parts
 from dfmsd.estimation.flops import StageCost, count_stage
@@ -80,7 +80,6 @@ def estimate(
     Raises:
         DfmsdError: what `dfmsd distill` would refuse in data, student or teachers.
     """
-    keep_freed_memory()
     target = default_device()
     config = replace(config, student=replace(config.student, pretrained=False))
     data = read_data(config)

@@ -28,7 +28,6 @@ def test_a_transformer_teaches_a_convolutional_student(
     reference = f"hf:{saved(model_type)}"
     config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=reference)])
     result = distill(config, allow_weak_teacher=True, check_images=1)
-    assert result.finished
     assert "mask/p4" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
     _detects_alike(result.student, tmp_path / "run")
 

@@ -258,8 +258,7 @@ def test_it_teaches_a_student_of_torchvision(
     saved_mmdet: Saved, distill_config: Config, tmp_path: Path, family: str
 ) -> None:
     stages = [StageConfig(epochs=1, teacher=saved_mmdet(family).reference)]
-    result = distill(distill_config(tmp_path / "run", stages=stages), allow_weak_teacher=True, check_images=1)
-    assert result.finished
+    distill(distill_config(tmp_path / "run", stages=stages), allow_weak_teacher=True, check_images=1)
     assert "mask/p4" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
 
 

@@ -1,0 +1,96 @@
+"""The data, student and task of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import Detector, build_detector
+from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.rng import seed_everything
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.console import console
+
+
+def read_data(config: DistillConfig) -> CocoDataModule:
+    """Read the data of a run, for its number of processes, with image digests if it caches teacher features."""
+    digest = config.teacher_cache is not None
+    return CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
+
+
+def build_student(config: DistillConfig, class_names: Sequence[str], student: Detector | None = None) -> Detector:
+    """Build the student, or check the one that was passed; the weights depend on the seed alone.
+
+    Raises:
+        DfmsdError: the student's classes are not those of the data.
+    """
+    seed_everything(config.seed)
+    student = student or build_detector(config.student, class_names)
+    if student.class_names != tuple(class_names):
+        raise DfmsdError(
+            f"student: its classes {', '.join(student.class_names)} are not those of the data, "
+            f"{', '.join(class_names)}; build it with the class names of the data, in their order"
+        )
+    student.image_size = config.data.image_size
+    return student
+
+
+def teacher_names(config: DistillConfig) -> list[str]:
+    """Return the teachers of all stages and the detector that the student inherits from, each once."""
+    named = [name for stage in config.stages for name in stage.teachers]
+    return list(dict.fromkeys([*named, config.ancestor] if config.ancestor else named))
+
+
+def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[str, Detector]) -> DistillationTask:
+    """Build the task from its detectors; the weights of the training-only layers depend on the seed alone.
+
+    Args:
+        config: the run.
+        student: trained in place; it first inherits what ``config.inherit`` says.
+        teachers: a detector for each of `teacher_names`; those of the stages are frozen in place.
+
+    Raises:
+        DfmsdError: student and teachers do not fit together.
+    """
+    if config.ancestor:
+        copied = inherit(student, teachers[config.ancestor], config.ancestor)
+        console.print(f"student starts with {', '.join(copied)} of {config.ancestor}", highlight=False)
+    frozen = {
+        name: FrozenTeacher(teachers[name], name, config.teacher_dtype)
+        for name in dict.fromkeys(name for stage in config.stages for name in stage.teachers)
+    }
+    seed_everything(config.seed)  # loading or training teachers may have drawn random numbers
+    stages = [[frozen[name] for name in stage.teachers] for stage in config.stages]
+    task = DistillationTask(student, config.stages, stages, config.loss, config.balance, config.balance_by)
+    if config.compile_loss:
+        task.compile_losses()
+    return task
+
+
+@contextmanager
+def preserved_modes(detectors: Iterable[Detector]) -> Iterator[None]:
+    """Restore ``requires_grad``, training mode and device of detectors on exit."""
+    detectors = list(detectors)
+    training = {module: module.training for detector in detectors for module in detector.modules()}
+    learning = {parameter: parameter.requires_grad for detector in detectors for parameter in detector.parameters()}
+    devices = [next((parameter.device for parameter in detector.parameters()), None) for detector in detectors]
+    try:
+        yield
+    finally:
+        for detector, device in zip(detectors, devices, strict=True):
+            _move(detector, device)
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, flag in learning.items():
+            parameter.requires_grad_(flag)
+
+
+def _move(detector: Detector, device: torch.device | None) -> None:
+    if device is not None and next(detector.parameters()).device != device:
+        detector.to(device)

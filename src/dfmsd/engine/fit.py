@@ -1,0 +1,182 @@
+"""The training loop of a run, and delivery of the student."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import Detector, save_detector
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.callbacks import BalanceReport, EpochEnd
+from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.dashboard import Dashboard
+from dfmsd.engine.finite import FiniteCheck
+from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
+from dfmsd.engine.loggers import build_loggers
+from dfmsd.engine.module import LOG_EVERY, DistillationModule
+from dfmsd.engine.steplog import StepLog
+from dfmsd.errors import Stopped
+from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.console import console
+from dfmsd.utils.device import default_device
+from dfmsd.utils.distributed import explain_lost_process, is_first_process
+from dfmsd.utils.files import write_json
+
+LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+IRRELEVANT_WARNINGS = (
+    ".*does not have many workers",
+    ".*`isinstance.treespec",
+    ".*Checkpoint directory",
+    ".*could not find the monitored key",
+    ".*have no `validation_step`",
+    ".*callbacks used to create the checkpoint",
+)
+"""Lightning's warnings about choices that are made here."""
+
+
+@dataclass
+class Result:
+    """The outcome of a finished run.
+
+    Attributes:
+        metrics: COCO metrics of the delivered student on the validation images, 0..1.
+        run: the run folder.
+        student: the delivered detector, on the CPU and in eval mode.
+    """
+
+    metrics: Metrics
+    run: Path
+    student: Detector
+
+
+def fit(
+    config: DistillConfig, run: RunFolder, data: CocoDataModule, task: DistillationTask, checkpoint: Path | None
+) -> Result:
+    """Train a task and deliver its student.
+
+    Args:
+        config: the run.
+        run: its folder, which exists.
+        data: the run's data.
+        task: trained in place.
+        checkpoint: where a resumed run continues.
+
+    Raises:
+        Stopped: a signal ended the training; the run is saved, and the student as of the last step delivered.
+    """
+    started = time.perf_counter()
+    module = DistillationModule(
+        task,
+        config.optim,
+        config.seed,
+        skip_nonfinite=config.skip_nonfinite > 0,
+        sync_statistics=config.sync_statistics,
+    )
+    module.to(memory_format=torch.channels_last)
+    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print)
+    dashboard = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
+    status = None
+    with _without_irrelevant_warnings():
+        trainer = _build_trainer(config, run, _build_callbacks(config, run, epoch_end, dashboard), checkpoint)
+        try:
+            with dashboard or nullcontext(), explain_lost_process():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except Interrupted as interrupted:
+            status = interrupted.status
+    if status is not None:
+        _deliver_unfinished(run, task)
+        # torchrun would end the first process, which is still writing, if another one exited with a status first
+        raise Stopped(status if is_first_process() else 0)
+    metrics = epoch_end.metrics
+    if config.deliver == "best":
+        module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
+        metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
+    assert metrics is not None
+    student = task.student.cpu().eval()
+    if is_first_process():
+        save_detector(student, run.path)
+        write_json(run.metrics_file, metrics)
+        _print(f"AP {percent(metrics['AP'])}  {time.perf_counter() - started:.0f} s  {run}")
+    trainer.strategy.barrier()  # no process reads what the first one has not written yet
+    return Result(metrics, run.path, student)
+
+
+def _build_callbacks(
+    config: DistillConfig, run: RunFolder, epoch_end: EpochEnd, dashboard: Dashboard | None
+) -> list[Callback]:
+    stop = StopOnInterrupt()
+    save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    return [
+        StepLog(run.path),
+        FiniteCheck(run.path, config.skip_nonfinite),
+        epoch_end,
+        *([dashboard] if dashboard else []),
+        BalanceReport(run.path, _print),
+        stop,
+        ModelCheckpoint(run.path, run.best_checkpoint.stem, monitor="AP", mode="max", **save),
+        LastCheckpoint(run.path, stop, config.checkpoint_every),  # after the best one, whose state it saves
+    ]
+
+
+def _build_trainer(
+    config: DistillConfig, run: RunFolder, callbacks: Sequence[Callback], checkpoint: Path | None
+) -> pl.Trainer:
+    devices, nodes = config.processes
+    return pl.Trainer(
+        max_epochs=config.epochs,
+        accelerator="auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp_find_unused_parameters_true" if config.world_size > 1 else "auto",
+        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+        gradient_clip_val=config.optim.clip or None,
+        callbacks=list(callbacks),
+        plugins=DurableIO(),
+        logger=build_loggers(config.loggers, run.path, saved_step(checkpoint) if checkpoint else None),
+        log_every_n_steps=LOG_EVERY,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
+
+
+def _deliver_unfinished(run: RunFolder, task: DistillationTask) -> None:
+    student = task.student.cpu().eval()
+    if is_first_process():
+        save_detector(student, run.path)
+        step = saved_step(run.last_checkpoint)
+        remedy = f"--resume continues from step {step}"
+        _print(f"interrupted: {run.weights_file} is the student so far, not evaluated; {remedy}")
+
+
+def _print(line: str) -> None:
+    console.print(line, highlight=False)
+
+
+@contextmanager
+def _without_irrelevant_warnings() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in IRRELEVANT_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,60 @@
+"""Run configs as YAML, and whether a saved one describes the same run."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfmsd.data import DataConfig
+from dfmsd.engine.config import RunConfig
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import replace_loss, resolve_loss
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.files import write_text
+
+FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
+"""Keys whose values may change when a run is resumed."""
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Serialize a config, with every loss option written out so that later changes of defaults do not affect it."""
+    return yaml.safe_dump(_with_loss_options(asdict(config)), sort_keys=False)
+
+
+def write_config(config: RunConfig, run: Path) -> None:
+    """Write a config into a run folder."""
+    write_text(RunFolder(run).config_file, to_yaml(config))
+
+
+def same_run(config: RunConfig, run: Path) -> bool:
+    """Return whether the config saved in a run folder describes this run, `FREE_ON_RESUME` aside.
+
+    Both sides are compared with every key and loss option written out. The saved values count, so a run stays the same
+    when a default changes. Keys that an older file lacks are assumed to have today's defaults.
+    """
+    current: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    saved = RunFolder(run).read_config()
+    defaults = {f.name: f.default for f in fields(config) if f.name not in saved and f.default is not MISSING}
+    sections: dict[str, Any] = {name: type(value) for name, value in vars(config).items() if is_dataclass(value)}
+    try:
+        nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
+        nested["data"]["cache"] = DataConfig(cache=nested["data"]["cache"]).cache  # a bool in older files
+        former = _with_loss_options({**defaults, **saved, **nested})
+        return {**current, **FREE_ON_RESUME} == {**former, **FREE_ON_RESUME}
+    except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
+        return False
+
+
+def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Write out every option of the losses in a config, unless it has no teachers."""
+    stages = values.get("stages", [])
+    if not any(stage["teacher"] for stage in stages):
+        return values
+    loss = values["loss"]
+    resolved = [
+        {**stage, "loss": resolve_loss(replace_loss(loss, stage["loss"])) if stage["loss"] else {}} for stage in stages
+    ]
+    return {**values, "loss": resolve_loss(loss), "stages": resolved}
