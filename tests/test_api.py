@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+import yaml
 from tests.helpers.fixtures import TINY_BACKBONE
 
 import dfmsd
+from dfmsd.api import settings
+from dfmsd.engine.config import RunConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
 
@@ -19,7 +27,38 @@ def tiny(**values: Any) -> dfmsd.DetectorConfig:
     return dfmsd.DetectorConfig(**{"backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1, **values})
 
 
-def test_a_few_lines_distil_detectors_that_are_already_there(
+class Calls(list[tuple[dfmsd.DistillConfig, dict[str, Any]]]):
+    """Config and options of each call of the engine, which trains nothing."""
+
+    def __call__(self, config: dfmsd.DistillConfig, **options: Any) -> Any:
+        self.append((config, options))
+        return SimpleNamespace(run=Path(config.out))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls()
+    monkeypatch.setattr("dfmsd.engine.run.distill", calls)
+    monkeypatch.setattr("dfmsd.reporting.run_report", lambda run: run / "report.html")
+    return calls
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """YAML file of a distillation."""
+    content = {
+        "out": "run",
+        "data": {"root": "data", "image_size": 64},
+        "student": {"backbone": TINY_BACKBONE},
+        "stages": [{"teacher": "a", "epochs": 2}],
+        "seed": 3,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_distill_trains_a_detector_in_place_and_writes_the_run(
     tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:
     config = tiny(arch="retinanet")
@@ -39,64 +78,210 @@ def test_a_few_lines_distil_detectors_that_are_already_there(
         (tiny_teachers[1], 1),
     ]
     assert json.loads((result.run / "student.json").read_text())["detector"]["arch"] == "retinanet"
+    assert "<html" in (result.run / "report.html").read_text()
     loaded = dfmsd.load_detector(result.run).model.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in student.model.state_dict().items())
     with pytest.raises(DfmsdError, match="already holds a run"):
         dfmsd.distill(student, teachers, data, tmp_path / "run", epochs=2)
-    again = dfmsd.distill(student, teachers, data, tmp_path / "run", epochs=2, resume=True)
+    (result.run / "report.html").unlink()
+    again = dfmsd.distill(student, teachers, data, tmp_path / "run", epochs=2, resume=True, report=False)
     assert again.metrics == result.metrics
+    assert not (result.run / "report.html").exists()
 
 
 @pytest.mark.parametrize(("epochs", "lengths"), [(5, [3, 2]), (2, [1, 1]), ([4, 1], [4, 1])])
-def test_epochs_are_shared_or_given_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, epochs: Any, lengths: list[int]
-) -> None:
-    seen: list[dfmsd.DistillConfig] = []
-    monkeypatch.setattr("dfmsd.engine.run.distill", lambda config, **_: seen.append(config))
+def test_epochs_are_shared_or_given_for_each_stage(calls: Calls, epochs: Any, lengths: list[int]) -> None:
     dfmsd.distill(tiny(), ["a", "b"], "data", "out", epochs=epochs, seed=3, loss={"name": "dfmsd", "beta": 2.0})
-    assert [stage.epochs for stage in seen[0].stages] == lengths
-    assert (seen[0].seed, seen[0].loss["beta"], seen[0].data.root, seen[0].out) == (3, 2.0, "data", "out")
+    [(config, _)] = calls
+    assert [stage.epochs for stage in config.stages] == lengths
+    assert isinstance(config.loss, dict)
+    assert (config.seed, config.loss["beta"], config.data.root, config.out) == (3, 2.0, "data", "out")
 
 
 @pytest.mark.parametrize("teachers", ["a", Path("a"), ["a"]])
-def test_one_teacher_needs_no_list(monkeypatch: pytest.MonkeyPatch, teachers: Any) -> None:
-    seen: list[dfmsd.DistillConfig] = []
-    monkeypatch.setattr("dfmsd.engine.run.distill", lambda config, **_: seen.append(config))
-    dfmsd.distill(tiny(), teachers, "data", "out")
-    assert [(stage.teacher, stage.epochs) for stage in seen[0].stages] == [("a", 12)]
+def test_one_teacher_needs_no_list(calls: Calls, teachers: Any) -> None:
+    dfmsd.distill(student=tiny(), teachers=teachers, data="data", out=Path("out"))
+    assert [(stage.teacher, stage.epochs) for stage in calls[0][0].stages] == [("a", 12)]
+
+
+def test_a_nested_list_of_teachers_is_one_stage(calls: Calls) -> None:
+    teachers = [dfmsd.build_detector(tiny(), CLASSES) for _ in range(2)]
+    dfmsd.distill(tiny(), ["a", [teachers[0], Path("b")], teachers[1]], "data", "out", epochs=6)
+    [(config, options)] = calls
+    stages = [("a", 2), (["python:teacher2", "b"], 2), ("python:teacher4", 2)]
+    assert [(stage.teacher, stage.epochs) for stage in config.stages] == stages
+    assert options["teachers"] == {"python:teacher2": teachers[0], "python:teacher4": teachers[1]}
 
 
 @pytest.mark.parametrize(
-    ("epochs", "message"),
-    [([1, 2, 3], "epochs: 3 numbers for 2 stages"), (1, r"stages\.1\.epochs: 0 is below 1")],
+    ("student", "config"),
+    [
+        ("retinanet", dfmsd.DetectorConfig("retinanet")),
+        ("fcos/resnet18", dfmsd.DetectorConfig("fcos", "resnet18")),
+        ("gfl/torchvision/resnet18", dfmsd.DetectorConfig("gfl", "torchvision/resnet18")),
+        ("ssd300_vgg16", dfmsd.DetectorConfig("ssd300_vgg16")),
+        ("hf:owner/name", dfmsd.DetectorConfig("hf:owner/name", pretrained=True)),
+        (dfmsd.TrainConfig(out="t", model=tiny()), tiny()),
+    ],
 )
-def test_epochs_that_do_not_fit_the_teachers_are_refused(epochs: Any, message: str) -> None:
-    with pytest.raises(DfmsdError, match=message):
-        dfmsd.distill(tiny(), ["a", "b"], "data", "out", epochs=epochs)
+def test_a_student_may_be_a_name_or_a_config(calls: Calls, student: Any, config: dfmsd.DetectorConfig) -> None:
+    dfmsd.distill(student, "a", "data", "out")
+    dfmsd.train(student if isinstance(student, str) else student.model, "data", "out", epochs=3)
+    [(distilled, options), (trained, _)] = calls
+    assert distilled.student == trained.student == config
+    assert options["student"] is None
+    assert trained.epochs == 3
+
+
+def test_a_student_may_be_a_run_folder_whose_weights_it_starts_with(
+    calls: Calls, tiny_teachers: tuple[str, str]
+) -> None:
+    dfmsd.distill(tiny_teachers[0], "a", "data", "out")
+    [(config, options)] = calls
+    loaded = dfmsd.load_detector(tiny_teachers[0])
+    assert config.student == loaded.config
+    assert all(torch.equal(value, options["student"].state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_training_config_as_teacher_is_trained_once(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = dfmsd.TrainConfig(out=str(tmp_path / "teacher"), model=tiny())
+
+    def train(config: dfmsd.TrainConfig, *, resume: bool) -> None:
+        assert (config, resume) == (teacher, False)
+        Path(config.out).mkdir()
+        for name in ("config.yaml", "metrics.json"):
+            Path(config.out, name).write_text("{}")
+
+    monkeypatch.setattr("dfmsd.engine.run.train", train)
+    monkeypatch.setattr("dfmsd.engine.saved_config.same_run", lambda config, run: config == teacher)
+    for _ in range(2):
+        dfmsd.distill(tiny(), teacher, "data", "out")
+    assert [config.stages[0].teacher for config, _ in calls] == [teacher.out] * 2
+    other = dfmsd.TrainConfig(out=teacher.out)
+    with pytest.raises(DfmsdError, match="holds another run"):
+        dfmsd.distill(tiny(), other, "data", "out")
+
+
+def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: Calls, recipe: Path) -> None:
+    dfmsd.distill(recipe)
+    dfmsd.distill(str(recipe), out="other", seed=4, no_distill=True, data=dfmsd.DataConfig("elsewhere"))
+    dfmsd.distill(read_config(dfmsd.DistillConfig, recipe), precision="bf16")
+    configs = [config for config, _ in calls]
+    assert configs[0] == read_config(dfmsd.DistillConfig, recipe)
+    assert (configs[1].out, configs[1].seed, configs[1].data.root) == ("other", 4, "elsewhere")
+    assert configs[1].stages == configs[0].stages
+    assert calls[1][1]["no_distill"] is True
+    assert (configs[2].precision, configs[2].seed) == ("bf16", 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dfmsd.distill(tiny(), ["a", "b"], "data", "out", epochs=[1, 2, 3]), "epochs: 3 numbers for 2 stages"),
+        (lambda: dfmsd.distill(tiny(), ["a", "b"], "data", "out", epochs=1), r"stages\.1\.epochs: 0 is below 1"),
+        (lambda: dfmsd.distill(tiny(), [], "data", "out"), "stages: the list is empty"),
+        (lambda: distill(tiny(), "a", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
+        (lambda: distill(tiny(), "a", "data", "out", balence=1.0), "no setting 'balence'; did you mean 'balance'?"),
+        (lambda: distill(tiny(), "a", "data", "out", zzz=1), "no setting 'zzz'; DistillConfig has balance, "),
+        (lambda: distill(tiny(), "a", "data", "out", seed="x"), '"seed"'),
+        (lambda: distill(tiny(), "a", "data", "out", optim={"lrr": 1}), "did you mean optim.lr?"),
+        (lambda: distill(tiny(), "a", "data", out=3), '"out"'),
+        (lambda: distill(tiny(), "a", "data"), "out: missing; pass out=..."),
+        (lambda: distill("fcos", data="data", out="out"), "teachers: missing; pass teachers=..., or a DistillConfig"),
+        (lambda: distill(), "student: missing"),
+        (lambda: distill(3, "a", "data", "out"), "student: expected a name such as fcos/mobilenetv3_small_050"),
+        (lambda: distill("fcoss/resnet18", "a", "data", "out"), "student: no detector at 'fcoss/resnet18'"),
+        (lambda: distill(tiny(), tiny(), "data", "out"), "teachers: expected run folders, .*got DetectorConfig"),
+        (lambda: distill("nowhere.yaml"), r"nowhere\.yaml"),
+        (lambda: train("fcos", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
+        (lambda: train("fcos", "data"), "out: missing; pass out=..., or a TrainConfig"),
+        (lambda: check(3), "config: expected a DistillConfig or the path of its YAML file, got int"),
+        (lambda: compare("c.yaml", job=2), "no setting 'job'; did you mean 'jobs'?"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(calls: Calls, call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message.replace("?", r"\?")):
+        call()
+    assert not calls
+
+
+distill, train, check, compare = (getattr(dfmsd, name) for name in ("distill", "train", "check", "compare"))
+"""Untyped, for arguments that a type checker would refuse."""
+
+
+def test_epochs_are_not_a_setting_of_a_config_with_stages(calls: Calls, recipe: Path) -> None:
+    with pytest.raises(DfmsdError, match="epochs: the config states those of each stage"):
+        distill(recipe, epochs=3)
 
 
 def test_a_student_that_could_not_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:
     student = dfmsd.build_detector(tiny(), CLASSES)
     student.config = None  # as one that was wrapped by hand
-    with pytest.raises(DfmsdError, match="student: this OneStageDetector was not built from a configuration"):
+    with pytest.raises(DfmsdError, match="student: this OneStageDetector was not built from a config"):
         dfmsd.distill(student, "a", tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_every_public_name_is_there() -> None:
+@pytest.mark.parametrize(
+    ("typed", "config", "without"),
+    [
+        (settings.RunSettings, RunConfig, {"out", "data"}),
+        (settings.TrainChanges, dfmsd.TrainConfig, set()),
+        (settings.DistillChanges, dfmsd.DistillConfig, set()),
+    ],
+)
+def test_typed_settings_are_the_keys_of_the_configs(typed: Any, config: Any, without: set[str]) -> None:
+    expected, found = get_type_hints(config), get_type_hints(typed)
+    assert found.keys() == expected.keys() - without
+    assert all(found[name] == expected[name] or expected[name] in (*get_args(found[name]), str) for name in found)
+
+
+def test_evaluate_takes_a_detector_or_a_reference(
+    tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    detector = dfmsd.load_detector(tiny_teachers[0])
+    data = dfmsd.DataConfig(str(tiny_root), image_size=64)
+    metrics = dfmsd.evaluate(tiny_teachers[0], tiny_root, image_size=64, limit=2, out=tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert dfmsd.evaluate(detector, data, limit=2) == metrics
+    assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
+
+
+def test_every_public_name_exists() -> None:
     assert dfmsd.__all__ == sorted(dfmsd.__all__)
     assert all(hasattr(dfmsd, name) for name in dfmsd.__all__)
-    assert callable(dfmsd.distill)
+    assert set(dfmsd.__all__) <= set(dir(dfmsd))
     with pytest.raises(AttributeError, match="no attribute 'mgd'"):
         _ = dfmsd.mgd  # type: ignore[attr-defined]
 
 
-def test_several_teachers_of_one_stage_are_a_list_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[dfmsd.DistillConfig, dict[str, Any]]] = []
-    monkeypatch.setattr("dfmsd.engine.run.distill", lambda config, **given: seen.append((config, given["teachers"])))
-    teachers = [dfmsd.build_detector(tiny(), CLASSES) for _ in range(2)]
-    dfmsd.distill(tiny(), ["a", [teachers[0], Path("b")], teachers[1]], "data", "out", epochs=6)
-    config, given = seen[0]
-    stages = [("a", 2), (["python:teacher2", "b"], 2), ("python:teacher4", 2)]
-    assert [(stage.teacher, stage.epochs) for stage in config.stages] == stages
-    assert given == {"python:teacher2": teachers[0], "python:teacher4": teachers[1]}
+IMPORT = """
+import sys, time
+start = time.process_time()
+import dfmsd
+assert time.process_time() - start < 1
+assert "torch" not in sys.modules
+assert dfmsd.DetectorConfig().arch == "fcos"
+assert "torchvision" not in sys.modules
+"""
+
+
+def test_the_import_is_fast_and_loads_no_torch() -> None:
+    subprocess.run([sys.executable, "-c", IMPORT], check=True)
+
+
+def test_no_function_shadows_a_module() -> None:
+    root = Path(str(dfmsd.__file__)).parent
+    modules = [path.parent.name for path in root.glob("*/__init__.py")]
+    modules += [path.stem for path in root.glob("*.py") if not path.stem.startswith("__")]
+    for name in modules:
+        module = import_module(f"dfmsd.{name}")
+        assert getattr(dfmsd, name) is module
+    functions = [name for name in dfmsd.__all__ if name.islower() and name not in modules]
+    assert all(callable(getattr(dfmsd, name)) for name in functions)
+
+    import dfmsd.distillation.task as task
+
+    assert task.DistillationTask is dfmsd.DistillationTask

@@ -1,4 +1,4 @@
-"""Distil big object detectors into a small, better one, stage by stage, by dual feature masking.
+"""Distill large object detectors into a small student, stage by stage, with dual feature masking.
 
 The method is a reconstruction from the abstract of arXiv 2407.13147; see docs/concepts.md.
 """
@@ -7,28 +7,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfmsd import losses
-from dfmsd.api import distill
-from dfmsd.data import DataConfig
-from dfmsd.detectors import Detector, DetectorConfig
-from dfmsd.distillation.stages import StageConfig
-from dfmsd.distillation.task import DistillationTask
-from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.optim import OptimConfig
-from dfmsd.errors import DfmsdError
-from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
-from dfmsd.utils.lazy import lazily
+from dfmsd.utils.lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from dfmsd.data import CocoDataModule
-    from dfmsd.detectors import build_detector, load_detector, save_detector
-    from dfmsd.engine.run import Result, train
-    from dfmsd.evaluation.evaluate import evaluate
+    from dfmsd import data, detectors, losses
+    from dfmsd.api.models import convert, evaluate, export, predict, report, share, visualize
+    from dfmsd.api.runs import check, compare, distill, estimate, train
+    from dfmsd.comparison.config import CompareConfig
+    from dfmsd.data.config import DataConfig
+    from dfmsd.data.datamodule import CocoDataModule
+    from dfmsd.detectors.base import Detector
+    from dfmsd.detectors.build.builders import build_detector
+    from dfmsd.detectors.checkpoints import load_detector, save_detector
+    from dfmsd.detectors.config import DetectorConfig
+    from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.distillation.stages import StageConfig
+    from dfmsd.distillation.task import DistillationTask
+    from dfmsd.distillation.teacher import FrozenTeacher
+    from dfmsd.engine.config import DistillConfig, TrainConfig
+    from dfmsd.engine.optim import OptimConfig
+    from dfmsd.engine.run import Result
+    from dfmsd.errors import DfmsdError
+    from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
+else:  # torch, torchvision and Lightning take seconds to import
+    __getattr__, __dir__ = lazy_imports(__name__)
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Batch",
     "CocoDataModule",
+    "CompareConfig",
     "DataConfig",
     "Detections",
     "Detector",
@@ -39,30 +48,28 @@ __all__ = [
     "FeaturePyramid",
     "FrozenTeacher",
     "LevelSpec",
+    "ModuleDetector",
     "OptimConfig",
     "Result",
     "StageConfig",
     "Target",
     "TrainConfig",
     "build_detector",
+    "check",
+    "compare",
+    "convert",
+    "data",
+    "detectors",
     "distill",
+    "estimate",
     "evaluate",
+    "export",
     "load_detector",
     "losses",
+    "predict",
+    "report",
     "save_detector",
+    "share",
     "train",
+    "visualize",
 ]
-
-# What stands on torchvision or pytorch-lightning: a loss in another loop does without them.
-__getattr__ = lazily(
-    __name__,
-    {
-        "CocoDataModule": "dfmsd.data",
-        "Result": "dfmsd.engine.run",
-        "build_detector": "dfmsd.detectors",
-        "evaluate": "dfmsd.evaluation.evaluate",
-        "load_detector": "dfmsd.detectors",
-        "save_detector": "dfmsd.detectors",
-        "train": "dfmsd.engine.run",
-    },
-)

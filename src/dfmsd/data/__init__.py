@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfmsd.data.config import DataConfig
-from dfmsd.utils.lazy import lazily
+from dfmsd.utils.lazy import lazy_imports
 
 if TYPE_CHECKING:
     from dfmsd.data.coco import CocoDetection
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dfmsd.data.records import ImageRecord
     from dfmsd.data.samplers import EpochSampler
     from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
+else:  # torchvision takes seconds to import
+    __getattr__, __dir__ = lazy_imports(__name__)
 
 __all__ = [
     "Augmentation",
@@ -34,24 +36,3 @@ __all__ = [
     "random_rescale",
     "read_image",
 ]
-
-# Modules that import torchvision or Lightning, which configs do not need, are loaded on first use.
-__getattr__ = lazily(
-    __name__,
-    {
-        "Augmentation": "dfmsd.data.transforms",
-        "CocoDataModule": "dfmsd.data.datamodule",
-        "CocoDetection": "dfmsd.data.coco",
-        "DetectionDataset": "dfmsd.data.dataset",
-        "EpochSampler": "dfmsd.data.samplers",
-        "ImageRecord": "dfmsd.data.records",
-        "Sample": "dfmsd.data.transforms",
-        "cached_digits": "dfmsd.data.digits",
-        "collate": "dfmsd.data.transforms",
-        "fit": "dfmsd.data.transforms",
-        "hflip": "dfmsd.data.transforms",
-        "make_digits": "dfmsd.data.digits",
-        "random_rescale": "dfmsd.data.transforms",
-        "read_image": "dfmsd.data.images",
-    },
-)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import DetectorConfig, torchvision_archs
-from dfmsd.utils.lazy import lazily
+from dfmsd.utils.lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from dfmsd.detectors.base import Detector
     from dfmsd.detectors.build.backbones import build_backbone, list_backbones
     from dfmsd.detectors.build.builders import DETECTORS, build_detector, check_frozen
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.generic import ModuleDetector
     from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
+else:  # torch, torchvision and timm take seconds to import
+    __getattr__, __dir__ = lazy_imports(__name__)
 
 __all__ = [
     "DETECTORS",
@@ -30,20 +32,3 @@ __all__ = [
     "torchvision_archs",
     "wrap_torchvision",
 ]
-
-# What stands on torchvision and timm: a config is read and refused without them.
-__getattr__ = lazily(
-    __name__,
-    {
-        "DETECTORS": "dfmsd.detectors.build.builders",
-        "ModuleDetector": "dfmsd.detectors.generic",
-        "TorchvisionDetector": "dfmsd.detectors.torchvision.wrap",
-        "build_backbone": "dfmsd.detectors.build.backbones",
-        "build_detector": "dfmsd.detectors.build.builders",
-        "check_frozen": "dfmsd.detectors.build.builders",
-        "list_backbones": "dfmsd.detectors.build.backbones",
-        "load_detector": "dfmsd.detectors.checkpoints",
-        "save_detector": "dfmsd.detectors.checkpoints",
-        "wrap_torchvision": "dfmsd.detectors.torchvision.wrap",
-    },
-)

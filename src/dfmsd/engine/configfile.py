@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -64,6 +64,19 @@ def read_config(config: type[C], path: Path) -> C:
         raise DfmsdError(f"{path}: {explain(error, config)}") from error
     except DfmsdError as error:
         raise DfmsdError(f"{path}: {error}") from error
+
+
+def parse_config(config: type[C], values: Mapping[str, Any]) -> C:
+    """Build a config from plain Python values, checked as those of a YAML file are.
+
+    Raises:
+        DfmsdError: an unknown key, a wrong type, or a value that the config refuses.
+    """
+    parser = config_parser(config)
+    try:
+        return build_config(config, parser.instantiate(parser.parse_object(dict(values))))
+    except jsonargparse.ArgumentError as error:
+        raise DfmsdError(explain(error, config)) from error
 
 
 def read_run_config(run: Path) -> DistillConfig:

@@ -1,0 +1,245 @@
+"""Functions on detectors, finished runs and data sets, from evaluate to convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfmsd.data import DataConfig
+from dfmsd.detectors import Detector
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from dfmsd.data import DetectionDataset
+    from dfmsd.evaluation.evaluate import Metrics
+    from dfmsd.evaluation.predict import Speed
+    from dfmsd.exporting.job import Exported
+
+# Each function imports what it needs itself, as in `dfmsd.api.runs`.
+
+
+def evaluate(
+    model: Detector | str | Path,
+    data: str | Path | DataConfig | DetectionDataset | DataLoader[Any],
+    *,
+    image_size: int | None = None,
+    batch_size: int = 16,
+    limit: int | None = None,
+    device: torch.device | str | None = None,
+    amp: torch.dtype | None = None,
+    out: str | Path | None = None,
+) -> Metrics:
+    """Compute the COCO metrics of a detector on the validation images of a data set.
+
+    The detector's classes are matched to those of the data set by name.
+
+    Args:
+        model: a detector, or a reference such as a run folder; see `load_detector`.
+        data: data set folder in the COCO layout, ``"digits"`` or a `DataConfig`; or a data set without augmentation,
+            or its loader, which is used as a whole.
+        image_size: longer side in pixels; None uses that of the `DataConfig`, else of the model's training, else 256.
+        batch_size: images in a batch; a loader has its own.
+        limit: evaluate the first ``limit`` images only.
+        device: where to run; None uses the GPU if there is one.
+        amp: autocast to this dtype; None computes in float32.
+        out: JSON file to write the metrics to.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, each in 0..1, and ``per_class``. None stands for a
+        metric without any object to measure it on.
+
+    Raises:
+        DfmsdError: unknown model or data, no common class, or augmented data.
+    """
+    from dfmsd.data import CocoDataModule
+    from dfmsd.detectors import load_detector
+    from dfmsd.evaluation import evaluate as evaluation
+    from dfmsd.utils.device import default_device
+    from dfmsd.utils.files import write_json
+
+    detector = model if isinstance(model, Detector) else load_detector(model)
+    images: Any = data
+    if isinstance(data, str | Path):
+        data = DataConfig(root=str(data), image_size=image_size or detector.input_size, batch_size=batch_size)
+    if isinstance(data, DataConfig):
+        images = CocoDataModule(data).val_dataloader()
+    device = default_device() if device is None else device
+    metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
+    if out is not None:
+        write_json(Path(out), metrics)
+    return metrics
+
+
+def predict(
+    model: str | Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    score: float = 0.3,
+    image_size: int | None = None,
+) -> Speed:
+    """Draw a detector's detections into images and videos, and write them as one COCO file.
+
+    Args:
+        model: a reference such as a run folder; see `load_detector`.
+        images: image and video files, or folders of them.
+        out: folder for the drawn files and ``predictions.json``.
+        score: lowest score of a detection to keep, 0..1.
+        image_size: longer side in pixels; None uses that of the model's training, else 256.
+
+    Returns:
+        The number of images, the median time per image and the total time.
+
+    Raises:
+        DfmsdError: a file is missing or cannot be read, or would be overwritten by its own drawing.
+    """
+    from dfmsd.evaluation import predict as prediction
+
+    return prediction.predict(str(model), _listed(images), Path(out), score, image_size)
+
+
+def export(
+    model: str | Path,
+    format: Literal["onnx", "openvino", "executorch", "torch"],
+    *,
+    out: str | Path | None = None,
+    images: str | Path | None = None,
+    image_size: int | None = None,
+    int8: bool = False,
+) -> Exported:
+    """Export a detector for another runtime, and compare it there with the original on real images.
+
+    Args:
+        model: a reference such as a run folder; see `load_detector`.
+        format: target format.
+        out: file to write; None writes next to the model.
+        images: folder of images or of a data set to compare on; None uses the data set of the model's run.
+        image_size: side of the square input in pixels; None uses that of the model's training, else 256.
+        int8: write a quantized ONNX file as well, and measure its AP.
+
+    Returns:
+        The file, the largest differences and the latencies.
+
+    Raises:
+        DfmsdError: an extra is missing, the model cannot be exported, or the exported file differs from it.
+    """
+    from dfmsd.exporting import job
+
+    options = job.ExportOptions(
+        str(model), format, _path(out), None if images is None else str(images), image_size, int8
+    )
+    return job.export(options)
+
+
+def visualize(
+    model: str | Path, teacher: str | Path, images: str | Path | Sequence[str | Path], out: str | Path
+) -> list[Path]:
+    """Draw attention, masks and reconstruction errors of a distillation on every pyramid level, one PNG per image.
+
+    Args:
+        model: the student; its run folder contains the training-only layers.
+        teacher: a reference; see `StageConfig`.
+        images: image files, or folders of them.
+        out: folder for the pictures.
+
+    Returns:
+        The files, the contact sheet last.
+
+    Raises:
+        DfmsdError: unknown detector or image, or student and teacher do not fit.
+    """
+    from dfmsd.visualization import visualize as draw
+
+    return draw(str(model), str(teacher), _listed(images), Path(out))
+
+
+def report(
+    run: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    teacher: str | Sequence[str] = (),
+    images: int = 200,
+) -> list[Path]:
+    """Write the report of a run, of a folder of runs or of a comparison, with sample images and costs.
+
+    Args:
+        run: a run folder, a folder whose subfolders are runs, or the output folder of `compare`.
+        baseline: run folder to compare the run with.
+        teacher: references of the teachers; none uses those of the run.
+        images: maximum number of validation images to examine.
+
+    Returns:
+        The HTML files: one, or one for each pair of a comparison.
+
+    Raises:
+        DfmsdError: no run there, or an argument that does not fit it.
+    """
+    from dfmsd.comparison.tables import rewrite_tables
+    from dfmsd.reporting.rewrite import rewrite_report
+
+    teachers = [teacher] if isinstance(teacher, str) else list(teacher)
+    pages = [] if baseline or teachers else rewrite_tables(Path(run))
+    return pages or [rewrite_report(Path(run), _path(baseline), teachers, images)]
+
+
+def share(
+    run: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    baseline: str | Path | None = None,
+    push: str | None = None,
+) -> Path:
+    """Package a finished run for others: weights, config, metrics and a model card.
+
+    Args:
+        run: run folder.
+        out: folder to create.
+        name: model name; None uses that of the folder.
+        dataset: data set name; None uses that of its folder.
+        license: license id such as ``apache-2.0``; None states no license.
+        baseline: run folder whose metrics the card lists for comparison.
+        push: repository ``<user>/<name>`` of the Hugging Face hub to upload to.
+
+    Returns:
+        The model card.
+
+    Raises:
+        DfmsdError: the run is not finished, ``out`` is not empty, or the upload failed.
+    """
+    from dfmsd import sharing
+
+    options = sharing.ShareOptions(Path(run), Path(out), name, dataset, license, _path(baseline), push)
+    return sharing.share(options)
+
+
+def convert(source: str | Path, layout: Literal["voc", "yolo"], out: str | Path) -> dict[str, tuple[int, int]]:
+    """Convert a data set in the layout of Pascal VOC or YOLO to the COCO layout; images are copied.
+
+    Args:
+        source: folder of the data set; docs/convert.md describes its contents.
+        layout: layout of the source.
+        out: folder to create.
+
+    Returns:
+        Split -> number of images and of boxes.
+
+    Raises:
+        DfmsdError: an extra or a file is missing, or a file cannot be read.
+    """
+    from dfmsd.data import convert as conversion
+
+    return conversion.convert(Path(source), layout, Path(out))
+
+
+def _listed(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,326 @@
+"""Functions that train, or plan a training: distill, train, check, estimate and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from dfmsd.api.settings import DistillChanges, DistillSettings, build_config, check_names, resolve_config
+from dfmsd.api.students import Student, Teachers, plan_stages, resolve_student
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.data import DataConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.errors import DfmsdError
+from dfmsd.losses import LossConfig
+from dfmsd.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from dfmsd.api.settings import RunSettings, TrainChanges
+    from dfmsd.comparison.results import PairResults
+    from dfmsd.detectors import Detector
+    from dfmsd.engine.preflight import Preflight
+    from dfmsd.engine.run import Result
+    from dfmsd.estimation.estimate import Estimate
+
+# Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
+
+
+@overload
+def distill(
+    config: DistillConfig | str | Path,
+    /,
+    *,
+    no_distill: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    report: bool = True,
+    **settings: Unpack[DistillChanges],
+) -> Result: ...
+@overload
+def distill(
+    student: Student,
+    teachers: Teachers,
+    data: str | Path | DataConfig,
+    out: str | Path,
+    *,
+    epochs: int | Sequence[int] = 12,
+    loss: LossConfig = ...,
+    no_distill: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    report: bool = True,
+    **settings: Unpack[DistillSettings],
+) -> Result: ...
+def distill(
+    config: Any = None,
+    /,
+    teachers: Any = None,
+    data: Any = None,
+    out: Any = None,
+    *,
+    epochs: Any = None,
+    no_distill: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    report: bool = True,
+    **settings: Any,
+) -> Result:
+    """Distill one or several teachers into a student, stage by stage.
+
+    Called as ``distill(config, **settings)`` or as ``distill(student, teachers, data, out, **settings)``.
+
+    Args:
+        config: a `DistillConfig`, or the path of its YAML file: the whole run.
+        student: what to train: an architecture (``"fcos"``) or ``"<architecture>/<backbone>"``, a `DetectorConfig`, a
+            reference as for a teacher, whose weights the student starts with, or a `Detector`, trained in place.
+        teachers: one teacher, or a list with an entry for each stage; an entry that is a list teaches at once, as in
+            ``[first, [second, third]]``. A teacher is a reference (run folder, weights file, torchvision weight name,
+            ``hf:...``, ``mmdet:...``, or the YAML file of a training run), a `TrainConfig`, or a `Detector`. Those
+            described by a training run are trained on first use.
+        data: data set folder in the COCO layout, ``"digits"``, or a `DataConfig`.
+        out: run folder.
+        epochs: of each stage, or of all stages in total, shared evenly.
+        no_distill: train the baseline: the same loop without teachers.
+        resume: continue the unfinished run in ``out``.
+        overwrite: delete the contents of ``out`` first.
+        allow_weak_teacher: accept a teacher with a low AP.
+        check_images: validation images of the pre-flight; None uses all.
+        report: write ``report.html`` into the run folder.
+        **settings: keys of `DistillConfig`, such as ``seed``, ``optim``, ``loss`` or ``balance``. With a config they
+            replace its values.
+
+    Returns:
+        Metrics (``result.metrics["AP"]``), run folder (``result.run``) and trained detector (``result.student``).
+
+    Raises:
+        DfmsdError: bad input; nothing has been trained.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
+    """
+    from dfmsd.engine import run as engine
+
+    check_names(settings, DistillConfig, distill)
+    objects: dict[str, Any] = {}
+    settings |= {key: value for key, value in {"data": data, "out": out}.items() if value is not None}
+    if teachers is None and _is_whole_run(config, DistillConfig):
+        if epochs is not None:
+            raise DfmsdError("epochs: the config states those of each stage; replace them with stages=[...]")
+        config = resolve_config(DistillConfig, config, settings)
+    else:
+        student = settings.pop("student", config)
+        _require(DistillConfig, student=student, teachers=teachers, data=data, out=out)
+        plan = plan_stages(teachers, 12 if epochs is None else epochs)
+        built, detector = resolve_student(student)
+        config = build_config(DistillConfig, {**settings, "student": built, "stages": plan.stages})
+        for recipe in plan.recipes:
+            _train_once(recipe)
+        objects = {"student": detector, "teachers": plan.detectors}
+    result = engine.distill(
+        config,
+        no_distill=no_distill,
+        resume=resume,
+        overwrite=overwrite,
+        allow_weak_teacher=allow_weak_teacher,
+        check_images=check_images,
+        **objects,
+    )
+    return _reported(result, report)
+
+
+@overload
+def train(
+    config: TrainConfig | str | Path,
+    /,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: bool = True,
+    **settings: Unpack[TrainChanges],
+) -> Result: ...
+@overload
+def train(
+    model: Student,
+    data: str | Path | DataConfig,
+    out: str | Path,
+    *,
+    epochs: int = 12,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: bool = True,
+    **settings: Unpack[RunSettings],
+) -> Result: ...
+def train(
+    config: Any = None,
+    /,
+    data: Any = None,
+    out: Any = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: bool = True,
+    **settings: Any,
+) -> Result:
+    """Train a detector on labels alone, in the same loop as `distill`.
+
+    Called as ``train(config, **settings)`` or as ``train(model, data, out, **settings)``.
+
+    Args:
+        config: a `TrainConfig`, or the path of its YAML file: the whole run.
+        model: what to train, as the ``student`` of `distill`.
+        data: data set folder in the COCO layout, ``"digits"``, or a `DataConfig`.
+        out: run folder.
+        resume: continue the unfinished run in ``out``.
+        overwrite: delete the contents of ``out`` first.
+        report: write ``report.html`` into the run folder.
+        **settings: keys of `TrainConfig`, such as ``epochs``, ``seed`` or ``optim``. With a config they replace its
+            values.
+
+    Returns:
+        Metrics, run folder and trained detector.
+
+    Raises:
+        DfmsdError: bad input; nothing has been trained.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
+    """
+    from dfmsd.engine import run as engine
+
+    check_names(settings, TrainConfig, train)
+    settings |= {key: value for key, value in {"data": data, "out": out}.items() if value is not None}
+    detector: Detector | None = None
+    if _is_whole_run(config, TrainConfig):
+        config = resolve_config(TrainConfig, config, settings)
+    else:
+        model = settings.pop("model", config)
+        _require(TrainConfig, model=model, data=data, out=out)
+        built, detector = resolve_student(model)
+        config = build_config(TrainConfig, {**settings, "model": built})
+    result = engine.distill(
+        config.as_distillation(), resume=resume, overwrite=overwrite, student=detector, saved_as=config
+    )
+    return _reported(result, report)
+
+
+def check(
+    config: DistillConfig | str | Path,
+    *,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    **settings: Unpack[DistillChanges],
+) -> Preflight:
+    """Run the pre-flight of a distillation: level pairs, the teachers' AP, parameters and loss scales.
+
+    Nothing is trained, except teachers described by a training run that has not been started yet.
+
+    Args:
+        config: a `DistillConfig`, or the path of its YAML file.
+        allow_weak_teacher: accept a teacher with a low AP.
+        check_images: validation images to measure the teachers on; None uses all.
+        **settings: keys of `DistillConfig` that replace the config's.
+
+    Raises:
+        DfmsdError: the run would be refused.
+    """
+    from dfmsd.engine import run as engine
+
+    check_names(settings, DistillConfig, check)
+    resolved = resolve_config(DistillConfig, config, settings)
+    return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+
+
+def estimate(
+    config: DistillConfig | str | Path, *, json: str | Path | None = None, **settings: Unpack[DistillChanges]
+) -> Estimate:
+    """Estimate the cost of a distillation: FLOPs, memory, time on this machine and GPU hours on COCO.
+
+    Nothing is trained or downloaded.
+
+    Args:
+        config: a `DistillConfig`, or the path of its YAML file.
+        json: file to write the estimate to.
+        **settings: keys of `DistillConfig` that replace the config's.
+
+    Raises:
+        DfmsdError: the run would be refused.
+    """
+    from dfmsd.estimation import estimate as estimation
+    from dfmsd.utils.files import write_json
+
+    check_names(settings, DistillConfig, estimate)
+    found = estimation.estimate(resolve_config(DistillConfig, config, settings))
+    if json is not None:
+        write_json(Path(json), found.as_json())
+    return found
+
+
+def compare(
+    config: CompareConfig | str | Path,
+    *,
+    jobs: int = 1,
+    dry_run: bool = False,
+    allow_weak_teacher: bool = False,
+    **settings: Any,
+) -> list[PairResults]:
+    """Compare distillation methods over seeds and teacher-student pairs, at an equal budget.
+
+    Finished runs in the output folder are reused and unfinished ones are continued.
+
+    Args:
+        config: a `CompareConfig`, or the path of its YAML file.
+        jobs: runs at a time, each in a process with its share of the cores.
+        dry_run: print the runs and their budgets, and do nothing.
+        allow_weak_teacher: accept a teacher that lacks classes or has an AP near 0.
+        **settings: keys of `CompareConfig` that replace the config's.
+
+    Returns:
+        The results of each pair; runs that failed are listed in ``failed``. Empty for a dry run.
+
+    Raises:
+        DfmsdError: bad input, or a folder that holds other runs.
+    """
+    from dfmsd.comparison import runner
+
+    check_names(settings, CompareConfig, compare)
+    resolved = resolve_config(CompareConfig, config, settings)
+    return runner.compare(resolved, jobs=jobs, allow_weak_teacher=allow_weak_teacher, dry_run=dry_run)
+
+
+def _is_whole_run(value: object, kind: type[Any]) -> bool:
+    return isinstance(value, kind) or str(value).endswith((".yaml", ".yml"))
+
+
+def _require(kind: type[Any], **arguments: object) -> None:
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing:
+        raise DfmsdError(
+            f"{missing[0]}: missing; pass {missing[0]}=..., or a {kind.__name__} or the path of its YAML file alone"
+        )
+
+
+def _train_once(recipe: TrainConfig) -> None:
+    """Train a teacher unless its run folder holds it already."""
+    from dfmsd.engine import run as engine
+    from dfmsd.engine.saved_config import same_run
+
+    folder = RunFolder(Path(recipe.out))
+    if folder.exists and not same_run(recipe, folder.path):
+        raise DfmsdError(f"teachers: {folder} holds another run; remove it or change `out`")
+    if not folder.finished:
+        engine.train(recipe, resume=folder.exists)
+
+
+def _reported(result: Result, report: bool) -> Result:
+    """Write the report, in one process only."""
+    from dfmsd.reporting import run_report
+    from dfmsd.utils.distributed import is_first_process
+
+    if report and is_first_process():
+        run_report(result.run)
+    return result

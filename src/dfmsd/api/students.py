@@ -1,0 +1,127 @@
+"""Students and teachers as Python values: names, configs, references or detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfmsd.detectors import Detector, DetectorConfig
+from dfmsd.detectors.config import HUGGING_FACE, MMDET, OWN_ARCHS, torchvision_archs
+from dfmsd.distillation.stages import StageConfig, taught_by
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.configfile import read_config
+from dfmsd.errors import DfmsdError
+
+Student = Detector | DetectorConfig | TrainConfig | str | Path
+Teacher = Detector | TrainConfig | str | Path
+Teachers = Teacher | Sequence[Teacher | Sequence[Teacher]]
+
+
+class Plan(NamedTuple):
+    """Stages of a distillation and the teachers that are Python objects."""
+
+    stages: list[StageConfig]
+    detectors: dict[str, Detector]
+    """Reference in the stages -> detector."""
+    recipes: list[TrainConfig]
+    """Teachers to train first, unless they were already."""
+
+
+def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
+    """Find out what to train: a detector that exists, or the config of one to build.
+
+    Args:
+        student: ``arch`` or ``arch/backbone`` (random weights); a reference, see `load_detector`, whose weights the
+            student starts with; the YAML of a training run, or its `TrainConfig`, which stands for its ``model``; a
+            `DetectorConfig`; or a detector.
+
+    Returns:
+        The config that the delivered file stores, and the detector unless it is to be built.
+
+    Raises:
+        DfmsdError: unknown name, a detector that could not be saved, or another type.
+    """
+    if isinstance(student, str | Path):
+        student = _named_student(str(student))
+    if isinstance(student, TrainConfig):
+        student = student.model
+    if isinstance(student, DetectorConfig):
+        return student, None
+    if not isinstance(student, Detector):
+        raise DfmsdError(
+            f"student: expected a name such as fcos/mobilenetv3_small_050, a DetectorConfig, a run folder or a "
+            f"Detector, got {type(student).__name__}"
+        )
+    if student.config is None:
+        raise DfmsdError(
+            f"student: this {type(student).__name__} was not built from a config, so it could not be saved; pass a "
+            "DetectorConfig, a detector made by build_detector, or your own module as a ModuleDetector"
+        )
+    return student.config, student
+
+
+def _named_student(name: str) -> Detector | DetectorConfig:
+    if name.startswith((HUGGING_FACE, MMDET)):
+        return DetectorConfig(arch=name, pretrained=True)
+    if name.endswith((".yaml", ".yml")):
+        return read_config(TrainConfig, Path(name)).model
+    arch, _, backbone = name.partition("/")
+    if arch in OWN_ARCHS or name in torchvision_archs():
+        return DetectorConfig(arch=arch, backbone=backbone) if backbone else DetectorConfig(arch=arch)
+
+    from dfmsd.detectors import load_detector  # here, since torchvision and timm take seconds to import
+
+    try:
+        return load_detector(name)
+    except DfmsdError as error:
+        raise DfmsdError(f"student: {error}; an architecture is one of {', '.join(OWN_ARCHS)}") from error
+
+
+def plan_stages(teachers: object, epochs: int | Sequence[int]) -> Plan:
+    """Plan one stage for each entry of ``teachers``.
+
+    Args:
+        teachers: one teacher, or a list with an entry for each stage; an entry that is a list teaches at once.
+        epochs: of each stage, or of all of them, shared evenly.
+
+    Raises:
+        DfmsdError: a teacher of another type, or the number of epochs does not fit the number of stages.
+    """
+    entries = [_as_list(entry) for entry in _as_list(teachers)]
+    lengths = _share(epochs, len(entries)) if isinstance(epochs, int) else list(epochs)
+    if len(lengths) != len(entries):
+        raise DfmsdError(
+            f"epochs: {len(lengths)} numbers for {len(entries)} stages; pass one for each stage, or their sum"
+        )
+    plan, numbers = Plan([], {}, []), count(1)
+    for length, entry in zip(lengths, entries, strict=True):
+        names = [_add_teacher(teacher, next(numbers), plan) for teacher in entry]
+        plan.stages.append(taught_by(length, names) if names else StageConfig(length))
+    return plan
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _share(total: int, parts: int) -> list[int]:
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def _add_teacher(teacher: object, number: int, plan: Plan) -> str:
+    """Return the reference of a teacher, and enter it into the plan where no file holds it yet."""
+    if isinstance(teacher, Detector):
+        name = f"python:teacher{number}"  # not a reference, so that a resumed run cannot load another detector
+        plan.detectors[name] = teacher
+        return name
+    if isinstance(teacher, TrainConfig):
+        plan.recipes.append(teacher)
+        return teacher.out
+    if isinstance(teacher, str | Path):
+        return str(teacher)
+    raise DfmsdError(
+        f"teachers: expected run folders, other references, TrainConfigs or Detectors, got {type(teacher).__name__}; "
+        "a teacher needs trained weights"
+    )
