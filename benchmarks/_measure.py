@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dfmsd.comparison.cost import peak_bytes
+from dfmsd.comparison.step_cost import peak_bytes
 from dfmsd.engine.environment import describe_environment
 from dfmsd.utils.files import write_json
 

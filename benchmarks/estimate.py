@@ -1,6 +1,6 @@
 """Whether `dfmsd estimate` tells the truth: predicted beside measured milliseconds of a training step.
 
-A row is one epoch of a run: the prediction comes from `dfmsd.estimation.estimate`, the measurement from the real loop
+A row is one epoch of a run: the prediction comes from `dfmsd.estimation.estimator`, the measurement from the real loop
 (Lightning, data, logs, optimiser) on the same config. The teachers have random weights, the data are drawn digits.
 
     python benchmarks/estimate.py
@@ -30,7 +30,7 @@ from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.saved_config import to_yaml
 from dfmsd.engine.steplog import StepLog
 from dfmsd.engine.teachercache import open_caches, plan_caches
-from dfmsd.estimation.estimate import estimate, untrained_task
+from dfmsd.estimation.estimator import estimate, untrained_task
 
 STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_convs=2)
 TEACHERS = {

@@ -16,7 +16,7 @@ from dfmsd.comparison.results import PairResults, Row
 from dfmsd.comparison.tables import write_tables
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
-from dfmsd.reporting.rewrite import rewrite_report
+from dfmsd.reporting import report
 
 __all__ = ["browser"]
 
@@ -40,8 +40,8 @@ def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
         config.data.root = str(data)
         distill(config, no_distill=name == "baseline", allow_weak_teacher=True, check_images=1)
     pages = {
-        "run": rewrite_report(runs["distilled"], runs["baseline"], [], 4),
-        "runs": rewrite_report(folder / "runs", None, [], 4),
+        "run": report(runs["distilled"], runs["baseline"], [], 4),
+        "runs": report(folder / "runs", None, [], 4),
     }
     methods = {"none": (1, "baseline"), "dfmsd": (2, "distilled"), f"mgd[{EVIL}]": (1.5, "distilled")}
     rows = [

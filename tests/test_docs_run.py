@@ -24,14 +24,14 @@ from torch.distributed.tensor import DTensor
 
 from dfmsd.cli import main as cli
 from dfmsd.comparison import runner
-from dfmsd.comparison.cells import Cell
+from dfmsd.comparison.runs import PlannedRun
 from dfmsd.data import DataConfig
 from dfmsd.detectors import load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.run import distill
-from dfmsd.estimation import estimate
-from dfmsd.exporting import job
+from dfmsd.estimation import estimator
+from dfmsd.exporting import exporter
 from dfmsd.reporting import run_report
 
 TINY = "--data.image_size 64 --data.batch_size 4"
@@ -129,18 +129,18 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(estimate, "estimate", functools.partial(estimate.estimate, seconds=0))
-    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.0)
-    monkeypatch.setattr(runner, "run_cells", run_here)
+    monkeypatch.setattr(estimator, "estimate", functools.partial(estimator.estimate, seconds=0))
+    monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "run_all", run_here)
     return folder
 
 
-def run_here(cells: Sequence[Cell], jobs: int, lock: int, ended: Any, console: Any) -> None:
+def run_here(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, console: Any) -> None:
     """Make a comparison's runs in this process: that others can is shown by tests/compare/test_jobs.py."""
-    for cell in cells:
-        distill(cell.config, resume=cell.run.exists(), allow_weak_teacher=True, check_images=1)
-        run_report(cell.run)
-        ended(cell, None)
+    for run in runs:
+        distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
+        run_report(run.folder.path)
+        ended(run, None)
 
 
 def small(line: Sequence[str]) -> list[str]:
@@ -177,7 +177,7 @@ def run(line: Sequence[str]) -> None:
         cli.run(command)
 
 
-def written(line: Sequence[str]) -> list[Path]:
+def format_percent(line: Sequence[str]) -> list[Path]:
     """What a command of dfmsd has to have written."""
     out = line[line.index("--out") + 1] if "--out" in line else None
     if "--json" in line:
@@ -207,7 +207,7 @@ def test_the_line_runs(line: list[str], place: Path) -> None:
     for beginning, first in BEFORE.items():
         if " ".join(ours).startswith(beginning):
             run(["dfmsd", *first.split()])
-    paths = written(ours)
+    paths = format_percent(ours)
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run(line)
@@ -243,7 +243,7 @@ def test_the_quickstart_runs(place: Path) -> None:
     for line in shell_lines(ROOT / "docs" / "quickstart.md"):
         if line[0] == "dfmsd":
             run(line)
-            assert all(path.exists() for path in written(line[1:]))
+            assert all(path.exists() for path in format_percent(line[1:]))
     for name in ("teacher", "student", "baseline"):
         assert (place / "runs" / name / "student.safetensors").exists()
     assert (place / "pictures" / "contact_sheet.png").exists()

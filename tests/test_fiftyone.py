@@ -19,8 +19,8 @@ pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict]'")
 
 FIELDS = {"id", "image_id", "category_id", "bbox", "segmentation", "keypoints", "score", "area", "iscrowd"}
 """What FiftyOne's `COCOObject` takes by name; any other key would become an attribute of the label."""
-Found = dict[str, list[tuple[str, list[float], float]]]
-WANTED: Found = {
+RawDetections = dict[str, list[tuple[str, list[float], float]]]
+WANTED: RawDetections = {
     # 64 pixels of the frame are 128 of the image, whose lower half is padding: y is relative to its 64 pixels
     "deep/wide.png": [("disc", [0.125, 0.125, 0.25, 0.5], 0.75)],
     "square.png": [("disc", [0.125, 0.0625, 0.25, 0.25], 0.75)],
@@ -51,7 +51,7 @@ def test_it_holds_what_the_reader_takes(predictions: Path) -> None:
     content: dict[str, list[dict[str, Any]]] = json.loads(predictions.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
-    seen: Found = {}
+    seen: RawDetections = {}
     for one in content["annotations"]:
         assert one.keys() <= FIELDS
         image = images[one["image_id"]]
@@ -68,7 +68,7 @@ def test_fiftyone_reads_it(predictions: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
     coco = pytest.importorskip("fiftyone.utils.coco", reason="needs FiftyOne, which is no dependency")
     images = predictions.parents[1] / "images"
-    seen: Found = {}
+    seen: RawDetections = {}
     with coco.COCODetectionDatasetImporter(
         data_path=str(images), labels_path=str(predictions), label_types="detections"
     ) as importer:

@@ -116,10 +116,10 @@ def test_markup_in_class_names_is_text(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "written"), [("a_b", "a\\_b"), ("a\n# b", "a \\# b"), ("<b>&", "&lt;b&gt;&amp;"), ("\\", "\\\\")]
+    ("text", "expected"), [("a_b", "a\\_b"), ("a\n# b", "a \\# b"), ("<b>&", "&lt;b&gt;&amp;"), ("\\", "\\\\")]
 )
-def test_escapes(text: str, written: str) -> None:
-    assert escaped(text) == written
+def test_escapes(text: str, expected: str) -> None:
+    assert escaped(text) == expected
 
 
 class Hub:
@@ -201,7 +201,7 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
         (_other_classes, "was measured on other classes than"),
         (lambda *_: {"push": "no name"}, "--push: 'no name' is no <user>/<name>"),
         (lambda *_: {"push": "shapes"}, "--push: 'shapes' is no <user>/<name>; name both"),
-        (lambda *_: {"baseline": Path("nowhere")}, "no run folder nowhere"),
+        (lambda *_: {"baseline": Path("nowhere")}, "no run folder at nowhere"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_before_anything_is_made(

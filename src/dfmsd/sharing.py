@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.evaluation.evaluate import percent
-from dfmsd.reporting.plan import folder_of, read_plan, teachers_of
 from dfmsd.reporting.records import RunRecord, read_run
+from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import is_taken, write_text
@@ -145,13 +145,13 @@ def _card(
     assert config is not None
     name = options.name or (options.push or record.folder.resolve().name).rpartition("/")[2]
     dataset = options.dataset or Path(RunFolder(record.folder).data_root() or "").name
-    teachers = teachers_of(read_plan(record))
+    teachers = teacher_references(run_config(record))
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     rows = [_row(name, metrics, parameters)]
     if baseline is not None:
         rows.append(_row("baseline", baseline.metrics or {}, baseline.parameters))
     for teacher in teachers:
-        folder = folder_of(teacher)
+        folder = teacher_folder(teacher)
         its = read_run(folder) if folder else None
         rows.append(_row(f"teacher {_brief(teacher)}", (its and its.metrics) or {}, its.parameters if its else None))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)

@@ -336,11 +336,11 @@ def test_check_shows_the_tables_and_writes_nothing(dfmsd: Command, config: str, 
 def test_estimate_prints_tables_and_writes_the_json_alone(
     dfmsd: Command, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dfmsd.estimation import estimate
+    from dfmsd.estimation import estimator
     from dfmsd.estimation.schedules import ImageFlops
 
-    monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0))
-    monkeypatch.setattr(estimate, "stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
+    monkeypatch.setattr(estimator, "estimate", partial(estimator.estimate, seconds=0))
+    monkeypatch.setattr(estimator, "stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
     before = sorted(dfmsd.folder.rglob("*"))
     status, out, _ = dfmsd("estimate", "--config", config, "--stages.1.epochs", 3, "--json", "estimate.json")
     assert status == 0

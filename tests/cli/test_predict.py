@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.cli.test_main import Command
-from tests.exporting.test_job import eagerly
+from tests.exporting.test_exporter import eagerly
 
-from dfmsd.exporting import job
+from dfmsd.exporting import exporter
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_a_missing_extra_is_named(dfmsd: Command, model: str, tiny_root: Path, m
 
 
 def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "LATENCY_SECONDS", 0.0)
-    monkeypatch.setitem(job.FORMATS, "torch", eagerly(0.0))
+    monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setitem(exporter.FORMATS, "torch", eagerly(0.0))
     arguments = ("--format", "torch", "--image-size", 64, "--out", "student.pt2")
     status, out, _ = dfmsd("export", "--model", model, *arguments, "--images", tiny_root)
     assert status == 0

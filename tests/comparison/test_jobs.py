@@ -17,9 +17,9 @@ import yaml
 from rich.console import Console
 
 from dfmsd.comparison import jobs, worker
-from dfmsd.comparison.cells import Cell, make_cells
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.jobs import LOG, locked, preemptible, run_cells, threads_of
+from dfmsd.comparison.jobs import LOG, locked, preemptible, run_all, threads_of
+from dfmsd.comparison.runs import PlannedRun, plan_runs
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
@@ -50,12 +50,12 @@ def test_each_run_ends_for_itself(
     monkeypatch.setattr(jobs, "POLL", 0.02)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     config = compare_config(tmp_path, methods=["none"], epochs=1)
-    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    [run], _ = plan_runs(config, config.parsed_methods(), "both")
     names = ("broken", "first", "killed", "second")
-    cells = [replace(cell, config=replace(cell.config, out=str(tmp_path / name))) for name in names]
+    runs = [replace(run, config=replace(run.config, out=str(tmp_path / name))) for name in names]
     ended: dict[str, str | None] = {}
     with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
-        run_cells(cells, 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
+        run_all(runs, 2, lock, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file))
     assert ended == {
         "broken": f"no detector at 'nowhere'; see {tmp_path / 'broken' / LOG}",
         "first": None,
@@ -86,13 +86,13 @@ def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
     said: str,
 ) -> None:
     config = compare_config(tmp_path, methods=["none"], epochs=1)
-    [cell], _ = make_cells(config, config.parsed_methods(), "both")
-    cell.run.mkdir(parents=True)
-    write_config(cell.config, cell.run)
+    [run], _ = plan_runs(config, config.parsed_methods(), "both")
+    run.folder.path.mkdir(parents=True)
+    write_config(run.config, run.folder.path)
     reported: list[Path] = []
 
     def distill(given: DistillConfig, **options: Any) -> Any:
-        assert Path(given.out) == cell.run
+        assert Path(given.out) == run.folder.path
         assert options == {"resume": True, "allow_weak_teacher": True, "check_images": 1}
         if isinstance(end, BaseException):
             raise end
@@ -101,25 +101,27 @@ def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
     monkeypatch.setattr(worker, "distill", distill)
     monkeypatch.setattr(worker, "run_report", reported.append)
     monkeypatch.setattr(worker, "_follow_parent", lambda: None)
-    assert worker.main(cell.run) == status
-    assert reported == [cell.run] * (status == 0)
+    assert worker.main(run.folder.path) == status
+    assert reported == [run.folder.path] * (status == 0)
     assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow
 def test_a_failing_training_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["none"], epochs=1)
-    [cell], _ = make_cells(config, config.parsed_methods(), "both")
+    [run], _ = plan_runs(config, config.parsed_methods(), "both")
     stages = [StageConfig(1, teacher="nowhere")]
-    broken = replace(cell, config=replace(cell.config, out=str(tmp_path / "broken"), stages=stages))
+    broken = replace(run, config=replace(run.config, out=str(tmp_path / "broken"), stages=stages))
     ended: dict[str, str | None] = {}
     with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
-        run_cells([broken, cell], 2, lock, lambda done, why: ended.update({done.run.name: why}), Console(file=file))
-    assert ended.keys() == {"broken", cell.run.name}
+        run_all(
+            [broken, run], 2, lock, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file)
+        )
+    assert ended.keys() == {"broken", run.folder.path.name}
     assert "no detector at 'nowhere'" in str(ended["broken"])
     assert str(ended["broken"]).endswith(str(tmp_path / "broken" / LOG))
-    assert ended[cell.run.name] is None
-    assert cell.finished
+    assert ended[run.folder.path.name] is None
+    assert run.finished
 
 
 @pytest.mark.slow
@@ -127,14 +129,14 @@ def test_a_run_goes_on_after_ctrl_c(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compare_config(tmp_path, methods=["pkd"], epochs=EPOCHS, eval_every=EPOCHS)
-    [_, cell], _ = make_cells(config, config.parsed_methods(), "both")
+    [_, run], _ = plan_runs(config, config.parsed_methods(), "both")
     ended: dict[str, str | None] = {}
 
-    def note(done: Cell, failure: str | None) -> None:
-        ended[done.run.name] = failure
+    def note(done: PlannedRun, failure: str | None) -> None:
+        ended[done.folder.path.name] = failure
 
     def press_ctrl_c_after_an_epoch(seconds: float) -> None:
-        if (cell.run / "last.ckpt").exists():
+        if (run.folder.path / "last.ckpt").exists():
             raise KeyboardInterrupt
         time.sleep(seconds)
 
@@ -143,27 +145,27 @@ def test_a_run_goes_on_after_ctrl_c(
     clock = SimpleNamespace(sleep=press_ctrl_c_after_an_epoch, monotonic=time.monotonic)
     monkeypatch.setattr(jobs, "time", clock)
     with locked(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
-        run_cells([cell], 1, lock, note, console)
+        run_all([run], 1, lock, note, console)
     assert not ended
-    said = (cell.run / LOG).read_text()
+    said = (run.folder.path / LOG).read_text()
     assert "interrupted: " in " ".join(said.split())
     assert f"epoch {EPOCHS}/{EPOCHS}" not in said
-    assert not cell.finished
+    assert not run.finished
 
     monkeypatch.undo()
     with locked(tmp_path) as lock:  # which no process of before holds any more
-        run_cells([cell], os.cpu_count() or 1, lock, note, console)  # one thread for each
-    assert ended[cell.run.name] is None
-    assert cell.finished
-    said = (cell.run / LOG).read_text()
+        run_all([run], os.cpu_count() or 1, lock, note, console)  # one thread for each
+    assert ended[run.folder.path.name] is None
+    assert run.finished
+    said = (run.folder.path / LOG).read_text()
     assert said.count("pre-flight") == 1  # it went on instead of beginning again
     assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
-    with (cell.run / "log.csv").open() as file:
+    with (run.folder.path / "log.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2 * EPOCHS))
-    assert (cell.run / "report.html").exists()
+    assert (run.folder.path / "report.html").exists()
 
 
-def idle(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
+def idle(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
     """A process in place of a run's: it waits until its parent asks it to end, or for half a second."""
     code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
@@ -174,9 +176,9 @@ def test_brackets_in_a_method_are_no_markup(
 ) -> None:
     monkeypatch.setattr(jobs, "_start", idle)
     config = compare_config(tmp_path, methods=["mgd[ratio=0]"])
-    _, cell = make_cells(config, config.parsed_methods(), "both")[0]
+    _, run = plan_runs(config, config.parsed_methods(), "both")[0]
     with (tmp_path / "console").open("w+") as file:
-        run_cells([cell], 1, 0, lambda *_: None, Console(file=file, force_terminal=True, width=120))
+        run_all([run], 1, 0, lambda *_: None, Console(file=file, force_terminal=True, width=120))
         file.seek(0)
         assert "both: mgd[ratio=0], seed 0, epochs" in file.read()
 
@@ -197,9 +199,9 @@ def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
     monkeypatch.setattr(jobs, "_start", start)
     monkeypatch.setattr(jobs, "time", clock)
     config = compare_config(tmp_path)
-    cells, _ = make_cells(config, config.parsed_methods(), "both")
+    runs, _ = plan_runs(config, config.parsed_methods(), "both")
     with pytest.raises(Stopped) as stopped, preemptible(), (tmp_path / "console").open("w") as file:
-        run_cells(cells, 1, 0, lambda *_: None, Console(file=file))
+        run_all(runs, 1, 0, lambda *_: None, Console(file=file))
     assert stopped.value.status == PREEMPTED
     assert [process.returncode for process in started] == [0]  # asked to end, and waited for
     assert signal.getsignal(number) is former

@@ -65,11 +65,11 @@ def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_
 
 def test_the_first_sentence_says_what_came_of_it(results: PairResults) -> None:
     first = "First is pkd with 15.0 AP, +4.0 against the baseline (3 seeds). The best teacher has 50.0."
-    assert page.verdict(results) == f"{first} Above the baseline with each of its seeds: pkd."
+    assert page.summarize(results) == f"{first} Above the baseline with each of its seeds: pkd."
     losing = replace(results, rows=[row for row in results.rows if row.method != "pkd"])
     first = "First is mgd[<b>=1] with 9.0 AP, -2.0 against the baseline (3 seeds). The best teacher has 50.0."
-    assert page.verdict(losing) == f"{first} Above the baseline with each of its seeds: none."
-    assert page.verdict(replace(results, rows=[])) == ""
+    assert page.summarize(losing) == f"{first} Above the baseline with each of its seeds: none."
+    assert page.summarize(replace(results, rows=[])) == ""
 
 
 def test_the_runs_own_pages_are_a_link_away(results: PairResults, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from dfmsd.comparison import runner
-from dfmsd.comparison.cells import Cell
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.cost import Cost
 from dfmsd.comparison.jobs import locked
 from dfmsd.comparison.runner import compare
+from dfmsd.comparison.runs import PlannedRun
+from dfmsd.comparison.step_cost import StepCost
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import load_detector
 from dfmsd.engine.run import distill
@@ -22,34 +22,36 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate
 
 MakeCompare = Callable[..., CompareConfig]
-COSTS = {"none": Cost(4.0, 100), "pkd": Cost(6.0, 125)}
+COSTS = {"none": StepCost(4.0, 100), "pkd": StepCost(6.0, 125)}
 
 
 class HereAndNow:
-    """Makes the runs one after another in this process, as `run_cells` does in others."""
+    """Makes the runs one after another in this process, as `run_all` does in others."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
         self.fails: dict[str, str] = {}
         self.stops_at: int | None = None
 
-    def __call__(self, cells: Sequence[Cell], jobs: int, lock: int, ended: Any, console: Any) -> None:
-        for cell in cells:
+    def __call__(self, runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, console: Any) -> None:
+        for run in runs:
             if len(self.made) == self.stops_at:
                 raise KeyboardInterrupt
-            if cell.method.name in self.fails:
-                ended(cell, self.fails[cell.method.name])
+            if run.method.name in self.fails:
+                ended(run, self.fails[run.method.name])
                 continue
-            distill(cell.config, resume=cell.run.exists(), allow_weak_teacher=True, check_images=1)
-            self.made.append(str(cell))
-            ended(cell, None)
+            distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
+            self.made.append(str(run))
+            ended(run, None)
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
     made = HereAndNow()
-    monkeypatch.setattr(runner, "run_cells", made)
-    monkeypatch.setattr(runner, "measure_costs", lambda tasks, data: {n: COSTS.get(n, Cost(5.0, 150)) for n in tasks})
+    monkeypatch.setattr(runner, "run_all", made)
+    monkeypatch.setattr(
+        runner, "measure_step_costs", lambda tasks, data: {n: COSTS.get(n, StepCost(5.0, 150)) for n in tasks}
+    )
     return made
 
 

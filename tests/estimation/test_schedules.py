@@ -16,7 +16,7 @@ from dfmsd.estimation.schedules import (
     COCO_IMAGES,
     COCO_SIZE,
     GPUS,
-    UTILISATION,
+    UTILIZATION,
     ImageFlops,
     coco_flops,
     gpu_hours,
@@ -52,7 +52,7 @@ def test_a_schedule_weighs_the_stages_by_their_epochs() -> None:
 
 
 def test_hours_are_flops_over_the_assumed_share_of_the_peak() -> None:
-    flops = 1e12 * 312 * UTILISATION * 7200
+    flops = 1e12 * 312 * UTILIZATION * 7200
     assert gpu_hours({"1x": flops}, "bf16")["A100 SXM"] == pytest.approx({"1x": 2.0})
     assert gpu_hours({"1x": flops}, "32")["A100 SXM"] == pytest.approx({"1x": 4.0})
     assert list(gpu_hours({"1x": flops}, "16")) == list(GPUS)

@@ -15,7 +15,7 @@ from dfmsd.detectors.build.builders import build_model
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.graph import DetectionGraph, trace
-from dfmsd.exporting.verify import ExportedDetector, compare_all
+from dfmsd.exporting.verify import ExportedDetector, compare_detectors
 
 OWN = ("fcos", "retinanet", "gfl", "ssdlite", "faster_rcnn")
 
@@ -41,7 +41,7 @@ def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> N
         return found
 
     batches = [torch.rand(count, 3, graph.side, graph.side) for count in (3, 1)]
-    found = compare_all(detector, ExportedDetector(run, detector.class_names), batches, 0.05, 100)
+    found = compare_detectors(detector, ExportedDetector(run, detector.class_names), batches, 0.05, 100)
     assert found.detections >= least
     assert found.boxes < 1e-6
     assert found.scores < 1e-6

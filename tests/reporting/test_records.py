@@ -21,7 +21,7 @@ def test_reads_every_file(make_run):
     assert record.correlations == ["pearson/p3", "pearson/p4"]
 
 
-def test_terms_and_correlations_of_several_teachers_are_told_apart(make_run):
+def test_terms_of_several_teachers_are_separate(make_run):
     folder = make_run()
     (folder / "log.csv").write_text(
         "step,epoch,stage,loss,task/cls,T1.mask/p3,T2.mask/p3,T1.pearson/p3,T2.pearson/p3\n0,0,1,3,1,1,1,0.5,0.25\n"
@@ -29,16 +29,16 @@ def test_terms_and_correlations_of_several_teachers_are_told_apart(make_run):
     record = read_run(folder)
     assert record.terms == ["loss", "task/cls", "T1.mask/p3", "T2.mask/p3"]
     assert record.correlations == ["T1.pearson/p3", "T2.pearson/p3"]
-    assert record.distils
+    assert record.distills
 
 
-def test_an_empty_folder_is_all_none(tmp_path):
+def test_empty_folder_is_all_none(tmp_path):
     record = read_run(tmp_path)
     assert (
         record.metrics is record.student is record.environment is record.config is record.log is record.epochs is None
     )
     assert record.parameters is record.trained_epochs is None
-    assert not record.distils
+    assert not record.distills
 
 
 @pytest.mark.parametrize(("stages", "epochs"), [(1, 2), (3, 6)])
@@ -46,7 +46,7 @@ def test_epochs_are_counted_over_all_stages(make_run, stages, epochs):
     assert read_run(make_run(stages=stages)).trained_epochs == epochs
 
 
-def test_epochs_that_start_again_in_each_stage_are_counted_too(make_run):
+def test_epochs_restarting_in_each_stage_are_counted(make_run):
     folder = make_run()
     rows = ["step,epoch,stage,loss", "0,0,1,1", "1,1,1,1", "2,0,2,1", "3,1,2,1"]
     (folder / "log.csv").write_text("\n".join(rows))
@@ -59,7 +59,7 @@ def test_a_run_without_stages_counts_its_epochs(make_run):
     assert read_run(folder).trained_epochs == 2
 
 
-def test_the_student_file_wins_over_the_environment(make_run):
+def test_student_json_overrides_environment(make_run):
     folder = make_run()
     assert read_run(folder).parameters == 1234567
     (folder / "student.json").write_text(json.dumps({"parameters": 99}))
@@ -67,17 +67,17 @@ def test_the_student_file_wins_over_the_environment(make_run):
 
 
 @pytest.mark.parametrize("distils", [True, False])
-def test_distillation_is_told_by_its_terms(make_run, distils):
-    assert read_run(make_run(distils=distils)).distils is distils
+def test_distillation_is_recognized_by_its_terms(make_run, distils):
+    assert read_run(make_run(distils=distils)).distills is distils
 
 
-def test_written_nan_is_counted_and_an_empty_cell_is_not(make_run):
+def test_nan_is_counted_but_empty_cells_are_not(make_run):
     folder = make_run()
     (folder / "log.csv").write_text("step,epoch,stage,loss,mask/p3\n0,0,1,nan,\n1,0,1,inf,0.5\n2,0,1,1.0,0.5\n")
     assert read_run(folder).log.not_finite == {"loss": 2}
 
 
-def test_a_row_cut_by_a_kill_is_read_as_far_as_it_goes(make_run):
+def test_truncated_last_row_is_read(make_run):
     folder = make_run()
     (folder / "log.csv").write_text("step,epoch,stage,loss\n0,0,1,2.5\n1,0")
     log = read_run(folder).log
@@ -85,7 +85,7 @@ def test_a_row_cut_by_a_kill_is_read_as_far_as_it_goes(make_run):
     np.testing.assert_array_equal(log.columns["loss"], [2.5, np.nan])
 
 
-def test_a_header_alone_is_an_absent_log(make_run):
+def test_header_without_rows_is_no_log(make_run):
     folder = make_run()
     (folder / "log.csv").write_text("step,epoch,stage,loss\n")
     assert read_run(folder).log is None
@@ -96,11 +96,11 @@ def test_a_header_alone_is_an_absent_log(make_run):
     [
         ("metrics.json", '{"AP": 0.', "metrics.json is damaged"),
         ("metrics.json", "[1]", "holds a list, expected an object"),
-        ("log.csv", "step,epoch,loss\n0,0,1\n", "lacks the column 'stage'"),
-        ("epochs.csv", "epoch,step,stage,AP\n0,1,1,good\n", "column 'AP': 'good' is no number"),
+        ("log.csv", "step,epoch,loss\n0,0,1\n", "has no column 'stage'"),
+        ("epochs.csv", "epoch,step,stage,AP\n0,1,1,good\n", "column 'AP': 'good' is not a number"),
     ],
 )
-def test_damaged_files_are_refused_in_one_line(make_run, name, content, message):
+def test_damaged_files_raise_one_line_errors(make_run, name, content, message):
     folder = make_run()
     (folder / name).write_text(content)
     with pytest.raises(DfmsdError, match=message) as caught:
@@ -108,6 +108,6 @@ def test_damaged_files_are_refused_in_one_line(make_run, name, content, message)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+def test_missing_folder_is_rejected(tmp_path):
     with pytest.raises(DfmsdError, match="no run folder"):
         read_run(tmp_path / "typo")

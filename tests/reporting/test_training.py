@@ -8,50 +8,50 @@ import pytest
 from dfmsd.distillation.balance import GradientBalance
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.reporting.records import Series, read_run
-from dfmsd.reporting.training import MEASURED_STEPS, divided, precision_section, training_sections
+from dfmsd.reporting.training import MEASURED_STEPS, precision_section, training_sections, without_factors
 
 
 def figures(sections):
     return {figure.title: figure for section in sections for figure in section.figures}
 
 
-def test_the_balance_is_measured_in_its_first_steps():
+def test_balance_is_measured_in_the_first_steps():
     assert GradientBalance({"mask": "mask"}, 1.0).batches == MEASURED_STEPS
 
 
-def test_factors_are_taken_out_stage_by_stage():
+def test_factors_are_removed_per_stage():
     stages = np.array([1.0] * 25 + [2.0] * 25 + [3.0])
     log = Series({"stage": stages, "mask/p3": np.full(51, 6.0)}, {})
-    raw = divided(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=False)
+    raw = without_factors(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=False)
     np.testing.assert_array_equal(raw, [3.0] * 25 + [2.0] * 25 + [np.nan])
-    raw = divided(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=True)
+    raw = without_factors(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=True)
     np.testing.assert_array_equal(np.isfinite(raw), ([False] * 20 + [True] * 5) * 2 + [False])
 
 
-def test_terms_are_shown_with_and_without_their_weight(make_run, distill_config, tmp_path):
+def test_terms_with_and_without_weight(make_run, distill_config, tmp_path):
     record = read_run(make_run())
-    plan = distill_config(tmp_path, loss={"name": "dfmsd", "weight": 0.5})
-    sections = training_sections(record, plan, "")
+    config = distill_config(tmp_path, loss={"name": "dfmsd", "weight": 0.5})
+    sections = training_sections(record, config, "")
     assert [section.title for section in sections] == [
         "Losses",
         "Losses without weights",
         "Correlation with the teacher",
     ]
-    assert "mask by 0.5; sfa by 0.5." in sections[1].notes[0]
+    assert "mask times 0.5; sfa times 0.5." in sections[1].notes[0]
     shown = figures(sections)
     assert set(shown["mask/p3"].traces[0]["y"]) == {0.5, None}
-    assert set(shown["mask/p3 without its weight"].traces[0]["y"]) == {1.0, None}
-    assert "task/classification without its weight" not in shown
+    assert set(shown["mask/p3 without weight"].traces[0]["y"]) == {1.0, None}
+    assert "task/classification without weight" not in shown
 
 
-def test_weights_of_one_are_not_drawn_twice(make_run, distill_config, tmp_path):
+def test_unit_weights_are_not_plotted_twice(make_run, distill_config, tmp_path):
     sections = training_sections(read_run(make_run()), distill_config(tmp_path), "")
     assert sections[1].title == "Losses without weights"
     assert sections[1].figures == ()
-    assert "are the terms without weights, too" in sections[1].notes[1]
+    assert "also show the terms without weights" in sections[1].notes[1]
 
 
-def test_without_a_plan_nothing_is_said_about_weights(make_run):
+def test_no_weights_without_config(make_run):
     assert [section.title for section in training_sections(read_run(make_run()), None, "")] == [
         "Losses",
         "Correlation with the teacher",
@@ -59,38 +59,38 @@ def test_without_a_plan_nothing_is_said_about_weights(make_run):
 
 
 @pytest.mark.parametrize("stages", [(1, 1), (2, 1), (2, 2)])
-def test_stage_boundaries_lie_between_epochs_and_are_those_of_all_runs(make_run, stages):
+def test_stage_boundaries_lie_between_epochs(make_run, stages):
     records = {str(n): read_run(make_run(f"run{n}", stages=count)) for n, count in enumerate(stages)}
     marks = [shape["x0"] for shape in precision_section(records, ["AP"]).figures[0].layout["shapes"]]
     assert marks == ([] if stages == (1, 1) else [2.5])
 
 
-def test_runs_with_unlike_stages_have_no_boundary(make_run):
+def test_runs_with_different_stages_have_no_boundaries(make_run):
     records = {"a": read_run(make_run("a", stages=2)), "b": read_run(make_run("b", stages=3))}
     assert precision_section(records, ["AP"]).figures[0].layout["shapes"] == []
 
 
-def test_stages_with_other_weights_are_told_apart(make_run, distill_config, tmp_path, tiny_teachers):
+def test_weights_per_stage(make_run, distill_config, tmp_path, tiny_teachers):
     stages = [
         StageConfig(epochs=2, teacher=tiny_teachers[0]),
         StageConfig(epochs=2, teacher=tiny_teachers[1], loss={"weight": 4.0}),
     ]
     sections = training_sections(read_run(make_run()), distill_config(tmp_path, stages=stages), "")
-    assert "mask by 1 (stage 1), 4 (stage 2)" in sections[1].notes[0]
+    assert "mask times 1 (stage 1), 4 (stage 2)" in sections[1].notes[0]
 
 
-def test_a_term_without_a_value_is_not_drawn(make_run, distill_config, tmp_path):
+def test_term_without_values_is_not_plotted(make_run, distill_config, tmp_path):
     """All steps of this run are those in which the balance is measured."""
     record = replace(read_run(make_run()), balance={"1": {"mask": 2.0}, "2": {"mask": 2.0}})
     sections = training_sections(record, distill_config(tmp_path, balance=0.5), "")
     assert sections[1].title == "Losses without weights"
     assert sections[1].figures == []
-    assert "The first 20 steps of a stage are left out" in sections[1].notes[1]
+    assert "The first 20 steps of each stage, in which" in sections[1].notes[1]
 
 
-def test_one_measurement_makes_no_curve(make_run):
+def test_single_measurement_has_no_curve(make_run):
     run = make_run()
     (run / "epochs.csv").write_text("epoch,step,stage,AP\n0,3,1,\n1,6,1,0.2\n")
     section = precision_section({"run": read_run(run)}, ["AP"])
     assert section.figures == []
-    assert section.notes == ["AP was measured once: there is no curve."]
+    assert section.notes == ["AP was measured only once, so there is no curve."]

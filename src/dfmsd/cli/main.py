@@ -111,7 +111,7 @@ def _estimate_parser() -> jsonargparse.ArgumentParser:
 def _estimate(values: Any) -> None:
     config = build_config(DistillConfig, values)
 
-    from dfmsd.estimation.estimate import estimate
+    from dfmsd.estimation.estimator import estimate
     from dfmsd.estimation.tables import print_estimate
     from dfmsd.utils.files import write_json
 
@@ -179,10 +179,10 @@ def _report_parser() -> jsonargparse.ArgumentParser:
 
 def _report(values: Any) -> None:
     from dfmsd.comparison.tables import rewrite_tables
-    from dfmsd.reporting.rewrite import rewrite_report
+    from dfmsd.reporting import report
 
     pages = [] if values.baseline or values.teacher else rewrite_tables(values.run)
-    for page in pages or [rewrite_report(values.run, values.baseline, values.teacher, values.images)]:
+    for page in pages or [report(values.run, values.baseline, values.teacher, values.images)]:
         print(page)
 
 

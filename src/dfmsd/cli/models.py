@@ -77,7 +77,7 @@ def export_parser() -> jsonargparse.ArgumentParser:
 
 def export_command(values: Any) -> None:
     """Run ``dfmsd export``."""
-    from dfmsd.exporting.job import ExportOptions, export
+    from dfmsd.exporting.exporter import ExportOptions, export
 
     print(export(_options(ExportOptions, values)))
 

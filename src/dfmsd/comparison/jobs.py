@@ -17,10 +17,9 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dfmsd.comparison.cells import Cell
+from dfmsd.comparison.runs import PlannedRun
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
-from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
 
 if sys.platform != "win32":
@@ -32,7 +31,7 @@ POLL = 0.2
 PATIENCE = 60.0
 """Seconds that a process that was asked to stop has for its running step."""
 
-Ended = Callable[[Cell, "str | None"], None]
+Ended = Callable[[PlannedRun, "str | None"], None]
 
 
 def threads_of(jobs: int) -> int:
@@ -89,43 +88,43 @@ def preemptible() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, lock: int, ended: Ended, console: Console) -> None:
+def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Ended, console: Console) -> None:
     """Make runs, ``jobs`` at a time; they end when this function does, however that is.
 
     Args:
-        cells: what is to run, in this order.
+        runs: what is to run, in this order.
         jobs: processes at a time.
         lock: the file descriptor of `locked`, which the processes keep open.
         ended: called after each run, with the reason if it failed.
         console: shows the progress.
     """
-    waiting, running = deque(cells), dict[subprocess.Popen[bytes], tuple[Cell, TaskID]]()
+    waiting, running = deque(runs), dict[subprocess.Popen[bytes], tuple[PlannedRun, TaskID]]()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress, _stopping(running):
-        total = progress.add_task("runs", total=len(cells))
+        total = progress.add_task("runs", total=len(runs))
         while waiting or running:
             while waiting and len(running) < jobs:
-                cell = waiting.popleft()
-                process = _start(cell, threads_of(jobs), lock)
-                running[process] = cell, progress.add_task(f"  {cell}, epochs", total=cell.config.epochs)
+                run = waiting.popleft()
+                process = _start(run, threads_of(jobs), lock)
+                running[process] = run, progress.add_task(f"  {run}, epochs", total=run.config.epochs)
             time.sleep(POLL)
-            for process, (cell, bar) in list(running.items()):
-                progress.update(bar, completed=_epochs_done(cell.run))
+            for process, (run, bar) in list(running.items()):
+                progress.update(bar, completed=_epochs_done(run.folder.path))
                 if process.poll() is not None:
                     progress.remove_task(bar)
                     del running[process]
                     progress.advance(total)
-                    ended(cell, _failure(cell, process.returncode))
+                    ended(run, _failure(run, process.returncode))
 
 
-def _start(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
-    cell.run.mkdir(parents=True, exist_ok=True)
-    if not RunFolder(cell.run).exists:
-        write_config(cell.config, cell.run)
+def _start(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    if not run.folder.exists:
+        write_config(run.config, run.folder.path)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with (cell.run / LOG).open("ab") as log:
+    with (run.folder.path / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "dfmsd.comparison.worker", str(cell.run)],
+            [sys.executable, "-m", "dfmsd.comparison.worker", str(run.folder.path)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -136,7 +135,7 @@ def _start(cell: Cell, threads: int, lock: int) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def _stopping(running: dict[subprocess.Popen[bytes], tuple[Cell, TaskID]]) -> Iterator[None]:
+def _stopping(running: dict[subprocess.Popen[bytes], tuple[PlannedRun, TaskID]]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -167,11 +166,11 @@ def _epochs_done(run: Path) -> int:
     return max((int(epoch) for epoch in epochs if epoch.isdigit()), default=0)
 
 
-def _failure(cell: Cell, status: int) -> str | None:
+def _failure(run: PlannedRun, status: int) -> str | None:
     """Give the last line that a failed process wrote."""
     if status == 0:
         return None
-    lines = (cell.run / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = (run.folder.path / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
     ending = f"ended by signal {-status}: " if status < 0 else ""
-    return f"{ending}{last.removeprefix('dfmsd: error: ')}; see {cell.run / LOG}"
+    return f"{ending}{last.removeprefix('dfmsd: error: ')}; see {run.folder.path / LOG}"

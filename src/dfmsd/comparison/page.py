@@ -14,9 +14,9 @@ from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.results import PairResults, Summary
 from dfmsd.errors import DfmsdError
 from dfmsd.reporting.page import Figure, Section, Table
-from dfmsd.reporting.plots import bars, curves, plain
+from dfmsd.reporting.plots import bars, curves, escape_label
 from dfmsd.reporting.records import Column, RunRecord, read_run
-from dfmsd.reporting.scores import SIZES, difference, percent
+from dfmsd.reporting.results import SIZES, difference, percent
 
 SEEDS = "a seed"
 MOST_CLASSES = 20
@@ -32,7 +32,7 @@ def result_sections(results: PairResults, table: Table, notes: Sequence[str], fo
         notes: on how to read it.
         folder: of the page, which the addresses of the runs' own pages are relative to.
     """
-    sections = [Section("Methods", notes, table, lead=verdict(results))]
+    sections = [Section("Methods", notes, table, lead=summarize(results))]
     if results.failed:
         sections.append(Section("Warnings", [f"{run} failed: {reason}" for run, reason in results.failed.items()]))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
@@ -49,7 +49,7 @@ def result_sections(results: PairResults, table: Table, notes: Sequence[str], fo
     return [*sections, *_classes(records), *_sizes(records), *_runs(results, folder)]
 
 
-def verdict(results: PairResults) -> str:
+def summarize(results: PairResults) -> str:
     """Say which method is first, by how much, and which gains the seeds agree on.
 
     Args:
@@ -86,7 +86,7 @@ def gains_figure(gains: Sequence[Summary]) -> Figure:
         "type": "scatter",
         "mode": "markers",
         "name": SEEDS,
-        "y": [plain(summary.method) for summary in gains for _ in summary.differences],
+        "y": [escape_label(summary.method) for summary in gains for _ in summary.differences],
         "x": [round(100 * value, 4) for summary in gains for value in summary.differences.values()],
         "text": [f"seed {seed}" for summary in gains for seed in summary.differences],
         "hovertemplate": "%{y}, %{text}: %{x:+.1f}<extra></extra>",

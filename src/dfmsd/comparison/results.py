@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfmsd.comparison.cells import Cell
 from dfmsd.comparison.methods import BASELINE
+from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.statistics import bootstrap_interval, gap_recovery, paired_differences, sample_deviation
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.files import write_json, write_text
@@ -106,21 +106,21 @@ class PairResults:
         )
 
 
-def read_row(cell: Cell, costs: Mapping[str, Mapping[str, float]]) -> Row:
+def read_row(run: PlannedRun, costs: Mapping[str, Mapping[str, float]]) -> Row:
     """Read a finished run."""
-    metrics = json.loads((cell.run / "metrics.json").read_text(encoding="utf-8"))
-    cost = costs.get(cell.method.name, {})
+    metrics = json.loads((run.folder.path / "metrics.json").read_text(encoding="utf-8"))
+    cost = costs.get(run.method.name, {})
     return Row(
-        method=cell.method.name,
-        seed=cell.config.seed,
-        epochs=cell.config.epochs,
+        method=run.method.name,
+        seed=run.config.seed,
+        epochs=run.config.epochs,
         AP=metrics["AP"] or 0.0,
         AP50=metrics["AP50"],
         AP75=metrics["AP75"],
         step_time=cost.get("step_time"),
         peak_memory=cost.get("peak_memory"),
-        variant=cell.method.variant,
-        run=str(cell.run),
+        variant=run.method.variant,
+        run=str(run.folder.path),
     )
 
 

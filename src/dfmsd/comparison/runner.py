@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.table import Column, Table
 
-from dfmsd.comparison.cells import Cell, Skipped, build_tasks, make_cell, make_cells
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.cost import measure_costs, threads
-from dfmsd.comparison.jobs import locked, preemptible, run_cells, threads_of
+from dfmsd.comparison.jobs import locked, preemptible, run_all, threads_of
 from dfmsd.comparison.methods import BASELINE, parse_method
 from dfmsd.comparison.results import PairResults, known_rows, read_row, write_results
+from dfmsd.comparison.runs import PlannedRun, SkippedMethod, build_tasks, plan_run, plan_runs
+from dfmsd.comparison.step_cost import measure_step_costs, threads
 from dfmsd.comparison.tables import print_table, write_tables
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
@@ -25,7 +25,6 @@ from dfmsd.engine.saved_config import same_run
 from dfmsd.engine.teachers import load_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate, percent
-from dfmsd.runfolder import RunFolder
 from dfmsd.utils.classes import common_classes
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
@@ -37,14 +36,14 @@ class PairPlan:
     """What is to be done for a pair.
 
     Attributes:
-        cells: the runs that are asked for.
+        runs: the runs that are asked for.
         former: finished runs of methods and seeds that an earlier call asked for: they stay in the table.
         skipped: methods that do not apply.
     """
 
-    cells: Sequence[Cell]
-    former: Sequence[Cell]
-    skipped: Sequence[Skipped]
+    runs: Sequence[PlannedRun]
+    former: Sequence[PlannedRun]
+    skipped: Sequence[SkippedMethod]
 
 
 def compare(
@@ -88,17 +87,17 @@ def compare(
 
 
 def _plan(config: CompareConfig, pair: str, class_names: Sequence[str]) -> PairPlan:
-    cells, skipped = make_cells(config, config.parsed_methods(), pair)
-    tasks, refused = build_tasks(config, cells, class_names)
-    cells = [cell for cell in cells if cell.method.name in tasks]
-    asked = {(cell.method.name, cell.config.seed) for cell in cells}
+    runs, skipped = plan_runs(config, config.parsed_methods(), pair)
+    tasks, refused = build_tasks(config, runs, class_names)
+    runs = [run for run in runs if run.method.name in tasks]
+    asked = {(run.method.name, run.config.seed) for run in runs}
     former = [
-        make_cell(config, pair, parse_method(name), seed)
+        plan_run(config, pair, parse_method(name), seed)
         for name, seed in known_rows(Path(config.out, pair))
         if (name, seed) not in asked
     ]
-    kept = [cell for cell in former if cell.finished and same_run(cell.config, cell.run)]
-    return PairPlan(cells, kept, [*skipped, *refused])
+    kept = [run for run in former if run.finished and same_run(run.config, run.folder.path)]
+    return PairPlan(runs, kept, [*skipped, *refused])
 
 
 def _print_plans(config: CompareConfig, plans: Mapping[str, PairPlan]) -> None:
@@ -106,10 +105,10 @@ def _print_plans(config: CompareConfig, plans: Mapping[str, PairPlan]) -> None:
         "pair", Column("method", overflow="fold"), "epochs", "seeds: done / started / to do", title="comparison"
     )
     for pair, plan in plans.items():
-        for name, first in {cell.method.name: cell for cell in plan.cells}.items():
-            own = [cell for cell in plan.cells if cell.method.name == name]
-            done = sum(cell.finished for cell in own)
-            started = sum(RunFolder(cell.run).exists for cell in own) - done
+        for name, first in {run.method.name: run for run in plan.runs}.items():
+            own = [run for run in plan.runs if run.method.name == name]
+            done = sum(run.finished for run in own)
+            started = sum(run.folder.exists for run in own) - done
             numbers = {teacher: f"T{number}" for number, teacher in enumerate(config.pairs[pair], 1)}
             stages = ", ".join(
                 f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
@@ -156,13 +155,13 @@ def _costs(config: CompareConfig, plan: PairPlan, data: CocoDataModule, folder: 
     """Measure what has not been measured, beside the baseline."""
     path = folder / "costs.json"
     costs: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [cell for cell in plan.cells if cell.method.name not in costs]
+    missing = [run for run in plan.runs if run.method.name not in costs]
     if not missing:
         return costs
-    beside = [cell for cell in plan.cells if cell.method.name == BASELINE]
+    beside = [run for run in plan.runs if run.method.name == BASELINE]
     tasks, _ = build_tasks(config, [*beside, *missing], data.class_names)
     console.print(f"measuring a step of {len(tasks)} methods side by side")
-    measured = measure_costs(tasks, data)
+    measured = measure_step_costs(tasks, data)
     own = measured[BASELINE]
     for name, cost in measured.items():
         ratios = {"step_time": cost.step_ms / own.step_ms, "peak_memory": cost.peak_bytes / own.peak_bytes}
@@ -180,33 +179,33 @@ def _run(
     lock: int,
     images: int,
 ) -> None:
-    pending = {cell.run: cell for plan in plans.values() for cell in plan.cells if not cell.finished}
-    cells = sorted(pending.values(), key=lambda cell: config.seeds.index(cell.config.seed))
-    if not cells:
+    pending = {run.folder.path: run for plan in plans.values() for run in plan.runs if not run.finished}
+    runs = sorted(pending.values(), key=lambda run: config.seeds.index(run.config.seed))
+    if not runs:
         return
     steps = config.epochs * max(1, images // config.data.batch_size)
-    ms = sum(steps * results[cell.pair].costs[cell.method.name]["step_ms"] for cell in cells)
-    console.print(f"{len(cells)} runs, {jobs} at a time: about {ms / 60e3 / jobs:.0f} minutes of training steps alone")
+    ms = sum(steps * results[run.pair].costs[run.method.name]["step_ms"] for run in runs)
+    console.print(f"{len(runs)} runs, {jobs} at a time: about {ms / 60e3 / jobs:.0f} minutes of training steps alone")
 
-    def ended(cell: Cell, failure: str | None) -> None:
+    def ended(run: PlannedRun, failure: str | None) -> None:
         for pair, plan in plans.items():
-            if any(cell.run == other.run for other in plan.cells):
+            if any(run.folder.path == other.folder.path for other in plan.runs):
                 if failure:
-                    results[pair].failed[str(cell)] = failure
+                    results[pair].failed[str(run)] = failure
                 _write(config, plan, results[pair])
-        said = failure or f"AP {percent(read_row(cell, {}).AP)}"
-        console.print(f"{cell}: {said}", highlight=False)
+        said = failure or f"AP {percent(read_row(run, {}).AP)}"
+        console.print(f"{run}: {said}", highlight=False)
 
     try:
-        run_cells(cells, jobs, lock, ended, console)
+        run_all(runs, jobs, lock, ended, console)
     except KeyboardInterrupt:
         console.print(f"interrupted: what is finished is in {config.out}; the same command goes on")
         raise
 
 
 def _write(config: CompareConfig, plan: PairPlan, results: PairResults) -> None:
-    finished = [cell for cell in [*plan.cells, *plan.former] if cell.finished]
-    results.rows = [read_row(cell, results.costs) for cell in finished]
+    finished = [run for run in [*plan.runs, *plan.former] if run.finished]
+    results.rows = [read_row(run, results.costs) for run in finished]
     folder = Path(config.out, results.pair)
     write_results(results, folder)
     write_tables(results, folder)

@@ -16,7 +16,7 @@ from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.page import result_sections
 from dfmsd.comparison.results import PairResults, Summary, read_results
 from dfmsd.comparison.statistics import FEWEST
-from dfmsd.reporting import Table, write_report
+from dfmsd.reporting import Table, write_page
 from dfmsd.utils.files import write_atomically, write_text
 
 STYLE: dict[Any, Any] = {
@@ -71,7 +71,7 @@ def write_tables(results: PairResults, folder: Path) -> None:
     if gains:
         write_atomically(folder / "plot.png", lambda file: _draw(gains).savefig(file, format="png", dpi=150))
     sections = result_sections(results, Table(HEADER, rows), notes(results), folder)
-    write_report(folder / "report.html", f"Comparison: {results.pair}", sections)
+    write_page(folder / "report.html", f"Comparison: {results.pair}", sections)
 
 
 def rewrite_tables(folder: Path) -> list[Path]:

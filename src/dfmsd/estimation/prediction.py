@@ -63,7 +63,7 @@ def predict(
 
     Args:
         config: of the run.
-        ms: part -> milliseconds, see `dfmsd.estimation.calibrate.step_parts`.
+        ms: part -> milliseconds, see `dfmsd.estimation.timing.step_parts`.
         train_images: in the data set.
         val_images: in the data set.
         workers: loader processes, which work beside the step; 0 loads between the steps.

@@ -17,7 +17,7 @@ from dfmsd.types import Batch, Target
 COCO_IMAGES = 118_287
 COCO_SIZE = (800, 1344)
 COCO_EPOCHS = {"1x": 12, "2x": 24}
-UTILISATION = 0.3
+UTILIZATION = 0.3
 SIDES = (256, 512)
 """Sides of the square images that FLOPs are counted on."""
 IMAGES = 2
@@ -99,7 +99,7 @@ def coco_flops(
 
 
 def gpu_hours(flops: Mapping[str, float], precision: str) -> dict[str, dict[str, float]]:
-    """Give the hours that each GPU takes, at `UTILISATION` of its peak.
+    """Give the hours that each GPU takes, at `UTILIZATION` of its peak.
 
     Args:
         flops: schedule -> FLOPs.
@@ -107,7 +107,7 @@ def gpu_hours(flops: Mapping[str, float], precision: str) -> dict[str, dict[str,
     """
     peaks = {name: gpu.single if precision == "32" else gpu.half for name, gpu in GPUS.items()}
     return {
-        name: {schedule: value / (1e12 * peak * UTILISATION) / 3600 for schedule, value in flops.items()}
+        name: {schedule: value / (1e12 * peak * UTILIZATION) / 3600 for schedule, value in flops.items()}
         for name, peak in peaks.items()
     }
 

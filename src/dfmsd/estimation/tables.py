@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from dfmsd.estimation.estimate import Estimate, assumptions
+from dfmsd.estimation.estimator import Estimate, assumptions
 from dfmsd.estimation.flops import Cost
 from dfmsd.estimation.schedules import COCO_EPOCHS, GPUS
 

@@ -16,22 +16,22 @@ from dfmsd.detectors.torchvision.one_stage import OneStageDetector
 from dfmsd.detectors.torchvision.ssd import SSDDetector
 from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.candidates import Candidates, Found, OneStageCandidates, QueryCandidates, SSDCandidates
-from dfmsd.exporting.suppress import suppress, take
-from dfmsd.exporting.two_stage import TwoStageCandidates
+from dfmsd.exporting.decoders import Decoder, OneStageDecoder, QueryDecoder, RawDetections, SSDDecoder
+from dfmsd.exporting.nms import gather_rows, nms_scores
+from dfmsd.exporting.two_stage import TwoStageDecoder
 from dfmsd.utils.console import quiet
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels")
-KINDS: dict[type[Detector], type[Candidates]] = {
-    OneStageDetector: OneStageCandidates,
-    SSDDetector: SSDCandidates,
-    TwoStageDetector: TwoStageCandidates,
-    TransformersDetector: QueryCandidates,
+DECODERS: dict[type[Detector], type[Decoder]] = {
+    OneStageDetector: OneStageDecoder,
+    SSDDetector: SSDDecoder,
+    TwoStageDetector: TwoStageDecoder,
+    TransformersDetector: QueryDecoder,
 }
 
 
-class Selection(nn.Module):
+class PostProcessor(nn.Module):
     """From candidates to detections: suppression, the best of each image, and the detector's labels.
 
     Args:
@@ -40,7 +40,7 @@ class Selection(nn.Module):
 
     class_of: Tensor
 
-    def __init__(self, candidates: Candidates) -> None:
+    def __init__(self, candidates: Decoder) -> None:
         super().__init__()
         self.score_threshold = candidates.score_threshold
         self.nms_threshold = candidates.nms_threshold
@@ -53,7 +53,7 @@ class Selection(nn.Module):
         """Whether boxes of one label suppress each other."""
         return math.isfinite(self.nms_threshold)
 
-    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Found:
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> RawDetections:
         """Give ``N x K x 4``, ``N x K`` and ``N x K``, best first; where there are fewer, score 0 and label -1.
 
         Args:
@@ -62,11 +62,11 @@ class Selection(nn.Module):
             labels: ``N x M``, the model's own.
         """
         if self.suppresses:
-            scores = suppress(boxes, scores, labels, self.nms_threshold, self.class_of.shape[0], float(self.side))
+            scores = nms_scores(boxes, scores, labels, self.nms_threshold, self.class_of.shape[0], float(self.side))
         scores, index = scores.topk(min(self.per_image, scores.shape[1]), dim=1)
         labels = torch.where(scores > 0, self.class_of[labels.gather(1, index)], -1)
         scores = torch.where(labels >= 0, scores, 0.0)  # of labels that no object has
-        return take(boxes, index) * (scores > 0).unsqueeze(2), scores, labels
+        return gather_rows(boxes, index) * (scores > 0).unsqueeze(2), scores, labels
 
 
 class DetectionGraph(nn.Module):
@@ -82,7 +82,7 @@ class DetectionGraph(nn.Module):
 
     def __init__(self, detector: Detector, side: int) -> None:
         super().__init__()
-        kind = KINDS.get(type(detector))
+        kind = DECODERS.get(type(detector))
         if kind is None or (isinstance(detector, TransformersDetector) and not detector.family.learns):
             raise DfmsdError(
                 f"export: {type(detector).__name__} of this kind cannot be exported; what can are FCOS, RetinaNet, GFL,"
@@ -90,7 +90,7 @@ class DetectionGraph(nn.Module):
             )
         check_image_size(side, "--image-size")
         self.candidates = kind(detector, side)
-        self.selection = Selection(self.candidates)
+        self.selection = PostProcessor(self.candidates)
 
     @property
     def side(self) -> int:
@@ -102,9 +102,9 @@ class DetectionGraph(nn.Module):
         """Whether it can be traced for batches of any size."""
         return self.candidates.batches
 
-    def forward(self, images: Tensor) -> Found:
+    def forward(self, images: Tensor) -> RawDetections:
         """Take ``N x 3 x side x side``, RGB in [0, 1]; give boxes ``N x K x 4``, scores and labels ``N x K``."""
-        found: Found = self.selection(*self.candidates(images))
+        found: RawDetections = self.selection(*self.candidates(images))
         return found
 
 

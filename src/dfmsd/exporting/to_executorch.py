@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.candidates import Found
+from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph, trace
-from dfmsd.exporting.two_stage import TwoStageCandidates
+from dfmsd.exporting.two_stage import TwoStageDecoder
 from dfmsd.utils.console import quiet
 
 
 def write(graph: DetectionGraph, file: Path) -> None:
-    """Write a file that takes one image and gives candidates, see `Candidates`.
+    """Write a file that takes one image and gives candidates, see `Decoder`.
 
     Raises:
         DfmsdError: a two-stage detector, which suppresses in its middle.
     """
-    if isinstance(graph.candidates, TwoStageCandidates):
+    if isinstance(graph.candidates, TwoStageDecoder):
         raise DfmsdError(
             "export: ExecuTorch has no non-maximum suppression, which Faster R-CNN needs in its middle; take --format"
             " onnx, openvino or torch, or a one-stage student"
@@ -36,15 +36,15 @@ def write(graph: DetectionGraph, file: Path) -> None:
 
 
 def read(file: Path, graph: DetectionGraph) -> Run:
-    """Load a file; what it gives goes through the graph's `Selection`."""
+    """Load a file; what it gives goes through the graph's `PostProcessor`."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(file).load_method("forward")
 
-    def run(images: Tensor) -> Found:
+    def run(images: Tensor) -> RawDetections:
         boxes, scores, labels = (part.clone() for part in method.execute([images.contiguous()]))
         with torch.no_grad():
-            selected: Found = graph.selection(boxes, scores, labels)
+            selected: RawDetections = graph.selection(boxes, scores, labels)
         return selected
 
     return run

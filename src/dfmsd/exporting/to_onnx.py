@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from dfmsd.exporting.candidates import Found
+from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph, trace
 from dfmsd.utils.console import quiet
@@ -47,7 +47,7 @@ def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Found:
+    def run(images: Tensor) -> RawDetections:
         boxes, scores, labels = session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
         return torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels)
 

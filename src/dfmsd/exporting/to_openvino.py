@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.exporting import to_onnx
-from dfmsd.exporting.candidates import Found
+from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph
 
@@ -30,7 +30,7 @@ def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(file, "CPU", options)
 
-    def run(images: Tensor) -> Found:
+    def run(images: Tensor) -> RawDetections:
         found = compiled(images.contiguous().numpy())
         # copies: the next call writes into the same memory
         boxes, scores, labels = (torch.from_numpy(found[place].copy()) for place in range(3))

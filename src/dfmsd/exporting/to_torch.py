@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfmsd.exporting.candidates import Found
+from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph, trace
 
@@ -21,9 +21,9 @@ def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
     """Load a file."""
     module = torch.export.load(file).module()
 
-    def run(images: Tensor) -> Found:
+    def run(images: Tensor) -> RawDetections:
         with torch.no_grad():
-            found: Found = module(images)
+            found: RawDetections = module(images)
         return found
 
     return run

@@ -10,14 +10,14 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import roi_align
 
 from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
-from dfmsd.exporting.candidates import Found, TorchvisionCandidates, above
-from dfmsd.exporting.suppress import suppress, take
+from dfmsd.exporting.decoders import RawDetections, TorchvisionDecoder, above
+from dfmsd.exporting.nms import gather_rows, nms_scores
 
 SMALLEST_BOX = 1e-2
 """Side in pixels below which torchvision drops a detection."""
 
 
-class TwoStageCandidates(TorchvisionCandidates):
+class TwoStageDecoder(TorchvisionDecoder):
     """Faster R-CNN: proposals, themselves suppressed level by level, then each class's box of each proposal."""
 
     anchors: Tensor
@@ -27,7 +27,7 @@ class TwoStageCandidates(TorchvisionCandidates):
         self.counts = self.keep_anchors(self.model.rpn.anchor_generator)
         self.keep_thresholds(self.model.roi_heads)
 
-    def forward(self, images: Tensor) -> Found:
+    def forward(self, images: Tensor) -> RawDetections:
         """Take ``N x 3 x side x side``, RGB in [0, 1]."""
         maps, heads = self.maps(images), self.model.roi_heads
         proposals, valid = self._proposals(list(maps.values()))
@@ -58,13 +58,13 @@ class TwoStageCandidates(TorchvisionCandidates):
             start += values.shape[1]
         scores, index, groups = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         anchors = self.anchors[index]
-        boxes = rpn.box_coder.decode_single(take(deltas, index).flatten(0, 1), anchors.flatten(0, 1))
+        boxes = rpn.box_coder.decode_single(gather_rows(deltas, index).flatten(0, 1), anchors.flatten(0, 1))
         boxes = boxes.view_as(anchors).clamp(0, self.side)
         large = ((boxes[..., 2:] - boxes[..., :2]) >= rpn.min_size).all(dim=2)
         scores = torch.where(large & (scores >= rpn.score_thresh), scores, 0.0)
-        scores = suppress(boxes, scores, groups, rpn.nms_thresh, len(levels), float(self.side))
+        scores = nms_scores(boxes, scores, groups, rpn.nms_thresh, len(levels), float(self.side))
         best, index = scores.topk(min(rpn.post_nms_top_n(), scores.shape[1]), dim=1)
-        return take(boxes, index), best
+        return gather_rows(boxes, index), best
 
     def _pool(self, maps: dict[str, Tensor], image: Tensor, regions: Tensor) -> Tensor:
         """Pool each region from its level: ``R x C x 7 x 7``."""

@@ -94,7 +94,7 @@ def compare(expected: Detections, found: Detections, side: int, threshold: float
     return largest
 
 
-def compare_all(
+def compare_detectors(
     detector: Detector, exported: Detector, batches: Sequence[Tensor], threshold: float, limit: int
 ) -> Difference:
     """Run both on the same images, each of which fills the input.

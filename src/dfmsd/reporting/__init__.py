@@ -1,8 +1,10 @@
-"""Reports: one self-contained HTML file about one run, or about several runs side by side."""
+"""Self-contained HTML reports about one run or several runs."""
 
 from __future__ import annotations
 
-from dfmsd.reporting.page import Section, Table, write_report
-from dfmsd.reporting.reports import comparison_report, run_report
+from dfmsd.reporting.page import Section, Table, write_page
+from dfmsd.reporting.run_page import run_report
+from dfmsd.reporting.runs_page import comparison_report
+from dfmsd.reporting.writer import report
 
-__all__ = ["Section", "Table", "comparison_report", "run_report", "write_report"]
+__all__ = ["Section", "Table", "comparison_report", "report", "run_report", "write_page"]

@@ -1,4 +1,4 @@
-"""The page itself: sections in, one self-contained HTML file out."""
+"""HTML report pages: sections in, one self-contained file out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from dfmsd.utils.files import write_text
 
-Look = Literal["truth", "right", "wrong"]
+BoxStyle = Literal["truth", "correct", "wrong"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; the first column names the row, the others are numbers as they shall be read."""
+    """Rows below a header; the first column names the row, the others hold formatted numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -31,33 +31,34 @@ class Figure:
 
     title: str
     traces: Sequence[Mapping[str, Any]]
-    """Of plotly, without colours, which follow the reader's light or dark scheme; no NaN."""
+    """Plotly traces without colors, which follow the reader's light or dark scheme, and without NaN."""
     layout: Mapping[str, Any]
+    """Plotly layout."""
     alt: str
-    """What it shows, in words."""
+    """Text alternative."""
     values: Table | None = None
-    """The same in numbers, for those who do not see it."""
+    """The plotted values as a table."""
     height: int = 350
-    """Pixels."""
+    """In pixels."""
 
 
 class Box(NamedTuple):
-    """A rectangle on a picture, in its pixels."""
+    """A rectangle on a picture, in the picture's pixels."""
 
     x: float
     y: float
     width: float
     height: float
-    look: Look
+    style: BoxStyle
     label: str
-    """What it is, for those who point at it."""
+    """Tooltip."""
     tag: str
-    """What stands beside it."""
+    """Text drawn at the box."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A bitmap, with boxes on it or without."""
+    """A bitmap, optionally with boxes on it."""
 
     content: bytes
     kind: Literal["png", "jpeg"]
@@ -69,44 +70,45 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The bitmap as a URL."""
+        """The bitmap as a data URL."""
         return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side."""
+    """Pictures in a row."""
 
     title: str
     pictures: Sequence[Picture]
     wide: bool = False
-    """Keep their size, and let the reader scroll, instead of fitting them into the page."""
+    """Show pictures at full size and scroll, instead of fitting them to the page."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page; what is not given is not shown."""
+    """One section of a page; empty parts are left out."""
 
     title: str
     notes: Sequence[str] = field(default_factory=tuple)
-    """Sentences above the content; also what stands there when there is no content."""
+    """Paragraphs above the content, or in place of missing content."""
     table: Table | None = None
     figures: Sequence[Figure] = ()
     galleries: Sequence[Gallery] = ()
     text: str | None = None
-    """Shown as it is, in a fixed-width font, folded."""
+    """Preformatted text, collapsed."""
     links: Sequence[tuple[str, str]] = ()
-    """Text and address, relative to the page."""
+    """Text and URL, relative to the page."""
     lead: str = ""
-    """What it comes to, in a sentence or two above everything else."""
+    """Summary in one or two sentences, shown first."""
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write one HTML file that needs nothing else: style, scripts and pictures are inside, every text is escaped.
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write a self-contained HTML file: style, scripts and pictures are embedded, and all text is escaped.
 
-    No other script than the two of the page runs in it: the browser is told their hashes.
+    Only the page's own two scripts can run: a Content Security Policy lists their hashes.
 
-    Gives the path back.
+    Returns:
+        ``path``.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfmsd.reporting"),
@@ -125,10 +127,10 @@ def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
 
 
 def _scripts(environment: jinja2.Environment) -> list[Markup]:
-    """Give plotly.js and what draws with it, as the text of script elements."""
+    """Return plotly.js and the page's own script."""
     from plotly.offline import get_plotlyjs
 
-    # a browser hashes line ends as \n, whatever the file has
+    # browsers normalize line endings to \n before hashing
     texts = (get_plotlyjs(), environment.get_template("report.js").render())
     return [Markup("\n".join(text.splitlines())) for text in texts]
 

@@ -1,9 +1,8 @@
-"""What a run folder says, read without judging it: a file that is absent is ``None``."""
+"""Contents of a run folder as Python objects; missing files are ``None``."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
 from dfmsd.types import LevelSpec
 
 Column = NDArray[np.float64]
@@ -21,21 +21,21 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Series:
-    """The columns of a CSV file of numbers; an empty cell is NaN."""
+    """Columns of a numeric CSV file; empty cells are NaN."""
 
     columns: Mapping[str, Column]
     not_finite: Mapping[str, int]
-    """Column -> how many cells were *written* as NaN or infinite; columns without such a cell are left out."""
+    """Column -> number of cells that contain NaN or infinity; columns without such cells are left out."""
 
     @property
     def stages(self) -> Column:
-        """Stage of each row; 0 where the run has no stages."""
+        """Stage of each row; 0 for runs without stages."""
         return np.nan_to_num(self.columns["stage"])
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder."""
+    """Contents of one run folder."""
 
     folder: Path
     metrics: Mapping[str, Any] | None
@@ -45,22 +45,22 @@ class RunRecord:
     log: Series | None
     epochs: Series | None
     balance: Mapping[str, Mapping[str, float]] | None = None
-    """Stage -> name of a term, or of a whole loss -> the factor that the automatic balance chose."""
+    """Stage -> term or loss name -> factor chosen by the automatic balance."""
 
     @property
     def weights_bytes(self) -> int | None:
-        """Size of the delivered weights file, where there is one."""
-        file = self.folder / "student.safetensors"
+        """Size of the delivered weights file; None if it does not exist."""
+        file = RunFolder(self.folder).weights_file
         return file.stat().st_size if file.is_file() else None
 
     @property
     def levels(self) -> list[LevelSpec]:
-        """The pyramid of the delivered model, as far as the folder tells."""
+        """Pyramid levels of the delivered model; empty if unknown."""
         return [LevelSpec(**level) for level in (self.student or {}).get("levels", [])]
 
     @property
     def parameters(self) -> int | None:
-        """How many parameters the delivered model has, where the folder says so."""
+        """Number of parameters of the delivered model; None if unknown."""
         in_student = (self.student or {}).get("parameters")
         in_environment = (self.environment or {}).get("parameters", {}).get("student")
         count: int | None = in_environment if in_student is None else in_student
@@ -68,68 +68,54 @@ class RunRecord:
 
     @property
     def trained_epochs(self) -> int | None:
-        """How many epochs have been trained, all stages together."""
+        """Number of epochs trained over all stages; None without a log."""
         if self.log is None:
             return None
         return len(set(zip(self.log.stages, self.log.columns["epoch"], strict=True)))
 
     @property
-    def distils(self) -> bool:
-        """Whether anything beside the detector's own loss was logged."""
-        own = {"loss", "lr", "task"}
-        return bool(self.correlations) or any(name.partition("/")[0] not in own for name in self.terms)
+    def distills(self) -> bool:
+        """Whether the log contains more than the detector's own loss."""
+        plain = {"loss", "lr", "task"}
+        return bool(self.correlations) or any(name.partition("/")[0] not in plain for name in self.terms)
 
     @property
     def terms(self) -> list[str]:
-        """The logged columns that are neither a counter nor a correlation, in the file's order but ``lr`` last."""
-        other = {"step", "epoch", "stage"}
+        """Logged columns except counters and correlations, in file order but with ``lr`` last."""
+        counters = {"step", "epoch", "stage"}
         names = self.log.columns if self.log else {}
-        terms = [name for name in names if name not in other and not _is_correlation(name)]
+        terms = [name for name in names if name not in counters and not _is_correlation(name)]
         return sorted(terms, key=lambda name: name == "lr")
 
     @property
     def correlations(self) -> list[str]:
-        """The columns ``pearson/<level>``, and ``T2.pearson/<level>`` where a stage has several teachers."""
+        """The columns ``pearson/<level>``, or ``T2.pearson/<level>`` in stages with several teachers."""
         return [name for name in (self.log.columns if self.log else {}) if _is_correlation(name)]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        DfmsdError: the folder does not exist, or one of its files is damaged.
+    """
+    run = RunFolder(Path(folder))
+    if not run.path.is_dir():
+        raise DfmsdError(f"no run folder at {folder}; pass the `out:` of a `dfmsd train` or `dfmsd distill`")
+    return RunRecord(
+        folder=run.path,
+        metrics=run.read_metrics(),
+        student=run.read_description(),
+        environment=run.read_environment(),
+        config=run.config_file.read_text(encoding="utf-8") if run.exists else None,
+        log=_read_csv(run.log_file, required=("step", "epoch", "stage")),
+        epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
+        balance=run.read_balance(),
+    )
 
 
 def _is_correlation(column: str) -> bool:
     return column.partition("/")[0].endswith("pearson")
-
-
-def read_run(folder: Path) -> RunRecord:
-    """Read a run folder.
-
-    Raises:
-        DfmsdError: there is no such folder, or a file in it is damaged.
-    """
-    if not folder.is_dir():
-        raise DfmsdError(
-            f"no run folder {folder}: give the folder that `dfmsd train` or `dfmsd distill` wrote (`out:`)"
-        )
-    config = folder / "config.yaml"
-    return RunRecord(
-        folder=folder,
-        metrics=_read_json(folder / "metrics.json"),
-        student=_read_json(folder / "student.json"),
-        environment=_read_json(folder / "environment.json"),
-        config=config.read_text(encoding="utf-8") if config.is_file() else None,
-        log=_read_csv(folder / "log.csv", required=("step", "epoch", "stage")),
-        epochs=_read_csv(folder / "epochs.csv", required=("epoch", "step", "stage", "AP")),
-        balance=_read_json(folder / "balance.json"),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DfmsdError(f"{path} is damaged ({error}): remove it, or run again") from error
-    if not isinstance(content, dict):
-        raise DfmsdError(f"{path} holds a {type(content).__name__}, expected an object: remove it, or run again")
-    return content
 
 
 def _read_csv(path: Path, required: tuple[str, ...]) -> Series | None:
@@ -141,18 +127,18 @@ def _read_csv(path: Path, required: tuple[str, ...]) -> Series | None:
         rows = list(reader)
     missing = [name for name in required if name not in names]
     if missing:
-        raise DfmsdError(f"{path} lacks the column {missing[0]!r}: remove it, or run again")
+        raise DfmsdError(f"{path} has no column {missing[0]!r}; remove the file, or repeat the run")
     if not rows:
         return None
     cells = {name: [row[name] or "" for row in rows] for name in names}
     columns = {name: np.array([_number(cell, path, name) for cell in cells[name]]) for name in names}
-    written = {name: sum(cell != "" and not math.isfinite(float(cell)) for cell in cells[name]) for name in names}
-    return Series(columns, {name: count for name, count in written.items() if count})
+    not_finite = {name: sum(cell != "" and not math.isfinite(float(cell)) for cell in cells[name]) for name in names}
+    return Series(columns, {name: count for name, count in not_finite.items() if count})
 
 
 def _number(cell: str, path: Path, column: str) -> float:
-    """A cut last row (a killed run) has fewer cells: they come as empty ones."""
+    """Convert a cell; the last row of a killed run may be cut short, so its missing cells are empty."""
     try:
         return float(cell) if cell else math.nan
     except ValueError as error:
-        raise DfmsdError(f"{path}, column {column!r}: {cell!r} is no number; remove that row") from error
+        raise DfmsdError(f"{path}, column {column!r}: {cell!r} is not a number; remove that row") from error

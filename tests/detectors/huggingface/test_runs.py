@@ -14,7 +14,7 @@ from dfmsd.detectors import Detector, DetectorConfig, load_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import check, distill
-from dfmsd.estimation.estimate import first_batch, untrained_task
+from dfmsd.estimation.estimator import first_batch, untrained_task
 from dfmsd.estimation.flops import count_stage
 
 pytestmark = NEEDED

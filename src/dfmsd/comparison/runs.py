@@ -1,0 +1,146 @@
+"""The runs of a comparison: one folder for each pair, method and seed, the baseline's shared by all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
+from dfmsd.detectors import Detector, build_detector
+from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.run import build_task
+from dfmsd.engine.saved_config import same_run
+from dfmsd.errors import DfmsdError
+from dfmsd.estimation.estimator import untrained_teacher
+from dfmsd.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run.
+
+    Attributes:
+        pair: name of the pair.
+        method: what is compared.
+        config: of the run; its ``out`` is the run folder.
+    """
+
+    pair: str
+    method: Method
+    config: DistillConfig
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(Path(self.config.out))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is done."""
+        return self.folder.finished
+
+    def __str__(self) -> str:
+        pair = "" if self.method.name == BASELINE else f"{self.pair}: "
+        return f"{pair}{self.method.name}, seed {self.config.seed}"
+
+
+@dataclass(frozen=True)
+class SkippedMethod:
+    """A method that does not apply to a pair."""
+
+    pair: str
+    method: Method
+    reason: str
+
+
+def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> PlannedRun:
+    """Describe a run.
+
+    Raises:
+        DfmsdError: the plan needs another teacher, or the config is refused.
+    """
+    teachers = config.pairs[pair]
+    place = Path(config.out, BASELINE) if method.name == BASELINE else Path(config.out, pair, method.slug(teachers))
+    run = DistillConfig(
+        out=str(place / f"seed-{seed}"),
+        data=config.data if method.losses else replace(config.data, unlabeled=None),
+        optim=config.optim,
+        seed=seed,
+        precision=config.precision,
+        eval_every=config.eval_every,
+        student=config.student,
+        stages=method.stages(teachers, config.epochs),
+        loss=method.loss(config.loss_options) if method.losses else {},
+        balance=config.balances.get(method.family, config.balance),
+        balance_by=config.balance_by,
+        teacher_cache=config.teacher_cache,
+    )
+    if not method.losses:
+        run = run.without_teachers()
+    if method.name == INHERIT_ONLY or (config.inherit and method.losses):
+        run = replace(run, inherit=teachers[(config.inherit or 1) - 1])
+    return PlannedRun(pair, method, run)
+
+
+def plan_runs(
+    config: CompareConfig, methods: Sequence[Method], pair: str
+) -> tuple[list[PlannedRun], list[SkippedMethod]]:
+    """Describe the runs of a pair, seed by seed.
+
+    Raises:
+        DfmsdError: a run's config is refused, or its folder holds another run.
+    """
+    runs: list[PlannedRun] = []
+    skipped: list[SkippedMethod] = []
+    for method in methods:
+        needed = max((number for stage in method.plan for number in stage.teachers), default=1)
+        if needed > len(config.pairs[pair]):
+            skipped.append(
+                SkippedMethod(pair, method, f"needs T{needed}, the pair has {len(config.pairs[pair])} teacher(s)")
+            )
+        else:
+            runs += [plan_run(config, pair, method, seed) for seed in config.seeds]
+    for run in runs:
+        if run.folder.exists and not same_run(run.config, run.folder.path):
+            raise DfmsdError(f"{run.folder.path} holds another run than this config describes; remove it or change out")
+    return sorted(runs, key=lambda run: config.seeds.index(run.config.seed)), skipped
+
+
+def build_tasks(
+    config: CompareConfig, runs: Sequence[PlannedRun], class_names: Sequence[str]
+) -> tuple[dict[str, tuple[DistillConfig, DistillationTask]], list[SkippedMethod]]:
+    """Build the task of each method of one pair, on one student and on teachers that need not be trained yet.
+
+    Args:
+        config: of the comparison.
+        runs: of one pair.
+        class_names: of the data.
+
+    Returns:
+        Method -> config and task, and the methods whose losses refuse the pair.
+
+    Raises:
+        DfmsdError: the student or a teacher cannot be built.
+    """
+    student = build_detector(config.student, class_names)
+    stages = ((run.config.ancestor, *stage.teachers) for run in runs for stage in run.config.stages)
+    teachers: dict[str, Detector] = {
+        name: untrained_teacher(name, class_names) for name in dict.fromkeys(chain.from_iterable(stages)) if name
+    }
+    tasks: dict[str, tuple[DistillConfig, DistillationTask]] = {}
+    skipped: list[SkippedMethod] = []
+    for run in {run.method.name: run for run in runs}.values():
+        alone = replace(run.config, inherit=False)  # which would tell each time what is inherited
+        try:
+            if run.config.ancestor:
+                inherit(student, teachers[run.config.ancestor], run.config.ancestor)
+            task = build_task(alone, class_names, student=student, teachers=teachers)
+            tasks[run.method.name] = run.config, task
+        except DfmsdError as error:
+            skipped.append(SkippedMethod(run.pair, run.method, str(error)))
+    return tasks, skipped

@@ -1,0 +1,158 @@
+"""What a method costs beside the baseline: time of a training step and peak of memory, measured side by side."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.teachercache import open_caches, plan_caches
+from dfmsd.estimation.estimator import first_batch
+from dfmsd.estimation.timing import Within, autocast_context, time_in_turns, zero_lr_optimizer
+from dfmsd.types import Batch
+from dfmsd.utils.device import default_device, synchronize
+
+SECONDS = 6.0
+"""For the timed steps of each stage of each method."""
+
+
+class StepCost(NamedTuple):
+    """StepCost of a training step."""
+
+    step_ms: float
+    """Mean over the epochs of all stages; features that a teacher cache holds are found there."""
+    peak_bytes: int
+    """Weights, teachers, optimiser and the most that a step of any stage makes, the teacher's features computed."""
+
+
+Tasks = Mapping[str, tuple[DistillConfig, DistillationTask]]
+
+
+def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) -> dict[str, StepCost]:
+    """Measure a training step of each method; they take turns, so that a slow phase of the machine meets all alike.
+
+    Args:
+        tasks: method -> config and task; student and teachers may be shared. The student's weights stay as they are.
+        data: gives the batch; it tells digests where teachers have caches.
+        seconds: for each stage of each method.
+    """
+    target = default_device()
+    batch = first_batch(data).to(target)
+    steps: dict[tuple[str, int], Callable[[], None]] = {}
+    peaks: dict[str, int] = {}
+    for name, (config, task) in tasks.items():
+        task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        for teacher in task.every_teacher:
+            teacher.to(target)
+        within = autocast_context(config, target)
+        stages = [
+            partial(
+                _step, task, stage, zero_lr_optimizer(task.trainable, config.optim), batch, within, config.optim.clip
+            )
+            for stage in _stages(task)
+        ]
+        peaks[name] = max(_peak_of(stage, target) for stage in stages) + _resident(task)
+        plan = plan_caches(task, config, len(data.train))
+        if plan is not None:
+            open_caches(plan)
+        steps |= {(name, index): partial(stage, cached=plan is not None) for index, stage in enumerate(stages)}
+    wait = partial(synchronize, target)
+    parts = {json.dumps(key): step for key, step in steps.items()}
+    ms = time_in_turns(parts, seconds * len(parts), wait=wait)
+    return {
+        name: StepCost(_mean_step(config, [ms[json.dumps([name, index])] for index in _stages(task)]), peaks[name])
+        for name, (config, task) in tasks.items()
+    }
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Give the largest number of bytes that tensors made by ``call`` hold at one time on the CPU.
+
+    Exact and repeatable: torch's allocator reports every allocation and release to the profiler. What lives before
+    the call is not counted, nor is scratch memory that oneDNN takes by itself.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every start and stop otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events: list[dict[str, Any]] = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    records = [event["args"] for event in events if event["name"] == "[memory]"]
+    before = records[0]["Total Allocated"] - records[0]["Bytes"]
+    return int(max(record["Total Allocated"] for record in records) - before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads for a while."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+def _stages(task: DistillationTask) -> range:
+    return range(len(task.stages))
+
+
+def _step(
+    task: DistillationTask,
+    stage: int,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    within: Within,
+    clip: float,
+    *,
+    cached: bool = False,
+) -> None:
+    task.stage = stage  # not enter_stage, which would empty the caches of the other stages
+    with within():
+        named = task(batch.images, batch.targets, batch.keys if cached else ())
+    torch.stack(list(named.values())).sum().backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _peak_of(step: Callable[[], None], target: torch.device) -> int:
+    def twice() -> None:  # the first one makes the optimiser's state, which stays
+        step()
+        step()
+
+    if target.type != "cuda":
+        return peak_bytes(twice)
+    torch.cuda.reset_peak_memory_stats(target)
+    before = torch.cuda.memory_allocated(target)
+    twice()
+    return torch.cuda.max_memory_allocated(target) - before
+
+
+def _resident(task: DistillationTask) -> int:
+    teachers = {id(teacher.detector): teacher.detector for teacher in task.every_teacher}
+    modules = [task.trainable, *teachers.values()]
+    return sum(_nbytes(itertools.chain(module.parameters(), module.buffers())) for module in modules)
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _mean_step(config: DistillConfig, ms: Sequence[float]) -> float:
+    return sum(stage.epochs * time for stage, time in zip(config.stages, ms, strict=True)) / config.epochs

@@ -1,0 +1,219 @@
+"""How long the parts of a run take on this machine: the real ones, side by side, for a few seconds."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.dataset import DetectionDataset
+from dfmsd.distillation.cache import Layout, TeacherCache
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
+from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig
+from dfmsd.engine.module import build_optimizer
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.estimation.flops import record_calls
+from dfmsd.evaluation.evaluate import detect
+from dfmsd.types import Batch, LevelSpec
+from dfmsd.utils.cachedir import cache_root
+from dfmsd.utils.store import DiskStore, RamStore, Store
+
+Call = Callable[[], object]
+Within = Callable[[], AbstractContextManager[Any]]
+SECONDS = 10.0
+
+
+def time_in_turns(
+    parts: Mapping[str, Call],
+    seconds: float = SECONDS,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    wait: Call = lambda: None,
+) -> dict[str, float]:
+    """Time parts in turns, so that a slow phase of the machine meets all of them alike.
+
+    Args:
+        parts: name -> what to run; they run in this order.
+        seconds: for all rounds, of which the first one warms up; one round is timed in any case.
+        clock: gives seconds.
+        wait: ends when the device has done all that it was given.
+
+    Returns:
+        Name -> median in milliseconds.
+    """
+    start, last = clock(), 0.0
+    rounds: list[dict[str, float]] = []
+    while len(rounds) < 2 or clock() - start + last <= seconds:
+        begin, times = clock(), {}
+        for name, run in parts.items():
+            wait()
+            before = clock()
+            run()
+            wait()
+            times[name] = 1e3 * (clock() - before)
+        rounds.append(times)
+        last = clock() - begin
+    return {name: median(times[name] for times in rounds[1:]) for name in parts}
+
+
+def autocast_context(config: DistillConfig, device: torch.device) -> Within:
+    """Give what the networks of a run compute in, as a context."""
+    dtype = COMPUTE_DTYPES[config.precision]
+    return nullcontext if dtype == torch.float32 else lambda: torch.autocast(device.type, dtype)
+
+
+def zero_lr_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Build a run's optimiser with a learning rate of 0: it does all its work and leaves the weights as they are."""
+    optimizer = build_optimizer(module, replace(optim, lr=1.0))  # `OptimConfig` refuses 0
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    return optimizer
+
+
+@contextmanager
+def step_parts(
+    config: DistillConfig, task: DistillationTask, data: CocoDataModule, batch: Batch, device: torch.device
+) -> Iterator[dict[str, Call]]:
+    """Give the parts of a run as calls.
+
+    ``student`` (forward, losses, backward), ``load`` (a batch of images that were seen before), ``decode`` (of new
+    ones), ``detect`` (a batch); for stage 1 ``1/update`` (clipping and optimiser) and, with a teacher, ``1/loss``
+    (forward and backward of the criteria), ``1/teacher`` (the features of all teachers it asks) and, with
+    ``teacher_cache``, ``1/cached`` (the same, found) and ``1/stored`` (the same, computed and stored).
+
+    Args:
+        config: of the run.
+        task: in training mode, on ``device``.
+        data: of the run.
+        batch: of the run, on ``device``.
+        device: where to run.
+    """
+    within = autocast_context(config, device)
+    parts: dict[str, Call] = {"student": _student(task, batch, within)}
+    with ExitStack() as stack:
+        for index in range(len(task.stages)):
+            task.enter_stage(index, begins=False)
+            used, stage = task.levels_in_use(index), f"{index + 1}/"
+            if used:
+                parts[stage + "teacher"] = _features(used, batch, within)
+                parts[stage + "loss"] = _loss(task, batch, within)
+            if used and config.teacher_cache:
+                layouts = {teacher: cache_layout(config, levels, batch) for teacher, levels in used.items()}
+                parts[stage + "stored"] = _stored(config, layouts, batch, within)
+                parts[stage + "cached"] = _cached(config, layouts, batch, within, stack)
+            parts[stage + "update"] = _update(config, task)
+        task.enter_stage(0, begins=False)
+        parts["load"], parts["decode"] = _loading(data)
+        parts["detect"] = partial(detect, task.student, batch)
+        yield parts
+
+
+def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
+    """Tell how a cache stores these levels of a teacher."""
+    frame = (batch.images.shape[-2], batch.images.shape[-1])
+    return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
+
+
+def _student(task: DistillationTask, batch: Batch, within: Within) -> Call:
+    weights = [weight for weight in task.student.parameters() if weight.requires_grad]
+
+    def run() -> None:
+        with within():
+            losses = task.student_pass(batch.images, batch.targets).losses
+        torch.autograd.grad(torch.stack(list(losses.values())).sum(), weights, allow_unused=True)
+
+    return run
+
+
+def _features(teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -> Call:
+    def run() -> None:
+        with within():
+            for teacher in teachers:
+                teacher.features(batch.images)
+
+    return run
+
+
+def _loss(task: DistillationTask, batch: Batch, within: Within) -> Call:
+    """Run the criteria on the features of a real step, backward to the student's pyramid and their own layers."""
+    with within():
+        calls = record_calls(task, batch, [lesson.criterion for lesson in task.lessons])
+    inputs = [(*args[0].values(), *criterion.parameters()) for criterion, (args, _) in calls.items()]
+    leaves = [leaf for given in inputs for leaf in given if leaf.requires_grad]
+
+    def run() -> None:
+        terms = [term for criterion, (args, kwargs) in calls.items() for term in criterion(*args, **kwargs).values()]
+        torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+
+    return run
+
+
+def _cached(
+    config: DistillConfig, layouts: Mapping[FrozenTeacher, Layout], batch: Batch, within: Within, stack: ExitStack
+) -> Call:
+    caches = {teacher: TeacherCache(_store(config, stack), layout) for teacher, layout in layouts.items()}
+    return partial(_look_up, caches, batch, within)
+
+
+def _stored(config: DistillConfig, layouts: Mapping[FrozenTeacher, Layout], batch: Batch, within: Within) -> Call:
+    def run() -> None:
+        with ExitStack() as stack:  # a new store each time, in which nothing is found
+            _cached(config, layouts, batch, within, stack)()
+
+    return run
+
+
+def _look_up(caches: Mapping[FrozenTeacher, TeacherCache], batch: Batch, within: Within) -> None:
+    keys = [str(index) for index in range(len(batch.images))]
+    with torch.no_grad(), within():
+        for teacher, cache in caches.items():
+            cache(batch.images, keys, teacher.features)
+
+
+def _store(config: DistillConfig, stack: ExitStack) -> Store:
+    if config.teacher_cache == "ram":
+        return RamStore(sys.maxsize)
+    root = cache_root()  # the disk that the run's own cache will be on
+    root.mkdir(parents=True, exist_ok=True)
+    return DiskStore(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root))), sys.maxsize)
+
+
+def _update(config: DistillConfig, task: DistillationTask) -> Call:
+    """Clip and step, on gradients of its own."""
+    trained = nn.ModuleList([task.student, *(lesson.criterion for lesson in task.lessons)])
+    optimizer = zero_lr_optimizer(trained, config.optim)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [torch.ones_like(weight) for weight in weights]
+
+    def run() -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        if config.optim.clip:
+            nn.utils.clip_grad_norm_(weights, config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def _loading(data: CocoDataModule) -> tuple[Call, Call]:
+    """Give loading of a batch that was loaded before, and of new images; both in this process."""
+    collate = data.train_dataloader().collate_fn
+    plain = DetectionDataset(data.train.coco, data.train.image_size, data.train.augmentation, seed=data.seed)
+
+    def load(dataset: DetectionDataset) -> object:
+        return collate([dataset[index] for index in data.example_indices])
+
+    return partial(load, data.train), partial(load, plain)

@@ -1,0 +1,103 @@
+"""Analysis of a run's detectors on its validation images, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.dataset import DetectionDataset
+from dfmsd.data.transforms import Sample, collate
+from dfmsd.detectors import Detector
+from dfmsd.engine.config import DistillConfig
+from dfmsd.evaluation.evaluate import CocoResult, Metrics, coco_metrics, coco_results, detect, match_classes
+from dfmsd.reporting.galleries import attention_section, images_section
+from dfmsd.reporting.inference_cost import InferenceCost, inference_costs
+from dfmsd.reporting.matching import ImageMatches, best_threshold, match_detections
+from dfmsd.reporting.page import Section
+from dfmsd.types import Detections, LevelSpec
+from dfmsd.utils.classes import common_classes
+
+
+@dataclass
+class Analysis:
+    """What running the detectors of a run has shown.
+
+    Attributes:
+        images: number of images analyzed.
+        whole: whether these are all validation images.
+        costs: detector -> cost of detection in one image.
+        metrics: detector -> metrics on the analyzed images.
+        levels: teacher -> pyramid levels.
+        sections: report sections with pictures.
+        notes: what could not be analyzed, and why.
+    """
+
+    images: int
+    whole: bool
+    costs: dict[str, InferenceCost] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    levels: dict[str, Sequence[LevelSpec]] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def analyze(config: DistillConfig, run: Path, detectors: Mapping[str, Detector], images: int) -> Analysis:
+    """Run the detectors of a run on its validation images.
+
+    Args:
+        config: of the run.
+        run: run folder.
+        detectors: ``student``, ``baseline`` if there is one, and the teachers by reference.
+        images: maximum number of validation images.
+
+    Raises:
+        DfmsdError: the images are missing.
+    """
+    dataset = CocoDataModule(config.data, seed=config.seed).val
+    teachers = [name for name in detectors if name not in ("student", "baseline")]
+    comparable = {
+        name: detector
+        for name, detector in detectors.items()
+        if common_classes(detector.class_names, dataset.coco.class_names)
+    }
+    samples = [dataset[index] for index in range(min(images, len(dataset)))]
+    analysis = Analysis(len(samples), whole=len(samples) == len(dataset))
+    analysis.levels = {name: detectors[name].levels for name in teachers}
+    analysis.costs = inference_costs(comparable, collate(samples[:1], dataset.image_size))
+    matches: dict[str, list[ImageMatches]] = {}
+    for name, detector in comparable.items():
+        matches[name], analysis.metrics[name] = _match_all(name, detector, dataset, samples)
+    if "student" in matches:
+        analysis.sections.append(images_section(matches, samples, dataset))
+    if teachers:
+        analysis.sections.append(attention_section(run, detectors, teachers, samples, dataset))
+    return analysis
+
+
+def _match_all(
+    name: str, detector: Detector, dataset: DetectionDataset, samples: Sequence[Sample]
+) -> tuple[list[ImageMatches], Metrics]:
+    """Match a detector's detections in every image, at its best threshold, and measure its metrics."""
+    category_of = match_classes(detector.class_names, dataset.coco)
+    data_label = common_classes(detector.class_names, dataset.coco.class_names)
+    matches: list[ImageMatches] = []
+    results: list[CocoResult] = []
+    for sample in track(samples, f"detect: {Path(name).name}", transient=True):
+        batch = collate([sample], dataset.image_size)
+        detections = detect(detector, batch)
+        results += coco_results(detections, batch, category_of)
+        matches.append(match_detections(_to_data_labels(detections[0], data_label), sample.target))
+    threshold = best_threshold(matches)
+    metrics = coco_metrics(dataset.coco, results, [sample.image_id for sample in samples])
+    return [image.above(threshold) for image in matches], metrics
+
+
+def _to_data_labels(detections: Detections, data_label: Mapping[int, int]) -> Detections:
+    labels = torch.tensor([data_label.get(label, -1) for label in detections["labels"].tolist()], dtype=torch.int64)
+    keep = labels >= 0
+    return Detections(boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=labels[keep])

@@ -1,0 +1,124 @@
+"""What a run's config implies for its report: teachers, loss factors and level pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dfmsd import losses
+from dfmsd.distillation.balance import balanced_groups
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.configfile import read_config, read_run_config
+from dfmsd.errors import DfmsdError
+from dfmsd.losses.align import Align, LevelPair
+from dfmsd.reporting.records import RunRecord
+from dfmsd.runfolder import RunFolder
+from dfmsd.types import LevelSpec
+
+_TWO_LEVELS = [LevelSpec("fine", 16, 8), LevelSpec("coarse", 16, 16)]
+
+
+def run_config(record: RunRecord) -> DistillConfig | None:
+    """Read the config of a run; None if it is missing or this version cannot read it."""
+    if record.config is None:
+        return None
+    try:
+        return read_run_config(record.folder)
+    except DfmsdError:
+        return None
+
+
+def teacher_references(config: DistillConfig | None) -> list[str]:
+    """List the references of all teachers without duplicates."""
+    return list(dict.fromkeys(name for stage in config.stages for name in stage.teachers)) if config else []
+
+
+def teacher_folder(reference: str) -> Path | None:
+    """Return the run folder of a teacher; None if the reference is not a run or the folder does not exist."""
+    folder = Path(reference)
+    if reference.endswith((".yaml", ".yml")):
+        try:
+            folder = Path(read_config(TrainConfig, folder).out)
+        except DfmsdError:
+            return None
+    return folder if RunFolder(folder).exists else None
+
+
+def term_factors(config: DistillConfig, balance: Mapping[str, Any] | None) -> dict[str, dict[int, float]]:
+    """Return the factor of each logged term: loss weight times automatic balance.
+
+    Args:
+        config: of the run.
+        balance: content of ``balance.json``.
+
+    Returns:
+        Term (``mask``, or ``T2.mask`` in stages with several teachers) -> stage, from 1 -> factor. Stages whose factor
+        was not recorded are left out.
+    """
+    factors: dict[str, dict[int, float]] = {}
+    for number, stage in enumerate(config.stages, 1):
+        for index in range(len(stage.teachers)):
+            prefix = f"T{index + 1}." if len(stage.teachers) > 1 else ""
+            chosen = (balance or {}).get(str(number), {})
+            for criterion in _criteria(losses.replace_loss(config.loss, stage.loss)):
+                terms = criterion.feature_terms
+                groups = balanced_groups(terms, config.balance_by) if config.balance is not None else {}
+                for term in criterion.terms:
+                    key = prefix + groups[term] if term in groups else None
+                    if key is None or key in chosen:
+                        factor = 1.0 if key is None else chosen[key]
+                        factors.setdefault(prefix + term, {})[number] = criterion.weight * factor
+    return factors
+
+
+class PairedLevel(NamedTuple):
+    """One row of the table of paired levels."""
+
+    stage: int
+    teacher: str
+    pair: LevelPair
+    alignment: str
+
+
+def paired_levels(
+    config: DistillConfig, student: Sequence[LevelSpec], teachers: Mapping[str, Sequence[LevelSpec]]
+) -> list[PairedLevel]:
+    """List which student level learns from which teacher level, and how their shapes are aligned.
+
+    Args:
+        config: of the run.
+        student: levels of the student.
+        teachers: reference -> levels; other teachers are left out.
+    """
+    rows = []
+    for number, stage in enumerate(config.stages, 1):
+        for name in stage.teachers:
+            if name not in teachers:
+                continue
+            try:
+                with torch.device("meta"):  # allocate nothing, draw no random numbers
+                    loss = losses.replace_loss(config.loss, stage.loss)
+                    criterion = losses.build_sum(loss, list(student), list(teachers[name]))
+            except DfmsdError:  # the teacher's folder now holds another detector
+                continue
+            layers = dict(zip(criterion.pairs, criterion.align, strict=True))
+            rows += [PairedLevel(number, name, pair, _alignment(pair, layer)) for pair, layer in layers.items()]
+    return rows
+
+
+def _alignment(pair: LevelPair, layer: nn.Module) -> str:
+    assert isinstance(layer, Align)
+    steps = [] if isinstance(layer.project, nn.Identity) else ["1x1 convolution"]
+    if pair.student.stride != pair.teacher.stride:
+        steps.append(f"{layer.resize} resized")
+    return ", ".join(steps) or "not needed"
+
+
+def _criteria(loss: losses.LossConfig) -> list[losses.Criterion]:
+    with torch.device("meta"):
+        criterion = losses.build_sum(loss, _TWO_LEVELS, _TWO_LEVELS)
+    return [criterion] if isinstance(criterion, losses.Criterion) else criterion.criteria

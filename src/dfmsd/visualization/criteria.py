@@ -1,0 +1,133 @@
+"""Distillation losses of a run, restored with their training-only layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfmsd import losses
+from dfmsd.detectors import Detector
+from dfmsd.distillation.task import layers_name
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.configfile import read_config, read_run_config
+from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
+
+PREFIX = "task.trainable.criteria."
+"""Prefix of the training-only layers in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class StageCriterion:
+    """The loss of one stage and teacher.
+
+    Attributes:
+        stage: from 1.
+        teacher: its name.
+        criterion: the loss, in eval mode.
+        trained: whether its layers come from the run; otherwise they are randomly initialized.
+        note: why they do not.
+    """
+
+    stage: int
+    teacher: str
+    criterion: losses.Criterion | losses.CriterionSum
+    trained: bool
+    note: str = ""
+
+
+def stage_criteria(model: str, student: Detector, teacher: str, detector: Detector) -> list[StageCriterion]:
+    """Restore the losses of all stages in which a teacher taught a run's student.
+
+    If there is no such stage, return the default loss with untrained layers as a single stage.
+
+    Args:
+        model: reference of the student; only a run folder has trained layers.
+        student: the student.
+        teacher: reference of the teacher, as in the run's config or another path to the same folder.
+        detector: the teacher.
+
+    Raises:
+        DfmsdError: the run's config cannot be read, or the two detectors share too few levels.
+    """
+    run = RunFolder(Path(model))
+    if not run.exists:
+        note = f"{model} is not a run folder, so there are no training-only layers"
+        return [_untrained(1, {}, teacher, student, detector, note)]
+    config = read_run_config(run.path)
+    stages = [
+        (stage, position)
+        for stage, stage_config in enumerate(config.stages)
+        for position, name in enumerate(stage_config.teachers)
+        if _same_teacher(name, teacher)
+    ]
+    if not stages:
+        note = f"{teacher} is not a teacher of {model}, so no layers were trained for the two"
+        return [_untrained(1, config.loss, teacher, student, detector, note)]
+    state, reason = _delivered_state(run, config)
+    criteria = []
+    for stage, position in stages:
+        loss = losses.replace_loss(config.loss, config.stages[stage].loss)
+        layers = _select_layers(state, layers_name(stage, position))
+        criteria.append(_restored(stage + 1, loss, teacher, student, detector, layers, reason))
+    return criteria
+
+
+def _same_teacher(name: str, teacher: str) -> bool:
+    if name == teacher or Path(name).resolve() == Path(teacher).resolve():
+        return True
+    if not name.endswith((".yaml", ".yml")) or not Path(name).is_file():
+        return False
+    return Path(read_config(TrainConfig, Path(name)).out).resolve() == Path(teacher).resolve()
+
+
+def _delivered_state(run: RunFolder, config: DistillConfig) -> tuple[Mapping[str, Tensor], str]:
+    """Load the checkpoint of the delivered student; if it is missing, return the reason."""
+    file = run.best_checkpoint if config.deliver == "best" else run.last_checkpoint
+    if not file.is_file():
+        return {}, f"{file}, which contains the training-only layers, does not exist"
+    try:
+        content: Any = torch.load(file, weights_only=True, map_location="cpu")
+        return dict(content["state_dict"]), ""
+    except Exception as error:  # damaged archives raise all kinds of errors
+        raise DfmsdError(f"{file} cannot be read ({type(error).__name__}); remove it, or restore it") from error
+
+
+def _select_layers(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    prefix = f"{PREFIX}{key}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _untrained(
+    stage: int, loss: losses.LossConfig, teacher: str, student: Detector, detector: Detector, note: str
+) -> StageCriterion:
+    criterion = losses.build_sum(loss, student.levels, detector.levels).eval()
+    # a loss without parameters needs no training
+    return StageCriterion(stage, teacher, criterion, not any(True for _ in criterion.parameters()), note)
+
+
+def _restored(
+    stage: int,
+    loss: losses.LossConfig,
+    teacher: str,
+    student: Detector,
+    detector: Detector,
+    state: Mapping[str, Tensor],
+    reason: str,
+) -> StageCriterion:
+    untrained = _untrained(stage, loss, teacher, student, detector, reason)
+    if untrained.trained:
+        return replace(untrained, note="")
+    if not state:
+        return replace(untrained, note=reason or "the checkpoint does not contain these layers")
+    try:
+        untrained.criterion.load_state_dict(state)
+    except RuntimeError:
+        reason = "the layers of the checkpoint do not fit this student, teacher and loss"
+        return _untrained(stage, loss, teacher, student, detector, reason)
+    return replace(untrained, trained=True, note="")

@@ -1,0 +1,93 @@
+"""Pictures of attention, masks and errors for image files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfmsd.data.images import read_image
+from dfmsd.data.inputs import find_images, to_batch
+from dfmsd.detectors import Detector, load_detector
+from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.evaluate import detect
+from dfmsd.types import Batch
+from dfmsd.utils.files import write_atomically
+from dfmsd.visualization.criteria import stage_criteria
+from dfmsd.visualization.figures import draw_contact_sheet, draw_scene, render_png
+from dfmsd.visualization.scene import build_scene
+
+CONTACT_SHEET = "contact_sheet.png"
+MIN_SCORE = 0.3
+"""Minimum score of the teacher detections that stand in for annotations."""
+
+
+def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Write one PNG per image and a contact sheet.
+
+    Args:
+        model: the student; the reconstruction needs its run folder, which has the training-only layers.
+        teacher: see `dfmsd.detectors.load_detector`.
+        images: image files, and folders of images.
+        out: output folder, created if missing; existing files are overwritten.
+
+    Returns:
+        The files written, the contact sheet last.
+
+    Raises:
+        DfmsdError: a detector or image does not exist, or the detectors do not fit each other.
+    """
+    model, teacher, out = str(model), str(teacher), Path(out)
+    files = find_images(images, exclude=out)
+    if not files:
+        raise DfmsdError("no images; pass at least one file or folder")
+    student, detector = load_detector(model), load_detector(teacher)
+    stages = stage_criteria(model, student, teacher, detector)
+    size = student.input_size
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DfmsdError(f"out: cannot write to {out} ({error.strerror}); choose another folder") from error
+    scenes, written = [], []
+    for file, name in zip(files, picture_names(files), strict=True):
+        batch = to_batch(read_image(file), size)
+        boxes, source = _teacher_boxes(detector, batch)
+        scenes.append(build_scene(file.name, student, detector, stages, batch.images, boxes, source))
+        written.append(_write(out / name, render_png(draw_scene(scenes[-1]))))
+    return [*written, _write(out / CONTACT_SHEET, render_png(draw_contact_sheet(scenes)))]
+
+
+def picture_names(files: Iterable[Path]) -> list[str]:
+    """Name pictures after their images, with a number to distinguish equal names.
+
+    Takes time linear in the number of files.
+    """
+    names: list[str] = []
+    taken = {CONTACT_SHEET}
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(1))
+    for file in files:
+        candidates = (_numbered(file.stem, number) for number in numbers[file.stem])
+        names.append(next(name for name in candidates if name not in taken))
+        taken.add(names[-1])
+    return names
+
+
+def _numbered(stem: str, number: int) -> str:
+    return f"{stem}.png" if number == 1 else f"{stem}-{number}.png"
+
+
+def _teacher_boxes(teacher: Detector, batch: Batch) -> tuple[Tensor, str]:
+    """Return the teacher's detections, since arbitrary images have no annotations, and their source."""
+    if not teacher.class_names:
+        return torch.empty(0, 4), "none, the teacher has no head"
+    detections = detect(teacher, batch)[0]
+    return detections["boxes"][detections["scores"] >= MIN_SCORE], f"teacher detections, score at least {MIN_SCORE}"
+
+
+def _write(path: Path, content: bytes) -> Path:
+    write_atomically(path, lambda file: file.write_bytes(content))
+    return path

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfmsd.comparison import step_cost
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.runs import build_tasks, plan_runs
+from dfmsd.comparison.step_cost import measure_step_costs, peak_bytes, threads
+from dfmsd.data import CocoDataModule
+
+MakeCompare = Callable[..., CompareConfig]
+
+
+def test_steps_are_those_of_the_runs_and_leave_the_student_alone(compare_config: MakeCompare, tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["pkd", "dfmsd@T1+T2", "pkd@T1&T2"], epochs=3)
+    data = CocoDataModule(config.data, digest=True)
+    tasks, _ = build_tasks(config, plan_runs(config, config.parsed_methods(), "both")[0], data.class_names)
+    student = tasks["none"][1].student
+    before = [parameter.clone() for parameter in student.parameters()]
+    costs = measure_step_costs(tasks, data, seconds=0.0)
+    assert list(costs) == ["none", "pkd", "dfmsd@T1+T2", "pkd@T1&T2"]
+    assert all(cost.step_ms > 0 for cost in costs.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    teachers = [sum(p.nbytes for p in t.detector.parameters()) for t in tasks["dfmsd@T1+T2"][1].every_teacher]
+    more = {name: cost.peak_bytes - costs["none"].peak_bytes for name, cost in costs.items()}
+    assert more["pkd"] > teachers[1]
+    assert more["dfmsd@T1+T2"] > sum(teachers)
+    assert more["pkd@T1&T2"] > sum(teachers)
+    for _, task in tasks.values():
+        for teacher in task.every_teacher:
+            assert teacher.cache is not None  # in the first of two rounds it computes, in the timed one it finds
+            assert (teacher.cache.hits, teacher.cache.misses) == (4, 4)
+
+
+def test_a_plan_costs_the_mean_over_its_epochs(
+    compare_config: MakeCompare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    config = compare_config(tmp_path, methods=["dfmsd@T1+T2"], epochs=3)
+    data = CocoDataModule(config.data, digest=True)
+    tasks, _ = build_tasks(config, plan_runs(config, config.parsed_methods(), "both")[0], data.class_names)
+    assert [stage.epochs for stage in tasks["dfmsd@T1+T2"][0].stages] == [1, 2]
+    times = {'["none", 0]': 8.0, '["dfmsd@T1+T2", 0]': 10.0, '["dfmsd@T1+T2", 1]': 16.0}
+    monkeypatch.setattr(step_cost, "time_in_turns", lambda parts, seconds, wait: {name: times[name] for name in parts})
+    monkeypatch.setattr(step_cost, "_peak_of", lambda step, target: 0)
+    costs = step_cost.measure_step_costs(tasks, data)
+    assert costs["none"].step_ms == 8.0
+    assert costs["dfmsd@T1+T2"].step_ms == pytest.approx((10 + 2 * 16) / 3)
+    task = tasks["none"][1]
+    weights = sum(v.nbytes for part in (task.trainable.parameters(), task.trainable.buffers()) for v in part)
+    assert costs["none"].peak_bytes == weights
+
+
+def test_the_peak_is_that_of_tensors_alive_at_one_time() -> None:
+    def call() -> None:
+        first = torch.ones(1000)  # 4,000 bytes
+        second = first + 1  # 8,000 with the first
+        del first
+        third = torch.ones(500)  # 6,000 with the second
+        del second, third
+
+    assert peak_bytes(call) == pytest.approx(8000, abs=200)  # the allocator aligns
+
+
+def test_threads_are_given_back() -> None:
+    former = torch.get_num_threads()
+    with threads(former + 1):
+        assert torch.get_num_threads() == former + 1
+    assert torch.get_num_threads() == former

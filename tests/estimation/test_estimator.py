@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.helpers.fixtures import STUDENT, TINY_BACKBONE
+
+from dfmsd.detectors import DetectorConfig
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.saved_config import to_yaml
+from dfmsd.errors import DfmsdError
+from dfmsd.estimation.estimator import Estimate, assumptions, estimate, untrained_task
+from dfmsd.estimation.schedules import GPUS, ImageFlops
+from dfmsd.estimation.tables import print_estimate
+
+Make = Callable[..., DistillConfig]
+CLASSES = ("square", "disc")
+
+
+@pytest.fixture(scope="module")
+def found(distill_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
+    """Two stages with the teacher cached in RAM, each part timed once."""
+    out = tmp_path_factory.mktemp("estimate") / "run"
+    result = estimate(distill_config(out, teacher_cache="ram"), seconds=0)
+    assert not out.exists()
+    return result
+
+
+def printed(found: Estimate) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_estimate(found, console)
+    return console.export_text()
+
+
+def test_an_estimate_holds_counts_times_and_hours(found: Estimate) -> None:
+    assert found.frame == (64, 64)
+    assert [cost.teacher is not None for cost in found.costs] == [True, True]
+    fcos, faster_rcnn = found.cache_bytes
+    assert fcos == 2 * 32 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
+    assert faster_rcnn == 2 * 16 * (8 * 8 + 4 * 4 + 2 * 2 + 1)
+    assert all(value > 0 for value in found.parts_ms.values())
+    assert found.prediction.steps == 3 * 2
+    assert found.coco_hours.keys() == GPUS.keys()
+    hours = found.coco_hours["T4"]
+    assert hours["2x"] == pytest.approx(2 * hours["1x"])
+
+
+def test_the_step_is_predicted_from_the_timed_parts(found: Estimate) -> None:
+    ms = found.parts_ms
+    last = ms["student"] + ms["1/loss"] + ms["1/update"] + ms["load"]
+    step = found.prediction.stages[0].step_ms
+    flips = found.config.data.flip
+    missing = 2 * flips * (1 - flips)  # the second epoch shows the version that the first did not
+    teacher = missing * ms["1/stored"] + (1 - missing) * ms["1/cached"]
+    assert step == pytest.approx(last + teacher)
+
+
+def test_the_json_holds_everything(found: Estimate) -> None:
+    content = json.loads(json.dumps(found.as_json()))
+    assert content["config"]["student"]["backbone"] == TINY_BACKBONE
+    assert content["costs"][0]["student"]["forward"] == found.costs[0].student.forward
+    assert content["costs"][1]["levels"]["p3"]["method"]["backward"] > 0
+    assert content["prediction"]["stages"][0]["step_ms"] == found.prediction.stages[0].step_ms
+    assert content["parts_ms"] == found.parts_ms
+    assert content["coco_hours"]["A100 SXM"].keys() == {"1x", "2x"}
+    assert content["assumptions"] == assumptions(found)
+    assert content["environment"]["packages"]["torch"]
+
+
+def test_the_tables_tell_parts_prediction_hours_and_assumptions(found: Estimate) -> None:
+    text = printed(found)
+    for part in ("student", "teacher", "generate p3", "loss", "found in the cache", "clipping and optimiser"):
+        assert part in text
+    assert f"{found.costs[0].student.forward / 1e9:.3f}" in text
+    assert f"{found.parts_ms['student']:.1f}" in text
+    assert "H100 SXM" in text
+    for line in assumptions(found):
+        assert line[:100] in text
+
+
+def test_a_run_without_teachers_has_neither_teacher_nor_loss(distill_config: Make, tmp_path: Path) -> None:
+    found = estimate(distill_config(tmp_path / "run", stages=[StageConfig(epochs=1)]), seconds=0)
+    assert found.cache_bytes == (0,)
+    assert set(found.parts_ms) == {"student", "1/update", "load", "decode", "detect"}
+    assert [set(flops) for flops in found.image_flops] == [{"student"}]
+    assert "generate" not in printed(found)
+
+
+def test_a_teacher_that_is_yet_to_be_trained_is_built_but_not_trained(
+    distill_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TrainConfig(
+        out=str(tmp_path / "teacher"),
+        model=DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16, pretrained=str(tmp_path / "missing.pth")),
+    )
+    (tmp_path / "teacher.yaml").write_text(to_yaml(recipe))
+    monkeypatch.setattr("dfmsd.engine.run.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("dfmsd.estimation.estimator.stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
+    config = distill_config(
+        tmp_path / "run",
+        stages=[StageConfig(epochs=1, teacher=str(tmp_path / "teacher.yaml"))],
+        student=replace(STUDENT, pretrained=str(tmp_path / "missing.pth")),
+    )
+    found = estimate(config, seconds=0)
+    assert found.costs[0].teacher is not None
+    assert not (tmp_path / "teacher").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchvisions_weights_are_not_downloaded(
+    distill_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    name = "FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1"
+    config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=name)], loss={"pairing": "index"})
+    (teacher,) = untrained_task(config, CLASSES).every_teacher
+    assert "zebra" in teacher.detector.class_names
+
+
+def test_missing_data_and_teachers_are_refused_as_everywhere(distill_config: Make, tmp_path: Path) -> None:
+    config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=str(tmp_path / "nowhere"))])
+    with pytest.raises(DfmsdError, match="no detector at"):
+        estimate(config, seconds=0)
+    config.data.root = str(tmp_path / "none")
+    with pytest.raises(DfmsdError, match=r"data\.root"):
+        estimate(config, seconds=0)
+
+
+def test_processes_balance_and_disk_add_their_assumptions(found: Estimate) -> None:
+    other = replace(found, config=replace(found.config, devices=2, balance=0.5, teacher_cache="disk"))
+    assert len(assumptions(other)) == len(assumptions(found)) + 3
+    machines = replace(found, config=replace(found.config, devices=2, num_nodes=3))
+    assert any(line.startswith("6 processes") for line in assumptions(machines))

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.reporting.records import read_run
+from dfmsd.reporting.runconfig import paired_levels, run_config, teacher_folder, teacher_references, term_factors
+from dfmsd.types import LevelSpec
+
+
+def test_run_config_is_the_written_config(finished_run, tiny_teachers):
+    config = run_config(read_run(finished_run("config")))
+    assert teacher_references(config) == list(tiny_teachers)
+    assert [stage.epochs for stage in config.stages] == [2, 1]
+    assert teacher_references(run_config(read_run(finished_run("bare", no_distill=True)))) == []
+
+
+@pytest.mark.parametrize("text", ["seed: 0\nnobody_knows: 1\n", "a: [", "[1]", ""])
+def test_unreadable_config_is_none(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert run_config(read_run(tmp_path)) is None
+    assert teacher_references(None) == []
+
+
+def test_teacher_folder(finished_run, tmp_path):
+    run = finished_run("teacher", no_distill=True)
+    recipe = tmp_path / "teacher.yaml"
+    recipe.write_text(yaml.safe_dump({"out": str(run)}))
+    assert teacher_folder(str(run)) == teacher_folder(str(recipe)) == run
+    for reference in (str(tmp_path), "hf:somebody/detr", "FCOS_ResNet50_FPN_Weights.COCO_V1", "gone.yaml"):
+        assert teacher_folder(reference) is None
+
+
+def test_factors_are_weight_times_balance(distill_config, tmp_path, tiny_teachers):
+    first, second = tiny_teachers
+    stages = [
+        StageConfig(epochs=1, teacher=first),
+        StageConfig(epochs=1, teacher=[first, second]),
+        StageConfig(epochs=1, teacher=second, loss=[{"name": "pkd", "weight": 3.0}, {"name": "mgd"}]),
+    ]
+    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=0.5)
+    balance = {"1": {"mask": 4.0, "sfa": 0.25}, "2": {"T1.mask": 10.0, "T2.mask": 100.0}}
+    assert term_factors(config, balance) == {
+        "mask": {1: 8.0},
+        "sfa": {1: 0.5},
+        "T1.mask": {2: 20.0},
+        "T2.mask": {2: 200.0},  # the others were not recorded
+    }
+    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0})
+    assert term_factors(config, None) == {
+        **{term: {1: 2.0} for term in ("mask", "sfa")},
+        **{f"T{number}.{term}": {2: 2.0} for number in (1, 2) for term in ("mask", "sfa")},
+        "pkd": {3: 3.0},
+        "mgd": {3: 2e-5},
+    }
+
+
+def test_jointly_balanced_loss_has_one_factor(distill_config, tmp_path):
+    config = distill_config(tmp_path, balance=0.5, balance_by="loss")
+    assert term_factors(config, {"1": {"loss": 3.0}}) == {"mask": {1: 3.0}, "sfa": {1: 3.0}}
+
+
+def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers):
+    student = [LevelSpec(f"p{i}", 16, 2**i) for i in (3, 4, 5)]
+    teacher = [LevelSpec(f"t{i}", 32, 2**i) for i in (2, 3, 4)]
+    config = distill_config(tmp_path)
+    lines = paired_levels(config, student, {tiny_teachers[1]: teacher})
+    assert [(line.stage, line.pair.student.name, line.pair.teacher.name) for line in lines] == [
+        (2, "p3", "t3"),
+        (2, "p4", "t4"),
+    ]
+    assert {line.alignment for line in lines} == {"1x1 convolution"}
+    config = distill_config(tmp_path, loss={"name": "pkd", "pairing": "index", "resize": "teacher"})
+    lines = paired_levels(config, student, {tiny_teachers[0]: student, tiny_teachers[1]: teacher})
+    assert [line.alignment for line in lines] == ["not needed"] * 3 + ["1x1 convolution, teacher resized"] * 3
+    assert paired_levels(config, student, {tiny_teachers[0]: student[:1]}) == []  # now another detector
