@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfmsd.data import DetectionDataset
     from dfmsd.evaluation.evaluate import Metrics
     from dfmsd.evaluation.predict import Speed
-    from dfmsd.exporting.job import Exported
+    from dfmsd.exporting.exporter import Exported
 
 # Each function imports what it needs itself, as in `dfmsd.api.runs`.
 
@@ -126,12 +126,12 @@ def export(
     Raises:
         DfmsdError: an extra is missing, the model cannot be exported, or the exported file differs from it.
     """
-    from dfmsd.exporting import job
+    from dfmsd.exporting import exporter
 
-    options = job.ExportOptions(
+    options = exporter.ExportOptions(
         str(model), format, _path(out), None if images is None else str(images), image_size, int8
     )
-    return job.export(options)
+    return exporter.export(options)
 
 
 def visualize(
@@ -177,12 +177,12 @@ def report(
     Raises:
         DfmsdError: no run there, or an argument that does not fit it.
     """
+    from dfmsd import reporting
     from dfmsd.comparison.tables import rewrite_tables
-    from dfmsd.reporting.rewrite import rewrite_report
 
     teachers = [teacher] if isinstance(teacher, str) else list(teacher)
     pages = [] if baseline or teachers else rewrite_tables(Path(run))
-    return pages or [rewrite_report(Path(run), _path(baseline), teachers, images)]
+    return pages or [reporting.report(run, baseline, teachers, images)]
 
 
 def share(

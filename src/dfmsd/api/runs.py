@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dfmsd.detectors import Detector
     from dfmsd.engine.preflight import Preflight
     from dfmsd.engine.run import Result
-    from dfmsd.estimation.estimate import Estimate
+    from dfmsd.estimation.estimator import Estimate
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
@@ -250,11 +250,11 @@ def estimate(
     Raises:
         DfmsdError: the run would be refused.
     """
-    from dfmsd.estimation import estimate as estimation
+    from dfmsd.estimation import estimator
     from dfmsd.utils.files import write_json
 
     check_names(settings, DistillConfig, estimate)
-    found = estimation.estimate(resolve_config(DistillConfig, config, settings))
+    found = estimator.estimate(resolve_config(DistillConfig, config, settings))
     if json is not None:
         write_json(Path(json), found.as_json())
     return found
