@@ -107,10 +107,10 @@ def test_the_command_tells_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureF
     ("layout", "broken", "message"),
     [
         ("yolo", "data.yaml", r"data\.yaml is missing"),
-        ("yolo", "images/val", r"data\.yaml: val: there is no folder images/val"),
+        ("yolo", "images/val", r"data\.yaml: val: no folder images/val"),
         ("yolo", "labels/train", r"labels/train is missing"),
         ("voc", "ImageSets", r"train\.txt is missing"),
-        ("voc", "JPEGImages/c.jpg", r"val\.txt: there is no image c in"),
+        ("voc", "JPEGImages/c.jpg", r"val\.txt: no image c in"),
         ("voc", "Annotations", r"neither Annotations nor a folder train"),
     ],
 )

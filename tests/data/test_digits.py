@@ -27,7 +27,7 @@ def test_layout_counts_classes_and_sizes(root: Path) -> None:
     assert train[0][0].shape == (3, 96, 96)
     counts = [len(record.labels) for record in train.records]
     assert min(counts) == 0
-    assert 5 <= max(counts) <= digits.MOST_DIGITS
+    assert 5 <= max(counts) <= digits.MAX_DIGITS
     assert len(set(torch.cat([record.labels for record in train.records]).tolist())) == 10
     assert all(len(a["bbox"]) == 4 and a["area"] > 0 for a in train.ground_truth["annotations"])
 
@@ -59,7 +59,7 @@ def test_boxes_are_tight_and_digits_stand_out(monkeypatch: pytest.MonkeyPatch) -
         difference = np.abs(canvas.mean(axis=-1) - digits.PHOTO_BRIGHTNESS)
         rows, columns = np.nonzero(difference > difference.max() / 2 + 1e-6)  # float32 rounding of exactly one half
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == box
-        assert difference.max() >= digits.INK_BRIGHTNESS - digits.PHOTO_BRIGHTNESS - 1e-6
+        assert difference.max() >= digits.DIGIT_BRIGHTNESS - digits.PHOTO_BRIGHTNESS - 1e-6
 
 
 @needs_sklearn

@@ -99,9 +99,9 @@ def test_a_teacher_is_not_trained_by_processes_that_its_student_has_no_use_for(
 ) -> None:
     recipe = tmp_path / "teacher.yaml"
     recipe.write_text(to_yaml(train_config(tmp_path / "teacher", devices=2)))
-    with pytest.raises(DfmsdError, match=r"teacher\.yaml: it would be trained in 2 processes and what follows in 1"):
+    with pytest.raises(DfmsdError, match=r"teacher\.yaml would be trained in 2 processes and the next model in 1"):
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
-    with pytest.raises(DfmsdError, match="what follows in 4"):
+    with pytest.raises(DfmsdError, match="the next model in 4"):
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", (2, 2), train=untrained)
 
 

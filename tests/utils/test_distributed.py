@@ -104,7 +104,7 @@ def test_trainings_that_follow_each_other_have_one_number_of_processes(teachers:
 @pytest.mark.parametrize(("teachers", "student"), [([2], 1), ([2], 4), ([2, 1], 2), ([1, 2, 4], 4)])
 def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int], student: int) -> None:
     name = f"{teachers.index(2)}.yaml"
-    with pytest.raises(DfmsdError, match=f"teacher {name}: it would be trained in 2 processes .* --config {name}"):
+    with pytest.raises(DfmsdError, match=f"teacher {name} would be trained in 2 processes .* --config {name}"):
         check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
 
 

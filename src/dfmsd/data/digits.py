@@ -1,4 +1,4 @@
-"""The embedded default data set: handwritten digits on photographs, in the COCO layout."""
+"""Built-in data set: handwritten digits on photographs, in the COCO layout."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from dfmsd.utils.cachedir import cache_root
 logger = logging.getLogger("dfmsd")
 
 VERSION = 2
-"""Raised whenever the same parameters would give other images, so that old folders are not taken for new ones."""
+"""Incremented whenever the same parameters produce other images, so that cached folders are not reused."""
 DEFAULTS = {"train": 600, "val": 150, "size": 128, "seed": 0}
-"""Parameters of the embedded default data set."""
+"""Parameters of the data set named ``digits``."""
 TRAIN_SHARE = 0.7
-"""Part of the digits, and of each photograph's width, that belongs to the train split."""
-SIDES = (1 / 4, 7 / 16)
+"""Share of the digits, and of each photograph's width, that belongs to the train split."""
+DIGIT_SIZES = (1 / 4, 7 / 16)
 """Smallest and largest side of a digit, relative to the image."""
 PHOTO_BRIGHTNESS = 0.5
-"""Photographs are dimmed by this factor, ..."""
-INK_BRIGHTNESS = 0.7
-"""... and each colour channel of a digit is at least this bright, of 0..1, so that a small model learns in minutes."""
-MOST_DIGITS = 7
-"""Digits of an image, at most."""
+"""Factor that dims the photographs; the contrast lets a small model learn within minutes."""
+DIGIT_BRIGHTNESS = 0.7
+"""Minimum of each color channel of a digit, in 0..1."""
+MAX_DIGITS = 7
+"""Maximum number of digits in an image."""
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
 def cached_digits() -> Path:
-    """Give the folder of the default digits, made on first use under ``$DFMSD_CACHE`` or ``~/.cache/dfmsd``."""
+    """Return the folder of the default digits, created on first use in ``$DFMSD_CACHE`` or ``~/.cache/dfmsd``."""
     digest = hashlib.sha256(json.dumps([VERSION, DEFAULTS], sort_keys=True).encode()).hexdigest()[:12]
     root = cache_root() / f"digits-{digest}"
     if not root.is_dir():
@@ -50,21 +50,22 @@ def cached_digits() -> Path:
 
 
 def make_digits(root: str | Path, train: int = 600, val: int = 150, size: int = 128, seed: int = 0) -> Path:
-    """Paste real handwritten digits at several scales and colours onto real photographs.
+    """Paste handwritten digits of several sizes and colors onto photographs, both real.
 
-    Ten classes, ``0`` to ``9``; 0 to 7 bright digits on a dimmed photograph, 1/4 to 7/16 of its side high. The splits
-    share neither digits nor regions of the photographs. The folder appears complete or not at all.
+    There are ten classes, ``0`` to ``9``. Each image has 0 to 7 bright digits, 1/4 to 7/16 of its side high, on a
+    dimmed photograph. The splits share neither digits nor regions of the photographs. The folder is created in one
+    step.
 
     Args:
-        root: Folder to make; must not exist.
+        root: Folder to create; it must not exist.
         train: Number of train images.
         val: Number of val images.
         size: Side of the square images in pixels, at least 64.
-        seed: The same parameters give the same pixels.
+        seed: Seed; the same parameters produce the same pixels.
 
     Raises:
-        DfmsdError: The folder exists, a number is out of range, or scikit-learn, which brings digits and photographs,
-            is missing.
+        DfmsdError: The folder exists, a number is out of range, or scikit-learn, which contains the digits and
+            photographs, is missing.
     """
     root = Path(root).expanduser()
     if train < 1 or val < 1 or size < 64 or seed < 0:
@@ -91,7 +92,7 @@ def make_digits(root: str | Path, train: int = 600, val: int = 150, size: int = 
         try:
             work.rename(root)
         except OSError:
-            if not root.is_dir():  # otherwise another process was faster with the same images
+            if not root.is_dir():  # otherwise another process has just created the same images
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -107,7 +108,7 @@ def _write_split(root: Path, split: str, count: int, size: int, rng: np.random.G
         name = f"{image_id:06d}.png"
         canvas = _background(photos, size, rng)
         boxes: list[tuple[int, int, int, int]] = []
-        for pick in rng.integers(len(glyphs), size=rng.integers(MOST_DIGITS + 1)):
+        for pick in rng.integers(len(glyphs), size=rng.integers(MAX_DIGITS + 1)):
             box = _paste(canvas, glyphs[pick], boxes, rng)
             if box is not None:
                 boxes.append(box)
@@ -137,17 +138,17 @@ def _write_split(root: Path, split: str, count: int, size: int, rng: np.random.G
 
 
 def _sources(split: str) -> tuple[Array, NDArray[np.int64], list[Pixels]]:
-    """Give the split's own glyphs ``N x 8 x 8`` in 0..1, their digits, and its part of each photograph."""
-    from sklearn.datasets import load_digits, load_sample_images  # an extra, and slow to import
+    """Return a split's glyphs, ``N x 8 x 8`` in 0..1, their digits, and its part of each photograph."""
+    from sklearn.datasets import load_digits, load_sample_images  # optional and slow to import
 
     glyphs, classes = load_digits(return_X_y=True)
     glyphs = (glyphs.reshape(-1, 8, 8) / 16).astype(np.float32)
     photos = load_sample_images().images
     is_train = np.random.default_rng(VERSION).random(len(glyphs)) < TRAIN_SHARE
-    mine = is_train if split == "train" else ~is_train
+    in_split = is_train if split == "train" else ~is_train
     columns = [int(photo.shape[1] * TRAIN_SHARE) for photo in photos]
     parts = [photo[:, :x] if split == "train" else photo[:, x:] for photo, x in zip(photos, columns, strict=True)]
-    return glyphs[mine], classes[mine], parts
+    return glyphs[in_split], classes[in_split], parts
 
 
 def _background(photos: list[Pixels], size: int, rng: np.random.Generator) -> Array:
@@ -165,20 +166,20 @@ def _resize(image: NDArray[Any], side: int) -> NDArray[Any]:
 
 
 def _paste(
-    canvas: Array, glyph: Array, taken: list[tuple[int, int, int, int]], rng: np.random.Generator
+    canvas: Array, glyph: Array, boxes: list[tuple[int, int, int, int]], rng: np.random.Generator
 ) -> tuple[int, int, int, int] | None:
-    """Paint one digit into ``canvas`` where it covers no other; give its tight box, xyxy, or none for lack of room."""
+    """Paint a digit where it covers no other; return its tight box, xyxy, or None if there is no room."""
     size = len(canvas)
-    low, high = SIDES
+    low, high = DIGIT_SIZES
     side = round(size * low * (high / low) ** rng.random())
     alpha = ((_resize(glyph, side) - 0.25) * 2).clip(0, 1)
     rows, columns = np.flatnonzero((alpha > 0.5).any(axis=1)), np.flatnonzero((alpha > 0.5).any(axis=0))
     for _ in range(20):
         top, left = (int(x) for x in rng.integers(size - side + 1, size=2))
         box = (left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1)
-        if not any(_overlap(box, other) for other in taken):
+        if not any(_overlap(box, other) for other in boxes):
             window = canvas[top : top + side, left : left + side]
-            window += alpha[..., None] * (rng.uniform(INK_BRIGHTNESS, 1, size=3).astype(np.float32) - window)
+            window += alpha[..., None] * (rng.uniform(DIGIT_BRIGHTNESS, 1, size=3).astype(np.float32) - window)
             return box
     return None
 

@@ -1,1 +1,1 @@
-"""Helpers without knowledge of detection: files, caches, processes, the terminal."""
+"""Utilities without knowledge of detection: files, caches, processes, devices, the terminal."""

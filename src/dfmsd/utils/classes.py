@@ -1,23 +1,23 @@
-"""Which classes of two lists are the same."""
+"""Matching of class names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def common_classes(known: Sequence[str], wanted: Sequence[str]) -> dict[int, int]:
-    """Map places in one list of class names to places in another, by name.
+def common_classes(detector: Sequence[str], dataset: Sequence[str]) -> dict[int, int]:
+    """Match the class names of a detector to those of a data set.
 
-    Equal names belong together; of the others, those that differ in nothing but case.
+    Names match if they are equal, or else if they differ in case only.
 
     Args:
-        known: of a detector.
-        wanted: of a data set.
+        detector: Class names of the detector.
+        dataset: Class names of the data set.
 
     Returns:
-        Place in ``known`` -> place in ``wanted``, without the classes that only one of the two has.
+        Label in ``detector`` -> label in ``dataset``, for the classes that both have.
     """
-    equal = {name: place for place, name in enumerate(wanted)}
-    alike = {name.casefold(): place for place, name in enumerate(wanted) if name not in known}
-    found = {label: equal.get(name, alike.get(name.casefold())) for label, name in enumerate(known)}
-    return {label: place for label, place in found.items() if place is not None}
+    equal = {name: label for label, name in enumerate(dataset)}
+    similar = {name.casefold(): label for label, name in enumerate(dataset) if name not in detector}
+    matches = {label: equal.get(name, similar.get(name.casefold())) for label, name in enumerate(detector)}
+    return {label: match for label, match in matches.items() if match is not None}

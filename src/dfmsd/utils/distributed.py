@@ -1,4 +1,7 @@
-"""The processes of a run: sums that make their step that of one process with all batches; what else ties them."""
+"""Multi-process training: sums over processes, which make a step equal to one on the whole batch, and error handling.
+
+"Statistics" are quantities that a loss computes over the batch, such as means and counts.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from torch import Tensor
 
 from dfmsd.errors import DfmsdError
 
-LOST = ("by peer", "remote process exited", "by remote peer")
-"""What gloo and NCCL say of a process that is no more; NCCL's words are those of public reports, not of a test."""
+LOST_PROCESS = ("by peer", "remote process exited", "by remote peer")
+"""Parts of the messages of gloo and NCCL about a process that has ended; those of NCCL are from public reports."""
 
 
 class _Step:
@@ -24,12 +27,12 @@ class _Step:
 
 @contextmanager
 def shared_step(*, statistics: bool = True) -> Iterator[None]:
-    """Every process of the run is in the same training step here, so that sums over them are possible.
+    """Enable sums over processes inside a training step that all processes of the run execute.
 
-    Without a process group, or with one process, nothing changes.
+    Without a process group, or with a single process, nothing changes.
 
     Args:
-        statistics: whether `statistics_sum` sums too; otherwise each process has the statistics of its own batch.
+        statistics: Whether `statistics_sum` sums too; otherwise each process uses the statistics of its own batch.
     """
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     _Step.shared, _Step.statistics = several, several and statistics
@@ -41,18 +44,18 @@ def shared_step(*, statistics: bool = True) -> Iterator[None]:
 
 @contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Turn the words of gloo and NCCL for a process that is no more into one line.
+    """Turn the errors of gloo and NCCL about a process that has ended into a one-line message.
 
     Raises:
-        DfmsdError: another process of the run has ended.
+        DfmsdError: Another process of the run has ended.
     """
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in LOST):
+        if not any(words in str(error) for words in LOST_PROCESS):
             raise
         raise DfmsdError(
-            "another process of this run has ended; mend what it said, then go on with --resume"
+            "another process of this run has ended; fix the error it reported, then continue with --resume"
         ) from error
 
 
@@ -64,50 +67,52 @@ def is_first_process() -> bool:
 
 
 def check_process_counts(teachers: Mapping[str, tuple[int, int]], student: tuple[int, int]) -> None:
-    """Refuse trainings of unlike numbers: the processes that one of them starts take part in all that follow.
+    """Check that trainings that follow each other use equally many processes.
+
+    The processes that one training starts take part in all that follow, so only the first ones may use a single one.
 
     Args:
-        teachers: reference -> processes on each machine, and machines, of those that are still to be trained, in order.
-        student: its own.
+        teachers: Teacher -> processes per machine and machines, for teachers that still have to be trained, in order.
+        student: Processes per machine and machines of the student's training.
 
     Raises:
-        DfmsdError: one has several processes, and the next one another number of them.
+        DfmsdError: A training has several processes, and the next one another number.
     """
-    for (name, own), following in zip(teachers.items(), [*teachers.values(), student][1:], strict=True):
-        if own not in ((1, 1), following):
+    for (name, current), following in zip(teachers.items(), [*teachers.values(), student][1:], strict=True):
+        if current not in ((1, 1), following):
             raise DfmsdError(
-                f"teacher {name}: it would be trained in {math.prod(own)} processes and what follows in "
-                f"{math.prod(following)}; give both the same devices and num_nodes, or train it before: "
+                f"teacher {name} would be trained in {math.prod(current)} processes and the next model in "
+                f"{math.prod(following)}; give both the same devices and num_nodes, or train the teacher first: "
                 f"dfmsd train --config {name}"
             )
 
 
 def process_sum(value: Tensor) -> Tensor:
-    """Sum over the processes of a `shared_step`, without a gradient."""
+    """Sum over the processes inside a `shared_step`, without gradient."""
     return _all_reduced(value.detach()) if _Step.shared else value
 
 
 def statistics_sum(value: Tensor) -> Tensor:
-    """Sum over the processes whose statistics are one.
+    """Sum over the processes if they share statistics.
 
-    Its gradient is that of the sum of all processes' losses: the mean over processes that DDP takes of it is then the
+    The gradient is that of the sum of all processes' losses, so the mean over processes that DDP computes is the
     gradient of the mean loss.
     """
     return _Sum.apply(value) if _Step.statistics else value
 
 
 def statistics_world_size() -> int:
-    """Tell over how many processes `statistics_sum` sums."""
+    """Return the number of processes that `statistics_sum` sums over."""
     return dist.get_world_size() if _Step.statistics else 1
 
 
 def mean_count(count: Tensor) -> Tensor:
-    """Give how many objects a process has in the mean, at least one in all: what sums over them are divided by."""
+    """Return the mean number of objects per process, with at least one in total, to normalize sums over objects."""
     return statistics_sum(count).clamp(min=1) / statistics_world_size()
 
 
 def broadcast_from_first(value: Tensor) -> Tensor:
-    """Give the first process's value to all whose statistics are one, without a gradient."""
+    """Return the value of the first process if the processes share statistics, without gradient."""
     value = value.detach()
     if _Step.statistics:
         value = value.clone(memory_format=torch.contiguous_format)
@@ -116,6 +121,8 @@ def broadcast_from_first(value: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
+    """Differentiable all-reduce; that of ``torch.distributed.nn`` is deprecated."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         return _all_reduced(value)

@@ -1,4 +1,4 @@
-"""Packages that come with an extra of dfmsd: imported where they are needed, refused in one line where they lack."""
+"""Optional dependencies: packages that an extra of dfmsd installs."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any
 from dfmsd.errors import DfmsdError
 
 
-def import_extra(what: str, package: str, extra: str) -> Any:
-    """Import a package.
+def import_extra(feature: str, package: str, extra: str) -> Any:
+    """Import an optional package.
 
     Args:
-        what: needs it, as the user calls it.
-        package: its name, as it is imported.
-        extra: of dfmsd, which installs it.
+        feature: What needs the package, in the user's terms.
+        package: Name of the package, as imported.
+        extra: Extra of dfmsd that installs it.
 
     Raises:
-        DfmsdError: it is not there, or lacks something itself.
+        DfmsdError: The package or one of its own dependencies is missing.
     """
     try:
         return import_module(package)
     except ImportError as error:
-        raise DfmsdError(f"{what} needs {package} ({error}): pip install 'dfmsd[{extra}]'") from error
+        raise DfmsdError(f"{feature} needs {package} ({error}): pip install 'dfmsd[{extra}]'") from error
 
 
-def check_extra(what: str, packages: Sequence[str], extra: str) -> None:
-    """Refuse packages that are missing, without the time that their import takes.
+def check_extra(feature: str, packages: Sequence[str], extra: str) -> None:
+    """Check that optional packages are installed, without importing them, which may be slow.
 
     Args:
-        what: needs them, as the user calls it.
-        packages: their names, as they are imported.
-        extra: of dfmsd, which installs them.
+        feature: What needs the packages, in the user's terms.
+        packages: Names of the packages, as imported.
+        extra: Extra of dfmsd that installs them.
 
     Raises:
-        DfmsdError: names those that are missing.
+        DfmsdError: A package is missing; the message names all that are.
     """
     missing = [package for package in packages if not _is_installed(package)]
     if missing:
-        raise DfmsdError(f"{what} needs {', '.join(missing)}: pip install 'dfmsd[{extra}]'")
+        raise DfmsdError(f"{feature} needs {', '.join(missing)}: pip install 'dfmsd[{extra}]'")
 
 
 def _is_installed(package: str) -> bool:
     spec = find_spec(package)
-    return spec is not None and spec.origin is not None  # a mere folder of that name has no origin
+    return spec is not None and spec.origin is not None  # a plain folder of that name has no origin

@@ -1,4 +1,4 @@
-"""Files written in one step: a reader finds the old file or the new one, never a torn one."""
+"""Paths, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from dfmsd.errors import DfmsdError
 
 
-def check_path(where: str, path: str) -> None:
-    """Refuse what cannot be the path of a file or folder, whether there is one or not.
+def check_path(name: str, path: str) -> None:
+    """Check that a string can be the path of a file or folder, which need not exist.
 
     Args:
-        where: what the user calls it, such as ``out``.
-        path: to look at.
+        name: Name of the setting, such as ``out``, for the message.
+        path: Path to check.
 
     Raises:
-        DfmsdError: it is empty or too long, holds a character that no name has, or is out of reach.
+        DfmsdError: It is empty, too long or inaccessible, or contains an invalid character.
     """
     try:
         if path:
@@ -31,16 +31,21 @@ def check_path(where: str, path: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     shown = path if len(path) <= 60 else f"{path[:60]}..."
-    raise DfmsdError(f"{where}: {shown!r} is of no use as a path ({reason}); give another")
+    raise DfmsdError(f"{name}: {shown!r} cannot be used as a path ({reason}); give another")
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a folder that is to be made new is there already, as a file or with something in it."""
+    """Return whether a new folder cannot be created at a path: it is a file, or a folder that is not empty."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, which then takes its place; a failure leaves no trace."""
+    """Replace a file in one step, so that readers find either the old or the new content; failures leave no trace.
+
+    Args:
+        path: File to replace or create.
+        write: Writes the content to the temporary path that it is given.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(temporary)
@@ -50,10 +55,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
+    """Write a text file atomically."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline=""))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
