@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_root(tmp_path_factory.mktemp("data"))
 
 
-def test_the_sound_file_is_read(root: Path) -> None:
+def test_the_valid_file_is_read(root: Path) -> None:
     assert check(json.dumps(TRUTH).encode(), root) is not None
 
 
@@ -54,7 +54,7 @@ NUMBER = st.floats(-1e9, 1e9, allow_nan=False) | st.integers(-(10**9), 10**9)
 
 @FEW
 @given(boxes=st.lists(st.tuples(NUMBER, NUMBER, NUMBER, NUMBER), max_size=4))
-def test_any_finite_boxes_become_boxes_within_the_image(root: Path, boxes: list[tuple[float, ...]]) -> None:
+def test_finite_boxes_are_clipped_to_the_image(root: Path, boxes: list[tuple[float, ...]]) -> None:
     entries = [{"id": i, "image_id": 1, "category_id": 1, "bbox": list(box)} for i, box in enumerate(boxes)]
     assert check(json.dumps({**TRUTH, "annotations": entries}).encode(), root) is not None
 
@@ -88,7 +88,7 @@ def test_resizing_keeps_aspect_and_boxes_inside(sample: Sample, size: int) -> No
 
 @FEW
 @given(sample=samples())
-def test_two_flips_are_none(sample: Sample) -> None:
+def test_two_flips_restore_the_sample(sample: Sample) -> None:
     again = hflip(hflip(sample))
     assert torch.equal(again.image, sample.image)
     assert torch.allclose(again.target["boxes"], sample.target["boxes"], atol=1e-4)

@@ -130,7 +130,7 @@ def test_a_bad_image(dfmsd: Command, content: bytes, pieces: tuple[str, ...]) ->
     says(dfmsd.refusal("distill", "--config", "good.yaml"), ("train/0.png", *pieces))
 
 
-def test_a_bad_image_among_those_without_annotations(dfmsd: Command, tiny_teachers: tuple[str, str]) -> None:
+def test_a_bad_unlabeled_image(dfmsd: Command, tiny_teachers: tuple[str, str]) -> None:
     (dfmsd.folder / "more").mkdir()
     (dfmsd.folder / "more" / "x.jpg").write_bytes(b"text")
     stages = f"[{{teacher: {tiny_teachers[0]}, epochs: 1}}]"
@@ -138,7 +138,7 @@ def test_a_bad_image_among_those_without_annotations(dfmsd: Command, tiny_teache
     says(error, ("more/x.jpg", *REPLACE))
 
 
-def test_an_image_whose_end_is_missing_stops_the_run_without_a_result(dfmsd: Command) -> None:
+def test_a_truncated_image_ends_the_run_without_results(dfmsd: Command) -> None:
     file = dfmsd.folder / "data" / "train" / "1.png"
     Image.effect_noise((40, 30), 50).convert("RGB").save(file)
     file.write_bytes(file.read_bytes()[:1000])  # the header is sound, so that it is seen when it is decoded

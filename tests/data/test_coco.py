@@ -66,7 +66,7 @@ def test_an_image_without_boxes_is_kept(tiny_coco: Path) -> None:
     assert target["labels"].dtype == torch.int64
 
 
-def test_boxes_are_clipped_and_useless_ones_dropped_with_one_counted_warning(
+def test_boxes_are_clipped_and_empty_ones_dropped_with_one_warning(
     tiny_coco: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     width = CocoDetection(tiny_coco, "train").records[0].width
@@ -81,7 +81,7 @@ def test_boxes_are_clipped_and_useless_ones_dropped_with_one_counted_warning(
     ]
 
 
-def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tiny_coco: Path) -> None:
+def test_crowds_are_in_the_ground_truth_but_not_in_the_targets(tiny_coco: Path) -> None:
     edit(tiny_coco, set_boxes([2, 2, 10, 10], iscrowd=1))
     coco = CocoDetection(tiny_coco, "train")
     assert len(coco.records[0].labels) == 0
@@ -127,7 +127,7 @@ def change(key: str, **values: object) -> Edit:
         (change("images", file_name="/etc/hostname"), "leaves"),
     ],
 )
-def test_damage_is_refused_in_one_line_that_names_the_file(tiny_coco: Path, damage: Edit, message: str) -> None:
+def test_a_damaged_annotation_file_is_refused_by_name(tiny_coco: Path, damage: Edit, message: str) -> None:
     edit(tiny_coco, damage)
     with pytest.raises(DfmsdError, match=message) as caught:
         CocoDetection(tiny_coco, "train")
@@ -142,37 +142,37 @@ def test_missing_images_are_counted_and_the_first_is_named(tiny_coco: Path) -> N
         CocoDetection(tiny_coco, "train")
 
 
-def test_a_missing_image_folder_is_missing_images(tiny_coco: Path) -> None:
+def test_a_missing_image_folder_counts_as_missing_images(tiny_coco: Path) -> None:
     shutil.rmtree(tiny_coco / "train")
     with pytest.raises(DfmsdError, match="8 of the 8 images"):
         CocoDetection(tiny_coco, "train")
 
 
-def test_images_may_lie_in_subfolders(tiny_coco: Path) -> None:
+def test_images_may_be_in_subfolders(tiny_coco: Path) -> None:
     (tiny_coco / "train" / "a").mkdir()
     (tiny_coco / "train" / "train_0.jpg").rename(tiny_coco / "train" / "a" / "train_0.jpg")
     edit(tiny_coco, change("images", file_name="a/train_0.jpg"))
     assert CocoDetection(tiny_coco, "train")[0][0].shape[0] == 3
 
 
-def test_a_missing_root_points_to_the_layout_and_to_the_embedded_data(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_root_names_the_layout_and_the_digits(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"no folder .*nowhere; .*instances_train.json.*`digits`"):
         CocoDetection(tmp_path / "nowhere", "train")
 
 
-def test_a_missing_annotation_file_points_to_the_converter(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_annotation_file_names_the_converter(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"instances_val.json is missing; .*dfmsd convert"):
         CocoDetection(tmp_path, "val")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON object .* got a list")])
-def test_a_file_that_is_no_json_object_is_refused(tiny_coco: Path, text: str, message: str) -> None:
+def test_a_file_without_a_json_object_is_refused(tiny_coco: Path, text: str, message: str) -> None:
     (tiny_coco / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(DfmsdError, match=message):
         CocoDetection(tiny_coco, "train")
 
 
-def test_a_size_that_contradicts_the_file_is_an_error_at_once(tiny_coco: Path) -> None:
+def test_a_wrong_image_size_in_the_annotation_file_is_refused(tiny_coco: Path) -> None:
     edit(tiny_coco, change("images", width=11, height=12))
     with pytest.raises(DfmsdError, match=r"train_0.jpg is .* says 11 x 12; .*image id 1"):
         CocoDetection(tiny_coco, "train")
@@ -204,12 +204,12 @@ def test_every_pixel_format_becomes_rgb_of_the_same_brightness(tmp_path: Path, m
     assert torch.equal(read_image(file), torch.from_numpy(grey).expand(3, 2, 2))
 
 
-def test_sixteen_bit_grey_keeps_its_middle_tones(tmp_path: Path) -> None:
+def test_16_bit_gray_keeps_its_midtones(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png").unique().tolist() == [128]
 
 
-def test_a_broken_image_is_named(tiny_coco: Path) -> None:
+def test_a_broken_image_is_refused_by_name(tiny_coco: Path) -> None:
     file = tiny_coco / "train" / "train_0.jpg"
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DfmsdError, match=r"train_0.jpg: cannot be decoded"):

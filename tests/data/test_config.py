@@ -79,5 +79,5 @@ def test_paths_and_numpy_scalars_become_builtin_types() -> None:
 
 
 @pytest.mark.parametrize(("value", "name"), [(True, "ram"), (False, "off"), ("disk", "disk")])
-def test_booleans_are_names_of_caches(value: Any, name: str) -> None:
+def test_booleans_select_a_cache(value: Any, name: str) -> None:
     assert DataConfig(cache=value).cache == name

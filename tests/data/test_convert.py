@@ -86,7 +86,7 @@ def read(root: Path, split: str) -> Boxes:
 
 @pytest.mark.parametrize("layout", ["yolo", "voc"])
 @pytest.mark.parametrize("usual", [True, False])
-def test_boxes_and_classes_survive(tmp_path: Path, layout: Any, usual: bool) -> None:
+def test_boxes_and_classes_are_preserved(tmp_path: Path, layout: Any, usual: bool) -> None:
     make = {"yolo": yolo, "voc": voc}[layout]
     counts = convert(make(tmp_path / "source", usual), layout, tmp_path / "out")
     assert counts == {"train": (2, 2), "val": (1, 1)}
@@ -98,7 +98,7 @@ def test_boxes_and_classes_survive(tmp_path: Path, layout: Any, usual: bool) -> 
     assert lists[0] == lists[1]
 
 
-def test_the_command_tells_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["convert", str(voc(tmp_path / "source")), "--from", "voc", "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out == "train: 2 images, 2 boxes\nval: 1 images, 1 boxes\n"
 
@@ -114,7 +114,7 @@ def test_the_command_tells_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureF
         ("voc", "Annotations", r"neither Annotations nor a folder train"),
     ],
 )
-def test_what_is_missing_is_named_and_nothing_is_written(
+def test_missing_files_are_named_and_nothing_is_written(
     tmp_path: Path, layout: Any, broken: str, message: str
 ) -> None:
     source = {"yolo": yolo, "voc": voc}[layout](tmp_path / "source")
@@ -134,7 +134,7 @@ def test_a_bad_label_file_is_refused(tmp_path: Path, layout: Any, file: str) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_nonempty_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(DfmsdError, match="not empty"):

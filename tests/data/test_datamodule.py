@@ -32,7 +32,7 @@ def test_loaders_give_batches(tiny_coco: Path) -> None:
         assert all(max(size) == 64 for size in batch.sizes)
 
 
-def test_val_is_every_image_once_in_the_order_of_the_file_and_always_the_same(tiny_coco: Path) -> None:
+def test_val_has_every_image_once_in_file_order_without_augmentation(tiny_coco: Path) -> None:
     data = CocoDataModule(config(tiny_coco, flip=1.0, scale_jitter=(0.5, 2.0)))
     first, second = list(data.val_dataloader()), list(data.val_dataloader())
     assert [i for batch in first for i in batch.image_ids] == [1, 2, 3, 4]
@@ -45,14 +45,14 @@ def test_val_is_every_image_once_in_the_order_of_the_file_and_always_the_same(ti
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(3, [3, 3]), (7, [7]), (8, [8]), (16, [8])])
-def test_train_leaves_out_a_short_last_batch_unless_it_is_the_only_one(
+def test_train_drops_a_short_last_batch_unless_it_is_the_only_one(
     tiny_coco: Path, batch_size: int, lengths: list[int]
 ) -> None:
     loader = CocoDataModule(config(tiny_coco, batch_size=batch_size)).train_dataloader()
     assert [len(batch.image_ids) for batch in loader] == lengths
 
 
-def test_pad_batch_makes_frames_no_larger_than_needed(tiny_coco: Path) -> None:
+def test_pad_batch_pads_no_more_than_needed(tiny_coco: Path) -> None:
     data = CocoDataModule(config(tiny_coco, image_size=96, batch_size=1, pad="batch"))
     for batch in data.val_dataloader():
         assert tuple(batch.images.shape[-2:]) == tuple(-(-side // 32) * 32 for side in batch.sizes[0])
@@ -79,7 +79,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_path: Path) -> None:
+def test_the_trainer_sets_the_epoch_of_the_sampler(tiny_coco: Path, tmp_path: Path) -> None:
     data, module = CocoDataModule(config(tiny_coco, batch_size=4), seed=5), Recorder()
     trainer = pl.Trainer(
         max_epochs=3,
@@ -101,7 +101,7 @@ def test_the_engine_moves_the_sampler_on_with_its_epochs(tiny_coco: Path, tmp_pa
     assert len(set(module.seen)) == 6
 
 
-def test_a_held_out_part_of_train_is_evaluated_in_place_of_val(tiny_coco: Path) -> None:
+def test_a_holdout_of_train_replaces_val(tiny_coco: Path) -> None:
     whole, parted = CocoDataModule(config(tiny_coco)), CocoDataModule(config(tiny_coco, holdout=0.4))
     train, held_out = ({record.id for record in part.coco.records} for part in (parted.train, parted.val))
     assert train | held_out == {record.id for record in whole.train.coco.records}
@@ -114,7 +114,7 @@ def test_a_held_out_part_of_train_is_evaluated_in_place_of_val(tiny_coco: Path) 
     assert all(record.path.parent.name == "train" for record in parted.val.coco.records)
 
 
-def test_the_held_out_part_follows_the_names_of_the_files_alone(tiny_coco: Path) -> None:
+def test_the_holdout_depends_on_the_file_names_only(tiny_coco: Path) -> None:
     file = tiny_coco / "annotations" / "instances_train.json"
     first = [record.path.name for record in CocoDataModule(config(tiny_coco, holdout=0.4)).val.coco.records]
     content = json.loads(file.read_text())
@@ -125,7 +125,7 @@ def test_the_held_out_part_follows_the_names_of_the_files_alone(tiny_coco: Path)
     assert less <= set(first)
 
 
-def test_a_part_without_images_is_refused(tiny_coco: Path) -> None:
+def test_an_empty_holdout_is_refused(tiny_coco: Path) -> None:
     with pytest.raises(DfmsdError, match=r"data.holdout: a share of 0.001 holds out 0 of 8 images; choose one"):
         CocoDataModule(config(tiny_coco, holdout=0.001))
 
@@ -135,7 +135,7 @@ def test_a_negative_seed_is_refused(tiny_coco: Path) -> None:
         CocoDataModule(config(tiny_coco), seed=-1)
 
 
-def test_splits_with_other_classes_are_refused(tiny_coco: Path) -> None:
+def test_splits_with_different_classes_are_refused(tiny_coco: Path) -> None:
     file = tiny_coco / "annotations" / "instances_val.json"
     raw = json.loads(file.read_text())
     raw["categories"][0]["name"] = "circle"
@@ -144,7 +144,7 @@ def test_splits_with_other_classes_are_refused(tiny_coco: Path) -> None:
         CocoDataModule(config(tiny_coco))
 
 
-def test_ram_cache_needs_room_and_no_workers(tiny_coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_ram_cache_needs_enough_budget_and_no_workers(tiny_coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     fits = CocoDataModule(config(tiny_coco))
     assert fits.workers == 0
     assert fits.train._cache is not None
@@ -161,7 +161,7 @@ def test_ram_cache_needs_room_and_no_workers(tiny_coco: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (4, 1, 3), (64, 1, 4), (8, 4, 1)])
-def test_one_core_stays_with_the_training(
+def test_one_core_is_left_to_the_training(
     tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
@@ -169,7 +169,7 @@ def test_one_core_stays_with_the_training(
 
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
-def test_disk_cache_decodes_once_for_all_processes_and_runs(
+def test_the_disk_cache_decodes_once_for_all_processes_and_runs(
     tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
 ) -> None:
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
@@ -186,7 +186,7 @@ def test_disk_cache_decodes_once_for_all_processes_and_runs(
     assert len(list(folder.glob("*.safetensors"))) == sum(len(batch.image_ids) for batch in expected)
 
 
-def test_disk_cache_is_one_folder_for_a_data_set_and_size_and_makes_room(
+def test_the_disk_cache_has_one_store_per_data_set_and_size_and_evicts_others(
     tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
@@ -214,7 +214,7 @@ def test_disk_cache_is_one_folder_for_a_data_set_and_size_and_makes_room(
     ("name", "images", "classes"),
     [("bccd", (292, 72), 3), ("aquarium", (448, 190), 7), ("hituav_tiles", (967, 548), 3), ("tinycoco", (50, 50), 80)],
 )
-def test_real_data_sets_load_whole(shared_data: Path, name: str, images: tuple[int, int], classes: int) -> None:
+def test_real_data_sets_load_completely(shared_data: Path, name: str, images: tuple[int, int], classes: int) -> None:
     data = CocoDataModule(config(shared_data / name, image_size=192, batch_size=16))
     assert (len(data.train), len(data.val)) == images
     assert len(data.class_names) == classes

@@ -60,7 +60,7 @@ def test_data_are_the_same_with_and_without_workers_and_cache(coco: CocoDetectio
     assert same(epochs[1], epoch_of(augmented(coco), 1, workers=2))
 
 
-def test_epochs_and_seeds_differ_in_order_and_in_augmentation(coco: CocoDetection) -> None:
+def test_order_and_augmentation_differ_between_epochs_and_seeds(coco: CocoDetection) -> None:
     dataset = augmented(coco)
     assert not torch.equal(dataset[0, 0].image, dataset[1, 0].image)
     assert not torch.equal(dataset[0, 0].image, augmented(coco, seed=1)[0, 0].image)
@@ -70,7 +70,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_augmentation(coco: CocoDetectio
     assert len(orders) == 4
 
 
-def test_a_plain_index_is_epoch_0_and_iteration_ends(coco: CocoDetection) -> None:
+def test_a_plain_index_is_epoch_0_and_others_are_out_of_range(coco: CocoDetection) -> None:
     dataset = augmented(coco)
     assert torch.equal(dataset[2].image, dataset[0, 2].image)
     with pytest.raises(IndexError):
@@ -79,7 +79,7 @@ def test_a_plain_index_is_epoch_0_and_iteration_ends(coco: CocoDetection) -> Non
         dataset[0, -1]
 
 
-def test_cache_decodes_each_image_once_and_gives_untouched_samples(
+def test_the_cache_decodes_each_image_once_and_keeps_it_unaugmented(
     coco: CocoDetection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
@@ -103,7 +103,7 @@ def store(tmp_path: Path) -> DiskStore:
     return DiskStore(tmp_path / "store", 10**9)
 
 
-def test_an_image_from_disk_is_the_decoded_one_with_today_s_boxes(coco: CocoDetection, store: DiskStore) -> None:
+def test_a_stored_image_equals_the_decoded_one_and_has_current_boxes(coco: CocoDetection, store: DiskStore) -> None:
     plain, stored = DetectionDataset(coco, 64), DetectionDataset(coco, 64, store=store)
     for _ in range(2):
         for index in range(len(coco)):
@@ -128,7 +128,7 @@ def test_a_changed_image_file_is_decoded_again(coco: CocoDetection, store: DiskS
     assert torch.equal(after, DetectionDataset(coco, 64)[0].image)
 
 
-def test_a_size_that_contradicts_the_annotation_is_still_refused(coco: CocoDetection, store: DiskStore) -> None:
+def test_a_wrong_image_size_is_refused_with_a_store_too(coco: CocoDetection, store: DiskStore) -> None:
     dataset = DetectionDataset(coco, 64, store=store)
     record = coco.records[0]
     assert dataset[0].image_id == record.id
@@ -141,7 +141,7 @@ def test_a_size_that_contradicts_the_annotation_is_still_refused(coco: CocoDetec
 
 
 @pytest.mark.parametrize("damaged", [{"image": torch.zeros(3, 64, 64)}, {"other": torch.zeros(1)}])
-def test_a_foreign_entry_is_replaced(coco: CocoDetection, store: DiskStore, damaged: dict[str, torch.Tensor]) -> None:
+def test_an_invalid_entry_is_replaced(coco: CocoDetection, store: DiskStore, damaged: dict[str, torch.Tensor]) -> None:
     dataset = DetectionDataset(coco, 64, store=store)
     key = file_key(coco.records[0].path, 64)
     store.put(key, damaged)
@@ -149,7 +149,7 @@ def test_a_foreign_entry_is_replaced(coco: CocoDetection, store: DiskStore, dama
     assert store.get(key).keys() == {"image"}  # type: ignore[union-attr]
 
 
-def test_the_digest_names_the_pixels(coco: CocoDetection, store: DiskStore) -> None:
+def test_the_digest_identifies_the_pixels(coco: CocoDetection, store: DiskStore) -> None:
     def digests(**options: object) -> list[str | None]:
         dataset = DetectionDataset(coco, 64, digest=True, **options)  # type: ignore[arg-type]
         return [dataset[index].digest for index in range(len(coco))] + [dataset[1].digest]
@@ -191,7 +191,7 @@ def test_a_sample_depends_on_its_key_only(small: dict[str, DetectionDataset], ke
             assert sample.scale == expected[key].scale
 
 
-def test_sampler_gives_every_index_once_with_the_epoch() -> None:
+def test_the_sampler_yields_every_index_once_with_the_epoch() -> None:
     sampler = EpochSampler(10, seed=4)
     sampler.set_epoch(7)
     keys = list(sampler)
@@ -202,7 +202,7 @@ def test_sampler_gives_every_index_once_with_the_epoch() -> None:
     assert [index for _, index in EpochSampler(10, shuffle=False)] == list(range(10))
 
 
-def test_processes_share_one_epoch_evenly() -> None:
+def test_processes_share_an_epoch_evenly() -> None:
     parts = [list(EpochSampler(10, seed=1, rank=rank, world=4)) for rank in range(4)]
     assert [len(part) for part in parts] == [3] * 4
     interleaved = [parts[k % 4][k // 4] for k in range(10)]

@@ -33,7 +33,7 @@ def test_layout_counts_classes_and_sizes(root: Path) -> None:
 
 
 @needs_sklearn
-def test_boxes_lie_inside_have_a_range_of_scales_and_do_not_overlap(root: Path) -> None:
+def test_boxes_are_inside_the_image_vary_in_scale_and_do_not_overlap(root: Path) -> None:
     records = CocoDetection(root, "train").records
     sides = []
     for record in records:
@@ -88,7 +88,7 @@ def test_the_seed_decides_every_pixel(root: Path, tmp_path: Path) -> None:
 
 
 @needs_sklearn
-def test_default_root_is_made_once_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_digits_are_created_once_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digits, "DEFAULTS", {**digits.DEFAULTS, "train": 8, "val": 4})
     data = CocoDataModule(DataConfig(image_size=64, batch_size=4))
@@ -111,7 +111,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_sklearn
-def test_a_faster_process_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_created_by_another_process_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "set"
     write = digits._write_split
 
@@ -135,14 +135,14 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
         make_digits(tmp_path)
 
 
-def test_a_missing_extra_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_a_missing_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DfmsdError, match=r'pip install "dfmsd\[demo\]"'):
         make_digits(tmp_path / "set")
 
 
 @needs_sklearn
-def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DfmsdError, match="set DFMSD_CACHE to a writable folder"):
         make_digits(tmp_path / "file" / "set")

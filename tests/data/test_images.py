@@ -19,7 +19,7 @@ from dfmsd.data.images import FORMATS, read_size
 from dfmsd.errors import DfmsdError
 
 
-def test_transparency_is_left_out_of_palettes_too(tmp_path: Path) -> None:
+def test_transparency_of_palettes_is_dropped(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.putpixel((1, 0), 1)
@@ -29,7 +29,7 @@ def test_transparency_is_left_out_of_palettes_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
-def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> None:
+def test_the_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
     first, *rest = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
     first.save(
         tmp_path / f"image.{suffix}",
@@ -44,7 +44,7 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path, suffix: str) -> No
     assert read_size(tmp_path / f"image.{suffix}") == (6, 8)
 
 
-def test_sixteen_bits_a_channel_keep_the_upper_eight(tmp_path: Path) -> None:
+def test_16_bit_color_keeps_the_upper_8_bits(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -54,7 +54,7 @@ def test_sixteen_bits_a_channel_keep_the_upper_eight(tmp_path: Path) -> None:
     assert read_image(tmp_path / "deep.png").flatten().tolist() == [0x12, 0x80, 0xFF]
 
 
-def test_a_huge_image_that_is_honest_is_read(tmp_path: Path) -> None:
+def test_a_large_image_is_read(tmp_path: Path) -> None:
     Image.new("1", (6000, 4000), 1).save(tmp_path / "huge.png")
     assert read_image(tmp_path / "huge.png").shape == (3, 4000, 6000)
 
@@ -65,7 +65,7 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "float.tif")
 
 
-def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None:
+def test_a_format_that_starts_external_programs_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "photo.jpg"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n")
     with Image.open(file) as image:
@@ -77,7 +77,7 @@ def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif"])
-def test_a_file_cut_anywhere_is_refused_or_read_whole(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_refused_or_read_completely(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"image.{suffix}"
     Image.effect_noise((24, 16), 60).convert("RGB").save(file)
     whole = file.read_bytes()
@@ -106,7 +106,7 @@ ORIENTATIONS = {  # where orientation `key` says that the top left corner of the
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_boxes_are_in_the_pixels_of_the_turned_image(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_boxes_are_in_pixels_of_the_oriented_image(tmp_path: Path, orientation: int, suffix: str) -> None:
     pixels = np.zeros((32, 64, 3), dtype=np.uint8)
     pixels[:8, :16] = 255
     exif = Image.Exif()
@@ -135,7 +135,7 @@ def test_boxes_are_in_the_pixels_of_the_turned_image(tmp_path: Path, orientation
         assert bright.sum() < 1.15 * (x1 - x0) * (y1 - y0)
 
 
-def test_a_process_that_loads_images_tells_the_error_in_one_line(dfmsd: Command) -> None:
+def test_an_error_in_a_loader_worker_is_one_line(dfmsd: Command) -> None:
     dataset = DetectionDataset(CocoDetection("data", "train"), 64)
     (dfmsd.folder / "data" / "train" / "0.png").write_bytes(b"gone bad since")
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)

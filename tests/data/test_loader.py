@@ -33,7 +33,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("given", [0, 1, 3, 4])
-def test_a_restored_loader_gives_the_rest_of_the_epoch(tiny_root: Path, workers: int, given: int) -> None:
+def test_a_restored_loader_yields_the_rest_of_the_epoch(tiny_root: Path, workers: int, given: int) -> None:
     expected = list(loader_of(tiny_root, 2, scale_jitter=(0.5, 1.5)))
     saved = loader_of(tiny_root, 2, scale_jitter=(0.5, 1.5))
     list(islice(saved, given))
@@ -49,7 +49,7 @@ def test_a_restored_loader_gives_the_rest_of_the_epoch(tiny_root: Path, workers:
     assert all(same(a, b) for a, b in zip(again, expected, strict=True))
 
 
-def test_what_was_seen_is_not_decoded_again(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_batches_are_not_decoded(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     decode = DetectionDataset.__getitem__
     monkeypatch.setattr(DetectionDataset, "__getitem__", lambda self, key: asked.append(key) or decode(self, key))
@@ -59,7 +59,7 @@ def test_what_was_seen_is_not_decoded_again(tiny_root: Path, monkeypatch: pytest
     assert len(asked) == 2
 
 
-def test_batches_with_images_without_annotations_go_on_too(tiny_root: Path, tmp_path: Path) -> None:
+def test_batches_with_unlabeled_images_resume_too(tiny_root: Path, tmp_path: Path) -> None:
     for image in sorted((tiny_root / "val").iterdir()):
         (tmp_path / image.name).write_bytes(image.read_bytes())
     (tmp_path / "readme.txt").write_text("no image")
@@ -125,7 +125,7 @@ def fit(tiny_root: Path, tmp_path: Path) -> Callable[..., list[tuple[int, ...]]]
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("step", [2, 6])
-def test_a_resumed_training_sees_the_images_that_the_killed_one_would_have_seen(
+def test_a_resumed_training_sees_the_images_of_an_uninterrupted_one(
     fit: Callable[..., list[tuple[int, ...]]], workers: int, step: int
 ) -> None:
     """With loader processes, which fetch ahead, a resumed run once saw the first epoch's images again."""
@@ -136,7 +136,7 @@ def test_a_resumed_training_sees_the_images_that_the_killed_one_would_have_seen(
     assert before + after == whole
 
 
-def test_a_loader_process_lives_on_when_all_are_asked_to_stop(tiny_root: Path) -> None:
+def test_loader_workers_ignore_stop_signals_to_the_whole_run(tiny_root: Path) -> None:
     loader = loader_of(tiny_root, 0, workers=1)
     walk = iter(loader)
     next(walk)

@@ -39,7 +39,7 @@ def test_fit_makes_the_longer_side_the_image_size(height: int, width: int, size:
     assert sample.image_id == 5
 
 
-def test_fit_moves_boxes_with_the_pixels_and_they_map_back_by_the_scale() -> None:
+def test_fit_scales_boxes_with_the_pixels_and_the_scale_maps_them_back() -> None:
     box = [30, 12, 90, 60]
     sample = fit(block(100, 150, box), target([float(x) for x in box]), 64)
     assert sample.target["boxes"][0].tolist() == pytest.approx(white_box(sample.image), abs=0.6)
@@ -54,7 +54,7 @@ def test_fit_is_antialiased() -> None:
     assert (fit(stripes, target(), 32).image.float() - 127.5).abs().max() < 16  # plain sampling gives 127.5
 
 
-def test_hflip_mirrors_content_and_boxes_within_the_unpadded_width() -> None:
+def test_hflip_flips_content_and_boxes_within_the_unpadded_width() -> None:
     sample = hflip(Sample(block(20, 40, [2, 5, 10, 15]), target([2, 5, 10, 15]), (1.0, 1.0), 0))
     assert sample.target["boxes"].tolist() == [[30, 5, 38, 15]]
     assert white_box(sample.image) == [30, 5, 38, 15]
@@ -62,7 +62,7 @@ def test_hflip_mirrors_content_and_boxes_within_the_unpadded_width() -> None:
     assert white_box(batch.images[0] * 255) == [30, 5, 38, 15]
 
 
-def test_hflip_leaves_its_input_alone() -> None:
+def test_hflip_does_not_modify_its_input() -> None:
     sample = Sample(block(20, 40, [2, 5, 10, 15]), target([2, 5, 10, 15]), (1.0, 1.0), 0)
     hflip(sample)
     assert sample.target["boxes"].tolist() == [[2, 5, 10, 15]]
@@ -78,7 +78,7 @@ def test_rescaling_down_keeps_everything_top_left() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rescaling_up_cuts_a_window_with_the_boxes_that_are_in_it(seed: int) -> None:
+def test_rescaling_up_crops_a_window_with_its_boxes(seed: int) -> None:
     sample = Sample(
         block(64, 64, [24, 24, 40, 40]), target([24, 24, 40, 40], [0, 0, 1, 1], [63, 63, 64, 64]), (1.0, 1.0), 0
     )
@@ -135,13 +135,13 @@ def test_collate_pads_right_and_bottom_with_black(image_size: int | None, frame:
     assert batch.image_ids == [0, 1]
 
 
-def test_collate_to_the_batch_rounds_each_side_up_to_32_on_its_own() -> None:
+def test_collate_without_image_size_rounds_each_side_up_to_32() -> None:
     assert collate(samples()[:1]).images.shape == (1, 3, 32, 64)
 
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["interleaved", "planar"])
 @pytest.mark.parametrize("sizes", [[(64, 64)] * 3, [(40, 64), (64, 31), (1, 1)]], ids=["full", "padded"])
-def test_collate_is_bitwise_what_padding_each_image_on_its_own_gives(
+def test_collate_equals_padding_each_image_separately(
     sizes: list[tuple[int, int]], decoded: bool
 ) -> None:
     images = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8).permute(2, 0, 1) for h, w in sizes]

@@ -41,7 +41,7 @@ def test_records_are_the_images_of_a_folder_and_its_subfolders(folder: Path) -> 
     assert all(not record.labeled and record.boxes.shape == (0, 4) for record in records)
 
 
-def test_a_turned_photo_has_the_size_it_is_decoded_to(tmp_path: Path) -> None:
+def test_the_size_of_a_rotated_photo_is_that_after_decoding(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
@@ -49,7 +49,7 @@ def test_a_turned_photo_has_the_size_it_is_decoded_to(tmp_path: Path) -> None:
     assert (record.width, record.height) == (30, 40)
 
 
-def test_images_of_the_data_set_itself_are_left_out(folder: Path, tiny_coco: Path) -> None:
+def test_images_of_the_data_set_itself_are_skipped(folder: Path, tiny_coco: Path) -> None:
     shutil.copy(folder / "a.png", tiny_coco / "train" / "extra.png")
     found = unlabeled_records(tiny_coco / "train", [record.path for record in module(tiny_coco).train.coco.records])
     assert [record.path.name for record in found] == ["extra.png"]
@@ -76,7 +76,7 @@ def test_bad_folders_are_refused(folder: Path, make: Any, message: str) -> None:
     world=st.integers(1, 3),
     epoch=st.integers(0, 2),
 )
-def test_batches_hold_labeled_images_first_and_every_rank_its_own(
+def test_batches_have_labeled_images_first_and_ranks_share_the_unlabeled_ones(
     length: int, unlabeled: int, batch_size: int, extra: int, world: int, epoch: int
 ) -> None:
     others = []
@@ -99,14 +99,14 @@ def test_batches_hold_labeled_images_first_and_every_rank_its_own(
     assert counts.max() - counts.min() <= 1
 
 
-def test_another_epoch_shows_them_in_another_order() -> None:
+def test_the_order_of_unlabeled_images_differs_between_epochs() -> None:
     sampler = MixedSampler(8, 30, 2, 4)
     first = [index for _, index in sampler]
     sampler.set_epoch(1)
     assert [index for _, index in sampler] != first
 
 
-def test_batches_end_with_images_that_have_no_target(tiny_coco: Path, folder: Path) -> None:
+def test_batches_end_with_images_without_targets(tiny_coco: Path, folder: Path) -> None:
     data = module(tiny_coco, unlabeled=str(folder), unlabeled_ratio=0.67)
     assert (data.num_labeled, len(data.train)) == (8, 11)
     assert data.example_indices == [0, 1, 2, 8, 9]
@@ -119,7 +119,7 @@ def test_batches_end_with_images_that_have_no_target(tiny_coco: Path, folder: Pa
         assert all(number < 0 for number in batch.image_ids[3:])
 
 
-def test_jitter_and_caches_keep_them_apart(tiny_coco: Path, folder: Path) -> None:
+def test_unlabeled_images_stay_unlabeled_with_jitter_and_caches(tiny_coco: Path, folder: Path) -> None:
     for options in ({"scale_jitter": (0.5, 2.0)}, {"cache": "off"}):
         data = module(tiny_coco, unlabeled=str(folder), **options)
         for _ in range(2):

@@ -12,6 +12,6 @@ SOUND = {"sound.json", "bom.json", "more-keys.json", "no-objects.json"}
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)
-def test_a_kept_input_is_read_or_refused(file: Path, tmp_path: Path) -> None:
+def test_corpus_inputs_are_read_or_refused(file: Path, tmp_path: Path) -> None:
     read = check(file.read_bytes(), make_root(tmp_path))
     assert (read is not None) == (file.name in SOUND)

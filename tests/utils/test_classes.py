@@ -19,5 +19,5 @@ from dfmsd.utils.classes import common_classes
         ([], ["dog"], {}),
     ],
 )
-def test_names_are_matched(known: list[str], wanted: list[str], expected: dict[int, int]) -> None:
+def test_class_names_are_matched(known: list[str], wanted: list[str], expected: dict[int, int]) -> None:
     assert common_classes(known, wanted) == expected

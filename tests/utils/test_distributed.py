@@ -54,14 +54,14 @@ def test_a_loss_has_the_gradient_of_the_whole_batch(two: list[Found], one: Found
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_step_of_ddp_is_that_of_the_whole_batch(two: list[Found], one: Found, name: str) -> None:
+def test_a_ddp_step_equals_that_of_the_whole_batch(two: list[Found], one: Found, name: str) -> None:
     key = f"task: {name}"
     assert_close(two[0][key], two[1][key], rtol=0, atol=0)  # weights stay alike
     single = "balanced" in name or TASKS[name][0] in COUNTING
     assert_close(two[0][key], one[key], **(NORMS if single else EXACT))
 
 
-def test_a_step_may_be_sharded(two: list[Found], one: Found) -> None:
+def test_a_sharded_step_equals_that_of_the_whole_batch(two: list[Found], one: Found) -> None:
     """FSDP2, where each process holds a part of the weights."""
     held = [int(found["sharded"].pop("held")) for found in two]
     whole = int(one["sharded"].pop("held"))
@@ -70,12 +70,12 @@ def test_a_step_may_be_sharded(two: list[Found], one: Found) -> None:
     assert_close(two[0]["sharded"], one["sharded"], **EXACT)
 
 
-def test_with_statistics_of_their_own_they_learn_something_else(two: list[Found], one: Found) -> None:
+def test_separate_statistics_change_the_gradient(two: list[Found], one: Found) -> None:
     found, wanted = joined(two, "each its own: pkd"), one["each its own: pkd"]
     assert float((found["p3"] - wanted["p3"]).norm() / wanted["p3"].norm()) > 0.1
 
 
-def test_frames_may_differ_in_size(two: list[Found], one: Found) -> None:
+def test_processes_may_have_frames_of_different_sizes(two: list[Found], one: Found) -> None:
     first, second = (found["frames"] for found in two)
     for name in ("error", "correlation"):
         assert_close(first[name], second[name])
@@ -84,7 +84,7 @@ def test_frames_may_differ_in_size(two: list[Found], one: Found) -> None:
     assert_close(gradient, one["frames"]["gradient"], **EXACT)
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_a_single_process_exchanges_nothing() -> None:
     value = torch.ones(3, requires_grad=True)
     with shared_step():
         assert process_sum(value) is value
@@ -97,12 +97,12 @@ def test_alone_nothing_is_exchanged() -> None:
     ("teachers", "student"),
     [([], 2), ([1], 1), ([1], 2), ([2], 2), ([1, 2], 2)],
 )
-def test_trainings_that_follow_each_other_have_one_number_of_processes(teachers: list[int], student: int) -> None:
+def test_successive_trainings_may_use_one_number_of_processes(teachers: list[int], student: int) -> None:
     check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
 
 
 @pytest.mark.parametrize(("teachers", "student"), [([2], 1), ([2], 4), ([2, 1], 2), ([1, 2, 4], 4)])
-def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int], student: int) -> None:
+def test_a_change_in_the_number_of_processes_is_refused(teachers: list[int], student: int) -> None:
     name = f"{teachers.index(2)}.yaml"
     with pytest.raises(DfmsdError, match=f"teacher {name} would be trained in 2 processes .* --config {name}"):
         check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
@@ -116,11 +116,11 @@ def test_processes_without_a_part_in_what_follows_are_refused(teachers: list[int
         "ncclInternalError: Internal check failed.\nLast error:\nNet : Connection closed by remote peer node2<42830>",
     ],
 )
-def test_a_lost_process_is_told_as_one(said: str) -> None:
+def test_a_lost_process_is_explained(said: str) -> None:
     with pytest.raises(DfmsdError, match="another process of this run has ended"), explain_lost_process():
         raise RuntimeError(said)
 
 
-def test_another_error_is_not_told_as_a_lost_process() -> None:
+def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shapes"), explain_lost_process():
         raise RuntimeError("shapes differ")

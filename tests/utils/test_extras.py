@@ -9,7 +9,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.utils.extras import check_extra, import_extra
 
 
-def test_what_is_there_is_imported_and_accepted() -> None:
+def test_installed_packages_are_imported_and_accepted() -> None:
     import json
 
     assert import_extra("this", "json", "any") is json
@@ -17,7 +17,7 @@ def test_what_is_there_is_imported_and_accepted() -> None:
     check_extra("this", [], "any")
 
 
-def test_what_is_missing_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DfmsdError, match=r"^--format x needs a_b, c_d: pip install 'dfmsd\[x\]'$"):
         check_extra("--format x", ["a_b", "json", "c_d"], "x")
     with pytest.raises(DfmsdError, match=r"^share needs a_b \(No module named 'a_b'\): pip install 'dfmsd\[hub\]'$"):

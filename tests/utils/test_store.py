@@ -33,7 +33,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return RamStore(10 * BYTES) if request.param == "ram" else DiskStore(tmp_path / "store", 10 * BYTES)
 
 
-def test_what_was_put_is_found_under_its_key_alone(store: Store) -> None:
+def test_an_entry_is_found_under_its_key_only(store: Store) -> None:
     assert store.get("abc1") is None
     store.put("abc1", entry(1))
     store.put("abc1-flip", entry(2))
@@ -42,7 +42,7 @@ def test_what_was_put_is_found_under_its_key_alone(store: Store) -> None:
     assert store.get("abc2") is None
 
 
-def test_a_full_store_keeps_what_it_has(store: Store) -> None:
+def test_a_full_store_keeps_its_entries(store: Store) -> None:
     for index in range(12):
         store.put(f"{index}", entry(index))
     found = [store.get(f"{index}") is not None for index in range(12)]
@@ -67,7 +67,7 @@ def test_an_entry_counts_once_in_ram() -> None:
     assert store.used == BYTES
 
 
-def test_files_of_earlier_runs_are_found_and_count(tmp_path: Path) -> None:
+def test_files_of_earlier_runs_are_found_and_count_towards_the_budget(tmp_path: Path) -> None:
     first = DiskStore(tmp_path, 5 * BYTES)
     for index in range(3):
         first.put(f"{index}", entry(index))
@@ -82,7 +82,7 @@ def test_files_of_earlier_runs_are_found_and_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["../a", "a/b", "A", "a.b", "", "/etc/a"])
-def test_no_key_leaves_the_folder(tmp_path: Path, key: str) -> None:
+def test_keys_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
     store = DiskStore(tmp_path / "store", BYTES)
     with pytest.raises(ValueError, match="must consist of lowercase letters"):
         store.put(key, entry())
@@ -91,7 +91,7 @@ def test_no_key_leaves_the_folder(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-1], lambda whole: b"", lambda whole: b"no tensors here"])
-def test_a_damaged_file_is_missing_and_is_written_again(tmp_path: Path, damage: object) -> None:
+def test_a_damaged_file_counts_as_missing_and_is_written_again(tmp_path: Path, damage: object) -> None:
     store = DiskStore(tmp_path, 10 * BYTES)
     store.put("a", entry(3))
     file = tmp_path / "a.safetensors"
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_missing_and_is_written_again(tmp_path: Path, damage: 
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_full_disk_is_told_once_and_stops_the_writing(
+def test_a_full_disk_is_reported_once_and_stops_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     store = DiskStore(tmp_path, 10 * BYTES)
@@ -123,7 +123,7 @@ def test_a_full_disk_is_told_once_and_stops_the_writing(
     assert same(store.get("a"), entry(1))
 
 
-def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DfmsdError, match=r"cannot write to .*file/store .*; set DFMSD_CACHE to a writable folder"):
         DiskStore(tmp_path / "file" / "store", BYTES)
@@ -155,7 +155,7 @@ def test_processes_may_write_one_key_while_others_read_it(tmp_path: Path) -> Non
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 100), max_size=12), budget=st.integers(0, 400))
-def test_both_stores_keep_exactly_what_fits_in_the_order_it_comes(sizes: list[int], budget: int) -> None:
+def test_both_stores_keep_the_entries_that_fit_in_order(sizes: list[int], budget: int) -> None:
     entries = {f"{index}": {"x": torch.full((size,), index, dtype=torch.uint8)} for index, size in enumerate(sizes)}
     expected: dict[str, Entry] = {}
     for key, value in entries.items():
