@@ -114,9 +114,7 @@ def test_the_command_prints_what_it_wrote(tmp_path: Path, capsys: pytest.Capture
         ("voc", "Annotations", r"neither Annotations nor a folder train"),
     ],
 )
-def test_missing_files_are_named_and_nothing_is_written(
-    tmp_path: Path, layout: Any, broken: str, message: str
-) -> None:
+def test_missing_files_are_named_and_nothing_is_written(tmp_path: Path, layout: Any, broken: str, message: str) -> None:
     source = {"yolo": yolo, "voc": voc}[layout](tmp_path / "source")
     path = source / broken
     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -189,21 +189,3 @@ def test_a_sample_depends_on_its_key_only(small: dict[str, DetectionDataset], ke
             assert torch.equal(sample.target["boxes"], expected[key].target["boxes"])
             assert torch.equal(sample.target["labels"], expected[key].target["labels"])
             assert sample.scale == expected[key].scale
-
-
-def test_the_sampler_yields_every_index_once_with_the_epoch() -> None:
-    sampler = EpochSampler(10, seed=4)
-    sampler.set_epoch(7)
-    keys = list(sampler)
-    assert len(sampler) == 10
-    assert {epoch for epoch, _ in keys} == {7}
-    assert sorted(index for _, index in keys) == list(range(10))
-    assert keys == list(sampler)
-    assert [index for _, index in EpochSampler(10, shuffle=False)] == list(range(10))
-
-
-def test_processes_share_an_epoch_evenly() -> None:
-    parts = [list(EpochSampler(10, seed=1, rank=rank, world=4)) for rank in range(4)]
-    assert [len(part) for part in parts] == [3] * 4
-    interleaved = [parts[k % 4][k // 4] for k in range(10)]
-    assert interleaved == list(EpochSampler(10, seed=1))

@@ -1,4 +1,4 @@
-"""Odd images are read right or refused by name; for the formats of pixels see also test_coco.py."""
+"""Unusual images are read correctly or refused by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.cli.test_main import Command
 from tests.helpers.bad_input import dfmsd as dfmsd
@@ -17,6 +18,25 @@ from torch.utils.data import DataLoader
 from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, collate, read_image
 from dfmsd.data.images import FORMATS, read_size
 from dfmsd.errors import DfmsdError
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
+def test_every_pixel_format_becomes_rgb_of_the_same_brightness(tmp_path: Path, mode: str) -> None:
+    grey = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(grey.astype(np.int32) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+    file = tmp_path / ("image.tif" if mode in ("CMYK", "I") else "image.png")
+    image.save(file)
+    assert torch.equal(read_image(file), torch.from_numpy(grey).expand(3, 2, 2))
+
+
+def test_16_bit_gray_keeps_its_midtones(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").unique().tolist() == [128]
 
 
 def test_transparency_of_palettes_is_dropped(tmp_path: Path) -> None:
@@ -92,7 +112,19 @@ def test_a_truncated_file_is_refused_or_read_completely(tmp_path: Path, suffix: 
     assert refused > 20
 
 
-ORIENTATIONS = {  # where orientation `key` says that the top left corner of the stored pixels belongs
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 40, 3), dtype=np.uint8)
+    pixels[:, :10] = 255  # white at the left, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png")
+    assert image.shape == (3, 40, 20)
+    assert bool((image[:, :10] == 255).all())
+    assert bool((image[:, 10:] == 0).all())
+
+
+ORIENTATIONS = {  # orientation -> where the top left corner of the stored pixels belongs
     1: ("left", "top"),
     2: ("right", "top"),
     3: ("right", "bottom"),

@@ -141,9 +141,7 @@ def test_collate_without_image_size_rounds_each_side_up_to_32() -> None:
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["interleaved", "planar"])
 @pytest.mark.parametrize("sizes", [[(64, 64)] * 3, [(40, 64), (64, 31), (1, 1)]], ids=["full", "padded"])
-def test_collate_equals_padding_each_image_separately(
-    sizes: list[tuple[int, int]], decoded: bool
-) -> None:
+def test_collate_equals_padding_each_image_separately(sizes: list[tuple[int, int]], decoded: bool) -> None:
     images = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8).permute(2, 0, 1) for h, w in sizes]
     if not decoded:
         images = [image.contiguous() for image in images]

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
 import shutil
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from dfmsd.data import CocoDataModule, DataConfig, EpochSampler
-from dfmsd.data.samplers import MixedSampler
+from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.unlabeled import unlabeled_records
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
@@ -66,44 +61,6 @@ def test_images_of_the_data_set_itself_are_skipped(folder: Path, tiny_coco: Path
 def test_bad_folders_are_refused(folder: Path, make: Any, message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         unlabeled_records(make(folder))
-
-
-@given(
-    length=st.integers(1, 20),
-    unlabeled=st.integers(1, 20),
-    batch_size=st.integers(1, 6),
-    extra=st.integers(1, 9),
-    world=st.integers(1, 3),
-    epoch=st.integers(0, 2),
-)
-def test_batches_have_labeled_images_first_and_ranks_share_the_unlabeled_ones(
-    length: int, unlabeled: int, batch_size: int, extra: int, world: int, epoch: int
-) -> None:
-    others = []
-    for rank in range(world):
-        sampler = MixedSampler(length, unlabeled, batch_size, extra, seed=1, rank=rank, world=world)
-        plain = EpochSampler(length, seed=1, rank=rank, world=world)
-        for each in (sampler, plain):
-            each.set_epoch(epoch)
-        keys, step = list(sampler), sampler.batch_size + extra
-        batches = [keys[start : start + step] for start in range(0, len(keys), step)]
-        assert len(keys) == len(sampler)
-        assert batches
-        own = list(chain.from_iterable(batch[: sampler.batch_size] for batch in batches))
-        assert own == list(plain)[: len(own)]  # the order that a run without the others has
-        assert len(plain) - len(own) < sampler.batch_size
-        rest = list(chain.from_iterable(batch[sampler.batch_size :] for batch in batches))
-        assert all(length <= index < length + unlabeled for _, index in rest)
-        others += rest
-    counts = torch.tensor([index - length for _, index in others]).bincount(minlength=unlabeled)
-    assert counts.max() - counts.min() <= 1
-
-
-def test_the_order_of_unlabeled_images_differs_between_epochs() -> None:
-    sampler = MixedSampler(8, 30, 2, 4)
-    first = [index for _, index in sampler]
-    sampler.set_epoch(1)
-    assert [index for _, index in sampler] != first
 
 
 def test_batches_end_with_images_without_targets(tiny_coco: Path, folder: Path) -> None:

@@ -18,7 +18,6 @@ from dfmsd.detectors.torchvision.gfl_loss import (
     quality_focal_loss,
     valuable_region,
 )
-from dfmsd.utils.boxes import elementwise_iou
 
 COUNTS = [64, 16, 4]
 
@@ -128,14 +127,6 @@ def test_objects_are_padded_with_boxes_without_area() -> None:
     boxes, labels = pad_objects([torch.ones(0, 4)] * 2, [torch.zeros(0).long()] * 2)
     assert boxes.tolist() == [[[0.0] * 4]] * 2
     assert labels.tolist() == [[0]] * 2
-
-
-def test_overlaps_by_hand() -> None:
-    first = torch.tensor([[0.0, 0, 4, 4], [0, 0, 1, 1], [0, 0, 2, 2], [1, 1, 1, 1]])
-    second = torch.tensor([[2.0, 0, 6, 4], [3, 0, 4, 1], [0, 0, 2, 2], [1, 1, 1, 1]])
-    found = elementwise_iou(first, second)
-    assert_close(found.iou, torch.tensor([8 / 24, 0, 1, 0]))
-    assert_close(found.giou, torch.tensor([8 / 24, -2 / 4, 1, 0]))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

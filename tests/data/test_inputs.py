@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dfmsd.data import DetectionDataset
+from dfmsd.data.coco import CocoDetection
+from dfmsd.data.images import read_image
+from dfmsd.data.inputs import find_images, to_batch
+from dfmsd.errors import DfmsdError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "deep" / "out").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/out/drawn.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    for name in ("clip.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(files: list[Path]) -> list[str]:
+    return [file.name for file in files]
+
+
+def test_folders_are_searched_for_images_and_files_are_taken_as_given(folder: Path) -> None:
+    assert names(find_images([folder])) == ["a.JPG", "b.png", "c.webp", "drawn.png"]
+    assert names(find_images([folder], (".mp4",), exclude=folder / "deep" / "out")) == [
+        "a.JPG",
+        "b.png",
+        "clip.mp4",
+        "c.webp",
+    ]
+    assert names(find_images([folder / "notes.txt", folder / "deep", folder / "deep" / "c.webp"])) == [
+        "notes.txt",
+        "c.webp",
+        "drawn.png",
+    ]
+    assert names(find_images([folder / "deep" / "out"], exclude=folder / "deep" / "out")) == ["drawn.png"]
+
+
+def test_missing_paths_and_folders_without_images_are_refused(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DfmsdError, match="nowhere: no such file or folder; give images"):
+        find_images([folder, folder / "nowhere"])
+    with pytest.raises(DfmsdError, match="empty: no image in this folder or its subfolders"):
+        find_images([folder / "empty"])
+
+
+def test_a_batch_of_one_image_equals_that_of_the_data_set(tiny_root: Path) -> None:
+    coco = CocoDetection(tiny_root, "val")
+    batch, sample = to_batch(read_image(coco.records[0].path), 64, 7), DetectionDataset(coco, 64)[0]
+    height, width = sample.image.shape[-2:]
+    assert batch.images.shape == (1, 3, 64, 64)
+    assert torch.equal(batch.images[0, :, :height, :width], sample.image / 255)
+    assert (batch.sizes, batch.scales, batch.image_ids) == ([(height, width)], [sample.scale], [7])
+    assert batch.targets[0]["boxes"].shape == (0, 4)

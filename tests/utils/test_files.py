@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import check_path, is_taken, write_atomically, write_json, write_text
+
+
+@pytest.mark.parametrize("path", [".", "nowhere", "nowhere/below", __file__, f"{__file__}/below"])
+def test_a_possible_path_is_accepted(path: str) -> None:
+    check_path("out", path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", r"out: '' cannot be used as a path \(it is empty\)"),
+        ("a\0b", r"out: 'a\\x00b' cannot be used as a path \(embedded null byte\)"),
+        ("a" * 300, r"out: 'a{60}\.\.\.' cannot be used as a path \(File name too long\)"),
+        ("a" * 61 + "\n\0", r"out: 'a{60}\.\.\.' cannot"),
+    ],
+)
+def test_an_impossible_path_is_refused(path: str, message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as caught:
+        check_path("out", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_taken_by_a_file_or_by_a_folder_with_content(tmp_path: Path) -> None:
+    assert not is_taken(tmp_path / "new")
+    assert not is_taken(tmp_path)
+    (tmp_path / "file").touch()
+    assert is_taken(tmp_path / "file")
+    assert is_taken(tmp_path)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    write_text(file, "old\n")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(file, fail)
+    assert file.read_bytes() == b"old\n"
+    assert list(tmp_path.iterdir()) == [file]
+    write_json(file, {"key": [1, None]})
+    assert json.loads(file.read_text()) == {"key": [1, None]}
+    assert list(tmp_path.iterdir()) == [file]
