@@ -1,8 +1,7 @@
-"""What README.md and docs/ show runs: every command, config and block of Python, on tiny data.
+"""Every command, config and Python block of README.md and docs/ runs, on tiny data.
 
-Flags make the commands small: size and number of the images, epochs, widths, seeds. Each runs in a folder where what it
-reads is already there; the quickstart's commands run one after the other in one folder. What is not run is skipped,
-with the reason.
+Flags shrink the commands: size and number of images, epochs, widths, seeds. Each runs in a folder that already holds
+its inputs; the quickstart runs in order in one folder. Skipped lines state their reason.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ SMALL = {
     "head_convs": "1",
 }
 LONG = ("train", "check", "distill", "estimate", "compare", "export", "report", "visualize")
-"""Commands that take more than a moment on tiny data."""
+"""Commands that take seconds even on tiny data."""
 NOT_RUN = {
-    "make": "makes the virtual environment, or trains for minutes: tests/test_docs.py asks make for the target",
-    "pip": "changes the Python that runs this: tests/test_docs.py compares the extras with pyproject.toml",
+    "make": "creates a virtual environment, or trains for minutes: tests/test_docs.py dry-runs the target",
+    "pip": "changes this Python environment: tests/test_docs.py compares the extras with pyproject.toml",
     "srun": "needs SLURM",
     "[": "needs SLURM",
     "python": "hours of benchmarks on data that are not in the repository",
 }
-"""First word of a line -> why it is not run."""
+"""First word of a line -> reason for skipping it."""
 NEEDS = {
     "convert": "supervision",
     "predict": "supervision",
@@ -61,26 +60,26 @@ NEEDS = {
     "wandb": "wandb",
     "[tensorboard, mlflow]": "mlflow",
 }
-"""Word of a line -> package of an extra."""
+"""Word of a line -> package of the extra it needs."""
 BEFORE = {
     "report runs/compare": "compare --config compare.yaml --methods none,pkd",
     "predict --model shared/student": "share runs/student --out shared/student",
 }
-"""What a line begins with -> command whose results it reads."""
+"""Start of a line -> command whose results it reads."""
 
 
 def why_not(page: Path, line: Sequence[str]) -> str | None:
     if page.name in ("results.md", "lab-notebook.md"):
         return NOT_RUN["python"]
     if line[:2] == ["dfmsd", "demo"]:
-        return "trains for minutes: tests/test_docs.py has the command line accept it"
+        return "trains for minutes: tests/test_docs.py parses it"
     if "--push" in line:
-        return "uploads: tests/test_share.py has a hub of its own"
+        return "uploads: tests/test_sharing.py uses a fake hub"
     return NOT_RUN.get(line[0])
 
 
 def cases() -> Iterator[Any]:
-    """Every line of every page but the quickstart, and one for each config that no line reads."""
+    """Yield every line of every page except the quickstart, and one for each config that no line reads."""
     lines = [(page, line) for page in PAGES for line in shell_lines(page) if page.name != "quickstart.md"]
     read = {word for page in PAGES for line in shell_lines(page) for word in line if word.endswith(".yaml")}
     lines += [(Path(name), ["dfmsd", "distill", "--config", name]) for name, _ in configs() if name not in read]
@@ -99,7 +98,7 @@ def stock(
     finished_run: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Everything that the commands read: data, configs, teachers, a student and its baseline."""
+    """Return a folder with everything the commands read: data, configs, teachers, a student and its baseline."""
     folder = tmp_path_factory.mktemp("documented") / "stock"
     for name in ("DATA", "data"):
         shutil.copytree(tiny_root, folder / name)
@@ -124,7 +123,7 @@ def stock(
 
 @pytest.fixture
 def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the stock to work in, where nothing takes longer than it has to."""
+    """Change to a copy of the stock, with shortened timings."""
     folder = shutil.copytree(stock, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
@@ -136,7 +135,7 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_here(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, console: Any) -> None:
-    """Make a comparison's runs in this process: that others can is shown by tests/compare/test_jobs.py."""
+    """Run a comparison in this process; tests/comparison/test_jobs.py tests its worker processes."""
     for run in runs:
         distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
         run_report(run.folder.path)
@@ -144,7 +143,7 @@ def run_here(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, conso
 
 
 def small(line: Sequence[str]) -> list[str]:
-    """Flags that make a command of dfmsd a matter of seconds."""
+    """Return flags that shorten a command of dfmsd to seconds."""
     if "--config" not in line:
         return []
     config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
@@ -165,7 +164,7 @@ def small(line: Sequence[str]) -> list[str]:
 
 
 def run(line: Sequence[str]) -> None:
-    """Run a line of the shell; what starts processes does so with one a core of a small machine."""
+    """Run a line of the shell, with at most two processes."""
     ours = list(line[line.index("dfmsd") + 1 :])
     command = [*ours, *small(ours)]
     if line[0] == "torchrun":
@@ -177,8 +176,8 @@ def run(line: Sequence[str]) -> None:
         cli.run(command)
 
 
-def format_percent(line: Sequence[str]) -> list[Path]:
-    """What a command of dfmsd has to have written."""
+def outputs(line: Sequence[str]) -> list[Path]:
+    """Return the files that a command of dfmsd has to write."""
     out = line[line.index("--out") + 1] if "--out" in line else None
     if "--json" in line:
         return [Path(line[line.index("--json") + 1])]
@@ -207,7 +206,7 @@ def test_the_line_runs(line: list[str], place: Path) -> None:
     for beginning, first in BEFORE.items():
         if " ".join(ours).startswith(beginning):
             run(["dfmsd", *first.split()])
-    paths = format_percent(ours)
+    paths = outputs(ours)
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run(line)
@@ -221,7 +220,7 @@ def source(folder: Path, layout: str) -> None:
 
 
 def pictures(folder: Path) -> None:
-    """Make the files that the command of docs/predict.md names."""
+    """Write the files that the command of docs/predict.md names."""
     import numpy as np
     import supervision
     from PIL import Image
@@ -236,14 +235,14 @@ def pictures(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quickstart_runs(place: Path) -> None:
-    """Line by line, in the order of the page, with nothing there but the data."""
+    """Run the page's lines in order, starting from the data alone."""
     for package in ("supervision", "onnxruntime"):
         pytest.importorskip(package)
     shutil.rmtree(place / "runs")
     for line in shell_lines(ROOT / "docs" / "quickstart.md"):
         if line[0] == "dfmsd":
             run(line)
-            assert all(path.exists() for path in format_percent(line[1:]))
+            assert all(path.exists() for path in outputs(line[1:]))
     for name in ("teacher", "student", "baseline"):
         assert (place / "runs" / name / "student.safetensors").exists()
     assert (place / "pictures" / "contact_sheet.png").exists()
@@ -258,7 +257,7 @@ ELSEWHERE = {
     # where FiftyOne is installed, by its reader alone: the block opens a window
     "predict.md 2": "tests/test_fiftyone.py",
 }
-"""Block -> where it runs."""
+"""Block -> the test that runs it."""
 HERE = {"predict.md 1", "share.md 1", "distributed.md 1"}
 
 
