@@ -1,4 +1,4 @@
-"""What holds for any annotation file, box and shape; for any two level tables see test_align.py."""
+"""Properties of annotation files, boxes and transforms; for those of level tables see test_align.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged annotation files and images through the command line: status 2, one line that says what to do."""
+"""Damaged annotation files and images on the command line: exit status 2 and a one-line message."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_splits_of_different_classes(dfmsd: Command) -> None:
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Write a PNG whose header says so, and whatever follows it."""
+    """Build a PNG with this size in its header and too few pixels."""
     header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     parts = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -141,7 +141,7 @@ def test_a_bad_unlabeled_image(dfmsd: Command, tiny_teachers: tuple[str, str]) -
 def test_a_truncated_image_ends_the_run_without_results(dfmsd: Command) -> None:
     file = dfmsd.folder / "data" / "train" / "1.png"
     Image.effect_noise((40, 30), 50).convert("RGB").save(file)
-    file.write_bytes(file.read_bytes()[:1000])  # the header is sound, so that it is seen when it is decoded
+    file.write_bytes(file.read_bytes()[:1000])  # the header is intact, so the damage is found when the image is decoded
     status, _, error = dfmsd("distill", "--config", "good.yaml")
     assert status == 2
     says(error.splitlines()[-1], ("dfmsd: error: ", "train/1.png", *REPLACE))

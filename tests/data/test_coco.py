@@ -26,7 +26,7 @@ def edit(root: Path, change: Edit, split: str = "train") -> None:
 
 
 def set_boxes(*boxes: list[float], **extra: object) -> Edit:
-    """Give the first image (100 x 80 pixels, say) these boxes of category 3, and no other image any."""
+    """Replace all annotations by these boxes of category 3 in the first image."""
     return lambda raw: raw.update(
         annotations=[
             {"id": i, "image_id": raw["images"][0]["id"], "category_id": 3, "bbox": box, **extra}

@@ -20,7 +20,7 @@ WANTED: dict[str, Boxes] = {
     "train": {"a": [("ray", (8, 16, 24, 48)), ("eel", (0, 0, 32, 32))], "b": []},
     "val": {"c": [("eel", (16, 8, 48, 40))]},
 }
-"""Split -> image -> class and box, xyxy in pixels; images are 64 wide and 48 high."""
+"""Split -> image -> class and box, xyxy in pixels; images are 64 x 48 pixels."""
 
 
 def image(folder: Path, name: str) -> None:
@@ -29,7 +29,7 @@ def image(folder: Path, name: str) -> None:
 
 
 def xml(boxes: list[tuple[str, tuple[int, int, int, int]]]) -> str:
-    """Corners are counted from 1 and belong to the box."""
+    """Write an XML file; corners are counted from 1 and inclusive."""
     objects = "".join(
         f"<object><name>{name}</name><bndbox><xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax>"
         f"<ymax>{y2}</ymax></bndbox></object>"
@@ -39,7 +39,7 @@ def xml(boxes: list[tuple[str, tuple[int, int, int, int]]]) -> str:
 
 
 def yolo(root: Path, by_kind: bool = True) -> Path:
-    """`images/train` and `labels/train`, or `train/images` and `train/labels` with paths as Roboflow writes them."""
+    """Write `images/train` and `labels/train`, or `train/images` and `train/labels` with paths as Roboflow does."""
     for split, images in WANTED.items():
         for name, boxes in images.items():
             pictures, labels = (
@@ -58,7 +58,7 @@ def yolo(root: Path, by_kind: bool = True) -> Path:
 
 
 def voc(root: Path, lists: bool = True) -> Path:
-    """The layout of the challenge, or one folder a split."""
+    """Write the layout of the challenge, or one folder per split."""
     for split, images in WANTED.items():
         for name, boxes in images.items():
             pictures, labels = (root / "JPEGImages", root / "Annotations") if lists else (root / split,) * 2
@@ -72,7 +72,7 @@ def voc(root: Path, lists: bool = True) -> Path:
 
 
 def read(root: Path, split: str) -> Boxes:
-    """Read what was written by the data set that training reads."""
+    """Read the result with `CocoDetection`."""
     data = CocoDetection(root, split)
     found: Boxes = {}
     for index, record in enumerate(data.records):

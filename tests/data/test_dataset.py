@@ -168,7 +168,7 @@ def test_the_digest_identifies_the_pixels(coco: CocoDetection, store: DiskStore)
 
 @pytest.fixture(scope="module")
 def small(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DetectionDataset]:
-    """The same three images, cached nowhere, in RAM and on disk."""
+    """Build data sets of the same three images, with each kind of cache."""
     coco = CocoDetection(tiny_root, "train").subset(lambda record: record.id <= 3)
     jitter, store = Augmentation(32, scale_jitter=(0.5, 1.5)), DiskStore(tmp_path_factory.mktemp("store"), 10**9)
     return {

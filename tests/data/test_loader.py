@@ -21,7 +21,7 @@ def make(root: Path, **values: Any) -> CocoDataModule:
 
 
 def loader_of(root: Path, epoch: int, **values: Any) -> ResumableLoader:
-    """A loader whose sampler was told the epoch."""
+    """Build a loader whose sampler is set to an epoch."""
     loader = make(root, **values).train_dataloader()
     loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
     return loader
@@ -45,7 +45,7 @@ def test_a_restored_loader_yields_the_rest_of_the_epoch(tiny_root: Path, workers
     assert len(found) == 4 - given
     assert all(same(a, b) for a, b in zip(found, expected[given:], strict=True))
     assert restored.state_dict() == {"given": 4}
-    again = list(restored)  # the next walk is a whole one
+    again = list(restored)  # the next epoch is complete
     assert all(same(a, b) for a, b in zip(again, expected, strict=True))
 
 
@@ -74,7 +74,7 @@ def test_batches_with_unlabeled_images_resume_too(tiny_root: Path, tmp_path: Pat
 
 
 class Recorder(pl.LightningModule):
-    """Notes the images that it is shown; fails at a step, after saving."""
+    """Record the image ids of each batch, and fail at a step after saving."""
 
     def __init__(self, path: Path, fails_at: int | None = None) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def fit(tiny_root: Path, tmp_path: Path) -> Callable[..., list[tuple[int, ...]]]
 def test_a_resumed_training_sees_the_images_of_an_uninterrupted_one(
     fit: Callable[..., list[tuple[int, ...]]], workers: int, step: int
 ) -> None:
-    """With loader processes, which fetch ahead, a resumed run once saw the first epoch's images again."""
+    """Loader workers prefetch, so a resumed run could see images of the first epoch again."""
     whole = fit(workers)
     assert len(whole) == 12
     assert len(set(whole)) > 9
@@ -145,6 +145,6 @@ def test_loader_workers_ignore_stop_signals_to_the_whole_run(tiny_root: Path) ->
     subprocess.run(["sh", "-c", others], check=True)
     assert len(list(walk)) == 3
     assert worker.is_alive()
-    worker.terminate()  # its parent may still end it, as it does when it ends itself
+    worker.terminate()  # a signal from the parent still ends it
     worker.join(10)
     assert worker.exitcode == 0

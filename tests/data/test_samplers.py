@@ -49,9 +49,9 @@ def test_batches_have_labeled_images_first_and_ranks_share_the_unlabeled_ones(
         batches = [keys[start : start + step] for start in range(0, len(keys), step)]
         assert len(keys) == len(sampler)
         assert batches
-        own = list(chain.from_iterable(batch[: sampler.batch_size] for batch in batches))
-        assert own == list(plain)[: len(own)]  # the order that a run without the others has
-        assert len(plain) - len(own) < sampler.batch_size
+        labeled = list(chain.from_iterable(batch[: sampler.batch_size] for batch in batches))
+        assert labeled == list(plain)[: len(labeled)]  # in the order of a run without unlabeled images
+        assert len(plain) - len(labeled) < sampler.batch_size
         rest = list(chain.from_iterable(batch[sampler.batch_size :] for batch in batches))
         assert all(length <= index < length + unlabeled for _, index in rest)
         others += rest

@@ -15,14 +15,14 @@ def target(*boxes: list[float]) -> Target:
 
 
 def block(height: int, width: int, box: list[int]) -> Tensor:
-    """Black with one white rectangle."""
+    """Build a black image with one white rectangle."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, box[1] : box[3], box[0] : box[2]] = 255
     return image
 
 
 def white_box(image: Tensor) -> list[float]:
-    """Bounding box of what is brighter than the middle: where the object is, seen from the pixels alone."""
+    """Return the bounding box of bright pixels, xyxy: the position of the object according to the pixels."""
     rows, columns = (image.float().mean(0) > 127).nonzero(as_tuple=True)
     return [float(x) for x in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
 

@@ -1,6 +1,6 @@
 """Fuzz the annotation reader: ``python -m tests.fuzz.annotations NEW CORPUS -max_total_time=60`` (``make fuzz``).
 
-An input that begins as JSON does is a file as it is; any other says which value to put where into a sound file.
+An input that starts like JSON is a whole file; any other encodes which value of a valid file to replace by what.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEYS = ("id", "name", "bbox")
 
 
 def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
-    """Draw a value of JSON, near those that matter."""
+    """Draw a JSON value, with a preference for relevant ones."""
     draw = (
         lambda: None,
         lambda: data.ConsumeBool(),
@@ -38,7 +38,7 @@ def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
 
 
 def test_one_input(content: bytes) -> None:
-    """Read one input."""
+    """Check one input."""
     if content[:1] in (b"{", b"["):
         check(content, ROOT)
         return

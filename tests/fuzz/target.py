@@ -1,4 +1,4 @@
-"""What the fuzzer calls: the annotation reader, which may refuse what it is given and do nothing else."""
+"""Fuzz target: the annotation reader must either read an input or refuse it in one line."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TRUTH: dict[str, Any] = {
         {"id": 8, "image_id": 2, "category_id": 1, "bbox": [0, 0, 40, 30], "area": 1200, "iscrowd": 1},
     ],
 }
-"""A sound annotation file, for `make_root`'s images."""
+"""Valid annotation file for the images of `make_root`."""
 Values = Callable[[], Any]
 
 
 def make_root(root: Path) -> Path:
-    """Write the images that `TRUTH` names; gives the folder back."""
+    """Write the images of `TRUTH` and return the folder."""
     for name in ("0.png", "deep/1.png"):
         file = root / "train" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,11 @@ def make_root(root: Path) -> Path:
 
 
 def check(content: bytes, root: Path) -> CocoDetection | None:
-    """Read an annotation file: it gives a data set that keeps its promises, or one line that names the file."""
+    """Read an annotation file; check the data set, or that the error is one line that names the file.
+
+    Returns:
+        The data set, or None if the file was refused.
+    """
     file = root / "annotations" / "instances_train.json"
     file.write_bytes(content)
     try:
@@ -69,11 +73,11 @@ def check(content: bytes, root: Path) -> CocoDetection | None:
 
 
 def changed(choose: Callable[[int], int], value: Any) -> bytes:
-    """Put a value somewhere into the sound file.
+    """Replace a value of the valid file.
 
     Args:
-        choose: gives a number below its argument, at least 1.
-        value: of JSON.
+        choose: Returns a number from 0 to below its argument, which is at least 1.
+        value: JSON value.
     """
     raw: Any = copy.deepcopy(TRUTH)
     part: Any = raw

@@ -1,4 +1,4 @@
-"""Every input that the fuzzer keeps, and every crash that it found, again and without it."""
+"""Inputs that the fuzzer kept and crashes that it found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of two lists, by hand."""
+"""Examples of matched class names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dfmsd.utils.classes import common_classes
 
 
 @pytest.mark.parametrize(
-    ("known", "wanted", "expected"),
+    ("detector", "dataset", "expected"),
     [
         (["cat", "dog"], ["dog", "cat"], {0: 1, 1: 0}),
         (["cat", "dog", "eel"], ["dog"], {1: 0}),
@@ -19,5 +19,5 @@ from dfmsd.utils.classes import common_classes
         ([], ["dog"], {}),
     ],
 )
-def test_class_names_are_matched(known: list[str], wanted: list[str], expected: dict[int, int]) -> None:
-    assert common_classes(known, wanted) == expected
+def test_class_names_are_matched(detector: list[str], dataset: list[str], expected: dict[int, int]) -> None:
+    assert common_classes(detector, dataset) == expected

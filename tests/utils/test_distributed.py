@@ -1,4 +1,4 @@
-"""Two processes with a half of the batch each learn as one with the whole batch."""
+"""Two processes with half of the batch each compute the gradients of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dfmsd.utils.distributed import (
 )
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
-"""In float64: sums in another order, and nothing else."""
+"""Tolerance in float64, where only the order of sums differs."""
 NORMS = {"rtol": 1e-5, "atol": 1e-7}
-"""The balance measures norms in float32, and FCOS and GFL compute in it."""
+"""Tolerance for balancing, which measures norms in float32, and for FCOS and GFL, which compute in it."""
 Found = dict[str, dict[str, torch.Tensor]]
 
 
@@ -39,9 +39,9 @@ def one() -> Found:
 
 
 def joined(two: list[Found], case: str) -> dict[str, Any]:
-    """What DDP makes of it: the mean over processes; on the features, which are the images', side by side."""
+    """Combine gradients as DDP does: the mean over processes; those on features, which belong to images, are joined."""
     names = [level.name for level in LEVELS]
-    first, second = (found[case] for found in two)
+    first, second = (result[case] for result in two)
     return {
         name: torch.cat([first[name], second[name]]) / WORLD if name in names else (first[name] + second[name]) / WORLD
         for name in first
@@ -56,14 +56,14 @@ def test_a_loss_has_the_gradient_of_the_whole_batch(two: list[Found], one: Found
 @pytest.mark.parametrize("name", TASKS)
 def test_a_ddp_step_equals_that_of_the_whole_batch(two: list[Found], one: Found, name: str) -> None:
     key = f"task: {name}"
-    assert_close(two[0][key], two[1][key], rtol=0, atol=0)  # weights stay alike
+    assert_close(two[0][key], two[1][key], rtol=0, atol=0)  # weights stay equal
     single = "balanced" in name or TASKS[name][0] in COUNTING
     assert_close(two[0][key], one[key], **(NORMS if single else EXACT))
 
 
 def test_a_sharded_step_equals_that_of_the_whole_batch(two: list[Found], one: Found) -> None:
-    """FSDP2, where each process holds a part of the weights."""
-    held = [int(found["sharded"].pop("held")) for found in two]
+    """With FSDP2 each process holds a part of the weights."""
+    held = [int(result["sharded"].pop("held")) for result in two]
     whole = int(one["sharded"].pop("held"))
     assert sum(held) == whole
     assert max(held) < 0.6 * whole
@@ -71,12 +71,12 @@ def test_a_sharded_step_equals_that_of_the_whole_batch(two: list[Found], one: Fo
 
 
 def test_separate_statistics_change_the_gradient(two: list[Found], one: Found) -> None:
-    found, wanted = joined(two, "each its own: pkd"), one["each its own: pkd"]
-    assert float((found["p3"] - wanted["p3"]).norm() / wanted["p3"].norm()) > 0.1
+    separate, expected = joined(two, "each its own: pkd"), one["each its own: pkd"]
+    assert float((separate["p3"] - expected["p3"]).norm() / expected["p3"].norm()) > 0.1
 
 
 def test_processes_may_have_frames_of_different_sizes(two: list[Found], one: Found) -> None:
-    first, second = (found["frames"] for found in two)
+    first, second = (result["frames"] for result in two)
     for name in ("error", "correlation"):
         assert_close(first[name], second[name])
         assert_close(first[name], one["frames"][name], **EXACT)
@@ -98,14 +98,14 @@ def test_a_single_process_exchanges_nothing() -> None:
     [([], 2), ([1], 1), ([1], 2), ([2], 2), ([1, 2], 2)],
 )
 def test_successive_trainings_may_use_one_number_of_processes(teachers: list[int], student: int) -> None:
-    check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+    check_process_counts({f"{number}.yaml": (count, 1) for number, count in enumerate(teachers)}, (student, 1))
 
 
 @pytest.mark.parametrize(("teachers", "student"), [([2], 1), ([2], 4), ([2, 1], 2), ([1, 2, 4], 4)])
 def test_a_change_in_the_number_of_processes_is_refused(teachers: list[int], student: int) -> None:
     name = f"{teachers.index(2)}.yaml"
     with pytest.raises(DfmsdError, match=f"teacher {name} would be trained in 2 processes .* --config {name}"):
-        check_process_counts({f"{number}.yaml": (own, 1) for number, own in enumerate(teachers)}, (student, 1))
+        check_process_counts({f"{number}.yaml": (count, 1) for number, count in enumerate(teachers)}, (student, 1))
 
 
 @pytest.mark.parametrize(

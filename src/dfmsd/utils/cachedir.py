@@ -69,23 +69,22 @@ def open_folder(folder: Path) -> IO[bytes] | None:
     return None
 
 
-def make_room(root: Path, own: Collection[str], need: int, budget: int) -> int:
+def make_room(root: Path, keep: Collection[str], need: int, budget: int) -> int:
     """Evict stores of other runs, the least recently opened first, until ``need`` bytes fit into the budget.
 
     Stores that are open in any process are kept, except where files cannot be locked (see `open_folder`).
 
     Args:
         root: Folder of stores.
-        own: Names of stores to keep.
-        need: Bytes that these will take in the end.
+        keep: Names of the own stores, which are not evicted.
+        need: Bytes that these will take when complete.
         budget: Maximum bytes of all stores in ``root``.
 
     Returns:
         Bytes that the own stores may take.
     """
-    markers = [marker for marker in root.glob(f"*/{MARKER}") if marker.parent.name not in own]
-    markers.sort(key=lambda marker: marker.stat().st_mtime_ns)
-    sizes = {marker.parent: folder_bytes(marker.parent) for marker in markers}
+    others = [marker.parent for marker in root.glob(f"*/{MARKER}") if marker.parent.name not in keep]
+    sizes = {folder: folder_bytes(folder) for folder in sorted(others, key=_last_opened)}
     for folder, size in list(sizes.items()):
         if sum(sizes.values()) + need <= budget:
             break
@@ -95,6 +94,13 @@ def make_room(root: Path, own: Collection[str], need: int, budget: int) -> int:
         else:
             logger.warning("cache: %s (%.2f GiB) is in use by another run and is not evicted", folder, size / GIB)
     return max(0, budget - sum(sizes.values()))
+
+
+def _last_opened(folder: Path) -> int:
+    try:
+        return (folder / MARKER).stat().st_mtime_ns
+    except FileNotFoundError:  # another process has just evicted it
+        return 0
 
 
 def _evict(folder: Path) -> bool:
