@@ -18,16 +18,18 @@ from rich.console import Console
 
 from dfmsd.comparison import jobs, worker
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.jobs import LOG, locked, preemptible, run_all, threads_of
+from dfmsd.comparison.jobs import LOG, locked, preemptible, run_all, threads_per_job
 from dfmsd.comparison.runs import PlannedRun, plan_runs
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.device import available_cores
 
 EPOCHS = 40
-"""Enough that a run is still at work when the second epoch is noticed."""
+"""Enough that a run is still training when the second epoch is noticed."""
 
 
 WORKER = """#!/bin/sh
@@ -40,7 +42,7 @@ esac
 """
 
 
-def test_each_run_ends_for_itself(
+def test_runs_end_independently(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
@@ -76,7 +78,7 @@ def test_each_run_ends_for_itself(
         (KeyboardInterrupt(), INTERRUPTED, ""),
     ],
 )
-def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
+def test_worker_resumes_its_run_and_writes_a_report(
     compare_config: Callable[..., CompareConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +109,7 @@ def test_a_worker_goes_on_with_its_run_and_reports_a_finished_one(
 
 
 @pytest.mark.slow
-def test_a_failing_training_stops_no_other(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+def test_failed_run_does_not_stop_others(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["none"], epochs=1)
     [run], _ = plan_runs(config, config.parsed_methods(), "both")
     stages = [StageConfig(1, teacher="nowhere")]
@@ -125,7 +127,7 @@ def test_a_failing_training_stops_no_other(compare_config: Callable[..., Compare
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_after_ctrl_c(
+def test_run_resumes_after_ctrl_c(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compare_config(tmp_path, methods=["pkd"], epochs=EPOCHS, eval_every=EPOCHS)
@@ -153,12 +155,12 @@ def test_a_run_goes_on_after_ctrl_c(
     assert not run.finished
 
     monkeypatch.undo()
-    with locked(tmp_path) as lock:  # which no process of before holds any more
-        run_all([run], os.cpu_count() or 1, lock, note, console)  # one thread for each
+    with locked(tmp_path) as lock:  # released by all former processes
+        run_all([run], available_cores(), lock, note, console)  # one thread each
     assert ended[run.folder.path.name] is None
     assert run.finished
     said = (run.folder.path / LOG).read_text()
-    assert said.count("pre-flight") == 1  # it went on instead of beginning again
+    assert said.count("pre-flight") == 1  # it resumed instead of starting again
     assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1
     with (run.folder.path / "log.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2 * EPOCHS))
@@ -166,12 +168,12 @@ def test_a_run_goes_on_after_ctrl_c(
 
 
 def idle(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
-    """A process in place of a run's: it waits until its parent asks it to end, or for half a second."""
+    """Start a process that waits until its parent asks it to end, or for half a second."""
     code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
 
 
-def test_brackets_in_a_method_are_no_markup(
+def test_brackets_in_method_names_are_not_markup(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "_start", idle)
@@ -184,7 +186,7 @@ def test_brackets_in_a_method_are_no_markup(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
+def test_scheduler_signal_ends_runs_and_restores_handler(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     number = getattr(signal, name)
@@ -208,7 +210,7 @@ def test_a_schedulers_signal_ends_the_runs_and_is_given_back(
 
 
 @pytest.mark.slow
-def test_the_command_ends_with_75_after_sigterm(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
+def test_command_exits_with_75_after_sigterm(compare_config: Callable[..., CompareConfig], tmp_path: Path) -> None:
     config = compare_config(tmp_path / "out", methods=["none"], epochs=EPOCHS, eval_every=EPOCHS)
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(asdict(config)))
     command = [sys.executable, "-m", "dfmsd", "compare", "--config", str(tmp_path / "compare.yaml")]
@@ -220,34 +222,34 @@ def test_the_command_ends_with_75_after_sigterm(compare_config: Callable[..., Co
         process.terminate()
         _, said = process.communicate()
     assert process.returncode == PREEMPTED
-    assert "the same command goes on" in " ".join(said.split())
+    assert "repeat the command to resume" in " ".join(said.split())
     assert "interrupted: " in " ".join((run / LOG).read_text().split())
     assert not (run / "metrics.json").exists()
 
 
-def test_epochs_are_read_off_a_log_that_is_being_written(tmp_path: Path) -> None:
-    assert jobs._epochs_done(tmp_path) == 0
+def test_epochs_are_read_from_incomplete_log(tmp_path: Path) -> None:
+    assert jobs._epochs_done(RunFolder(tmp_path)) == 0
     lines = ["step,epoch,stage,lr", *(f"{step},{step // 10},1,0.001" for step in range(500))]
     (tmp_path / "log.csv").write_text("\n".join(lines[:1]))
-    assert jobs._epochs_done(tmp_path) == 0
+    assert jobs._epochs_done(RunFolder(tmp_path)) == 0
     (tmp_path / "log.csv").write_text("\n".join([*lines, "500,5"]))
-    assert jobs._epochs_done(tmp_path) == 49
+    assert jobs._epochs_done(RunFolder(tmp_path)) == 49
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads_of(count) for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    assert [threads_per_job(count) for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize(("chosen", "threads"), [("3", 3), ("2,1", 2), ("", 4), ("many", 4), ("0", 4)])
-def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch, chosen: str, threads: int) -> None:
+def test_omp_num_threads_overrides_cores(monkeypatch: pytest.MonkeyPatch, chosen: str, threads: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    assert threads_of(2) == threads
+    assert threads_per_job(2) == threads
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_unwritable_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DfmsdError, match=r"out: cannot write to .*file"), locked(tmp_path / "file"):
         pass

@@ -29,7 +29,7 @@ def test_losses_and_options(text: str, loss: object) -> None:
     assert parse_method(text).loss({}) == loss
 
 
-def test_options_of_the_name_win_over_those_of_the_config() -> None:
+def test_options_in_the_name_override_the_config() -> None:
     given = {"mgd": {"weight": 4.0, "ratio": 0.5}, "pkd": {"weight": 2.0}}
     assert parse_method("mgd[ratio=0]").loss(given) == {"name": "mgd", "weight": 4.0, "ratio": 0}
     assert parse_method("pkd+cwd").loss(given) == [{"name": "pkd", "weight": 2.0}, {"name": "cwd"}]
@@ -59,7 +59,7 @@ def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> N
 
 @pytest.mark.parametrize("epochs", [3, 4, 5, 10, 12, 42, 97])
 @pytest.mark.parametrize("shares", [[1], [1, 2], [2, 1], [1, 2, 3], [1, 1, 1], [0.01, 5]])
-def test_epochs_are_split_whole(epochs: int, shares: list[float]) -> None:
+def test_epochs_are_split_by_shares(epochs: int, shares: list[float]) -> None:
     lengths = split_epochs(epochs, shares)
     assert sum(lengths) == epochs
     assert min(lengths) >= 1
@@ -67,8 +67,8 @@ def test_epochs_are_split_whole(epochs: int, shares: list[float]) -> None:
         assert abs(length - epochs * share / sum(shares)) < len(shares)
 
 
-def test_more_stages_than_epochs_are_refused() -> None:
-    with pytest.raises(DfmsdError, match="epochs: 1 cannot be shared by 2 stages"):
+def test_too_few_epochs_or_teachers_are_rejected() -> None:
+    with pytest.raises(DfmsdError, match="epochs must be at least the number of stages, 2, got 1"):
         parse_method("dfmsd@T1+T2").stages(TEACHERS, 1)
     with pytest.raises(DfmsdError, match=r"dfmsd@T1&T3 needs T3, but the pair has 2 teacher"):
         parse_method("dfmsd@T1&T3").stages(TEACHERS, 6)
@@ -76,7 +76,7 @@ def test_more_stages_than_epochs_are_refused() -> None:
         parse_method("dfmsd@T1+T3").stages(TEACHERS, 6)
 
 
-def test_ablations_and_controls_are_told_from_methods() -> None:
+def test_ablations_and_controls_are_variants() -> None:
     methods = ["none", "pkd", "dfmsd", "pkd+mgd", "dfmsd@T1+T2", "mgd@T1+T2"]
     others = ["inherit", "mgd[ratio=0]", "dfmsd@T1", "dfmsd@T2", "dfmsd@T2+T1", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
     others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2"]
@@ -84,17 +84,17 @@ def test_ablations_and_controls_are_told_from_methods() -> None:
     assert [parse_method(name).variant for name in others] == [True] * 9
 
 
-def test_folders_are_plain_and_each_run_has_one() -> None:
+def test_folder_names() -> None:
     names = ["dfmsd", "dfmsd@T1", "dfmsd[beta=0,ratio=0.5]@T1:1+T2:7", "pkd+mgd[ratio=0]"]
     slugs = [parse_method(name).slug(TEACHERS) for name in names]
     assert slugs == ["dfmsd", "dfmsd@T1", "dfmsd-beta=0,ratio=0.5@T1-1+T2-7", "pkd+mgd-ratio=0"]
     assert parse_method("dfmsd@T1+T1&T2:3").slug(TEACHERS) == "dfmsd@T1+T1_T2-3"
     assert parse_method("dfmsd@T1&T2").slug(TEACHERS) == "dfmsd@T1_T2"
-    assert parse_method("dfmsd@T2").slug(TEACHERS) == "dfmsd"  # what `dfmsd` means there
+    assert parse_method("dfmsd@T2").slug(TEACHERS) == "dfmsd"  # what `dfmsd` means for this pair
     assert parse_method("dfmsd@T1").slug(["one"]) == "dfmsd"
 
 
-def test_lists_are_split_outside_of_brackets() -> None:
+def test_lists_are_split_outside_brackets() -> None:
     assert split_methods("none, dfmsd[a=1,b=2]@T1+T2,pkd") == ["none", "dfmsd[a=1,b=2]@T1+T2", "pkd"]
 
 
@@ -103,7 +103,7 @@ def test_lists_are_split_outside_of_brackets() -> None:
     [
         ("pkdd", r"'pkdd', position 1: unknown loss 'pkdd'; did you mean pkd\?"),
         ("pkd+mdg", r"position 5: unknown loss 'mdg'; did you mean mgd\?"),
-        ("xyzzy", "position 1: unknown loss 'xyzzy'; there is .*dfmsd"),
+        ("xyzzy", "position 1: unknown loss 'xyzzy'; available: .*dfmsd"),
         ("dfmsd[ratoi=0]", "position 1: loss.ratoi: no option of dfmsd; did you mean 'ratio'"),
         ("dfmsd[direction=up]", "position 1: loss.direction: 'up' is not one of"),
         ("dfmsd[ratio]", r"position 12: expected `=`, got '\]'"),
@@ -114,14 +114,14 @@ def test_lists_are_split_outside_of_brackets() -> None:
         ("dfmsd@", "position 7: expected a teacher such as T1, got the end"),
         ("dfmsd@T0", "position 7: expected a teacher such as T1, got 'T0'"),
         ("dfmsd@T1&", "position 10: expected a teacher such as T1, got the end"),
-        ("dfmsd@T1&T1", "position 10: T1 is there twice"),
+        ("dfmsd@T1&T1", "position 10: T1 appears twice in one stage"),
         ("dfmsd@T1/T2", r"position 9: expected `&`, `\+`, `:` or the end, got '/T2'"),
-        ("dfmsd@T1:0+T2", "a share must be above 0"),
+        ("dfmsd@T1:0+T2", "shares must be positive"),
         ("pkd mgd", "unknown loss 'pkdmgd'"),
         ("none@T1", "position 1: unknown loss 'none'"),
     ],
 )
-def test_a_name_that_is_none_is_refused_with_its_position(text: str, message: str) -> None:
+def test_invalid_names_are_rejected_with_position(text: str, message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as raised:
         parse_method(text)
     assert "\n" not in str(raised.value)

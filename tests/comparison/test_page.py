@@ -44,7 +44,7 @@ def results(tmp_path: Path) -> PairResults:
     return PairResults("pair", {"teacher": 0.5}, rows, failed={"cwd, seed 0": "diverged"})
 
 
-def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_path: Path) -> None:
+def test_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_path: Path) -> None:
     sections = {section.title: section for section in result_sections(results, TABLE, [], tmp_path)}
     assert list(sections) == ["Methods", "Warnings", "Gain over the baseline", "AP during training", *GROUPS]
     assert sections["Warnings"].notes == ["cwd, seed 0 failed: diverged"]
@@ -57,38 +57,40 @@ def test_the_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_
     assert gains.traces[0]["x"] == pytest.approx([4.0, 8.0])
     names = [trace["name"] for trace in sizes.traces]
     assert names == ["pkd", "mgd[&lt;b&gt;=1]", "none"]
-    assert [trace["name"] for trace in gains.traces] == names[:-1]  # each in the colour that it has with the baseline
+    assert [trace["name"] for trace in gains.traces] == names[:-1]  # same colors as with the baseline
     classes, gains = sections["Classes"].figures
     assert classes.traces[0]["x"] == pytest.approx([15.0, 45.0])
     assert gains.traces[0]["x"] == pytest.approx([4.0, 12.0])
 
 
-def test_the_first_sentence_says_what_came_of_it(results: PairResults) -> None:
-    first = "First is pkd with 15.0 AP, +4.0 against the baseline (3 seeds). The best teacher has 50.0."
-    assert page.summarize(results) == f"{first} Above the baseline with each of its seeds: pkd."
+def test_summary(results: PairResults) -> None:
+    first = "The best method is pkd with 15.0 AP, +4.0 over the baseline (3 seeds). The best teacher reaches 50.0."
+    assert page.summarize(results) == f"{first} Better than the baseline with every seed: pkd."
     losing = replace(results, rows=[row for row in results.rows if row.method != "pkd"])
-    first = "First is mgd[<b>=1] with 9.0 AP, -2.0 against the baseline (3 seeds). The best teacher has 50.0."
-    assert page.summarize(losing) == f"{first} Above the baseline with each of its seeds: none."
+    first = (
+        "The best method is mgd[<b>=1] with 9.0 AP, -2.0 over the baseline (3 seeds). The best teacher reaches 50.0."
+    )
+    assert page.summarize(losing) == f"{first} Better than the baseline with every seed: none."
     assert page.summarize(replace(results, rows=[])) == ""
 
 
-def test_the_runs_own_pages_are_a_link_away(results: PairResults, tmp_path: Path) -> None:
+def test_page_links_run_reports(results: PairResults, tmp_path: Path) -> None:
     page = Path(results.rows[-1].run) / "report.html"
     page.touch()
     section = result_sections(results, TABLE, [], tmp_path / "pair")[-1]
     assert section.links == [("mgd[<b>=1], seed 2", f"../{quote(page.parent.name)}/report.html")]
 
 
-def test_of_many_classes_those_are_drawn_on_which_methods_differ(
+def test_page_shows_classes_with_largest_differences(
     results: PairResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "MOST_CLASSES", 1)
+    monkeypatch.setattr(page, "MAX_CLASSES", 1)
     section = next(section for section in result_sections(results, TABLE, [], tmp_path) if section.title == "Classes")
-    assert section.notes[-1] == "Of 3 classes the 1 on which the methods differ most."
+    assert section.notes[-1] == "The 1 of 3 classes on which the methods differ most."
     assert section.figures[0].traces[0]["y"] == ["shark"]
 
 
-def test_gains_are_means_with_interval_and_seeds(results: PairResults) -> None:
+def test_gains_have_mean_interval_and_seeds(results: PairResults) -> None:
     summaries = [summary for summary in results.summaries() if summary.difference is not None]
     bars, dots = gains_figure(summaries).traces
     assert bars["y"] == ["pkd", "mgd[&lt;b&gt;=1]"]
@@ -99,14 +101,14 @@ def test_gains_are_means_with_interval_and_seeds(results: PairResults) -> None:
     assert dots["x"] == pytest.approx([2.0, 4.0, 6.0, -1.0, -2.0, -3.0])
 
 
-def test_without_the_run_folders_the_table_and_gains_are_left(results: PairResults, tmp_path: Path) -> None:
+def test_page_without_run_folders_has_table_and_gains(results: PairResults, tmp_path: Path) -> None:
     for folder in tmp_path.iterdir():
         folder.rename(folder.with_name(f"moved-{folder.name}"))
     titles = [section.title for section in result_sections(results, TABLE, [], tmp_path)]
     assert titles == ["Methods", "Warnings", "Gain over the baseline"]
 
 
-def test_tables_are_rewritten_from_the_results(results: PairResults, tmp_path: Path) -> None:
+def test_rewritten_tables_are_identical(results: PairResults, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "pair"
     write_results(results, folder)
     write_tables(results, folder)
@@ -120,7 +122,7 @@ def test_tables_are_rewritten_from_the_results(results: PairResults, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"pair": "x", "teachers": {}, "rows": [{}], "summary": []}'])
-def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
+def test_damaged_results_are_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(DfmsdError, match=r"results\.json is damaged"):
         rewrite_tables(tmp_path)

@@ -32,7 +32,7 @@ def results() -> PairResults:
     )
 
 
-def test_methods_are_summed_up_by_hand(results: PairResults) -> None:
+def test_summaries(results: PairResults) -> None:
     pkd, none, mgd, control = results.summaries()
     assert [s.method for s in (pkd, none, mgd, control)] == ["pkd", "none", "mgd", "mgd[ratio=0]"]
     assert pkd.mean == pytest.approx(0.35)
@@ -48,7 +48,7 @@ def test_methods_are_summed_up_by_hand(results: PairResults) -> None:
     assert (pkd.step_time, pkd.peak_memory) == (1.25, 1.5)
 
 
-def test_the_table_says_it_all(results: PairResults, tmp_path: Path) -> None:
+def test_tables(results: PairResults, tmp_path: Path) -> None:
     assert table_rows(results) == [
         ("T1: weak.yaml", "", "36.0", "", "", "", ""),
         ("T2: strong.yaml", "", "51.0", "", "", "", ""),
@@ -62,7 +62,7 @@ def test_the_table_says_it_all(results: PairResults, tmp_path: Path) -> None:
     assert "| pkd | 3 | 35.0 ± 2.0 | +4.0 [+3.0, +5.0] | 20% | 1.25 | 1.50 |" in lines
     assert any(line.startswith("| crosskd | 0 | does not apply: other heads |") for line in lines)
     assert any(line.startswith(r"| hard\|pair: cwd, seed 1 | 0 | failed: loss is not finite |") for line in lines)
-    assert "- Budget: 12 epochs of every method, all stages together." in lines
+    assert "- Budget: 12 epochs for every method, over all stages." in lines
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "+4.0 [+3.0, +5.0]" in page
     assert page.count("<svg") == 1
@@ -70,7 +70,7 @@ def test_the_table_says_it_all(results: PairResults, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"table.md", "plot.png", "report.html"}
 
 
-def test_the_terminal_shows_brackets_and_reasons(results: PairResults) -> None:
+def test_terminal_shows_brackets_and_reasons(results: PairResults) -> None:
     console = Console(width=200, record=True, file=None, quiet=False)
     with console.capture() as captured:
         print_table(results, console)
@@ -80,13 +80,13 @@ def test_the_terminal_shows_brackets_and_reasons(results: PairResults) -> None:
     assert "crosskd does not apply: other heads" in said
 
 
-def test_the_files_hold_every_run(results: PairResults, tmp_path: Path) -> None:
+def test_files_contain_every_run(results: PairResults, tmp_path: Path) -> None:
     write_results(results, tmp_path / "pair")
     content = json.loads((tmp_path / "pair" / "results.json").read_text())
     assert content["pair"] == "hard|pair"
     assert content["teachers"] == {"weak.yaml": 0.36, "strong.yaml": 0.51}
-    wanted = {"method", "seed", "epochs", "AP", "step_time", "peak_memory", "variant"}
-    assert all(wanted <= row.keys() for row in content["rows"])
+    expected = {"method", "seed", "epochs", "AP", "step_time", "peak_memory", "variant"}
+    assert all(expected <= row.keys() for row in content["rows"])
     assert [(row["method"], row["variant"]) for row in content["rows"]][-2:] == [("mgd", False), ("mgd[ratio=0]", True)]
     assert [summary["method"] for summary in content["summary"]] == ["pkd", "none", "mgd", "mgd[ratio=0]"]
     with (tmp_path / "pair" / "compare.csv").open(newline="") as file:
@@ -100,7 +100,7 @@ def test_the_files_hold_every_run(results: PairResults, tmp_path: Path) -> None:
     assert known_rows(tmp_path) == []
 
 
-def test_a_pair_without_a_run_has_a_table_of_its_teachers(tmp_path: Path) -> None:
+def test_pair_without_runs_lists_teachers(tmp_path: Path) -> None:
     write_tables(PairResults("new", {"t": 0.5}), tmp_path)
     assert "| T1: t |  | 50.0 |" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "plot.png").exists()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,23 @@ from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.step_cost import StepCost
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import load_detector
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
+from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.device import available_cores
 
 MakeCompare = Callable[..., CompareConfig]
 COSTS = {"none": StepCost(4.0, 100), "pkd": StepCost(6.0, 125)}
 
 
-class HereAndNow:
-    """Makes the runs one after another in this process, as `run_all` does in others."""
+class InProcess:
+    """Replacement of `run_all` that runs one after another in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, train: Callable[[DistillConfig], object]) -> None:
+        self.train = train
         self.made: list[str] = []
         self.fails: dict[str, str] = {}
         self.stops_at: int | None = None
@@ -40,14 +44,28 @@ class HereAndNow:
             if run.method.name in self.fails:
                 ended(run, self.fails[run.method.name])
                 continue
-            distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
+            self.train(run.config)
             self.made.append(str(run))
             ended(run, None)
 
 
+def write_run(config: DistillConfig) -> None:
+    """Write the config and metrics of a run without training it."""
+    folder = RunFolder(Path(config.out))
+    folder.path.mkdir(parents=True)
+    write_config(config, folder.path)
+    ap = 0.25 + 0.01 * config.seed + 0.02 * len(config.stages)
+    metrics = {"AP": ap, "AP50": 0.5, "AP75": None, "per_class": {"square": ap, "disc": None}}
+    folder.metrics_file.write_text(json.dumps(metrics))
+
+
+def train(config: DistillConfig) -> None:
+    distill(config, allow_weak_teacher=True, check_images=1)
+
+
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
-    made = HereAndNow()
+def here(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    made = InProcess(write_run)
     monkeypatch.setattr(runner, "run_all", made)
     monkeypatch.setattr(
         runner, "measure_step_costs", lambda tasks, data: {n: COSTS.get(n, StepCost(5.0, 150)) for n in tasks}
@@ -60,12 +78,12 @@ def rows_of(folder: Path) -> list[tuple[str, int]]:
     return [(row["method"], row["seed"]) for row in rows]
 
 
-def test_a_comparison_goes_on_after_a_kill_and_keeps_what_is_finished(
-    compare_config: MakeCompare, here: HereAndNow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_comparison_resumes_and_keeps_finished_runs(
+    compare_config: MakeCompare, here: InProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = os.cpu_count() or 1  # one thread for each
+    many = available_cores()  # one thread each
     config = compare_config(tmp_path, epochs=1, methods=["pkd", "dfmsd@T1+T2", "crosskd", "cwd"])
-    with pytest.raises(DfmsdError, match="epochs: 1 cannot be shared by 2 stages"):
+    with pytest.raises(DfmsdError, match="epochs must be at least the number of stages, 2, got 1"):
         compare(config, dry_run=True)
     config = compare_config(tmp_path, methods=["pkd", "dfmsd[ratio=0]@T1+T2", "crosskd", "cwd"])
     with pytest.raises(DfmsdError, match=r"measures AP .* in this pipeline, about 0"):
@@ -75,7 +93,7 @@ def test_a_comparison_goes_on_after_a_kill_and_keeps_what_is_finished(
         compare(config, jobs=many, allow_weak_teacher=True)
     assert here.made == ["none, seed 0", "both: pkd, seed 0"]
     assert rows_of(tmp_path) == [("none", 0), ("pkd", 0)]
-    assert "the same command goes on" in " ".join(capsys.readouterr().err.split())
+    assert "repeat the command to resume" in " ".join(capsys.readouterr().err.split())
 
     here.stops_at = None
     [found] = compare(config, jobs=many, allow_weak_teacher=True)
@@ -96,14 +114,12 @@ def test_a_comparison_goes_on_after_a_kill_and_keeps_what_is_finished(
         metrics = json.loads((Path(row["run"]) / "metrics.json").read_text())
         assert row["AP"] == metrics["AP"]
         assert row["epochs"] == 2
-        with (Path(row["run"]) / "log.csv").open() as file:
-            assert len(list(csv.DictReader(file))) == 4  # 2 epochs of 2 steps, whatever the stages
     data = CocoDataModule(config.data)
     for name, ap in content["teachers"].items():
         assert ap == (evaluate(load_detector(name), data.val_dataloader())["AP"] or 0.0)
     assert [(row["step_time"], row["peak_memory"]) for row in content["rows"]] == [(1.0, 1.0), (1.5, 1.25), (1.25, 1.5)]
 
-    # another seed of another method later: the table keeps the rows that are there
+    # later another seed of another method: the table keeps the earlier rows
     here.fails = {}
     compare(compare_config(tmp_path, methods=["fitnet"], seeds=[1]), jobs=many, allow_weak_teacher=True)
     assert here.made[3:] == ["none, seed 1", "both: fitnet, seed 1"]
@@ -111,7 +127,7 @@ def test_a_comparison_goes_on_after_a_kill_and_keeps_what_is_finished(
     assert sorted(rows_of(tmp_path)[2:]) == [("dfmsd[ratio=0]@T1+T2", 0), ("none", 0), ("pkd", 0)]
 
 
-def test_a_dry_run_names_the_runs_and_writes_nothing(
+def test_dry_run_lists_runs_and_writes_nothing(
     compare_config: MakeCompare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compare_config(tmp_path / "out", methods=["dfmsd@T1+T2"], epochs=12, pairs={"a": ["x.yaml", "y.yaml"]})
@@ -128,8 +144,23 @@ def test_a_dry_run_names_the_runs_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_comparisons_do_not_share_a_folder(compare_config: MakeCompare, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(DfmsdError, match="another comparison is at work there"):
+def test_two_comparisons_cannot_share_a_folder(compare_config: MakeCompare, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(DfmsdError, match="another comparison is running there"):
         compare(compare_config(tmp_path))
-    with pytest.raises(DfmsdError, match="jobs: 0 is below 1"):
+    with pytest.raises(DfmsdError, match="jobs must be at least 1, got 0"):
         compare(compare_config(tmp_path), jobs=0)
+
+
+@pytest.mark.slow
+def test_every_method_trains_for_the_same_number_of_steps(
+    compare_config: MakeCompare, here: InProcess, tmp_path: Path
+) -> None:
+    here.train = train
+    config = compare_config(tmp_path, methods=["pkd", "dfmsd[ratio=0]@T1+T2"])
+    [results] = compare(config, allow_weak_teacher=True)
+    assert [row.method for row in results.rows] == ["none", "pkd", "dfmsd[ratio=0]@T1+T2"]
+    for row in results.rows:
+        folder = RunFolder(Path(row.run))
+        assert (folder.read_metrics() or {})["AP"] == row.AP
+        with folder.log_file.open() as file:
+            assert len(list(csv.DictReader(file))) == 4  # 2 epochs of 2 steps

@@ -38,7 +38,7 @@ def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path:
         assert run.config.deliver == "last"
 
 
-def test_images_without_annotations_are_for_the_methods_alone(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_baseline_does_not_use_unlabeled_images(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["none", "pkd", "dfmsd@T1+T2"])
     config = replace(config, data=replace(config.data, unlabeled="images"))
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
@@ -46,7 +46,7 @@ def test_images_without_annotations_are_for_the_methods_alone(compare_config: Ma
     assert {run.method.name: run.config.data.unlabeled for run in runs} == expected
 
 
-def test_a_method_may_have_a_balance_of_its_own(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_balance_per_method(compare_config: MakeCompare, tmp_path: Path) -> None:
     methods = ["none", "pkd", "pkd[weight=2]@T1+T2", "mgd", "pkd+mgd"]
     config = compare_config(tmp_path, methods=methods, balance=40.0, balances={"pkd": 4.0, "pkd+mgd": 9.0})
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
@@ -55,14 +55,12 @@ def test_a_method_may_have_a_balance_of_its_own(compare_config: MakeCompare, tmp
 
 
 @pytest.mark.parametrize("family", ["pkd[weight=2]", "pkd@T1", "pdk"])
-def test_balances_are_of_losses(compare_config: MakeCompare, tmp_path: Path, family: str) -> None:
+def test_balances_must_name_losses(compare_config: MakeCompare, tmp_path: Path, family: str) -> None:
     with pytest.raises(DfmsdError, match=family.replace("[", "\\[")):
         compare_config(tmp_path, balances={family: 4.0})
 
 
-def test_methods_start_from_the_same_weights_and_see_the_same_batches(
-    compare_config: MakeCompare, tmp_path: Path
-) -> None:
+def test_methods_share_initial_weights_and_batches(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=METHODS, seeds=[5])
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     starts = []
@@ -85,7 +83,7 @@ def test_pairs_share_the_baseline(compare_config: MakeCompare, tmp_path: Path, t
         "pkd",
         "dfmsd@T1+T2",
         "pkd@T1&T2",
-    ]  # the baseline without being asked
+    ]  # the baseline is added
     assert both[0][0].config == one[0][0].config
     assert both[0][1].folder.path == tmp_path / "both" / "pkd" / "seed-0"
     assert both[0][1].config.stages[0].teacher == tiny_teachers[1]
@@ -98,7 +96,7 @@ def test_pairs_share_the_baseline(compare_config: MakeCompare, tmp_path: Path, t
     assert both[0][3].folder.path == tmp_path / "both" / "pkd@T1_T2" / "seed-0"
 
 
-def test_a_loss_that_refuses_a_pair_is_skipped_with_its_reason(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_inapplicable_method_is_skipped(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["pkd", "crosskd"])
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     tasks, skipped = build_tasks(config, runs, CLASSES)
@@ -110,7 +108,7 @@ def test_a_loss_that_refuses_a_pair_is_skipped_with_its_reason(compare_config: M
     assert students[0] is students[1]
 
 
-def test_every_student_but_the_baselines_inherits_alike(
+def test_all_students_but_the_baseline_inherit(
     compare_config: MakeCompare, tmp_path: Path, tiny_teachers: tuple[str, str]
 ) -> None:
     teacher = DetectorConfig("fcos", "resnet10t", fpn_channels=16, head_convs=1)
@@ -140,14 +138,14 @@ def test_every_student_but_the_baselines_inherits_alike(
     assert all(entry.reason.startswith("inherit: ") for entry in skipped)
 
 
-def test_a_teacher_that_is_not_there_is_an_error(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_missing_teacher_is_an_error(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, pairs={"none_there": [str(tmp_path / "nowhere")]})
     runs, _ = plan_runs(config, config.parsed_methods(), "none_there")
     with pytest.raises(DfmsdError, match="no detector at"):
         build_tasks(config, runs, CLASSES)
 
 
-def test_a_folder_with_another_run_is_refused(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_folder_with_another_run_is_rejected(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path)
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     runs[1].folder.path.mkdir(parents=True)
@@ -158,10 +156,10 @@ def test_a_folder_with_another_run_is_refused(compare_config: MakeCompare, tmp_p
         plan_runs(changed, changed.parsed_methods(), "both")
 
 
-def test_a_finished_run_stays_what_it_was_when_a_default_of_its_loss_changes(
+def test_finished_run_survives_changed_loss_defaults(
     compare_config: MakeCompare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but one from before options were written out, of which nobody can tell: it counts."""
+    """Runs from before options were saved are accepted, because their options are unknown."""
     config = compare_config(tmp_path, methods=["dfmsd"])
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     run = runs[1]
@@ -187,20 +185,20 @@ def test_a_finished_run_stays_what_it_was_when_a_default_of_its_loss_changes(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"methods": []}, "methods and seeds: give at least one"),
-        ({"seeds": []}, "methods and seeds: give at least one"),
-        ({"pairs": {}}, "pairs: none is given"),
-        ({"pairs": {"a/b": ["t"]}}, "'a/b' is no name"),
-        ({"pairs": {"none": ["t"]}}, "'none' is no name"),
-        ({"pairs": {"a": []}}, r"pairs\.a: give one or more teachers"),
+        ({"methods": []}, "methods and seeds: pass at least one"),
+        ({"seeds": []}, "methods and seeds: pass at least one"),
+        ({"pairs": {}}, "pairs: empty; define"),
+        ({"pairs": {"a/b": ["t"]}}, "'a/b' cannot be used"),
+        ({"pairs": {"none": ["t"]}}, "'none' cannot be used"),
+        ({"pairs": {"a": []}}, r"pairs\.a: list one or more teachers"),
         ({"pairs": {"a": ["t", "t"]}}, r"pairs\.a: .*each once"),
         ({"methods": ["pkdd"]}, r"did you mean pkd\?"),
-        ({"inherit": 3}, r"inherit: there is no T3 in pairs\.both; give 1 to 2"),
+        ({"inherit": 3}, r"inherit: pairs\.both has no T3; choose from 1 to 2"),
         ({"loss_options": {"pkdd": {}}}, r"loss_options\.pkdd: unknown loss"),
         ({"loss_options": {"mgd": {"ratoi": 1}}}, "no option of mgd; did you mean 'ratio'"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_invalid_configs_are_rejected(
     compare_config: MakeCompare, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DfmsdError, match=message):

@@ -9,14 +9,15 @@ import torch
 from dfmsd.comparison import step_cost
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.runs import build_tasks, plan_runs
-from dfmsd.comparison.step_cost import measure_step_costs, peak_bytes, threads
+from dfmsd.comparison.step_cost import limited_threads, measure_step_costs, peak_bytes
 from dfmsd.data import CocoDataModule
 
 MakeCompare = Callable[..., CompareConfig]
 
 
-def test_steps_are_those_of_the_runs_and_leave_the_student_alone(compare_config: MakeCompare, tmp_path: Path) -> None:
+def test_costs_cover_teachers_and_leave_student_unchanged(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["pkd", "dfmsd@T1+T2", "pkd@T1&T2"], epochs=3)
+    config.data.image_size = 32
     data = CocoDataModule(config.data, digest=True)
     tasks, _ = build_tasks(config, plan_runs(config, config.parsed_methods(), "both")[0], data.class_names)
     student = tasks["none"][1].student
@@ -32,11 +33,11 @@ def test_steps_are_those_of_the_runs_and_leave_the_student_alone(compare_config:
     assert more["pkd@T1&T2"] > sum(teachers)
     for _, task in tasks.values():
         for teacher in task.every_teacher:
-            assert teacher.cache is not None  # in the first of two rounds it computes, in the timed one it finds
+            assert teacher.cache is not None  # computed in the warm-up round, found in the timed round
             assert (teacher.cache.hits, teacher.cache.misses) == (4, 4)
 
 
-def test_a_plan_costs_the_mean_over_its_epochs(
+def test_cost_of_a_plan_is_the_mean_over_epochs(
     compare_config: MakeCompare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -55,7 +56,7 @@ def test_a_plan_costs_the_mean_over_its_epochs(
     assert costs["none"].peak_bytes == weights
 
 
-def test_the_peak_is_that_of_tensors_alive_at_one_time() -> None:
+def test_peak_counts_simultaneous_tensors() -> None:
     def call() -> None:
         first = torch.ones(1000)  # 4,000 bytes
         second = first + 1  # 8,000 with the first
@@ -66,8 +67,8 @@ def test_the_peak_is_that_of_tensors_alive_at_one_time() -> None:
     assert peak_bytes(call) == pytest.approx(8000, abs=200)  # the allocator aligns
 
 
-def test_threads_are_given_back() -> None:
+def test_threads_are_restored() -> None:
     former = torch.get_num_threads()
-    with threads(former + 1):
+    with limited_threads(former + 1):
         assert torch.get_num_threads() == former + 1
     assert torch.get_num_threads() == former

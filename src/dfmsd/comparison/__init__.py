@@ -1,1 +1,1 @@
-"""Methods x seeds x pairs of student and teachers, at an equal budget, in one table."""
+"""Comparison of distillation methods at equal budgets over several seeds."""

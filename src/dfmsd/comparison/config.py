@@ -1,4 +1,4 @@
-"""What a comparison is made of."""
+"""Configuration of a comparison."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from dfmsd.utils.files import check_path
 
 @dataclass
 class CompareConfig:
-    """Methods x seeds x pairs of student and teachers, at an equal budget.
+    """Methods x seeds x pairs of student and teachers, with equal budgets.
 
     Args:
-        out: folder of the tables and of all runs.
-        pairs: name of a pair -> its teachers, T1, T2, ...: the closer or weaker one first, the strongest last.
-        methods: see docs/compare.md; the baseline ``none`` is always one of them.
+        out: folder for the tables and all runs.
+        pairs: name of a pair -> its teachers T1, T2, ...: weakest or closest first, strongest last.
+        methods: see docs/compare.md; the baseline ``none`` is always included.
         data: images and annotations.
         student: the detector that is trained.
-        seeds: of weights, data order, augmentation and masks.
-        epochs: budget of every method, all stages together.
-        optim: optimiser.
-        loss_options: loss -> options that replace its defaults, such as ``{mgd: {weight: 2}}``.
-        balance: gradient norm of each method's loss relative to the detector's own; null keeps the stated weights.
-        balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its own ``balance``.
-        balance_by: balance the whole ``loss`` of a method, whose terms keep their ratios, or each ``term``.
-        inherit: number of the teacher whose neck outputs and head every student but the baseline's starts with; null:
-            none, and the control ``inherit`` takes T1's.
-        teacher_cache: keep each image's teacher features: on ``disk`` for all runs, in ``ram`` of each run, or not.
-        precision: arithmetic of the networks.
-        eval_every: epochs between evaluations; the last epoch is always evaluated, and counts.
+        seeds: for weights, data order, augmentation and masks.
+        epochs: of every method, over all stages.
+        optim: optimizer.
+        loss_options: loss -> options that override its defaults, such as ``{mgd: {weight: 2}}``.
+        balance: gradient norm of each method's loss relative to the detector's own; null keeps the loss weights.
+        balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its ``balance``.
+        balance_by: balance the ``loss`` of a method as a whole, which keeps the ratios of its terms, or each ``term``.
+        inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's; null
+            for none; the control ``inherit`` then uses T1.
+        teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
+        precision: of the networks' arithmetic.
+        eval_every: epochs between evaluations; the last epoch is always evaluated, and its AP is compared.
     """
 
     out: str
@@ -59,38 +59,38 @@ class CompareConfig:
     eval_every: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared.
+        """Validate the config.
 
         Raises:
-            DfmsdError: what is wrong.
+            DfmsdError: the config is invalid.
         """
         check_path("out", self.out)
         if not self.seeds or not self.methods:
-            raise DfmsdError("methods and seeds: give at least one of each, such as --methods none,pkd --seeds 0,1,2")
+            raise DfmsdError("methods and seeds: pass at least one of each, such as --methods none,pkd --seeds 0,1,2")
         if min(self.seeds) < 0:
-            raise DfmsdError(f"seeds: {min(self.seeds)} is below 0; give other numbers")
+            raise DfmsdError(f"seeds must be at least 0, got {min(self.seeds)}")
         if not self.pairs:
-            raise DfmsdError("pairs: none is given; give at least one, such as {strong: [configs/teacher.yaml]}")
+            raise DfmsdError("pairs: empty; define at least one, such as {strong: [configs/teacher.yaml]}")
         for name, teachers in self.pairs.items():
             if not re.fullmatch(r"\w[\w.-]*", name) or name == BASELINE:
-                raise DfmsdError(f"pairs: {name!r} is no name; it becomes a folder: letters, digits, `_`, `-` and `.`")
+                raise DfmsdError(f"pairs: {name!r} cannot be used; use letters, digits, `_`, `-` and `.`, but not none")
             if not teachers or len(set(teachers)) < len(teachers):
-                raise DfmsdError(f"pairs.{name}: give one or more teachers, each once; the plan T1+T1 repeats one")
+                raise DfmsdError(f"pairs.{name}: list one or more teachers, each once; the plan T1+T1 repeats one")
             if self.inherit is not None and not 1 <= self.inherit <= len(teachers):
-                raise DfmsdError(f"inherit: there is no T{self.inherit} in pairs.{name}; give 1 to {len(teachers)}")
+                raise DfmsdError(f"inherit: pairs.{name} has no T{self.inherit}; choose from 1 to {len(teachers)}")
         self._check_options()
         self.parsed_methods()
 
     def _check_options(self) -> None:
         for name, options in self.loss_options.items():
             if name not in LOSSES:
-                raise DfmsdError(f"loss_options.{name}: unknown loss; there is {', '.join(sorted(LOSSES))}")
+                raise DfmsdError(f"loss_options.{name}: unknown loss; available: {', '.join(sorted(LOSSES))}")
             check_options(name, **options)
         for family in self.balances:
             if parse_method(family).family != family:
-                raise DfmsdError(f"balances.{family}: give losses without options and plan, such as cwd or pkd+crosskd")
+                raise DfmsdError(f"balances.{family}: use losses without options and plan, such as cwd or pkd+crosskd")
 
     def parsed_methods(self) -> list[Method]:
-        """Read the methods, each once, the baseline first."""
+        """Parse the methods, without duplicates and with the baseline first."""
         methods = [parse_method(text) for text in [BASELINE, *self.methods]]
         return list({method.name: method for method in methods}.values())

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, several at a time, none of which outlives the comparison."""
+"""Runs in parallel processes, none of which outlives the comparison."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
 
 if sys.platform != "win32":
@@ -27,15 +28,15 @@ if sys.platform != "win32":
 
 LOG = "worker.log"
 POLL = 0.2
-"""Seconds between two looks at the processes."""
+"""Seconds between two polls of the processes."""
 PATIENCE = 60.0
-"""Seconds that a process that was asked to stop has for its running step."""
+"""Seconds for a stopping process to finish its current step."""
 
-Ended = Callable[[PlannedRun, "str | None"], None]
+OnEnd = Callable[[PlannedRun, "str | None"], None]
 
 
-def threads_of(jobs: int) -> int:
-    """Give each of ``jobs`` processes its share of this process's cores; ``OMP_NUM_THREADS``, if set, wins."""
+def threads_per_job(jobs: int) -> int:
+    """Divide the cores of this process among ``jobs`` processes; ``OMP_NUM_THREADS`` overrides it."""
     chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
@@ -44,10 +45,13 @@ def threads_of(jobs: int) -> int:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Keep other comparisons out of a folder, as long as this process or one that it started lives.
+    """Lock a folder against other comparisons until this process and all processes it started have ended.
+
+    Yields:
+        File descriptor of the lock.
 
     Raises:
-        DfmsdError: another one is at work, or the folder cannot be written to.
+        DfmsdError: another comparison holds the lock, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,19 +64,19 @@ def locked(folder: Path) -> Iterator[int]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DfmsdError(
-                    f"{folder}: another comparison is at work there, or its last runs are just stopping; wait for it"
+                    f"{folder}: another comparison is running there, or its last runs are still stopping; wait for it"
                 ) from error
         yield file.fileno()
 
 
 @contextlib.contextmanager
 def preemptible() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1, as schedulers send them, end the block as Ctrl-C does: the runs save what they have.
+    """End the block on SIGTERM or SIGUSR1, the signals of schedulers, as on Ctrl-C, so that the runs are saved.
 
-    Outside of the main thread, in which alone Python allows it, signals stay as they are.
+    Has no effect outside the main thread, where Python does not allow signal handlers.
 
     Raises:
-        Stopped: such a signal came.
+        Stopped: one of the signals arrived.
     """
 
     def stop(*_: object) -> None:
@@ -88,15 +92,15 @@ def preemptible() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Ended, console: Console) -> None:
-    """Make runs, ``jobs`` at a time; they end when this function does, however that is.
+def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, on_end: OnEnd, console: Console) -> None:
+    """Run processes, ``jobs`` at a time; they end with this function, even on an error.
 
     Args:
-        runs: what is to run, in this order.
-        jobs: processes at a time.
-        lock: the file descriptor of `locked`, which the processes keep open.
-        ended: called after each run, with the reason if it failed.
-        console: shows the progress.
+        runs: in the order of execution.
+        jobs: number of parallel processes.
+        lock: file descriptor of `locked`, which the processes keep open.
+        on_end: called after each run, with the reason if it failed.
+        console: for progress.
     """
     waiting, running = deque(runs), dict[subprocess.Popen[bytes], tuple[PlannedRun, TaskID]]()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -105,16 +109,16 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Ended, cons
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
-                process = _start(run, threads_of(jobs), lock)
+                process = _start(run, threads_per_job(jobs), lock)
                 running[process] = run, progress.add_task(f"  {run}, epochs", total=run.config.epochs)
             time.sleep(POLL)
             for process, (run, bar) in list(running.items()):
-                progress.update(bar, completed=_epochs_done(run.folder.path))
+                progress.update(bar, completed=_epochs_done(run.folder))
                 if process.poll() is not None:
                     progress.remove_task(bar)
                     del running[process]
                     progress.advance(total)
-                    ended(run, _failure(run, process.returncode))
+                    on_end(run, _failure(run, process.returncode))
 
 
 def _start(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
@@ -129,7 +133,7 @@ def _start(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others once
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the others
             pass_fds=() if sys.platform == "win32" else (lock,),
         )
 
@@ -155,10 +159,10 @@ def _close(pipes: Sequence[IO[bytes] | None]) -> None:
             pipe.close()
 
 
-def _epochs_done(run: Path) -> int:
-    """Count the epochs by the steps' log, whose last row may be cut short."""
+def _epochs_done(run: RunFolder) -> int:
+    """Read the number of epochs from the end of the log, whose last row may be incomplete."""
     try:
-        with (run / "log.csv").open("rb") as file:
+        with run.log_file.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             epochs = [line.split(b",")[1] for line in file.read().splitlines()[:-1] if line.count(b",") > 1]
     except FileNotFoundError:
@@ -167,7 +171,7 @@ def _epochs_done(run: Path) -> int:
 
 
 def _failure(run: PlannedRun, status: int) -> str | None:
-    """Give the last line that a failed process wrote."""
+    """Return the last line that a failed process printed; None for success."""
     if status == 0:
         return None
     lines = (run.folder.path / LOG).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -1,4 +1,4 @@
-"""Methods by name: losses with their options, and which teacher teaches when.
+"""Method names: losses with options, and which teacher teaches in which stage.
 
 ```text
 method  = "none" | "inherit" | losses ["@" plan]
@@ -25,7 +25,7 @@ from dfmsd.losses import LOSSES, LossConfig, check_options
 
 BASELINE = "none"
 INHERIT_ONLY = "inherit"
-"""The control of inheriting: the baseline's loop from an inherited start."""
+"""Control for inheritance: trained like the baseline, but initialized from a teacher."""
 EXAMPLES = "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2, dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
 
 
@@ -34,8 +34,8 @@ class PlannedStage:
     """One stage of a plan.
 
     Attributes:
-        teachers: their numbers in the pair, from 1; several teach at once.
-        share: of the epochs, relative to the other stages'.
+        teachers: numbers in the pair, from 1; several teach at the same time.
+        share: of the epochs, relative to the other stages.
     """
 
     teachers: tuple[int, ...]
@@ -44,13 +44,14 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as it is named in a comparison.
+    """A parsed method name.
 
     Attributes:
-        name: without blanks.
-        losses: ``name`` and options of each loss of the sum; none without a teacher.
+        name: without spaces.
+        losses: ``name`` and options of each loss of the sum; empty without a teacher.
         plan: the stages; empty for one stage with the last teacher of the pair.
-        variant: an ablation or a control: options are changed, or the plan is not ``T1+T2+...`` at its usual shares.
+        variant: whether it is an ablation or a control: with options, or a plan other than ``T1+T2+...`` with
+            default shares.
     """
 
     name: str
@@ -60,27 +61,27 @@ class Method:
 
     @property
     def family(self) -> str:
-        """Name its losses without options and plan: ``pkd+crosskd``; ``none`` without a loss."""
+        """Losses without options and plan, such as ``pkd+crosskd``; ``none`` without a loss."""
         return "+".join(str(loss["name"]) for loss in self.losses) or BASELINE
 
     def loss(self, defaults: Mapping[str, Mapping[str, Any]]) -> LossConfig:
-        """Give what a run's ``loss`` says.
+        """Return the ``loss`` of a run's config.
 
         Args:
-            defaults: loss -> options that replace its own defaults; those of the method's name win.
+            defaults: loss -> options that override its defaults; options in the method name take precedence.
         """
         terms = [{**defaults.get(str(loss["name"]), {}), **loss} for loss in self.losses]
         return terms[0] if len(terms) == 1 else terms
 
     def stages(self, teachers: Sequence[str], epochs: int) -> list[StageConfig]:
-        """Spread the epochs over the stages.
+        """Return the stages of a run's config.
 
         Args:
             teachers: references of T1, T2, ...
-            epochs: of all stages together.
+            epochs: total over all stages.
 
         Raises:
-            DfmsdError: the plan names a teacher that is not there, or has more stages than there are epochs.
+            DfmsdError: the plan needs more teachers than the pair has, or has more stages than epochs.
         """
         if not self.losses:
             return [StageConfig(epochs=epochs)]
@@ -92,7 +93,7 @@ class Method:
         return [taught_by(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
 
     def slug(self, teachers: Sequence[str]) -> str:
-        """Name the folder of the method's runs; one name for what is the same run in a pair, ``dfmsd@T2`` too."""
+        """Return the folder name of the method's runs; equivalent names, ``dfmsd@T2`` and ``dfmsd``, share it."""
         name = self.name
         if [stage.teachers for stage in self.plan] == [(len(teachers),)]:
             name = name.partition("@")[0]
@@ -103,28 +104,28 @@ class Method:
 
 
 def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
-    """Split epochs by shares, at least one each; they sum up to ``epochs``.
+    """Split epochs by shares into at least one each, ``epochs`` in total.
 
     Raises:
         DfmsdError: more stages than epochs.
     """
     rest = epochs - len(shares)
     if rest < 0:
-        raise DfmsdError(f"epochs: {epochs} cannot be shared by {len(shares)} stages; give each at least one")
+        raise DfmsdError(f"epochs must be at least the number of stages, {len(shares)}, got {epochs}")
     ends = [round(rest * end / sum(shares)) for end in accumulate(shares)]
     return [1 + end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def split_methods(text: str) -> list[str]:
-    """Split ``a,b[c=1,d=2],e`` at the commas outside of brackets."""
+    """Split ``a,b[c=1,d=2],e`` at the commas outside brackets."""
     return [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
 
 
 def parse_method(text: str) -> Method:
-    """Read a method's name.
+    """Parse a method name.
 
     Raises:
-        DfmsdError: what was expected at which position (from 1), or which loss or option may be meant.
+        DfmsdError: the name is invalid; the message has the position, from 1, and what was expected or suggested.
     """
     name = re.sub(r"\s", "", text)
     if name in (BASELINE, INHERIT_ONLY):
@@ -141,7 +142,7 @@ def parse_method(text: str) -> Method:
 
 
 class _Scanner:
-    """Reads a text from left to right."""
+    """Scanner that consumes a text from left to right."""
 
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
@@ -161,7 +162,7 @@ class _Scanner:
 
     def fail(self, what: str) -> NoReturn:
         got = repr(self.text[self.position :]) if not self.at_end else "the end"
-        self.refuse(f"expected {what}, got {got}; a method is {EXAMPLES}", self.position)
+        self.refuse(f"expected {what}, got {got}; examples: {EXAMPLES}", self.position)
 
     def refuse(self, message: str, position: int) -> NoReturn:
         raise DfmsdError(f"methods: {self.text!r}, position {position + 1}: {message}")
@@ -172,7 +173,7 @@ def _loss(scanner: _Scanner) -> dict[str, Any]:
     name = scanner.expect(r"[A-Za-z]\w*", "the name of a loss")[0]
     if name not in LOSSES:
         near = get_close_matches(name, [*LOSSES, BASELINE, INHERIT_ONLY], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(LOSSES))}"
+        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sorted(LOSSES))}"
         scanner.refuse(f"unknown loss {name!r}; {hint}", start)
     options: dict[str, Any] = {}
     opened = scanner.take(r"\[")
@@ -196,7 +197,7 @@ def _plan(scanner: _Scanner) -> tuple[PlannedStage, ...]:
         teachers = _teachers(scanner)
         share = scanner.expect(r"\d*\.?\d+", "a share such as 2")[0] if scanner.take(":") else len(plan) + 1
         if not float(share) > 0:
-            scanner.refuse("a share must be above 0", scanner.position - 1)
+            scanner.refuse("shares must be positive", scanner.position - 1)
         plan.append(PlannedStage(teachers, float(share)))
     return tuple(plan)
 
@@ -207,7 +208,7 @@ def _teachers(scanner: _Scanner) -> tuple[int, ...]:
         start = scanner.position
         teachers.append(int(scanner.expect(r"T([1-9]\d*)", "a teacher such as T1")[1]))
         if teachers[-1] in teachers[:-1]:
-            scanner.refuse(f"T{teachers[-1]} is there twice; at once each teacher teaches once", start)
+            scanner.refuse(f"T{teachers[-1]} appears twice in one stage", start)
     return tuple(teachers)
 
 

@@ -1,4 +1,4 @@
-"""What the page of a comparison shows beside its table: gains, curves, classes and object sizes."""
+"""Sections of a comparison report: table, gains, curves, classes and object sizes."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ from dfmsd.reporting.page import Figure, Section, Table
 from dfmsd.reporting.plots import bars, curves, escape_label
 from dfmsd.reporting.records import Column, RunRecord, read_run
 from dfmsd.reporting.results import SIZES, difference, percent
+from dfmsd.runfolder import RunFolder
 
-SEEDS = "a seed"
-MOST_CLASSES = 20
-"""Whose bars are drawn."""
+SEEDS = "one seed"
+MAX_CLASSES = 20
+"""Number of classes with bars."""
 
 
 def result_sections(results: PairResults, table: Table, notes: Sequence[str], folder: Path) -> list[Section]:
-    """Put a page together.
+    """Build the sections of a pair's report.
 
     Args:
-        results: of one pair.
+        results: of the pair.
         table: of its methods.
-        notes: on how to read it.
-        folder: of the page, which the addresses of the runs' own pages are relative to.
+        notes: on how to read the table.
+        folder: of the page; links to the reports of the runs are relative to it.
     """
     sections = [Section("Methods", notes, table, lead=summarize(results))]
     if results.failed:
         sections.append(Section("Warnings", [f"{run} failed: {reason}" for run, reason in results.failed.items()]))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
     if gains:
-        note = "A bar is the mean over the seeds, its line the interval; each dot is a seed."
+        note = "Bars show the mean over the seeds with its interval; each dot is one seed."
         sections.append(Section("Gain over the baseline", [note], figures=[gains_figure(gains)]))
     records = _records(results)
     lines = {method: _mean_curve(runs) for method, runs in records.items()}
     lines = {method: line for method, line in lines.items() if len(line[0]) > 1}
     if lines:
-        note = "Mean over the seeds, each epoch that all of them evaluated."
+        note = "Mean over the seeds, for epochs that all of them evaluated."
         figure = curves("AP in percent", lines, "epochs trained", digits=1)
         sections.append(Section("AP during training", [note], figures=[figure]))
     return [*sections, *_classes(records), *_sizes(records), *_runs(results, folder)]
 
 
 def summarize(results: PairResults) -> str:
-    """Say which method is first, by how much, and which gains the seeds agree on.
+    """State the best method, its gain, and the methods that beat the baseline with every seed.
 
     Args:
         results: of one pair.
@@ -60,23 +61,25 @@ def summarize(results: PairResults) -> str:
         return ""
     best = max(compared, key=lambda one: one.mean)
     seeds = "seed" if best.seeds == 1 else "seeds"
-    told = f"First is {best.method} with {100 * best.mean:.1f} AP, {100 * (best.difference or 0.0):+.1f} against the "
-    told += f"baseline ({best.seeds} {seeds}). The best teacher has {100 * max(results.teachers.values()):.1f}."
-    sure = [one.method for one in compared if min(one.differences.values()) > 0]
-    return f"{told} Above the baseline with each of its seeds: {', '.join(sure) or 'none'}."
+    consistent = [one.method for one in compared if min(one.differences.values()) > 0]
+    return (
+        f"The best method is {best.method} with {100 * best.mean:.1f} AP, {100 * (best.difference or 0.0):+.1f} over "
+        f"the baseline ({best.seeds} {seeds}). The best teacher reaches {100 * max(results.teachers.values()):.1f}. "
+        f"Better than the baseline with every seed: {', '.join(consistent) or 'none'}."
+    )
 
 
 def gains_figure(gains: Sequence[Summary]) -> Figure:
-    """Draw each method's paired gains.
+    """Plot the paired gains of each method.
 
     Args:
         gains: summaries with a difference.
     """
     means = {summary.method: 100 * (summary.difference or 0.0) for summary in gains}
-    unit = "AP above the baseline with the same seed"
+    unit = "AP gain over the baseline with the same seed"
     figure = bars("Gain over the baseline", {"mean": means}, unit, signed=True)
     known = [summary.interval or (summary.difference or 0.0,) * 2 for summary in gains]
-    reach = {
+    error_bars = {
         "type": "data",
         "symmetric": False,
         "array": [round(100 * high - mean, 4) for (_, high), mean in zip(known, means.values(), strict=True)],
@@ -93,20 +96,20 @@ def gains_figure(gains: Sequence[Summary]) -> Figure:
         "marker": {"size": 7},
     }
     layout = {**figure.layout, "showlegend": True}
-    return replace(figure, traces=[{**figure.traces[0], "error_x": reach}, dots], layout=layout)
+    return replace(figure, traces=[{**figure.traces[0], "error_x": error_bars}, dots], layout=layout)
 
 
 def _records(results: PairResults) -> dict[str, list[RunRecord]]:
-    """Read the runs of each method, best first, as far as their folders are there and whole.
+    """Read the runs of each method, best first, skipping missing and damaged folders.
 
-    The baseline is the last, so that a method has the same colour in plots with and without it.
+    The baseline comes last, so that a method has the same color in plots with and without it.
     """
     methods = sorted((summary.method for summary in results.summaries()), key=lambda method: method == BASELINE)
     folders: dict[str, list[RunRecord]] = {method: [] for method in methods}
     for row in results.rows:
         try:
             folders[row.method].append(read_run(Path(row.run)))
-        except DfmsdError:  # moved, or damaged since it was counted
+        except DfmsdError:  # moved or damaged in the meantime
             continue
     return {method: records for method, records in folders.items() if records}
 
@@ -122,12 +125,12 @@ def _mean_curve(records: Sequence[RunRecord]) -> tuple[Column, Column]:
 
 
 def _runs(results: PairResults, folder: Path) -> list[Section]:
-    """Lead to the runs' own pages, as far as they are there."""
-    pages = {f"{row.method}, seed {row.seed}": Path(row.run, "report.html") for row in results.rows}
+    """Link the existing reports of the runs."""
+    pages = {f"{row.method}, seed {row.seed}": RunFolder(Path(row.run)).report_file for row in results.rows}
     links = [
         (name, quote(Path(os.path.relpath(page, folder)).as_posix())) for name, page in pages.items() if page.is_file()
     ]
-    note = "Each run has a page of its own: losses, correlation, levels, config and environment."
+    note = "Each run has its own report with losses, correlation, levels, config and environment."
     return [Section("Runs", [note], links=links)] if links else []
 
 
@@ -145,27 +148,27 @@ def _classes(records: Mapping[str, Sequence[RunRecord]]) -> list[Section]:
     values = {
         method: {name: _mean([table.get(name) for table in runs]) for name in names} for method, runs in tables.items()
     }
-    spread = {name: _spread([own[name] for own in values.values()]) for name in names}
-    shown = sorted(names, key=lambda name: spread[name], reverse=True)[:MOST_CLASSES]
+    spread = {name: _spread([method[name] for method in values.values()]) for name in names}
+    shown = sorted(names, key=lambda name: spread[name], reverse=True)[:MAX_CLASSES]
     notes = ["Mean over the seeds."]
     if len(shown) < len(names):
-        notes.append(f"Of {len(names)} classes the {len(shown)} on which the methods differ most.")
-    kept = {method: {name: own[name] for name in names if name in shown} for method, own in values.items()}
+        notes.append(f"The {len(shown)} of {len(names)} classes on which the methods differ most.")
+    kept = {method: {name: aps[name] for name in names if name in shown} for method, aps in values.items()}
     return _groups("Classes", "class", kept, notes)
 
 
 def _groups(
     title: str, kind: str, values: Mapping[str, Mapping[str, float | None]], notes: Sequence[str]
 ) -> list[Section]:
-    """Compare the methods on groups of objects, and with the baseline where it is known."""
-    known = {method: own for method, own in values.items() if any(value is not None for value in own.values())}
+    """Compare the methods on groups of objects, and with the baseline if it is known."""
+    known = {method: aps for method, aps in values.items() if any(value is not None for value in aps.values())}
     if not known:
         return []
     figures = [bars(f"AP by {kind}", known, "AP in percent")]
     if BASELINE in known and len(known) > 1:
         before = known[BASELINE]
-        gains = {method: difference(own, before) for method, own in known.items() if method != BASELINE}
-        figures.append(bars(f"AP above the baseline by {kind}", gains, "difference in AP", signed=True))
+        gains = {method: difference(aps, before) for method, aps in known.items() if method != BASELINE}
+        figures.append(bars(f"AP gain over the baseline by {kind}", gains, "difference in AP", signed=True))
     return [Section(title, notes, figures=figures)]
 
 

@@ -1,15 +1,17 @@
-"""The files of one pair: what was measured, row by row, and what follows from it."""
+"""Results of one pair: rows of finished runs, summaries of methods, and their files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.statistics import bootstrap_interval, gap_recovery, paired_differences, sample_deviation
@@ -19,7 +21,7 @@ from dfmsd.utils.files import write_json, write_text
 
 @dataclass(frozen=True)
 class Row:
-    """One finished run; metrics are 0..1, costs relative to the baseline's, none where they were not measured."""
+    """One finished run; metrics are 0..1, costs are relative to the baseline's and None if not measured."""
 
     method: str
     seed: int
@@ -52,7 +54,7 @@ class Summary:
 
 @dataclass
 class PairResults:
-    """What is known about a pair.
+    """Results of one pair.
 
     Attributes:
         pair: its name.
@@ -60,7 +62,7 @@ class PairResults:
         rows: finished runs.
         skipped: method -> why it does not apply.
         failed: run -> why it failed.
-        costs: method -> ``step_ms`` and ``peak_bytes``, and both relative to the baseline beside it.
+        costs: method -> ``step_ms`` and ``peak_bytes``, and both relative to the baseline's.
     """
 
     pair: str
@@ -71,44 +73,28 @@ class PairResults:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def summaries(self) -> list[Summary]:
-        """Sum up each method, the best mean first, ablations and controls after the methods."""
-        names = dict.fromkeys(row.method for row in self.rows)
-        found = [self._summary([row for row in self.rows if row.method == name]) for name in names]
-        return sorted(found, key=lambda summary: (summary.variant, -summary.mean))
+        """Summarize each method: highest mean first, ablations and controls after the methods."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            rows[row.method].append(row)
+        baseline = {row.seed: row.AP for row in rows.get(BASELINE, [])}
+        teacher = max(self.teachers.values(), default=0.0)
+        summaries = [_summarize(method_rows, baseline, teacher) for method_rows in rows.values()]
+        return sorted(summaries, key=lambda summary: (summary.variant, -summary.mean))
 
     def as_json(self) -> dict[str, Any]:
-        """Give the content of ``results.json``."""
-        summaries = {summary.method: asdict(summary) for summary in self.summaries()}
-        return {**asdict(self), "summary": list(summaries.values())}
-
-    def _summary(self, rows: Sequence[Row]) -> Summary:
-        baseline = {row.seed: row.AP for row in self.rows if row.method == BASELINE}
-        values = {row.seed: row.AP for row in rows}
-        mean = sum(values.values()) / len(values)
-        paired = {} if rows[0].method == BASELINE else paired_differences(values, baseline)
-        difference = sum(paired.values()) / len(paired) if paired else None
-        recovery = None
-        if difference is not None:
-            start = sum(baseline[seed] for seed in paired) / len(paired)
-            recovery = gap_recovery(start + difference, start, max(self.teachers.values()))
-        return Summary(
-            rows[0].method,
-            rows[0].variant,
-            len(values),
-            mean,
-            sample_deviation(list(values.values())),
-            paired,
-            difference,
-            bootstrap_interval(list(paired.values())),
-            recovery,
-            rows[0].step_time,
-            rows[0].peak_memory,
-        )
+        """Return the content of ``results.json``."""
+        return {**asdict(self), "summary": [asdict(summary) for summary in self.summaries()]}
 
 
 def read_row(run: PlannedRun, costs: Mapping[str, Mapping[str, float]]) -> Row:
-    """Read a finished run."""
-    metrics = json.loads((run.folder.path / "metrics.json").read_text(encoding="utf-8"))
+    """Read a finished run.
+
+    Args:
+        run: must be finished.
+        costs: method -> costs, see `PairResults`.
+    """
+    metrics = run.folder.read_metrics() or {}
     cost = costs.get(run.method.name, {})
     return Row(
         method=run.method.name,
@@ -120,38 +106,62 @@ def read_row(run: PlannedRun, costs: Mapping[str, Mapping[str, float]]) -> Row:
         step_time=cost.get("step_time"),
         peak_memory=cost.get("peak_memory"),
         variant=run.method.variant,
-        run=str(run.folder.path),
+        run=str(run.folder),
     )
 
 
 def known_rows(folder: Path) -> list[tuple[str, int]]:
-    """Name method and seed of each row of an earlier ``results.json``."""
-    path = folder / "results.json"
+    """List method and seed of each row of an earlier ``results.json``."""
+    path = PairFolder(folder).results_file
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     return [(row["method"], row["seed"]) for row in rows]
 
 
 def read_results(folder: Path) -> PairResults:
-    """Read what `write_results` wrote.
+    """Read the results written by `write_results`.
 
     Raises:
         DfmsdError: the file is damaged.
     """
-    path = folder / "results.json"
+    path = PairFolder(folder).results_file
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        known.pop("summary")
-        return PairResults(**{**known, "rows": [Row(**row) for row in known["rows"]]})
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("summary")
+        return PairResults(**{**content, "rows": [Row(**row) for row in content["rows"]]})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DfmsdError(f"{path} is damaged ({error!r}); run the comparison again, which writes it anew") from error
+        raise DfmsdError(f"{path} is damaged ({error!r}); repeat the comparison to write it again") from error
 
 
 def write_results(results: PairResults, folder: Path) -> None:
-    """Write ``results.json`` and ``compare.csv`` (a row a run), each in one step."""
+    """Write ``results.json`` and ``compare.csv``, each atomically."""
+    files = PairFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", results.as_json())
+    write_json(files.results_file, results.as_json())
     text = io.StringIO()
     table = csv.DictWriter(text, ["pair", *Row.__dataclass_fields__])
     table.writeheader()
     table.writerows({"pair": results.pair, **asdict(row)} for row in results.rows)
-    write_text(folder / "compare.csv", text.getvalue())
+    write_text(files.csv_file, text.getvalue())
+
+
+def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: float) -> Summary:
+    values = {row.seed: row.AP for row in rows}
+    paired = {} if rows[0].method == BASELINE else paired_differences(values, baseline)
+    difference = sum(paired.values()) / len(paired) if paired else None
+    recovery = None
+    if difference is not None:
+        start = sum(baseline[seed] for seed in paired) / len(paired)
+        recovery = gap_recovery(start + difference, start, teacher)
+    return Summary(
+        method=rows[0].method,
+        variant=rows[0].variant,
+        seeds=len(values),
+        mean=sum(values.values()) / len(values),
+        deviation=sample_deviation(list(values.values())),
+        differences=paired,
+        difference=difference,
+        interval=bootstrap_interval(list(paired.values())),
+        gap_recovery=recovery,
+        step_time=rows[0].step_time,
+        peak_memory=rows[0].peak_memory,
+    )

@@ -1,4 +1,4 @@
-"""The runs of a comparison: one folder for each pair, method and seed, the baseline's shared by all pairs."""
+"""Runs of a comparison: one folder per pair, method and seed, with the baseline shared by all pairs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dfmsd.runfolder import RunFolder
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run.
+    """One run, whether it has started or not.
 
     Attributes:
         pair: name of the pair.
-        method: what is compared.
+        method: the method compared.
         config: of the run; its ``out`` is the run folder.
     """
 
@@ -41,7 +41,7 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is done."""
+        """Whether the run has finished."""
         return self.folder.finished
 
     def __str__(self) -> str:
@@ -59,15 +59,15 @@ class SkippedMethod:
 
 
 def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> PlannedRun:
-    """Describe a run.
+    """Derive the config of one run.
 
     Raises:
-        DfmsdError: the plan needs another teacher, or the config is refused.
+        DfmsdError: the method needs more teachers than the pair has, or the config is invalid.
     """
     teachers = config.pairs[pair]
-    place = Path(config.out, BASELINE) if method.name == BASELINE else Path(config.out, pair, method.slug(teachers))
+    parent = Path(config.out, BASELINE) if method.name == BASELINE else Path(config.out, pair, method.slug(teachers))
     run = DistillConfig(
-        out=str(place / f"seed-{seed}"),
+        out=str(parent / f"seed-{seed}"),
         data=config.data if method.losses else replace(config.data, unlabeled=None),
         optim=config.optim,
         seed=seed,
@@ -90,56 +90,55 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
 def plan_runs(
     config: CompareConfig, methods: Sequence[Method], pair: str
 ) -> tuple[list[PlannedRun], list[SkippedMethod]]:
-    """Describe the runs of a pair, seed by seed.
+    """Derive the configs of all runs of a pair, ordered by seed.
 
     Raises:
-        DfmsdError: a run's config is refused, or its folder holds another run.
+        DfmsdError: a run's config is invalid, or its folder contains a different run.
     """
     runs: list[PlannedRun] = []
     skipped: list[SkippedMethod] = []
+    available = len(config.pairs[pair])
     for method in methods:
         needed = max((number for stage in method.plan for number in stage.teachers), default=1)
-        if needed > len(config.pairs[pair]):
-            skipped.append(
-                SkippedMethod(pair, method, f"needs T{needed}, the pair has {len(config.pairs[pair])} teacher(s)")
-            )
+        if needed > available:
+            skipped.append(SkippedMethod(pair, method, f"needs T{needed}, the pair has {available} teacher(s)"))
         else:
             runs += [plan_run(config, pair, method, seed) for seed in config.seeds]
     for run in runs:
         if run.folder.exists and not same_run(run.config, run.folder.path):
-            raise DfmsdError(f"{run.folder.path} holds another run than this config describes; remove it or change out")
+            raise DfmsdError(f"{run.folder} holds another run than this config describes; remove it or change out")
     return sorted(runs, key=lambda run: config.seeds.index(run.config.seed)), skipped
 
 
 def build_tasks(
     config: CompareConfig, runs: Sequence[PlannedRun], class_names: Sequence[str]
 ) -> tuple[dict[str, tuple[DistillConfig, DistillationTask]], list[SkippedMethod]]:
-    """Build the task of each method of one pair, on one student and on teachers that need not be trained yet.
+    """Build the task of each method of a pair, with a shared student and teachers that need not be trained yet.
 
     Args:
-        config: of the comparison.
+        config: the comparison.
         runs: of one pair.
         class_names: of the data.
 
     Returns:
-        Method -> config and task, and the methods whose losses refuse the pair.
+        Method -> config and task, and the methods whose losses do not apply to the pair.
 
     Raises:
         DfmsdError: the student or a teacher cannot be built.
     """
     student = build_detector(config.student, class_names)
-    stages = ((run.config.ancestor, *stage.teachers) for run in runs for stage in run.config.stages)
+    references = ((run.config.ancestor, *stage.teachers) for run in runs for stage in run.config.stages)
     teachers: dict[str, Detector] = {
-        name: untrained_teacher(name, class_names) for name in dict.fromkeys(chain.from_iterable(stages)) if name
+        name: untrained_teacher(name, class_names) for name in dict.fromkeys(chain.from_iterable(references)) if name
     }
     tasks: dict[str, tuple[DistillConfig, DistillationTask]] = {}
     skipped: list[SkippedMethod] = []
     for run in {run.method.name: run for run in runs}.values():
-        alone = replace(run.config, inherit=False)  # which would tell each time what is inherited
         try:
             if run.config.ancestor:
                 inherit(student, teachers[run.config.ancestor], run.config.ancestor)
-            task = build_task(alone, class_names, student=student, teachers=teachers)
+            # inherit=False: build_task would print each time what is inherited
+            task = build_task(replace(run.config, inherit=False), class_names, student=student, teachers=teachers)
             tasks[run.method.name] = run.config, task
         except DfmsdError as error:
             skipped.append(SkippedMethod(run.pair, run.method, str(error)))

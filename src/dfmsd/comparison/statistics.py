@@ -1,4 +1,4 @@
-"""What can be said about a difference from a few paired seeds."""
+"""Statistics of paired differences over a few seeds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 RESAMPLES = 10_000
-FEWEST = 3
-"""Seeds below which an interval would say nothing."""
+MIN_SEEDS = 3
+"""Minimum number of seeds for an interval."""
 
 
 def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
-    """Subtract the baseline with the same seed; seeds that one of the two lacks are left out.
+    """Subtract the baseline with the same seed; seeds missing from either are left out.
 
     Args:
         values: seed -> value.
@@ -22,22 +22,22 @@ def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float
 
 
 def sample_deviation(values: Sequence[float]) -> float | None:
-    """Give the sample standard deviation (n - 1); none for fewer than two values."""
+    """Return the sample standard deviation (``n - 1``); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def bootstrap_interval(
     values: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Give the percentile bootstrap interval of the mean; none for fewer than three values.
+    """Return the percentile bootstrap interval of the mean; None for fewer than `MIN_SEEDS` values.
 
     Args:
-        values: such as paired differences.
-        level: share of the resampled means inside, 0..1.
-        resamples: drawn with replacement.
-        seed: of the draws: the same values give the same interval.
+        values: for example paired differences.
+        level: share of the resampled means inside the interval, 0..1.
+        resamples: number of resamples with replacement.
+        seed: of the resampling, so that equal values give equal intervals.
     """
-    if len(values) < FEWEST:
+    if len(values) < MIN_SEEDS:
         return None
     draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(resamples, len(values)))
     low, high = np.quantile(draws.mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
@@ -45,5 +45,5 @@ def bootstrap_interval(
 
 
 def gap_recovery(student: float, baseline: float, teacher: float) -> float | None:
-    """Give ``(student - baseline) / (teacher - baseline)``; none where the teacher is not above the baseline."""
+    """Return ``(student - baseline) / (teacher - baseline)``; None if the teacher is not better than the baseline."""
     return (student - baseline) / (teacher - baseline) if teacher > baseline else None

@@ -1,4 +1,4 @@
-"""What a method costs beside the baseline: time of a training step and peak of memory, measured side by side."""
+"""Time and peak memory of a training step of each method, measured in turns."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from dfmsd.estimation.timing import Within, autocast_context, time_in_turns, zer
 from dfmsd.types import Batch
 from dfmsd.utils.device import default_device, synchronize
 
+KINETO = "KINETO_LOG_LEVEL"
 SECONDS = 6.0
-"""For the timed steps of each stage of each method."""
+"""Timing budget per method and stage."""
 
 
 class StepCost(NamedTuple):
-    """StepCost of a training step."""
+    """Cost of a training step."""
 
     step_ms: float
-    """Mean over the epochs of all stages; features that a teacher cache holds are found there."""
+    """Mean over the epochs of all stages; teacher features are read from the cache if there is one."""
     peak_bytes: int
-    """Weights, teachers, optimiser and the most that a step of any stage makes, the teacher's features computed."""
+    """Weights, teachers, optimizer and the peak allocation of a step of any stage, computing the teacher features."""
 
 
 Tasks = Mapping[str, tuple[DistillConfig, DistillationTask]]
 
 
 def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECONDS) -> dict[str, StepCost]:
-    """Measure a training step of each method; they take turns, so that a slow phase of the machine meets all alike.
+    """Measure a training step of each method, in turns, so that a slow phase of the machine affects all equally.
 
     Args:
-        tasks: method -> config and task; student and teachers may be shared. The student's weights stay as they are.
-        data: gives the batch; it tells digests where teachers have caches.
-        seconds: for each stage of each method.
+        tasks: method -> config and task; student and teachers may be shared. The student's weights do not change.
+        data: provides the batch; with digests if the teachers have caches.
+        seconds: timing budget per method and stage.
     """
     target = default_device()
     batch = first_batch(data).to(target)
@@ -79,13 +80,12 @@ def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECO
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Give the largest number of bytes that tensors made by ``call`` hold at one time on the CPU.
+    """Return the peak number of bytes of tensors allocated by ``call`` on the CPU.
 
-    Exact and repeatable: torch's allocator reports every allocation and release to the profiler. What lives before
-    the call is not counted, nor is scratch memory that oneDNN takes by itself.
+    Exact and reproducible: PyTorch's allocator reports every allocation and release to the profiler. Tensors that
+    exist before the call are not counted, nor is scratch memory allocated by oneDNN itself.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports every start and stop otherwise
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _quiet_kineto(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
@@ -97,14 +97,28 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads for a while."""
+def limited_threads(count: int) -> Iterator[None]:
+    """Set the number of PyTorch threads within a block."""
     former = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(former)
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Silence the start and stop messages of the profiler."""
+    former = os.environ.get(KINETO)
+    os.environ[KINETO] = former or "99"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[KINETO]
+        else:
+            os.environ[KINETO] = former
 
 
 def _stages(task: DistillationTask) -> range:
@@ -121,7 +135,7 @@ def _step(
     *,
     cached: bool = False,
 ) -> None:
-    task.stage = stage  # not enter_stage, which would empty the caches of the other stages
+    task.stage = stage  # not enter_stage, which would clear the caches of the other stages
     with within():
         named = task(batch.images, batch.targets, batch.keys if cached else ())
     torch.stack(list(named.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -132,7 +146,7 @@ def _step(
 
 
 def _peak_of(step: Callable[[], None], target: torch.device) -> int:
-    def twice() -> None:  # the first one makes the optimiser's state, which stays
+    def twice() -> None:  # the first step allocates the optimizer state, which stays
         step()
         step()
 

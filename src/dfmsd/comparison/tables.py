@@ -1,4 +1,4 @@
-"""A pair's results as a table: in Markdown, on the terminal, and with a plot as one HTML page."""
+"""Tables of a pair's results: Markdown, terminal and HTML, with a plot."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.page import result_sections
 from dfmsd.comparison.results import PairResults, Summary, read_results
-from dfmsd.comparison.statistics import FEWEST
+from dfmsd.comparison.statistics import MIN_SEEDS
 from dfmsd.reporting import Table, write_page
 from dfmsd.utils.files import write_atomically, write_text
 
@@ -27,13 +28,13 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "grid.color": "#e6e8eb",
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
 }
 HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", "peak memory")
 
 
 def table_rows(results: PairResults) -> list[tuple[str, ...]]:
-    """Give the teachers, the methods, then ablations and controls."""
+    """Return the rows: teachers, methods, then ablations and controls."""
     rows: list[tuple[str, ...]] = [
         (f"T{number}: {name}", "", f"{100 * ap:.1f}", "", "", "", "")
         for number, (name, ap) in enumerate(results.teachers.items(), 1)
@@ -42,59 +43,60 @@ def table_rows(results: PairResults) -> list[tuple[str, ...]]:
 
 
 def missing_rows(results: PairResults) -> list[tuple[str, ...]]:
-    """Give what does not apply or has failed, with the reason."""
+    """Return a row with the reason for each skipped method and failed run."""
     reasons = {name: f"does not apply: {reason}" for name, reason in results.skipped.items()}
     reasons |= {run: f"failed: {reason}" for run, reason in results.failed.items()}
     return [(name, "0", reason, "", "", "", "") for name, reason in reasons.items()]
 
 
 def notes(results: PairResults) -> list[str]:
-    """Tell how to read the table."""
+    """Explain how to read the table."""
     lines = [
-        "AP: COCO's, in percent, of the last epoch; mean and sample standard deviation over the seeds.",
+        "AP: COCO AP of the last epoch in percent; mean and sample standard deviation over the seeds.",
         "Gain: mean difference to the baseline with the same seed, with the percentile bootstrap interval of the mean "
-        f"(fewer than {FEWEST} seeds: the differences alone). With three seeds such an interval is too narrow.",
-        "Gap recovered: gain over the lead of the strongest teacher. Step time and peak memory: relative to the "
-        "baseline.",
+        f"(with fewer than {MIN_SEEDS} seeds, only the differences). With three seeds the interval is too narrow.",
+        "Gap recovered: gain divided by the strongest teacher's lead over the baseline. Step time and peak memory: "
+        "relative to the baseline.",
     ]
     budgets = sorted({row.epochs for row in results.rows})
-    return [*lines, f"Budget: {', '.join(map(str, budgets))} epochs of every method, all stages together."]
+    return [*lines, f"Budget: {', '.join(map(str, budgets))} epochs for every method, over all stages."]
 
 
 def write_tables(results: PairResults, folder: Path) -> None:
-    """Write ``table.md``, ``plot.png`` and ``report.html``, each in one step."""
+    """Write ``table.md``, ``plot.png`` and ``report.html``, each atomically."""
+    files = PairFolder(folder)
     rows = [*table_rows(results), *missing_rows(results)]
     lines = [_markdown(HEADER), _markdown(["---", *["---:"] * (len(HEADER) - 1)]), *map(_markdown, rows)]
     text = [f"# {results.pair}", "", *lines, "", *(f"- {note}" for note in notes(results)), ""]
-    write_text(folder / "table.md", "\n".join(text))
+    write_text(files.table_file, "\n".join(text))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
     if gains:
-        write_atomically(folder / "plot.png", lambda file: _draw(gains).savefig(file, format="png", dpi=150))
+        write_atomically(files.plot_file, lambda file: _draw(gains).savefig(file, format="png", dpi=150))
     sections = result_sections(results, Table(HEADER, rows), notes(results), folder)
-    write_page(folder / "report.html", f"Comparison: {results.pair}", sections)
+    write_page(files.report_file, f"Comparison: {results.pair}", sections)
 
 
 def rewrite_tables(folder: Path) -> list[Path]:
-    """Write tables and pages of a comparison anew, from what it measured.
+    """Write the tables and reports of a comparison again, from its results.
 
     Args:
-        folder: of one pair, or of a whole comparison; any other one is left alone.
+        folder: of one pair or of a whole comparison.
 
     Returns:
-        The pages; none for a folder that is no comparison's.
+        The reports; empty for any other folder.
 
     Raises:
         DfmsdError: a pair's ``results.json`` is damaged.
     """
-    own = folder / "results.json"
-    pairs = [file.parent for file in ([own] if own.is_file() else sorted(folder.glob("*/results.json")))]
+    file = PairFolder(folder).results_file
+    pairs = [folder] if file.is_file() else [result.parent for result in sorted(folder.glob(f"*/{file.name}"))]
     for pair in pairs:
         write_tables(read_results(pair), pair)
-    return [pair / "report.html" for pair in pairs]
+    return [PairFolder(pair).report_file for pair in pairs]
 
 
 def print_table(results: PairResults, console: Console) -> None:
-    """Print the table, and below it what does not apply or has failed."""
+    """Print the table, and below it the skipped methods and failed runs."""
     table = RichTable(title=results.pair)
     for index, heading in enumerate(HEADER):
         table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
@@ -127,21 +129,21 @@ def _markdown(cells: Sequence[str]) -> str:
 
 
 def _draw(gains: Sequence[Summary]) -> Figure:
-    """Draw each method's paired gains: a dot a seed, a bar for the mean, its interval where there is one."""
+    """Draw the paired gains of each method: dots for seeds, a bar for the mean, a line for the interval."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 1.2 + 0.32 * len(gains)), layout="constrained")
         ax = figure.subplots()
         for place, summary in enumerate(reversed(gains)):
-            colour = "#8a8f98" if summary.variant else "#0072b2"
+            color = "#8a8f98" if summary.variant else "#0072b2"
             assert summary.difference is not None
-            ax.barh(place, 100 * summary.difference, height=0.6, color=colour, alpha=0.35)
+            ax.barh(place, 100 * summary.difference, height=0.6, color=color, alpha=0.35)
             if summary.interval is not None:
                 low, high = (100 * end for end in summary.interval)
-                ax.plot([low, high], [place, place], color=colour, linewidth=2, linestyle="-")
+                ax.plot([low, high], [place, place], color=color, linewidth=2, linestyle="-")
             dots = [100 * value for value in summary.differences.values()]
-            ax.plot(dots, [place] * len(dots), linestyle="none", marker="o", markersize=4, color=colour)
+            ax.plot(dots, [place] * len(dots), linestyle="none", marker="o", markersize=4, color=color)
         ax.axvline(0, color="#444444", linewidth=0.8, linestyle="-")
         ax.set_yticks(range(len(gains)), [summary.method for summary in reversed(gains)])
-        ax.set_xlabel("AP above the baseline with the same seed; grey: ablations and controls")
+        ax.set_xlabel("AP gain over the baseline with the same seed; gray: ablations and controls")
         ax.grid(visible=False, axis="y")
     return figure

@@ -1,6 +1,6 @@
-"""The process of one run: ``python -m dfmsd.comparison.worker RUN``. It stops when its standard input ends.
+"""Process of one run of a comparison: ``python -m dfmsd.comparison.worker RUN``.
 
-So it stops gracefully both when its parent asks and when its parent is killed.
+It stops gracefully when its standard input ends, which happens both when its parent asks and when its parent is killed.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.reporting import run_report
-
-
-def _follow_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # sys.stdin's own lock would trouble the end of the interpreter
-    _thread.interrupt_main()
+from dfmsd.runfolder import RunFolder
 
 
 def main(run: Path) -> int:
-    """Make a run or go on with it; gives the exit status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's parent may have it ignored
+    """Start or resume a run.
+
+    Returns:
+        Exit status.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the parent runs in the background
     keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
-        config = read_config(DistillConfig, run / "config.yaml")
-        # the comparison has measured the teachers on all images
+        config = read_config(DistillConfig, RunFolder(run).config_file)
+        # the comparison has already evaluated the teachers on all images
         distill(config, resume=True, allow_weak_teacher=True, check_images=1)
     except DfmsdError as error:
         print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
@@ -43,6 +43,11 @@ def main(run: Path) -> int:
         return INTERRUPTED
     run_report(run)
     return 0
+
+
+def _follow_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read, whose lock would hang the interpreter's exit
+    _thread.interrupt_main()
 
 
 if __name__ == "__main__":

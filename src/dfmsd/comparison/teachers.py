@@ -1,0 +1,64 @@
+"""AP of the teachers of a comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import Detector
+from dfmsd.distillation.cache import Layout, namespace
+from dfmsd.distillation.checks import check_classes, check_teacher_ap
+from dfmsd.engine.run import train
+from dfmsd.engine.teachers import load_teachers
+from dfmsd.evaluation.evaluate import evaluate, percent
+from dfmsd.utils.classes import common_classes
+from dfmsd.utils.device import default_device
+from dfmsd.utils.files import write_json
+
+
+def measure_teachers(
+    config: CompareConfig, data: CocoDataModule, console: Console, *, allow_weak: bool
+) -> dict[str, float]:
+    """Load or train the teachers and evaluate them; the AP of unchanged teachers is read from ``teachers.json``.
+
+    Args:
+        config: the comparison.
+        data: of the comparison.
+        console: for progress.
+        allow_weak: accept teachers that lack classes or have an AP of about 0.
+
+    Returns:
+        Reference -> AP, 0..1.
+
+    Raises:
+        DfmsdError: a teacher cannot be loaded or is too weak.
+    """
+    path = Path(config.out) / "teachers.json"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
+    size = config.data.image_size
+    aps = {}
+    for name, detector in load_teachers(references, data.class_names, Path(config.out), train=train).items():
+        key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}"
+        checked = bool(detector.class_names) and not allow_weak
+        if checked:
+            check_classes(name, detector.class_names, data.class_names)
+        if key not in known:
+            known[key] = _ap(detector, data)
+            write_json(path, known)
+        aps[name] = known[key]
+        ap = percent(aps[name]) if detector.class_names else "unknown, it has no head"
+        console.print(f"teacher {name}: AP {ap}", highlight=False)
+        if checked:
+            check_teacher_ap(name, aps[name], 0.0)
+    return aps
+
+
+def _ap(detector: Detector, data: CocoDataModule) -> float:
+    if not common_classes(detector.class_names, data.class_names):
+        return 0.0
+    return evaluate(detector, data.val_dataloader(), device=default_device())["AP"] or 0.0
