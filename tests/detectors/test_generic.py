@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,6 +133,12 @@ def test_pixels_are_those_that_the_model_wants() -> None:
     assert net.seen[0, :, 0, 0].tolist() == pytest.approx([(0.9 - 0.5) / 0.2, (0.5 - 0.4) / 0.25, (0.1 - 0.3) / 0.5])
     detector(net, mean=(0, 0, 0), std=(1 / 255,) * 3).features(images)
     assert net.seen[0, :, 0, 0].tolist() == pytest.approx([25.5, 127.5, 229.5])
+
+
+def test_numpy_means_do_not_turn_images_into_float64() -> None:
+    net = Net()
+    detector(net, mean=np.array([0.5, 0.4, 0.3]), std=np.array([0.2, 0.25, 0.5])).features(IMAGES)
+    assert net.seen.dtype == torch.float32
 
 
 def test_run_says_how_far_the_model_runs() -> None:

@@ -34,8 +34,8 @@ class Pixels(nn.Module):
             )
         self.bgr = bgr
         # Not persistent: checkpoints hold the model's own state dict.
-        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Take ``N x 3 x H x W``, RGB in [0, 1]."""
