@@ -17,7 +17,6 @@ def test_the_sampler_yields_every_index_once_with_the_epoch() -> None:
     assert {epoch for epoch, _ in keys} == {7}
     assert sorted(index for _, index in keys) == list(range(10))
     assert keys == list(sampler)
-    assert [index for _, index in EpochSampler(10, shuffle=False)] == list(range(10))
 
 
 def test_processes_share_an_epoch_evenly() -> None:

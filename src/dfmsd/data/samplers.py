@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
-    """Sample the keys ``(epoch, index)`` of one epoch.
+    """Sample the keys ``(epoch, index)`` of one epoch in random order.
 
     With several processes, each gets every ``world``-th key of the same order; the order is repeated as needed so that
     all processes get equally many.
@@ -19,20 +19,17 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     Args:
         length: Number of images.
         seed: At least 0.
-        shuffle: Whether to shuffle.
         rank: Rank of this process.
         world: Number of processes.
     """
 
-    def __init__(self, length: int, seed: int = 0, *, shuffle: bool = True, rank: int = 0, world: int = 1) -> None:
-        super().__init__(range(length), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+    def __init__(self, length: int, seed: int = 0, *, rank: int = 0, world: int = 1) -> None:
+        super().__init__(range(length), num_replicas=world, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.length = length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over this process's keys of the epoch."""
-        order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         indices = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
         return iter([(self.epoch, index) for index in indices.tolist()])
 
