@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests.cli.test_main import STUDENT, Command
 from tests.helpers.bad_input import CONFIG, LONG, says, unfinished_run
 from tests.helpers.bad_input import dfmsd as dfmsd
+from tests.helpers.command import STUDENT, Command
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 
@@ -35,9 +35,9 @@ TEXTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a colon too many": (b"a: b: c", ("not valid YAML", "line 1, column 5")),
     "a tab": (b"data:\n\troot: x\n", ("not valid YAML", "line 2, column 1")),
     "control characters": (b"out: \x00", ("not valid YAML", "unacceptable character")),
-    "no text": (bytes(range(256)), ("no text in UTF-8", "give a YAML file")),
-    "latin-1": ("out: für".encode("latin-1"), ("no text in UTF-8",)),
-    "a key twice": (b"out: a\nseed: 1\nout: b\n", ("key 'out' is there twice", "line 1")),
+    "no text": (bytes(range(256)), ("not UTF-8 text", "pass a YAML file")),
+    "latin-1": ("out: für".encode("latin-1"), ("not UTF-8 text",)),
+    "a key twice": (b"out: a\nseed: 1\nout: b\n", ("duplicate key 'out'", "line 1")),
     "a list as key": (b"? [1, 2]\n: 3\n", ("not valid YAML", "unhashable key")),
     "too deep": (b"[" * 600 + b"]" * 600, ("not valid YAML",)),
     "aliases of aliases": ((BOMB + "}\nout: run\n").encode(), ("aliases", "10000 values", "write them out")),
@@ -77,13 +77,13 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("out", LONG, ("out: 'aaaa", "File name too long")),
     ("out", "a\0b", ("out: 'a\\x00b'", "null")),
     ("out", "good.yaml", ("out: good.yaml is a file", "name a folder")),
-    ("out", 7, ('"out"', "7")),
-    ("seed", 1.5, ('"seed"', "1.5")),
+    ("out", 7, ("out: expected str", "7")),
+    ("seed", 1.5, ("seed: expected int", "1.5")),
     ("seed", -1, ("seed: -1", "0 to 4294967295")),
     ("optim.lr", float("inf"), ("optim.lr: inf", "give a number above 0")),
     ("optim.clip", float("nan"), ("optim.clip: nan", "give 0 or more")),
     ("optim.schedule", "soon", ("optim.schedule", "soon", "'restart'")),
-    ("precision", 64, ('"precision"', "64", "bf16")),
+    ("precision", 64, ("precision: expected one of", "64", "bf16")),
     ("loss", None, ("loss: None", "{name: dfmsd}")),
     ("loss", [], ("loss: the list is empty", "give at least one")),
     ("loss", {7: 8}, ("loss: 7", "give a name")),
@@ -94,7 +94,7 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("loss", {"alpha": "high"}, ("loss.alpha: 'high' is not a number",)),
     ("balance", float("nan"), ("balance: nan", "leave it out")),
     ("stages", [], ("stages: the list is empty", "give at least one stage")),
-    ("stages", [7], ('"stages"', "7")),
+    ("stages", [7], ("stages: expected keys of StageConfig", "7")),
     ("stages", [{"epochs": 0}], ("stages.0.epochs: 0 is below 1", "give the stage an epoch")),
     ("stages", [{"epochs": 1, "teacher": [""]}], ("stages.0.teacher", "empty", "leave it out")),
     ("stages", [{"epochs": 1, "teacher": LONG}], ("teacher: 'aaaa", "File name too long")),
@@ -131,7 +131,7 @@ def test_a_refused_value_is_told_with_the_file_that_it_may_come_from(dfmsd: Comm
 LINES: list[tuple[list[str], tuple[str, ...]]] = [
     ([], ("command", "see dfmsd --help")),
     (["distil"], ("invalid choice: 'distil'", "see dfmsd --help")),
-    (["--version"], ("unrecognized arguments: --version",)),
+    (["--verson"], ("unrecognized arguments: --verson", "did you mean --version?")),
     (["distill"], ("out", "see dfmsd distill --help")),
     (["distill", "--config"], ("--config", "expected one argument")),
     (["distill", "--config", "none.yaml"], ("File does not exist", "none.yaml")),
@@ -142,12 +142,12 @@ LINES: list[tuple[list[str], tuple[str, ...]]] = [
     (["distill", "--config", "good.yaml", "--stages.0"], ("--stages.0", "name the key too")),
     (["distill", "--config", "good.yaml", "--stages.²", "1"], ("--stages.²", "counted from 0")),
     (["distill", "--config", "good.yaml", "--stages.-1.epochs", "1"], ("--stages.-1.epochs", "counted from 0")),
-    (["distill", "--config", "good.yaml", "--stages.0.epochs", "["], ("--stages.0.epochs", "no value")),
-    (["distill", "--config", "good.yaml", "--loss.name.x", "2"], ("loss: {'x': ", "give a name")),
+    (["distill", "--config", "good.yaml", "--stages.0.epochs", "["], ("--stages.0.epochs", "not valid YAML")),
+    (["distill", "--config", "good.yaml", "--loss.name.x", "2"], ("--loss.name.x", "name has no keys")),
     (["distill", "--config", "good.yaml", "--resume"], ("run holds no run", "leave out --resume")),
     (["distill", "--config", "good.yaml", "--resume", "--overwrite"], ("pass one of them",)),
-    (["train", "--data", "7", "--out", "r"], ('"data"', "7")),
-    (["train", "--out", "r", "--epochs", "1e99"], ('"epochs"', "1e+99")),
+    (["train", "--data", "7", "--out", "r"], ("data: ", "7")),
+    (["train", "--out", "r", "--epochs", "1e99"], ("epochs: expected int", "1e+99")),
     (["evaluate", "--model", "", "--data", "data"], ("model or teacher: ''", "empty", "give another")),
     (["evaluate", "--model", LONG, "--data", "data"], ("model or teacher: 'aaaa", "File name too long")),
     (["evaluate", "--model", "hf:", "--data", "data"], ("hf:",)),
@@ -218,7 +218,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "other levels": (described(levels=[{"name": "p3", "channels": 1, "stride": 8}]), (WORDS, "tells of levels")),
     "config of noise": (written("config.yaml", b"\xff\xfe"), ("config.yaml is damaged", "restore it")),
     "config of a list": (written("config.yaml", b"[]"), ("config.yaml is damaged", "no keys")),
-    "config without size": (written("config.yaml", b"data: 7"), ("config.yaml", "give --image-size")),
+    "config without size": (written("config.yaml", b"data: 7"), ("config.yaml", "with --image-size")),
 }
 
 

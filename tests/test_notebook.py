@@ -70,7 +70,7 @@ def test_commands_are_read(line: list[str], tmp_path: Path, monkeypatch: pytest.
     read_config(TrainConfig, tmp_path / "teacher.yaml")
     read_config(DistillConfig, tmp_path / "student.yaml")
     seen: list[Any] = []
-    monkeypatch.setitem(cli.COMMANDS, line[0], (cli.COMMANDS[line[0]][0], seen.append))
+    monkeypatch.setitem(cli.COMMANDS, line[0], cli.COMMANDS[line[0]]._replace(run=seen.append))
     cli.run(line)
     assert len(seen) == 1
 

@@ -17,9 +17,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from tests.cli.test_main import STUDENT, Command
 from tests.helpers.bad_input import TRUTH, says, truth_file, unfinished_run
 from tests.helpers.bad_input import dfmsd as dfmsd
+from tests.helpers.command import STUDENT, Command
 from tests.helpers.tiny_transformers import needs_transformers, save_model
 
 import dfmsd as package

@@ -12,18 +12,13 @@ from typing import Any
 import pytest
 import timm
 from safetensors.torch import save_file
-from tests.cli.test_main import STUDENT, Command
+from tests.helpers.command import STUDENT, Command
 from tests.helpers.fixtures import TINY_BACKBONE
 from tests.helpers.tiny_transformers import NEEDED, needs_transformers, save_model
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 
 CLASSES = ("square", "disc")
-
-
-@pytest.fixture
-def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.helpers.fixtures import TINY_BACKBONE
+from tests.helpers.command import STUDENT, Command
 
 from dfmsd.cli import main as cli
 from dfmsd.detectors import Detector, DetectorConfig, build_detector, list_backbones, load_detector, save_detector
@@ -20,51 +19,6 @@ from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.errors import DfmsdError
-
-STUDENT = {"backbone": TINY_BACKBONE, "fpn_channels": 16, "head_convs": 1}
-
-
-class Command:
-    """Run ``dfmsd`` in this process, in a folder of its own."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
-        monkeypatch.chdir(folder)
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Give status, standard output and standard error."""
-        self.monkeypatch.setattr(sys, "argv", ["dfmsd", *map(str, arguments)])
-        self.capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = self.capsys.readouterr()
-        return status, out, err
-
-    def refusal(self, *arguments: object) -> str:
-        """Give the message of a command that has to be refused, in one line, without leaving anything behind."""
-        before = sorted(self.folder.rglob("*"))
-        status, out, err = self(*arguments)
-        assert status == 2
-        assert out == ""
-        assert err.startswith("dfmsd: error: ")
-        assert err.count("\n") == 1
-        assert err.endswith("\n")
-        assert "Traceback" not in err
-        assert sorted(self.folder.rglob("*")) == before
-        return err
-
-    def write(self, name: str, content: Any) -> str:
-        """Write a YAML file; gives its name."""
-        (self.folder / name).write_text(yaml.safe_dump(content))
-        return name
-
-
-@pytest.fixture
-def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -150,7 +104,7 @@ def test_a_bad_config_is_refused(dfmsd: Command, content: dict[str, Any], key: s
         (["--student.backbone", "resnet19"], "unknown backbone 'resnet19'"),
         (["--student.backbon", "resnet18"], "student.backbon"),
         (["--stages.5.epochs", "1"], r"--stages\.5\.epochs: stages has 2 entries, counted from 0"),
-        (["--stages.1.epochs"], r"--stages\.1\.epochs: give it a value"),
+        (["--stages.1.epochs"], r"--stages\.1\.epochs: its value is missing"),
         (["--loss.name", "mgdd"], "unknown loss 'mgdd'"),
         (["--resume"], "run holds no run, so there is nothing to resume"),
         (["--resume", "--overwrite"], "pass one of them"),
@@ -248,7 +202,7 @@ def test_ctrl_c_outside_of_the_loop_ends_quietly(dfmsd: Command, monkeypatch: py
     def press(_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "list", (cli.COMMANDS["list"][0], press))
+    monkeypatch.setitem(cli.COMMANDS, "list", cli.COMMANDS["list"]._replace(run=press))
     assert dfmsd("list", "losses") == (130, "", "dfmsd: interrupted\n")
 
 
@@ -433,7 +387,8 @@ def test_help_names_every_command(dfmsd: Command) -> None:
     assert status == 0
     assert out.split()[:2] == ["usage:", "dfmsd"]
     assert set(cli.COMMANDS) <= set(out.split())
-    assert "Stage-wise distillation." in out
+    assert "Train a detector on labels alone." in out
+    assert "--debug" in out
 
 
 STARTUP = """

@@ -8,15 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.test_main import Command
 from tests.exporting.test_exporter import eagerly
+from tests.helpers.command import Command
 
 from dfmsd.exporting import exporter
-
-
-@pytest.fixture
-def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

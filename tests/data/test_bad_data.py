@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.cli.test_main import Command
 from tests.helpers.bad_input import LONG, RESULTS, TRUTH, says, truth_file
 from tests.helpers.bad_input import dfmsd as dfmsd
+from tests.helpers.command import Command
 
 Edit = Callable[[Any], object]
 

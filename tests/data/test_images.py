@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.cli.test_main import Command
 from tests.helpers.bad_input import dfmsd as dfmsd
+from tests.helpers.command import Command
 from torch.utils.data import DataLoader
 
 from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, collate, read_image

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_main import Command
+from tests.helpers.command import Command
 from tests.helpers.fixtures import STUDENT
 
 from dfmsd.engine.config import TrainConfig
@@ -36,11 +36,6 @@ def fed_otherwise(teacher: Path, mean: float, std: float, folder: Path) -> Path:
     content.update(image_mean=[mean] * 3, image_std=[std] * 3)
     (folder / "student.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(tmp_path, monkeypatch, capsys)
 
 
 def config_of(teacher: Path, data: Path) -> dict[str, Any]:

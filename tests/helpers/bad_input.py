@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.cli.test_main import STUDENT, Command
+from tests.helpers.command import STUDENT, Command
 
 from dfmsd.detectors import DetectorConfig
 from dfmsd.engine.config import TrainConfig

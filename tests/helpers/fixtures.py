@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,9 @@ from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import build_task
 from dfmsd.engine.saved_config import write_config
 
+if TYPE_CHECKING:
+    from tests.helpers.command import Command
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
 
@@ -39,6 +42,14 @@ def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def dfmsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in an empty folder."""
+    from tests.helpers.command import Command
+
+    return Command(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

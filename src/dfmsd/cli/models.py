@@ -1,137 +1,187 @@
-"""The commands on one detector: measure it, use it, look into it, hand it on."""
+"""Commands on detectors, finished runs and data sets, from evaluate to convert, and lists of names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-import jsonargparse
+from jsonargparse import ArgumentParser, Namespace
 
-from dfmsd.data.config import DataConfig
+from dfmsd.api import models as api
 from dfmsd.engine.configfile import command_parser
 
-T = TypeVar("T")
 
-# The commands import what they need themselves, as in `dfmsd.cli.main`.
-
-
-def evaluate_parser() -> jsonargparse.ArgumentParser:
-    """Flags of ``dfmsd evaluate``."""
-    parser = _detector_parser("COCO metrics of a detector.")
-    parser.add_argument("--data", type=str, required=True, help="folder in the COCO layout, or digits")
+def evaluate_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd evaluate``."""
+    parser = _model_parser("Compute the COCO metrics of a detector.")
+    parser.add_argument("--data", type=str, required=True, help="data set folder in the COCO layout, or digits")
     _add_image_size(parser)
-    parser.add_argument("--out", type=Path | None, default=None, help="write the metrics to this JSON file")
+    parser.add_argument("--out", type=Path | None, default=None, help="JSON file to write the metrics to")
     return parser
 
 
-def evaluate_command(values: Any) -> None:
+def evaluate_command(values: Namespace) -> None:
     """Run ``dfmsd evaluate``."""
-    from dfmsd.data import CocoDataModule
-    from dfmsd.detectors import load_detector
-    from dfmsd.evaluation.evaluate import evaluate
-    from dfmsd.utils.device import default_device
-    from dfmsd.utils.files import write_json
-
-    detector = load_detector(values.model)
-    data = CocoDataModule(DataConfig(root=values.data, image_size=values.image_size or detector.input_size))
-    metrics = evaluate(detector, data.val_dataloader(), device=default_device())
+    metrics = api.evaluate(values.model, values.data, image_size=values.image_size, out=values.out)
     print(json.dumps(metrics, indent=2))
-    if values.out:
-        write_json(values.out, metrics)
 
 
-def predict_parser() -> jsonargparse.ArgumentParser:
-    """Flags of ``dfmsd predict``."""
-    parser = _detector_parser("Images and videos with what a detector finds drawn on them, and a COCO file of it.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that is written into")
-    parser.add_argument("--score", type=float, default=0.3, help="detections below are left out")
+def predict_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd predict``."""
+    parser = _model_parser("Draw a detector's detections into images and videos, and write them as one COCO file.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection to keep")
     _add_image_size(parser)
-    parser.add_argument("images", type=str, nargs="+", help="files, or folders of them")
+    _add_images(parser, "image and video files, or folders of them")
     return parser
 
 
-def predict_command(values: Any) -> None:
+def predict_command(values: Namespace) -> None:
     """Run ``dfmsd predict``."""
-    from dfmsd.evaluation.predict import PREDICTIONS, predict
+    from dfmsd.evaluation.predict import PREDICTIONS
 
-    print(predict(values.model, values.images, values.out, values.score, values.image_size))
+    print(api.predict(values.model, values.images, values.out, score=values.score, image_size=values.image_size))
     print(values.out / PREDICTIONS)
 
 
-def export_parser() -> jsonargparse.ArgumentParser:
-    """Flags of ``dfmsd export``."""
-    parser = _detector_parser("A detector as a file of another runtime, compared there with the model on real images.")
+def export_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd export``."""
+    parser = _model_parser("Export a detector for another runtime, and compare it there with the original.")
     parser.add_argument("--format", choices=["onnx", "openvino", "executorch", "torch"], required=True)
-    parser.add_argument("--out", type=Path | None, default=None, help="file to write; beside the model by default")
+    parser.add_argument("--out", type=Path | None, default=None, help="file to write; next to the model by default")
     parser.add_argument(
-        "--images", type=str | None, default=None, help="folder of images or data set; that of the run by default"
+        "--images",
+        type=str | None,
+        default=None,
+        help="folder of images or data set to compare on; the data set of the model's run by default",
     )
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="side of the input; that of the run by default, else 256"
-    )
-    parser.add_argument("--int8", action="store_true", help="write a quantised ONNX file too, and measure its AP")
+    _add_image_size(parser, "side of the square input")
+    parser.add_argument("--int8", action="store_true", help="write a quantized ONNX file as well, and measure its AP")
     return parser
 
 
-def export_command(values: Any) -> None:
+def export_command(values: Namespace) -> None:
     """Run ``dfmsd export``."""
-    from dfmsd.exporting.exporter import ExportOptions, export
+    print(
+        api.export(
+            values.model,
+            values.format,
+            out=values.out,
+            images=values.images,
+            image_size=values.image_size,
+            int8=values.int8,
+        )
+    )
 
-    print(export(_options(ExportOptions, values)))
 
-
-def visualize_parser() -> jsonargparse.ArgumentParser:
-    """Flags of ``dfmsd visualize``."""
-    parser = command_parser("Attention, masks and reconstruction error of a loss on every level, one PNG an image.")
-    parser.add_argument("--model", type=str, required=True, help="the student; its run folder has all layers")
-    parser.add_argument("--teacher", type=str, required=True, help="as in a config's `stages`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("images", type=str, nargs="+", help="image files, or folders of them")
+def visualize_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd visualize``."""
+    parser = command_parser("Draw a distillation's attention, masks and errors on every level, one PNG per image.")
+    parser.add_argument("--model", type=str, required=True, help="the student's run folder, which has all its layers")
+    parser.add_argument("--teacher", type=str, required=True, help="a reference, as in the `stages` of a config")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    _add_images(parser, "image files, or folders of them")
     return parser
 
 
-def visualize_command(values: Any) -> None:
+def visualize_command(values: Namespace) -> None:
     """Run ``dfmsd visualize``."""
-    from dfmsd.visualization import visualize
-
-    for path in visualize(values.model, values.teacher, values.images, values.out):
+    for path in api.visualize(values.model, values.teacher, values.images, values.out):
         print(path)
 
 
-def share_parser() -> jsonargparse.ArgumentParser:
-    """Flags of ``dfmsd share``."""
-    parser = command_parser("A finished run as a folder to hand on: weights, config, metrics and a model card.")
+def report_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd report``."""
+    parser = command_parser("Write the report of a run, of a folder of runs or of a comparison.")
+    parser.add_argument("run", type=Path, help="run folder, folder whose subfolders are runs, or --out of `compare`")
+    parser.add_argument("--baseline", type=Path | None, default=None, help="run folder to compare the run with")
+    parser.add_argument("--teacher", type=str, nargs="+", default=[], help="teachers; those of the run by default")
+    parser.add_argument("--images", type=int, default=200, help="maximum number of validation images to examine")
+    return parser
+
+
+def report_command(values: Namespace) -> None:
+    """Run ``dfmsd report``."""
+    for page in api.report(values.run, baseline=values.baseline, teacher=values.teacher, images=values.images):
+        print(page)
+
+
+def share_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd share``."""
+    parser = command_parser("Package a finished run for others: weights, config, metrics and a model card.")
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder that is made")
-    parser.add_argument("--name", type=str | None, default=None, help="of the model; that of the folder by default")
-    parser.add_argument("--dataset", type=str | None, default=None, help="name of the data; its folder's by default")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    parser.add_argument("--name", type=str | None, default=None, help="model name; that of the folder by default")
+    parser.add_argument("--dataset", type=str | None, default=None, help="data set name; that of its folder by default")
     parser.add_argument("--license", type=str | None, default=None, help="such as apache-2.0; none by default")
-    parser.add_argument("--baseline", type=Path | None, default=None, help="run folder whose numbers stand beside")
-    parser.add_argument("--push", type=str | None, default=None, help="upload to this <user>/<name> of Hugging Face")
+    parser.add_argument("--baseline", type=Path | None, default=None, help="run folder to list for comparison")
+    parser.add_argument("--push", type=str | None, default=None, help="upload to this <user>/<name> on Hugging Face")
     return parser
 
 
-def share_command(values: Any) -> None:
+def share_command(values: Namespace) -> None:
     """Run ``dfmsd share``."""
-    from dfmsd.sharing import ShareOptions, share
-
-    print(share(_options(ShareOptions, values)))
-
-
-def _detector_parser(description: str) -> jsonargparse.ArgumentParser:
-    parser = command_parser(description)
-    parser.add_argument("--model", type=str, required=True, help="run folder, student file or torchvision weight name")
-    return parser
-
-
-def _add_image_size(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--image-size", type=int | None, default=None, help="longer side; that of the model's run by default, else 256"
+    print(
+        api.share(
+            values.run,
+            values.out,
+            name=values.name,
+            dataset=values.dataset,
+            license=values.license,
+            baseline=values.baseline,
+            push=values.push,
+        )
     )
 
 
-def _options(kind: Callable[..., T], values: Any) -> T:
-    """Build a dataclass whose fields are flags of the same names."""
-    return kind(**{name: values[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+def convert_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd convert``."""
+    parser = command_parser("Convert a data set in the layout of Pascal VOC or YOLO to the COCO layout.")
+    parser.add_argument("source", type=Path, help="folder of the data set; docs/convert.md describes its contents")
+    parser.add_argument("--from", dest="layout", choices=["voc", "yolo"], required=True, help="layout of the source")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; images are copied")
+    return parser
+
+
+def convert_command(values: Namespace) -> None:
+    """Run ``dfmsd convert``."""
+    for split, (images, boxes) in api.convert(values.source, values.layout, values.out).items():
+        print(f"{split}: {images} images, {boxes} boxes")
+
+
+def list_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd list``."""
+    parser = command_parser("List the names of losses, detector architectures or backbones.")
+    parser.add_argument("what", choices=["losses", "detectors", "backbones"])
+    return parser
+
+
+def list_command(values: Namespace) -> None:
+    """Run ``dfmsd list``."""
+    print("\n".join(_names(values.what)))
+
+
+def _names(what: str) -> list[str]:
+    if what == "losses":
+        from dfmsd.losses import LOSSES
+
+        return sorted(LOSSES)
+
+    from dfmsd.detectors import DETECTORS, list_backbones, torchvision_archs
+
+    return list_backbones() if what == "backbones" else [*sorted(DETECTORS), *torchvision_archs()]
+
+
+def _model_parser(description: str) -> ArgumentParser:
+    parser = command_parser(description)
+    parser.add_argument("--model", type=str, required=True, help="run folder, weights file or torchvision weight name")
+    return parser
+
+
+def _add_image_size(parser: ArgumentParser, meaning: str = "longer side") -> None:
+    default = "that of the model's training by default, else 256"
+    parser.add_argument("--image-size", type=int | None, default=None, help=f"{meaning} in pixels; {default}")
+
+
+def _add_images(parser: ArgumentParser, help: str) -> None:
+    parser.add_argument("images", type=str, nargs="+", help=help)

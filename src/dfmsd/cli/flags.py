@@ -1,0 +1,113 @@
+"""Flags that jsonargparse cannot parse: into the entries of lists, and lists without brackets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+import yaml
+
+from dfmsd.comparison.methods import split_methods
+from dfmsd.engine.configfile import build_config
+from dfmsd.errors import DfmsdError, one_line
+
+C = TypeVar("C")
+LIST_KEYS = ("stages", "loss")
+"""Config keys that are, or may be, lists."""
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """Return the files passed by ``--config``."""
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    following = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    return [Path(name) for name in joined + following]
+
+
+def parsed_config(config: type[C], values: jsonargparse.Namespace) -> C:
+    """Build a config from the parsed flags of a command."""
+    with naming(values.get("config") or ()):
+        return build_config(config, values)
+
+
+@contextmanager
+def naming(files: Sequence[object]) -> Iterator[None]:
+    """Name the files that a refused value may come from."""
+    try:
+        yield
+    except DfmsdError as error:
+        if not files:
+            raise
+        raise DfmsdError(f"{error} (in {', '.join(map(str, files))} or the flags)") from error
+
+
+def split_lists(arguments: Sequence[str]) -> list[str]:
+    """Turn ``--methods a,b[c=1,d=2] --seeds 0,1`` into JSON lists."""
+    split: dict[str, Callable[[str], list[Any]]] = {
+        "--methods": split_methods,
+        "--seeds": lambda text: [int(seed) if seed.strip().isdigit() else seed for seed in text.split(",")],
+    }
+    words = [word for text in arguments for word in (text.split("=", 1) if text.split("=")[0] in split else [text])]
+    return [
+        json.dumps(split[flag](word)) if flag in split and not word.startswith(("[", "--")) else word
+        for flag, word in pairwise(["", *words])
+    ]
+
+
+def merge_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Merge flags into list entries, such as ``--stages.0.epochs 3``, into one ``--stages [...]``.
+
+    Args:
+        parser: parses the remaining flags.
+        arguments: flags of the command.
+
+    Raises:
+        DfmsdError: the entry does not exist, or the flag has no value.
+    """
+    rest: list[str] = []
+    changes: dict[str, str] = {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith(tuple(f"--{key}." for key in LIST_KEYS)):
+            changes[flag] = value if equals else next(remaining, "")
+        else:
+            rest.append(argument)
+    if not changes:
+        return rest
+    silent = [argument for argument in rest if not argument.startswith("--print-config")]  # it would print and exit
+    parsed = parser.parse_args(silent).as_dict()
+    values = json.loads(json.dumps({key: parsed[key] for key in LIST_KEYS}))
+    for flag, value in changes.items():
+        _set(values, flag, value)
+    for key in dict.fromkeys(flag[2:].partition(".")[0] for flag in changes):
+        rest += [f"--{key}", json.dumps(values[key])]
+    return rest
+
+
+def _set(values: Any, flag: str, value: str) -> None:
+    """Set the value that a flag such as ``--stages.0.epochs`` refers to."""
+    *path, last = flag.removeprefix("--").split(".")
+    node = values
+    for name, part in pairwise([*path, last]):
+        node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        if isinstance(node, list) and not (part.isdecimal() and int(part) < len(node)):
+            hint = f"pass --{name}.0.KEY" if node else f"pass a --config with {name}, or --{name} '[...]'"
+            raise DfmsdError(f"{flag}: {name} has {len(node)} entries, counted from 0; {hint}")
+        if isinstance(node, dict) and part.isdecimal():
+            raise DfmsdError(f"{flag}: {name} is not a list; leave out the number, or pass a list as --{name}")
+        if not isinstance(node, list | dict):
+            raise DfmsdError(f"{flag}: {name} has no keys")
+    if isinstance(node, list):
+        raise DfmsdError(f"{flag}: name the key too, such as {flag}.{next(iter(node[int(last)]))}")
+    if not value:
+        raise DfmsdError(f"{flag}: its value is missing")
+    try:
+        node[last] = jsonargparse.get_loader("yaml")(value)  # as in a config file; plain YAML takes 1e-5 for text
+    except yaml.YAMLError as error:
+        message = one_line(error).replace('in "<unicode string>", ', "")
+        raise DfmsdError(f"{flag}: {value!r} is not valid YAML ({message})") from error

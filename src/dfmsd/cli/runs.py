@@ -1,0 +1,139 @@
+"""Commands that train, or plan a training: demo, train, distill, check, estimate, compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from dfmsd.api import runs as api
+from dfmsd.cli.flags import parsed_config
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.configfile import command_parser, config_parser
+from dfmsd.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from dfmsd.engine.run import Result
+
+
+def demo_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd demo``."""
+    parser = command_parser("Train teachers, baseline and student on the built-in digits, and write a report.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the four runs and the report")
+    return parser
+
+
+def demo_command(values: Namespace) -> None:
+    """Run ``dfmsd demo``."""
+    from dfmsd.demo import demo
+
+    demo(values.out)
+
+
+def train_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd train``."""
+    parser = config_parser(TrainConfig)
+    parser.description = "Train a detector on labels alone."
+    _add_run_flags(parser)
+    return parser
+
+
+def train_command(values: Namespace) -> None:
+    """Run ``dfmsd train``."""
+    config = parsed_config(TrainConfig, values)
+    _print_report(api.train(config, resume=values.resume, overwrite=values.overwrite))
+
+
+def distill_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd distill``."""
+    parser = config_parser(DistillConfig)
+    parser.description = "Distill one or several teachers into a student, stage by stage."
+    _add_run_flags(parser)
+    _add_preflight_flags(parser)
+    parser.add_argument("--no-distill", action="store_true", help="train the baseline: the same loop without teachers")
+    return parser
+
+
+def distill_command(values: Namespace) -> None:
+    """Run ``dfmsd distill``."""
+    result = api.distill(
+        parsed_config(DistillConfig, values),
+        no_distill=values.no_distill,
+        resume=values.resume,
+        overwrite=values.overwrite,
+        allow_weak_teacher=values.allow_weak_teacher,
+        check_images=values.check_images,
+    )
+    _print_report(result)
+
+
+def check_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd check``."""
+    parser = config_parser(DistillConfig)
+    parser.description = "Check a distillation before it runs: level pairs, the teachers' AP, parameters, loss scales."
+    _add_preflight_flags(parser)
+    return parser
+
+
+def check_command(values: Namespace) -> None:
+    """Run ``dfmsd check``."""
+    config = parsed_config(DistillConfig, values)
+    api.check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
+
+
+def estimate_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd estimate``."""
+    parser = config_parser(DistillConfig)
+    parser.description = "Estimate the cost of a distillation: FLOPs, memory, time on this machine, GPU hours on COCO."
+    parser.add_argument("--json", type=Path | None, default=None, help="JSON file to write the estimate to")
+    return parser
+
+
+def estimate_command(values: Namespace) -> None:
+    """Run ``dfmsd estimate``."""
+    from dfmsd.estimation.tables import print_estimate
+
+    print_estimate(api.estimate(parsed_config(DistillConfig, values), json=values.json), Console())
+
+
+def compare_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd compare``."""
+    parser = config_parser(CompareConfig)
+    parser.description = "Compare distillation methods over seeds and teacher-student pairs, at an equal budget."
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their budgets, and do nothing")
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher with a low AP")
+    return parser
+
+
+def compare_command(values: Namespace) -> None:
+    """Run ``dfmsd compare``; exit with status 1 if a run has failed."""
+    config = parsed_config(CompareConfig, values)
+    results = api.compare(
+        config, jobs=values.jobs, dry_run=values.dry_run, allow_weak_teacher=values.allow_weak_teacher
+    )
+    if any(pair.failed for pair in results):
+        sys.exit(1)
+
+
+def _add_run_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="continue the unfinished run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="delete the contents of --out first")
+
+
+def _add_preflight_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher with a low AP")
+    parser.add_argument(
+        "--check-images", type=int | None, default=None, help="validation images of the pre-flight; all by default"
+    )
+
+
+def _print_report(result: Result) -> None:
+    from dfmsd.utils.distributed import is_first_process
+
+    if is_first_process():
+        print(RunFolder(result.run).report_file)
