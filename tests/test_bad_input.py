@@ -99,7 +99,7 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages", [{"epochs": 1, "teacher": [""]}], ("stages.0.teacher", "empty", "leave it out")),
     ("stages", [{"epochs": 1, "teacher": LONG}], ("teacher: 'aaaa", "File name too long")),
     ("stages", [{"epochs": 1, "teacher": "a\0b"}], ("teacher: 'a\\x00b'", "null")),
-    ("student", {**STUDENT, "fpn_channels": 0}, ("fpn_channels must be positive, got 0",)),
+    ("student", {**STUDENT, "fpn_channels": 0}, ("fpn_channels must be an integer of at least 1, got 0",)),
     ("student", {**STUDENT, "backbone": "resnet19"}, ("unknown backbone 'resnet19'", "did you mean")),
     ("student", {**STUDENT, "arch": "yolo"}, ("unknown arch 'yolo'", "expected one of fcos")),
     ("student", {**STUDENT, "pretrained": LONG}, ("weights file: 'aaaa", "File name too long")),
@@ -191,17 +191,17 @@ def renamed(folder: Path) -> None:
 
 
 WEIGHTS, WORDS = "student.safetensors", "student.json"
-NOT_OURS = (WORDS, "does not describe a detector", "give the file that was written")
+NOT_OURS = (WORDS, "does not describe a detector", "use the file that was written")
 DETECTOR = {"arch": "fcos", **STUDENT}
 MODELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), (WEIGHTS, "give the folder of a finished run")),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), (WEIGHTS, "pass the folder of a finished run")),
     "no description": (lambda folder: (folder / WORDS).unlink(), (WORDS, "is missing", "copy both files")),
     "empty weights": (written(WEIGHTS, b""), (WEIGHTS, "not a checkpoint", "give a .safetensors file")),
     "weights of noise": (written(WEIGHTS, bytes(range(256))), (WEIGHTS, "not a checkpoint")),
     "header without end": (written(WEIGHTS, b"\xff" * 8 + b"{}"), (WEIGHTS, "not a checkpoint")),
     "other weights": (renamed, (WEIGHTS, "does not fit the model", "other")),
-    "description of noise": (written(WORDS, b"\xff\xfe"), (WORDS, "it is no JSON")),
-    "description too deep": (written(WORDS, b"[" * 100_000), (WORDS, "it is no JSON")),
+    "description of noise": (written(WORDS, b"\xff\xfe"), (WORDS, "it is not valid JSON")),
+    "description too deep": (written(WORDS, b"[" * 100_000), (WORDS, "it is not valid JSON")),
     "description of a list": (written(WORDS, b"[]"), (WORDS, "format_version None")),
     "a later format": (described(format_version=99), (WORDS, "format_version 99", "update dfmsd")),
     "no detector": (described(detector=None), NOT_OURS),
@@ -215,7 +215,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "mean of nan": (described(image_mean=[float("nan")] * 3), (*NOT_OURS, "out of range")),
     "deviation of zero": (described(image_std=[0.0, 1.0, 1.0]), (*NOT_OURS, "out of range")),
     "levels of null": (described(levels=None), NOT_OURS),
-    "other levels": (described(levels=[{"name": "p3", "channels": 1, "stride": 8}]), (WORDS, "tells of levels")),
+    "other levels": (described(levels=[{"name": "p3", "channels": 1, "stride": 8}]), (WORDS, "lists levels")),
     "config of noise": (written("config.yaml", b"\xff\xfe"), ("config.yaml is damaged", "restore it")),
     "config of a list": (written("config.yaml", b"[]"), ("config.yaml is damaged", "no keys")),
     "config without size": (written("config.yaml", b"data: 7"), ("config.yaml", "with --image-size")),

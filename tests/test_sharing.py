@@ -195,8 +195,8 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("metrics.json"), "holds no metrics.json: give the folder of a finished run"),
-        (_without("student.safetensors"), "holds no student.safetensors: give the folder of a finished run"),
+        (_without("metrics.json"), "holds no metrics.json: pass the folder of a finished run"),
+        (_without("student.safetensors"), "holds no student.safetensors: pass the folder of a finished run"),
         (_full, "is there already; name a new folder"),
         (_other_classes, "was measured on other classes than"),
         (lambda *_: {"push": "no name"}, "--push: 'no name' is no <user>/<name>"),

@@ -147,7 +147,7 @@ def test_every_registered_family_was_tried(found: Support) -> None:
     assert pairs == COMBINATIONS
     registered = {*OWN_ARCHS, *TORCHVISION.values()}
     teachers = {*registered, *(f"hf: {name}" for name in FAMILIES)}
-    students = {*registered, *(f"hf: {name}" for name, family in FAMILIES.items() if family.learns)}
+    students = {*registered, *(f"hf: {name}" for name, family in FAMILIES.items() if family.trainable)}
     assert teachers <= {teacher for teacher, _ in pairs}
     assert students <= {student for _, student in pairs}
     assert all(name.startswith(tuple(TORCHVISION)) for name in torchvision_archs())

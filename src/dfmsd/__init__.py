@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dfmsd.data.config import DataConfig
     from dfmsd.data.datamodule import CocoDataModule
     from dfmsd.detectors.base import Detector
-    from dfmsd.detectors.build.builders import build_detector
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.config import DetectorConfig
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.registry import build_detector
     from dfmsd.distillation.stages import StageConfig
     from dfmsd.distillation.task import DistillationTask
     from dfmsd.distillation.teacher import FrozenTeacher

@@ -133,7 +133,7 @@ def test_a_hub_out_of_reach_is_told_with_the_remedy(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     pair = ("hf:nobody/nothing", STUDENT) if side == "teacher" else (tiny_teachers[0], {"arch": "hf:nobody/nothing"})
     error = dfmsd.refusal("distill", "--config", configure(*pair))
-    assert "there is no folder nobody/nothing, and the Hugging Face hub does not give it" in error
+    assert "there is no folder nobody/nothing, and it cannot be loaded from the Hugging Face hub" in error
     assert "hf download nobody/nothing" in error
 
 
@@ -149,4 +149,4 @@ def test_timms_weights_out_of_reach_are_told_with_the_remedy(
 
     monkeypatch.setattr(timm, "create_model", offline)
     error = dfmsd.refusal("distill", "--config", configure("timm:test_resnet", STUDENT))
-    assert re.search(r"no ImageNet weights within reach .*timm:test_resnet\?weights=FILE", error)
+    assert re.search(r"ImageNet weights are unavailable .*timm:test_resnet\?weights=FILE", error)

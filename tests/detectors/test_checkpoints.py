@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from dfmsd.detectors import DETECTORS, Detector, DetectorConfig, build_detector, load_detector, save_detector
-from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.registry import build_model
 from dfmsd.errors import DfmsdError
 
 SMALL = DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=16, head_convs=1)
@@ -120,14 +120,14 @@ def _edit(run: Path, **changes: object) -> None:
     ("damage", "message"),
     [
         (lambda run: (run / "student.safetensors").write_text("hello"), r"student\.safetensors is not a checkpoint"),
-        (lambda run: (run / "student.safetensors").unlink(), r"holds no student\.safetensors"),
-        (lambda run: (run / "student.json").unlink(), r"student\.json is missing: it belongs beside the weights"),
+        (lambda run: (run / "student.safetensors").unlink(), r"has no student\.safetensors"),
+        (lambda run: (run / "student.json").unlink(), r"student\.json is missing: it belongs next to the weights"),
         (lambda run: (run / "student.json").write_text("hello"), r"student\.json is not a checkpoint's description"),
         (lambda run: (run / "student.json").write_text("[]"), "format_version None"),
         (lambda run: _edit(run, format_version=99), "format_version 99, this dfmsd reads 1"),
         (lambda run: _edit(run, detector={"wings": 2}), r"does not describe a detector .*wings"),
         (lambda run: _edit(run, class_names=["only"]), r"does not fit the model: size mismatch for head\.class"),
-        (lambda run: _edit(run, levels=[]), r"tells of levels \[\]"),
+        (lambda run: _edit(run, levels=[]), r"lists levels \[\]"),
         (_drop_weight, r"does not fit the model: Missing key.*cls_logits\.bias"),
     ],
 )
@@ -141,7 +141,7 @@ def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("nowhere/run", r"no detector at 'nowhere/run': looked for a run folder, a student file"),
+        ("nowhere/run", r"no detector at 'nowhere/run': expected a run folder, a student file"),
         ("mmdet:faster_rcnn", r"there is no file 'faster_rcnn'; expected mmdet:CONFIG\.py,CHECKPOINT\.pth"),
         ("ftp:model", r"unknown prefix 'ftp:'"),
         ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*FCOS_ResNet50_FPN_Weights\.COCO_V1"),

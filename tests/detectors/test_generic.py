@@ -168,17 +168,17 @@ def test_a_copy_watches_itself() -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (("nek.0",), r"'nek\.0' of Net is neither a module nor a part .*; nearest names: neck"),
+        (("nek.0",), r"'nek\.0' of Net is neither a module nor an item .*; nearest names: neck"),
         (("neck.outs.3",), r"'neck\.outs\.3' of Net did not run .*nearest names: neck\.outs\.\d"),
         (("neck.3",), r"'neck\.3' of Net is neither .*nearest names: neck\.\d, neck\.\d, neck\.\d"),
         (("named.maps.fin",), r"neither .*nearest names: named\.maps\.fine, named\.maps\.coarse"),
         (
             ("neck",),
-            r"'neck' of Net gives a list of 0, 1, 2, not a map N x C x H x W; nearest names: neck\.2, neck\.1, neck\.0",
+            r"'neck' of Net is a list of 0, 1, 2, not a map N x C x H x W; nearest names: neck\.2, neck\.1, neck\.0",
         ),
         (("neck.outs",), r"'neck\.outs' of Net did not run in one forward pass, expected once; nearest names: neck\.o"),
-        (("named.tokens",), r"gives a tensor 1 x 64 x 6, not a map"),
-        (("named.size",), r"gives a int, not a map"),
+        (("named.tokens",), r"is a tensor 1 x 64 x 6, not a map"),
+        (("named.size",), r"is a int, not a map"),
         (("head",), r"'head' of Net ran more than once in one forward pass, expected once"),
         (("neck.1", "neck.0"), r"expected maps, finest first, got strides neck\.1 16, neck\.0 8"),
         ((), r"expected maps, finest first, got strides of none"),
@@ -195,11 +195,9 @@ def test_maps_with_channels_last_or_of_resized_images_are_no_maps() -> None:
         def forward(self, pixels: Tensor) -> Tensor:
             return super().forward(pixels).permute(0, 2, 3, 1)
 
-    with pytest.raises(
-        DfmsdError, match=r"gives a tensor 1 x 32 x 32 x 7 for a side of 256, so it is no N x C x H x W"
-    ):
+    with pytest.raises(DfmsdError, match=r"is a tensor 1 x 32 x 32 x 7 for a side of 256, not N x C x H x W"):
         detector(nn.Sequential(Last(3, 7, 8, 8)), ("0",))
-    with pytest.raises(DfmsdError, match=r"gives a tensor 1 x 7 x 31 x 31 for a side of 256"):
+    with pytest.raises(DfmsdError, match=r"is a tensor 1 x 7 x 31 x 31 for a side of 256"):
         detector(nn.Sequential(nn.Conv2d(3, 7, 16, 8)), ("0",))
 
 
@@ -212,7 +210,7 @@ def test_every_pass_is_checked() -> None:
             run()
     net.skip_neck = False
     net.neck.outs[1] = nn.Conv2d(3, 9, 1)
-    with pytest.raises(DfmsdError, match=r"'neck\.1' of Net gives 9 channels, and gave 5 at first"):
+    with pytest.raises(DfmsdError, match=r"'neck\.1' of Net has 9 channels, but had 5 at first"):
         wrapped.features(IMAGES)
     double = detector(net, loss=lambda model, pixels, _: {"sum": model(pixels)[0].sum() + model(pixels)[0].sum()})
     with pytest.raises(DfmsdError, match="ran more than once"):
@@ -221,7 +219,7 @@ def test_every_pass_is_checked() -> None:
 
 @pytest.mark.parametrize("pixels", [{"mean": (123.7, 116.3, 103.5)}, {"std": (58.4, 57.1, 57.4)}, {"mean": (0.5,)}])
 def test_pixels_of_0_to_255_are_refused(pixels: dict[str, Any]) -> None:
-    with pytest.raises(DfmsdError, match=r"divide those of pixels in 0\.\.255 by 255"):
+    with pytest.raises(DfmsdError, match=r"divide values for pixels in 0\.\.255 by 255"):
         detector(Net(), **pixels)
 
 
@@ -230,7 +228,7 @@ def test_what_is_missing_is_refused_only_when_it_is_needed() -> None:
     wrapped.features(IMAGES)
     with pytest.raises(DfmsdError, match=r"Net can only teach: .*loss=function\(model, pixels, targets\)"):
         wrapped(IMAGES, TARGETS)
-    with pytest.raises(DfmsdError, match=r"Net gives no boxes: .*decode=function\(model, pixels, sizes\)"):
+    with pytest.raises(DfmsdError, match=r"Net cannot detect: .*decode=function\(model, pixels, sizes\)"):
         wrapped.detect(IMAGES, [(64, 32)] * 2)
 
 
@@ -258,7 +256,7 @@ def _found(**changes: Any) -> Callable[..., list[Any]]:
         ({"loss": lambda *_: {}}, "expected named scalars, got a dict"),
         ({"loss": lambda *_: {"box": torch.ones(2)}}, "box is a tensor 2, expected a scalar"),
         ({"loss": lambda *_: {"box": [torch.ones(())]}}, "box is a list of 0, expected a scalar"),
-        ({"decode": lambda *_: []}, "expected detections of 2 images, got those of 0"),
+        ({"decode": lambda *_: []}, "expected detections of 2 images, got 0"),
         ({"decode": _found(labels=torch.tensor([1, 2]))}, r"labels 1\.\.2 for 2 class names; labels count from 0"),
         ({"decode": _found(scores=torch.rand(3))}, "expected boxes K x 4, scores K, labels K, got a tensor 2 x 4"),
     ],
@@ -305,8 +303,8 @@ def test_a_compiled_module_is_watched_in_every_pass() -> None:
             assert len(wrapped.detect(IMAGES, [(64, 32)] * 2)) == 2
             with torch.no_grad():
                 assert_close(wrapped.features(IMAGES), wanted)
-        assert wrapped.standing is not None
-        assert not any(wrapped.standing.calls.values())  # no map outlives its pass
+        assert wrapped.permanent_hooks is not None
+        assert not any(wrapped.permanent_hooks.calls.values())  # no map outlives its pass
     late: Any = torch.compile(Plain(), backend="eager")
     late(IMAGES)
     with pytest.raises(DfmsdError, match=r"did not run .*compiled module has to be wrapped before its first call"):
@@ -353,5 +351,5 @@ def test_saved_weights_go_back_into_the_module(tmp_path: Path) -> None:
 def test_no_config_builds_somebodys_module() -> None:
     config = detector(Net()).config
     assert config == DetectorConfig(f"python:{Net.__module__}.Net")
-    with pytest.raises(DfmsdError, match=r"is a module of somebody's own, which a config cannot build"):
+    with pytest.raises(DfmsdError, match=r"is a module of another program, which a config cannot build"):
         build_detector(config, ["a"])

@@ -91,7 +91,7 @@ def test_a_foreign_student_learns_from_a_backbone_and_is_delivered(
 
     config = read_config(DistillConfig, tmp_path / "run" / "config.yaml")
     assert config.student.arch == f"python:{OneBox.__module__}.OneBox"
-    with pytest.raises(DfmsdError, match="which a config cannot build; give it in Python"):
+    with pytest.raises(DfmsdError, match="which a config cannot build; pass it in Python"):
         check(config)
     again = dfmsd.distill(student(module, decode=decode), teacher, data, tmp_path / "run", **options, resume=True)
     assert again.metrics == result.metrics
@@ -101,6 +101,6 @@ def test_a_student_without_boxes_is_refused_before_its_first_step(
     tiny_root: Path, teacher: str, tmp_path: Path
 ) -> None:
     data = dfmsd.DataConfig(str(tiny_root), image_size=64, batch_size=4)
-    with pytest.raises(DfmsdError, match=r"OneBox gives no boxes: give ModuleDetector"):
+    with pytest.raises(DfmsdError, match=r"OneBox cannot detect: pass ModuleDetector"):
         dfmsd.distill(student(OneBox()), teacher, data, tmp_path / "run", loss={"name": "pkd"}, epochs=1)
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector
-from dfmsd.detectors.headless import OneStride, TimmPyramid
+from dfmsd.detectors.headless import SingleScalePyramid, TimmPyramid
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -93,7 +93,7 @@ def test_a_patch_of_any_size_covers_the_cells_of_a_stride(patch: int, stride: in
         seen.append(pixels)
         return [torch.zeros(1), body(pixels)]  # the last one counts
 
-    model = OneStride(nn.Identity(), patch)
+    model = SingleScalePyramid(nn.Identity(), patch)
     model.body.forward = run  # type: ignore[assignment]
     ramp = (torch.arange(128.0) + 0.5).expand(1, 3, 96, 128)
     levels = model(ramp)
@@ -147,7 +147,7 @@ _create = timm.create_model
         ("timm:tes_resnet", r"unknown backbone 'tes_resnet': did you mean test_resnet"),
         ("timm:test_resnet?weights=gone.pth", r"weights file gone\.pth does not exist"),
         ("timm:test_resnet?weigths=gone.pth", r"unknown backbone 'test_resnet\?weigths=gone\.pth'"),
-        ("timm:test_mambaout", r"no ImageNet weights within reach .*timm:test_mambaout\?weights=FILE"),
+        ("timm:test_mambaout", r"ImageNet weights are unavailable .*timm:test_mambaout\?weights=FILE"),
     ],
 )
 def test_wrong_references_are_refused(reference: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_wrong_references_are_refused(reference: str, message: str, monkeypatch:
 def test_weights_of_another_backbone_and_models_of_one_size_are_refused(resnet_file: Path) -> None:
     with pytest.raises(DfmsdError, match=r"timm:test_vit\?weights=\S+ does not fit the backbone: missing"):
         load_detector(f"timm:test_vit?weights={resnet_file}")
-    with pytest.raises(DfmsdError, match=r"timm:gmlp_ti16_224 gives no feature maps of images of any size \(.*256"):
+    with pytest.raises(DfmsdError, match=r"timm:gmlp_ti16_224 has no feature maps of images of any size \(.*256"):
         load_detector("timm:gmlp_ti16_224", trained=False)
 
 
@@ -234,8 +234,8 @@ def test_what_a_backbones_folder_lacks_is_told(classifier: Callable[[str], Path]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DfmsdError, match=r"its weights do not fit its config\.json: \d+ missing .*stages\.2"):
         load_detector(f"hf:{tmp_path}")
-    with pytest.raises(DfmsdError, match="is a convnext: of transformers' detectors those of type rt_detr"):
+    with pytest.raises(DfmsdError, match="is a convnext: expected a detector of type rt_detr"):
         build_detector(DetectorConfig(f"hf:{tmp_path}"), ["a"])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(DfmsdError, match=r"is a bert: .*models that have an AutoBackbone, such as swin or dinov2"):
+    with pytest.raises(DfmsdError, match=r"is a bert: .*a model that has an AutoBackbone, such as swin or dinov2"):
         load_detector(f"hf:{tmp_path}")

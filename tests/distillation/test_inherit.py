@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector, wrap_torchvision
-from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.registry import build_model
 from dfmsd.distillation.inherit import inherit
 from dfmsd.errors import DfmsdError
 

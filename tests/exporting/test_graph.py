@@ -11,7 +11,7 @@ from tests.helpers.tiny_transformers import needs_transformers, save_model, stud
 from torch import nn
 
 from dfmsd.detectors import Detector, DetectorConfig, build_detector, load_detector
-from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.graph import DetectionGraph, trace

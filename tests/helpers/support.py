@@ -144,7 +144,7 @@ STUDENTS: dict[str, Student] = {
             lambda folder, kind=kind: build_detector(DetectorConfig(hugging_face(kind, folder)), CLASSES)
         )
         for kind, family in FAMILIES.items()
-        if family.learns
+        if family.trainable
     },
     "nn.Module": Student(module, load_module),
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfmsd.detectors import Detector, DetectorConfig
-from dfmsd.detectors.config import HUGGING_FACE, MMDET, OWN_ARCHS, torchvision_archs
+from dfmsd.detectors.config import OWN_ARCHS, torchvision_archs
+from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.distillation.stages import StageConfig, taught_by
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.configfile import read_config
@@ -63,7 +64,7 @@ def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
 
 
 def _named_student(name: str) -> Detector | DetectorConfig:
-    if name.startswith((HUGGING_FACE, MMDET)):
+    if name.startswith(tuple(FRAMEWORKS)):
         return DetectorConfig(arch=name, pretrained=True)
     if name.endswith((".yaml", ".yml")):
         return read_config(TrainConfig, Path(name)).model

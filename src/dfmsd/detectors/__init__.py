@@ -1,4 +1,4 @@
-"""Detectors: the contract, the adapters, the builders, and the files that hold them."""
+"""Detectors: the contract, adapters of libraries, builders and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd.detectors.base import Detector
     from dfmsd.detectors.build.backbones import build_backbone, list_backbones
-    from dfmsd.detectors.build.builders import DETECTORS, build_detector, check_frozen
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
     from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 else:  # torch, torchvision and timm take seconds to import
     __getattr__, __dir__ = lazy_imports(__name__)

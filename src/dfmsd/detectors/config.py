@@ -1,27 +1,27 @@
-"""What a user may say about a detector that dfmsd builds."""
+"""Configuration of a detector that dfmsd builds."""
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, fields
 from functools import cache
 
+from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.errors import DfmsdError
 
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
-"""What dfmsd builds on any backbone."""
+"""Architectures that dfmsd builds on any backbone."""
 KEYPOINTS = "keypointrcnn"
-HUGGING_FACE = "hf:"
-"""What the name of a model of transformers begins with."""
-MMDET = "mmdet:"
-"""What the paths of a config and a checkpoint of MMDetection begin with."""
 PYTHON = "python:"
-"""What stands before the class of a module that only its own program can build."""
-PREFIXES = (HUGGING_FACE, MMDET, PYTHON)
+"""Prefix of the class of a module that only its own program can build."""
+SSDLITE_SCALE_LIMIT = 19.0
+"""Upper bound of SSDLite's `anchor_scale`: its smallest boxes would be as large as its largest ones."""
 
 
 @cache
 def torchvision_archs() -> tuple[str, ...]:
-    """Give torchvision's own detectors, by the names of their builders."""
+    """Return torchvision's own detectors, by the names of their builders."""
     from torchvision import models  # here, since it takes as long to import as torch
 
     names = models.list_models(module=models.detection)
@@ -30,22 +30,22 @@ def torchvision_archs() -> tuple[str, ...]:
 
 @dataclass
 class DetectorConfig:
-    """What a detector is made of.
+    """Architecture and initial weights of a detector.
 
     Attributes:
-        arch: the family of heads: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
+        arch: the architecture: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
             torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
             RT-DETRv2 or D-FINE of Hugging Face transformers, or ``mmdet:`` and the config of a detector of MMDetection,
             after a comma its checkpoint; for these three no other key but ``pretrained`` applies.
         backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
-        fpn_channels: width of the feature pyramid and of the heads; of SSDLite, which has no pyramid, width of the
-            coarsest of its four further levels, the others having twice and four times as many channels.
+        fpn_channels: width of the feature pyramid and of the heads. SSDLite has no pyramid: there it is the width of
+            the coarsest of its four extra levels, of which the others have twice and four times as many channels.
         head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
-        pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:`` true
-            stands for the weights beside the model's config, with ``mmdet:`` for the checkpoint, those of its head
-            included where the classes are equal.
-        frozen_stride: layers of the backbone that work at this stride or a finer one keep their pretrained weights and
-            statistics, which spares the most expensive part of the backward pass; 0 trains them all, 4 is usual.
+        pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:``, true
+            loads the weights next to the model's config, with ``mmdet:`` the checkpoint, including those of the head
+            where the classes are the same.
+        frozen_stride: layers of the backbone at this stride or a finer one keep their pretrained weights and
+            statistics, which saves the most expensive part of the backward pass; 0 trains all layers, 4 is common.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With
             4, RetinaNet's and GFL's anchors start at 32 pixels (torchvision's default for RetinaNet; GFL's official 8
             is meant for images of 800 pixels) and Faster R-CNN's at 16 (torchvision's 32 is meant for such images
@@ -62,28 +62,58 @@ class DetectorConfig:
     anchor_scale: float = 4.0
 
     def __post_init__(self) -> None:
-        """Refuse a detector that there is not.
+        """Check the values.
 
         Raises:
-            DfmsdError: an unknown `arch`.
+            DfmsdError: a value is impossible, or has no meaning for this architecture.
         """
-        if self.arch in OWN_ARCHS or self.arch.startswith(PREFIXES):
+        if isinstance(self.pretrained, os.PathLike):
+            self.pretrained = os.fspath(self.pretrained)
+        self._check_arch()
+        ssdlite = self.arch == "ssdlite"
+        narrowest, largest = (2, SSDLITE_SCALE_LIMIT) if ssdlite else (1, math.inf)
+        requirements = {
+            "backbone": (_is_name(self.backbone), "the name of a model"),
+            "fpn_channels": (_is_integer(self.fpn_channels, narrowest), f"an integer of at least {narrowest}"),
+            "head_convs": (_is_integer(self.head_convs, 1), "an integer of at least 1"),
+            "pretrained": (isinstance(self.pretrained, bool) or _is_name(self.pretrained), "true, false or a path"),
+            "frozen_stride": (_is_integer(self.frozen_stride, 0), "0 or a stride such as 4"),
+            "anchor_scale": (
+                _is_number(self.anchor_scale) and 0 < self.anchor_scale < largest,
+                "a number above 0" + f" and below {largest:g}" * ssdlite,
+            ),
+        }
+        for key, (valid, expected) in requirements.items():
+            if not valid:
+                hint = " for ssdlite" if ssdlite and key in ("fpn_channels", "anchor_scale") else ""
+                raise DfmsdError(f"{key} must be {expected}{hint}, got {getattr(self, key)!r}")
+
+    def _check_arch(self) -> None:
+        if not isinstance(self.arch, str):
+            raise DfmsdError(f"arch must be the name of an architecture, got {self.arch!r}")
+        if self.arch in OWN_ARCHS:
             return
-        if self.arch not in torchvision_archs():
+        if not self.arch.startswith((*FRAMEWORKS, PYTHON)) and self.arch not in torchvision_archs():
+            usages = " or ".join(framework.usage for framework in FRAMEWORKS.values())
             raise DfmsdError(
                 f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
-                f" {', '.join(torchvision_archs())}, {MMDET}<config>,<checkpoint> or {HUGGING_FACE}<folder or id>"
+                f" {', '.join(torchvision_archs())}, or {usages}"
+            )
+        others = [field for field in fields(self) if field.name not in ("arch", "pretrained")]
+        changed = [field.name for field in others if getattr(self, field.name) != field.default]
+        if changed:
+            raise DfmsdError(
+                f"{', '.join(changed)}: {self.arch} brings its own backbone and heads; leave out these keys"
             )
 
 
-def check_whole(config: DetectorConfig) -> None:
-    """Refuse keys that say how to make a detector, for a model that is taken as a whole.
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
-    Raises:
-        DfmsdError: another key than ``arch`` and ``pretrained`` differs from its default.
-    """
-    names = [field.name for field in fields(config) if field.name not in ("arch", "pretrained")]
-    default = DetectorConfig()
-    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
-    if changed:
-        raise DfmsdError(f"{', '.join(changed)}: {config.arch} brings its own backbone and heads; leave out these keys")
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest

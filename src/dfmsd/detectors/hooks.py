@@ -1,4 +1,4 @@
-"""What modules give during a forward pass, whoever runs it."""
+"""Forward hooks that record what modules receive and return."""
 
 from __future__ import annotations
 
@@ -14,67 +14,66 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 class Call(NamedTuple):
     """One call of a module."""
 
-    given: Mapping[str, Any]
-    """Arguments that were given by name."""
+    kwargs: Mapping[str, Any]
     output: Any
 
 
-class Enough(Exception):  # noqa: N818  # no error
-    """Ends a forward pass behind the last module that is watched."""
+class StopForward(Exception):  # noqa: N818  # not an error
+    """Ends a forward pass after the last observed module."""
 
 
-class Watch(AbstractContextManager[Mapping[str, list[Call]]]):
-    """Note the calls of modules for as long as the context is open: name -> its last calls, in order, two at most.
+class FeatureHooks(AbstractContextManager[Mapping[str, list[Call]]]):
+    """Record the calls of modules while the context is open: name -> its last calls, in order, at most two.
 
-    Hooks are there no longer than the context, so that nothing is kept of passes that nobody watches.
+    The hooks are removed when the context closes.
 
     Args:
-        modules: by name.
-        stop: end the pass as soon as each has been called, by an exception that leaves the context and no further: what
-            follows in the model is not run. A model that swallows foreign exceptions runs to its end.
+        modules: Modules to observe, by name.
+        stop: End the forward pass once every module has been called, so that the rest of the model is not run. This
+            raises an exception that the context suppresses; a model that swallows unknown exceptions runs to its end.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], *, stop: bool = False) -> None:
         self.modules = modules
         self.stop = stop
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
-        """Start anew, and keep no tensor."""
+    def clear(self) -> None:
+        """Drop the recorded calls and their tensors."""
         self.calls: dict[str, list[Call]] = {name: [] for name in self.modules}
 
     def __enter__(self) -> Mapping[str, list[Call]]:
-        """Start to watch."""
-        self._hooks = [
-            module.register_forward_hook(partial(self._note, name), with_kwargs=True)
+        """Register the hooks."""
+        self._handles = [
+            module.register_forward_hook(partial(self._record, name), with_kwargs=True)
             for name, module in self.modules.items()
         ]
         return self.calls
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        """Leave no hook behind."""
-        for hook in self._hooks:
-            hook.remove()
-        return kind is Enough
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        return kind is StopForward
 
-    def _note(self, name: str, _module: nn.Module, _args: Any, given: Mapping[str, Any], output: Any) -> None:
-        self.calls[name] = [*self.calls[name][-1:], Call(given, output)]
+    def _record(self, name: str, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        self.calls[name] = [*self.calls[name][-1:], Call(kwargs, output)]
         if self.stop and all(self.calls.values()):
-            raise Enough
+            raise StopForward
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Give the module inside of ``torch.compile`` and of data parallelism."""
+    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
     while is_compiled(module) or isinstance(module, DataParallel | DistributedDataParallel):
         module = module._orig_mod if is_compiled(module) else module.module  # type: ignore[assignment]
     return module
 
 
-def on_one_device(module: nn.Module) -> nn.Module:
-    """Give the module inside of data parallelism, compiled if it is: a pass of one process alone waits for no other."""
+def unwrap_parallel(module: nn.Module) -> nn.Module:
+    """Return the module inside a data-parallel wrapper, still compiled if it is, to run it in one process alone."""
     return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module comes from ``torch.compile``, which is slow to import only to ask."""
+    """Return whether ``torch.compile`` made the module, without the slow import of its class."""
     return isinstance(getattr(module, "_orig_mod", None), nn.Module)

@@ -83,7 +83,7 @@ class DetectionGraph(nn.Module):
     def __init__(self, detector: Detector, side: int) -> None:
         super().__init__()
         kind = DECODERS.get(type(detector))
-        if kind is None or (isinstance(detector, TransformersDetector) and not detector.family.learns):
+        if kind is None or (isinstance(detector, TransformersDetector) and not detector.family.trainable):
             raise DfmsdError(
                 f"export: {type(detector).__name__} of this kind cannot be exported; what can are FCOS, RetinaNet, GFL,"
                 " SSD, SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2 and D-FINE"

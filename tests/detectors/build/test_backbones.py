@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from dfmsd.detectors.build.backbones import PyramidBackbone, build_backbone, dry_run, layers_up_to, list_backbones
+from dfmsd.detectors.build.backbones import build_backbone, list_backbones
+from dfmsd.detectors.build.pyramid import PyramidBackbone, layers_up_to
+from dfmsd.detectors.levels import dry_run
 from dfmsd.errors import DfmsdError
 
 TIMM = ["mobilenetv3_small_050", "resnet10t", "convnext_atto"]
@@ -117,7 +119,7 @@ def test_list_holds_both_libraries() -> None:
         ("zzz", r"unknown backbone 'zzz': see `dfmsd list backbones`"),
         ("resnet18.nope", r"resnet18\.nope.*[Ii]nvalid pretrained tag"),
         ("vit_tiny_patch16_224", r"no feature maps at strides 8, 16, 32 \(it has 16\)"),
-        ("swin_tiny_patch4_window7_224", r"channels last"),
+        ("swin_tiny_patch4_window7_224", r"returns channels-last feature maps"),
         ("torchvision/squeezenet1_0", r"no feature maps at strides 8, 16, 32"),
     ],
 )
@@ -141,7 +143,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_hub")
 def test_weights_out_of_reach_say_what_to_fetch() -> None:
-    with pytest.raises(DfmsdError, match=r"fetch model\.safetensors of timm/resnet10t\.c3_in1k .*`pretrained`"):
+    with pytest.raises(DfmsdError, match=r"download model\.safetensors of timm/resnet10t\.c3_in1k .*`pretrained`"):
         build_backbone("resnet10t", (8, 16, 32), pretrained=True)
 
 

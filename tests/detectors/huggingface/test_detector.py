@@ -44,7 +44,7 @@ def uint8_images(height: int = 96, width: int = 64) -> Tensor:
 
 def test_the_table_has_every_tested_family() -> None:
     assert set(FAMILIES) == set(OPTIONS)
-    assert {name for name, family in FAMILIES.items() if family.learns} == set(STUDENTS)
+    assert {name for name, family in FAMILIES.items() if family.trainable} == set(STUDENTS)
 
 
 @pytest.mark.parametrize("model_type", list(FAMILIES))
@@ -204,7 +204,7 @@ def test_half_precision_and_channels_last_are_fine(learning: Built, model_type: 
 
 
 def test_families_that_only_teach_are_refused_as_students(saved: Saved, loaded: Built) -> None:
-    message = "of type detr can only teach; as a student take one of rt_detr, rt_detr_v2, d_fine"
+    message = "of type detr can only teach; as a student, choose one of rt_detr, rt_detr_v2, d_fine"
     with pytest.raises(DfmsdError, match=message):
         student(saved("detr"))
     with pytest.raises(DfmsdError, match=message):

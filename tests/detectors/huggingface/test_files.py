@@ -78,7 +78,7 @@ def test_only_the_class_layers_of_other_classes_are_fresh(saved: Saved, caplog: 
     # biases start with the same value each time
     layers = ("denoising_class_embed", "enc_score_head", "decoder.class_embed.0", "decoder.class_embed.1")
     assert changed == {f"model.{layer}.weight" for layer in layers}
-    assert "fresh layers for 3 classes: model.denoising_class_embed, model.enc_score_head" in caplog.text
+    assert "layers reset for 3 classes: model.denoising_class_embed, model.enc_score_head" in caplog.text
     caplog.clear()
     same = student(saved("rt_detr"), classes=("n/a", "Square", "disc")).model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in same.items())
@@ -144,13 +144,13 @@ def _pickle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), r"the folder has to hold config\.json"),
-        (lambda f: (f / "config.json").write_text("{"), r"the folder has to hold config\.json"),
+        (lambda f: (f / "config.json").unlink(), r"the folder must contain config\.json"),
+        (lambda f: (f / "config.json").write_text("{"), r"the folder must contain config\.json"),
         (lambda f: _edit(f / "config.json", model_type="yolos"), r"is a yolos: .*rt_detr, rt_detr_v2, d_fine, deform"),
         (lambda f: _edit(f / "config.json", model_type="zebra"), r"zebra"),
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors"),
         (_pickle, r"model\.safetensors"),
-        (lambda f: (f / "model.safetensors").write_text("hello"), r"the folder has to hold config\.json, model\.safe"),
+        (lambda f: (f / "model.safetensors").write_text("hello"), r"the folder must contain config\.json, model\.safe"),
         (lambda f: _without(f, "lateral_convs.0"), r"do not fit its config\.json: \d+ missing .*lateral_convs\.0"),
         (lambda f: _edit(f / "config.json", d_model=32), r"do not fit its config\.json"),
         (lambda f: (f / "preprocessor_config.json").unlink(), r"has no preprocessor_config\.json"),
@@ -174,14 +174,16 @@ def test_a_hub_out_of_reach_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DfmsdError) as error:
         load_detector("hf:nobody/nothing")
-    assert "hf:nobody/nothing: there is no folder nobody/nothing, and the Hugging Face hub" in str(error.value)
+    assert str(error.value).startswith(
+        "hf:nobody/nothing: there is no folder nobody/nothing, and it cannot be loaded from the Hugging Face hub"
+    )
     assert "hf download nobody/nothing" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("reference", ["hf:runs/hf/none", "hf:", "hf:./none"])
 def test_what_is_no_hub_id_is_not_looked_up(reference: str) -> None:
-    with pytest.raises(DfmsdError, match=r"there is no folder .*, and an id on the hub looks like owner/model"):
+    with pytest.raises(DfmsdError, match=r"there is no folder .*, and an id on the hub has the form owner/model"):
         load_detector(reference)
 
 
@@ -196,8 +198,6 @@ def test_a_missing_library_names_the_extra(learning: Built, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fpn_channels": 32, "head_convs": 1}, r"fpn_channels, head_convs: hf:\S+ brings its own"),
-        ({"backbone": "resnet18"}, r"backbone: hf:\S+ brings its own"),
         ({"pretrained": "weights.pth"}, r"pretrained: 'weights\.pth' is a file; hf:\S+ takes true"),
     ],
 )
@@ -210,10 +210,13 @@ def test_keys_that_mean_nothing_are_refused(saved: Saved, options: dict[str, Any
     ("changes", "message"),
     [
         ({"transformers": {"config": {}}}, "does not describe a detector"),
-        ({"transformers": {"config": {"model_type": "zebra"}, "pixels": {}}}, "of no use to transformers"),
+        (
+            {"transformers": {"config": {"model_type": "zebra"}, "pixels": {}}},
+            "transformers cannot use the description",
+        ),
         ({"transformers": {"config": {"model_type": "yolos"}, "pixels": {}}}, "is a yolos"),
         ({"class_names": ["only"]}, "does not fit the model: size mismatch"),
-        ({"levels": []}, r"tells of levels \[\]"),
+        ({"levels": []}, r"lists levels \[\]"),
     ],
 )
 def test_damaged_descriptions_are_refused(

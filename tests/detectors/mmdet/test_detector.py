@@ -11,7 +11,7 @@ from tests.helpers.tiny_mmdet import CLASSES, FAMILIES, NEEDED, SIZES, TARGETS, 
 from torch import Tensor
 
 from dfmsd.detectors import load_detector
-from dfmsd.detectors.mmdet.detector import read_pixels, read_strides, scalars
+from dfmsd.detectors.mmdet.detector import read_normalization, read_strides, scalars
 from dfmsd.errors import DfmsdError
 
 pytestmark = NEEDED
@@ -167,7 +167,7 @@ def test_pixels_are_those_of_the_preprocessor(told: dict[str, Any], red: list[fl
     from mmdet.models import DetDataPreprocessor
 
     image = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
-    found = read_pixels({"data_preprocessor": told})(image)
+    found = read_normalization({"data_preprocessor": told})(image)
     assert found.flatten().tolist() == pytest.approx(red, abs=1e-4)
     own = DetDataPreprocessor(**{key: value for key, value in told.items() if key != "type"})
     theirs = own({"inputs": [(255 * image[0]).flip(0)], "data_samples": None})["inputs"]
@@ -175,8 +175,8 @@ def test_pixels_are_those_of_the_preprocessor(told: dict[str, Any], red: list[fl
 
 
 def test_pixels_that_nobody_tells_are_refused() -> None:
-    with pytest.raises(DfmsdError, match=r"no model\.data_preprocessor, which tells mean, std"):
-        read_pixels({"data_preprocessor": {}})
+    with pytest.raises(DfmsdError, match=r"no model\.data_preprocessor, which states mean, std"):
+        read_normalization({"data_preprocessor": {}})
 
 
 def test_losses_are_added_up_over_levels() -> None:

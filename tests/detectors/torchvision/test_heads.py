@@ -18,7 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector, wrap_torchvision
 from dfmsd.detectors.base import Detector
-from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision.heads import anchors_of, total_centerness
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Target

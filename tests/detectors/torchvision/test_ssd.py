@@ -142,8 +142,8 @@ def test_anchor_scale_is_the_smallest_box() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"anchor_scale": 19.0}, r"anchor_scale must be below 19 for ssdlite, got 19\.0"),
-        ({"fpn_channels": 1}, "fpn_channels must be at least 2 for ssdlite, got 1"),
+        ({"anchor_scale": 19.0}, r"anchor_scale must be a number above 0 and below 19 for ssdlite, got 19\.0"),
+        ({"fpn_channels": 1}, "fpn_channels must be an integer of at least 2 for ssdlite, got 1"),
         ({"backbone": "vit_tiny_patch16_224"}, "has no feature maps at strides 16, 32"),
     ],
 )

@@ -21,7 +21,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors import DETECTORS, DetectorConfig, TorchvisionDetector, wrap_torchvision
-from dfmsd.detectors.build.builders import build_model
+from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision.base import Float32Anchors, whole
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Target

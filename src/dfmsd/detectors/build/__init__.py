@@ -1,1 +1,1 @@
-"""Detectors built by dfmsd: a backbone, a neck and a head."""
+"""Architectures that dfmsd builds: a backbone, a neck and a head."""

@@ -1,4 +1,4 @@
-"""Models of Hugging Face transformers: from a folder or the hub, from a configuration, and from a saved student."""
+"""Loading and building models of Hugging Face transformers, and restoring saved students."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from dfmsd.detectors.config import HUGGING_FACE, DetectorConfig, check_whole
-from dfmsd.detectors.huggingface.detector import FAMILIES, TransformersDetector, pixels_of, refuse_student
+from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.frameworks import HUGGING_FACE
+from dfmsd.detectors.huggingface.detector import FAMILIES, TransformersDetector, processor_settings, refuse_student
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.extras import import_extra
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 CLASS_LAYERS = ("class_embed", "enc_score_head")
 """Parts of the names of a student's layers whose width is the number of classes."""
 FIXED_SIZES = ("anchor_image_size", "eval_size")
-"""Keys of a config that tie anchors and positions to one image size; they follow the batch where these are unset."""
+"""Keys of a config that fix anchors and positions to one image size; unset, these follow the batch."""
 HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 SAVED = "config.json, model.safetensors and preprocessor_config.json, as save_pretrained writes them"
 
@@ -33,68 +34,74 @@ def load_transformers(reference: str, config: Any, *, trained: bool = True) -> T
 
     Args:
         reference: ``hf:`` and a folder or the id of a model on the hub.
-        config: that `read_config` found there.
+        config: The config that `read_config` read there.
         trained: False leaves the weights random.
 
     Raises:
-        DfmsdError: one of the model's files is missing, or the family is not supported.
+        DfmsdError: One of the model's files is missing, or the family is not supported.
     """
     _check_family(config, reference)
     model = load_weights(reference, config) if trained else _from_config(config)
-    return TransformersDetector(model, _processor(config, read_pixels(reference, needed=trained))).eval()
+    return TransformersDetector(model, _processor(config, read_processor_settings(reference, required=trained))).eval()
 
 
 def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> TransformersDetector:
     """Build a student for the classes of a data set, in train mode.
 
-    With ``pretrained`` all layers keep their weights but those whose width is the number of classes, and these too if
-    the classes are the same, in the same order. Without, all are random, those of the backbone too, whose batch
-    normalisation then is not frozen: its statistics would be nobody's.
+    With ``pretrained``, all layers keep their weights except those whose width is the number of classes; these keep
+    theirs too if the classes are the same, in the same order. Without it, all layers are random, including the
+    backbone, whose batch normalization is then not frozen, since it has no trained statistics.
 
     Raises:
-        DfmsdError: a key that has no meaning here, or what `load_transformers` refuses.
+        DfmsdError: ``pretrained`` is a path, or what `load_transformers` refuses.
     """
-    _check_keys(config)
+    if not isinstance(config.pretrained, bool):
+        raise DfmsdError(
+            f"pretrained: {config.pretrained!r} is a file; {config.arch} takes true, for the weights next to its "
+            "config.json, or false"
+        )
     reference = config.arch
-    theirs = read_config(reference)
-    _check_family(theirs, reference)
-    if not FAMILIES[theirs.model_type].learns:
-        raise refuse_student(theirs.model_type)
-    own = _with_classes(theirs, class_names)
+    original = read_config(reference)
+    _check_family(original, reference)
+    if not FAMILIES[original.model_type].trainable:
+        raise refuse_student(original.model_type)
+    student = _with_classes(original, class_names)
     if not config.pretrained:
-        own.freeze_backbone_batch_norms = False
-    model = _from_config(own)
+        student.freeze_backbone_batch_norms = False
+    model = _from_config(student)
     if config.pretrained:
-        _copy_weights(load_weights(reference, theirs), model, reference)
-    detector = TransformersDetector(model, _processor(own, read_pixels(reference, needed=bool(config.pretrained))))
+        _copy_weights(load_weights(reference, original), model, reference)
+    settings = read_processor_settings(reference, required=config.pretrained)
+    detector = TransformersDetector(model, _processor(student, settings))
     detector.config = config
     return detector.train()
 
 
 def restore_transformers(config: DetectorConfig, description: dict[str, Any]) -> TransformersDetector:
-    """Build a saved student again, with random weights; nothing but its description is read.
+    """Rebuild a saved student, with random weights, from its description alone.
 
     Raises:
-        DfmsdError: the library is missing, or refuses the description.
+        DfmsdError: The library is missing, or refuses the description.
     """
     settings, pixels = (description["transformers"][key] for key in ("config", "pixels"))
     class_names: list[str] = description["class_names"]
     try:
-        theirs = _library(config.arch).AutoConfig.for_model(**settings)
-        _check_family(theirs, config.arch)
-        detector = TransformersDetector(_from_config(_with_classes(theirs, class_names)), _processor(theirs, pixels))
+        original = _library(config.arch).AutoConfig.for_model(**settings)
+        _check_family(original, config.arch)
+        model = _from_config(_with_classes(original, class_names))
+        detector = TransformersDetector(model, _processor(original, pixels))
     except DfmsdError:
         raise
-    except Exception as error:  # a foreign description breaks the library in any way
+    except Exception as error:  # a damaged description raises any kind of exception in the library
         raise DfmsdError(
-            f"the description of {config.arch} is of no use to transformers ({foreign_message(error)})"
+            f"transformers cannot use the description of {config.arch} ({foreign_message(error)})"
         ) from error
     detector.config = config
     return detector
 
 
 def _library(reference: str) -> Any:
-    """Import the library, which is slow, only where it is needed."""
+    """Import the library, which is slow, only when it is needed."""
     return import_extra(reference, "transformers", "transformers")
 
 
@@ -102,7 +109,7 @@ def read_config(reference: str) -> Any:
     """Read the library's config of a model.
 
     Raises:
-        DfmsdError: the library or the model is missing.
+        DfmsdError: The library or the model is missing.
     """
     config = _fetch(reference, _library(reference).AutoConfig.from_pretrained)
     for key in FIXED_SIZES:
@@ -114,39 +121,39 @@ def read_config(reference: str) -> Any:
 def _check_family(config: Any, reference: str) -> None:
     if config.model_type not in FAMILIES:
         raise DfmsdError(
-            f"{reference} is a {config.model_type}: of transformers' detectors those of type {', '.join(FAMILIES)} are "
-            "supported, and as teachers without a head the models that have an AutoBackbone, such as swin or dinov2"
+            f"{reference} is a {config.model_type}: expected a detector of type {', '.join(FAMILIES)} or, "
+            "as a teacher without a head, a model that has an AutoBackbone, such as swin or dinov2"
         )
 
 
-def load_weights(reference: str, config: Any, kind: Any = None, fresh: tuple[str, ...] = ()) -> Any:
-    """Load a model; weights that are missing would be random ones.
+def load_weights(reference: str, config: Any, kind: Any = None, optional_layers: tuple[str, ...] = ()) -> Any:
+    """Load a model, and refuse files with missing weights, which would stay random.
 
     Args:
-        reference: of the model.
-        config: of the model.
-        kind: class of the model; None takes the detector that fits the config.
-        fresh: how the names of layers begin that a file may lack.
+        reference: Reference of the model.
+        config: Config of the model.
+        kind: Class of the model; None takes the detector that fits the config.
+        optional_layers: Prefixes of the names of layers that a file may lack.
 
     Raises:
-        DfmsdError: the file is missing or does not fit the config.
+        DfmsdError: The file is missing or does not fit the config.
     """
     load = (kind or _library(reference).AutoModelForObjectDetection).from_pretrained
-    model, found = _fetch(
+    model, info = _fetch(
         reference,
         load,
         config=config,
         use_safetensors=True,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are told, with those that are missing
+        ignore_mismatched_sizes=True,  # reported below, with the missing ones
     )
-    missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(fresh)]
-    missing += sorted(key for key, *_ in found["mismatched_keys"])
+    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(optional_layers)]
+    missing += sorted(key for key, *_ in info["mismatched_keys"])
     if missing:
         raise DfmsdError(
             f"{reference}: its weights do not fit its config.json: {len(missing)} missing or of another shape, such as "
-            f"{missing[0]}; give the folder of a whole model"
+            f"{missing[0]}; pass the folder of a complete model"
         )
     return model
 
@@ -158,84 +165,76 @@ def _from_config(config: Any) -> Any:
     return model
 
 
-def read_pixels(reference: str, *, needed: bool) -> dict[str, Any]:
-    """Read what the image processor's file tells of pixels; the rest are the defaults of its class.
+def read_processor_settings(reference: str, *, required: bool) -> dict[str, Any]:
+    """Read the settings in the image processor's file; missing ones are the defaults of its class.
 
     Raises:
-        DfmsdError: there is no such file, and it is needed.
+        DfmsdError: The file is required and missing.
     """
     read = import_module("transformers.models.auto.image_processing_auto").get_image_processor_config
-    pixels: dict[str, Any] = _fetch(reference, read)
-    if needed and not pixels:
+    settings: dict[str, Any] = _fetch(reference, read)
+    if required and not settings:
         raise DfmsdError(
-            f"{reference} has no preprocessor_config.json, which tells the pixels that its weights were trained on; "
-            "put the one of the image processor beside config.json"
+            f"{reference} has no preprocessor_config.json, which states the normalization of its training images; "
+            "put the image processor's file next to config.json"
         )
-    return pixels
+    return settings
 
 
-def _processor(config: Any, pixels: dict[str, Any]) -> Any:
+def _processor(config: Any, settings: dict[str, Any]) -> Any:
     kind = getattr(_library(config.model_type), FAMILIES[config.model_type].processor)
-    known = pixels_of(kind())
-    return kind(**{key: value for key, value in pixels.items() if key in known})
+    known = processor_settings(kind())
+    return kind(**{key: value for key, value in settings.items() if key in known})
 
 
 def _with_classes(config: Any, class_names: Sequence[str]) -> Any:
-    own = copy.deepcopy(config)
-    own.id2label = dict(enumerate(class_names))
-    own.label2id = {name: label for label, name in own.id2label.items()}
-    return own
+    """Copy a config with other classes."""
+    copied = copy.deepcopy(config)
+    copied.id2label = dict(enumerate(class_names))
+    copied.label2id = {name: label for label, name in copied.id2label.items()}
+    return copied
 
 
 def _copy_weights(trained: Any, model: Any, reference: str) -> None:
-    """Give a model of other classes the weights of a trained one, and say which layers stay fresh."""
+    """Copy a trained model's weights to one with other classes, and log which layers are reset."""
     same = [name.casefold() for name in _names(trained)] == [name.casefold() for name in _names(model)]
     state = {
         key: value
         for key, value in trained.state_dict().items()
         if same or not any(layer in key for layer in CLASS_LAYERS)
     }
-    fresh = model.load_state_dict(state, strict=False).missing_keys
-    if fresh:
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in fresh)
-        logger.info("%s: fresh layers for %d classes: %s", reference, len(_names(model)), ", ".join(layers))
+    reset = model.load_state_dict(state, strict=False).missing_keys
+    if reset:
+        layers = dict.fromkeys(key.rpartition(".")[0] for key in reset)
+        logger.info("%s: layers reset for %d classes: %s", reference, len(_names(model)), ", ".join(layers))
 
 
 def _names(model: Any) -> list[str]:
     return [name for _, name in sorted(model.config.id2label.items())]
 
 
-def _check_keys(config: DetectorConfig) -> None:
-    check_whole(config)
-    if not isinstance(config.pretrained, bool):
-        raise DfmsdError(
-            f"pretrained: {config.pretrained!r} is a file; {config.arch} takes true, for the weights beside its "
-            "config.json, or false"
-        )
-
-
 def _fetch(reference: str, get: Callable[..., T], **options: Any) -> T:
-    """Call one of the library's loading functions, quietly, and put its complaints into one line."""
+    """Call one of the library's loading functions quietly, and convert its errors."""
     name = reference.removeprefix(HUGGING_FACE)
     local = name != "" and Path(name).is_dir()
     if not local and not re.fullmatch(HUB_ID, name):
-        raise DfmsdError(f"{reference}: there is no folder {name!r}, and an id on the hub looks like owner/model")
+        raise DfmsdError(f"{reference}: there is no folder {name!r}, and an id on the hub has the form owner/model")
     try:
         with _quiet(_library(reference)):
             return get(name, local_files_only=local, trust_remote_code=False, **options)
-    except Exception as error:  # the library lets through what its many readers raise
+    except Exception as error:  # the library's readers raise any kind of exception
         if local:
-            raise DfmsdError(f"{reference}: {foreign_message(error)}; the folder has to hold {SAVED}") from error
+            raise DfmsdError(f"{reference}: {foreign_message(error)}; the folder must contain {SAVED}") from error
         raise DfmsdError(
-            f"{reference}: there is no folder {name}, and the Hugging Face hub does not give it "
-            f"({foreign_message(error)}); download the model elsewhere (hf download {name}) and give the path of its "
+            f"{reference}: there is no folder {name}, and it cannot be loaded from the Hugging Face hub "
+            f"({foreign_message(error)}); download the model elsewhere (hf download {name}) and pass the path of its "
             f"folder, {HUGGING_FACE}FOLDER"
         ) from error
 
 
 @contextmanager
 def _quiet(library: Any) -> Iterator[None]:
-    """Leave out progress bars, and warnings on what is checked here."""
+    """Suppress progress bars, and warnings about what dfmsd checks itself."""
     settings = library.utils.logging
     bars, verbosity = settings.is_progress_bar_enabled(), settings.get_verbosity()
     settings.disable_progress_bar()

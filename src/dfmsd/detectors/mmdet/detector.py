@@ -1,4 +1,4 @@
-"""The detector contract around the detectors of MMDetection that predict on a grid of priors."""
+"""Adapter of MMDetection's detectors that predict on a grid of priors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.detectors.base import Detector
-from dfmsd.detectors.hooks import Watch
+from dfmsd.detectors.hooks import FeatureHooks
+from dfmsd.detectors.levels import read_levels
 from dfmsd.detectors.mmdet.settings import Settings, write
-from dfmsd.detectors.normalize import Pixels
-from dfmsd.detectors.torchvision.base import Maps, read_levels
+from dfmsd.detectors.normalize import Normalize
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
 
 
 class MMDetector(Detector):
-    """A detector of the library behind the contract; losses keep its names, weights and assignment.
+    """A detector of the library; its losses keep the library's names, weights and assignment.
 
-    Pixels are normalised, and their channels ordered, as the config's ``data_preprocessor`` says; its padding and its
-    augmentation of batches are left out, since batches arrive padded. Thresholds of :meth:`detect` are those of the
-    config's ``test_cfg``. Under autocast heads compute in the half type and everything behind them in float32.
+    Images are normalized, and their channels ordered, as by the config's ``data_preprocessor``, but not padded or
+    augmented, since batches arrive padded. Thresholds of :meth:`detect` are those of the config's ``test_cfg``. Under
+    autocast, heads compute in half precision and everything after them in float32.
 
     Args:
-        model: one- or two-stage, with one prior generator for all levels, kept as ``model``.
-        settings: that built it.
-        class_names: label ``i`` is ``class_names[i]``.
+        model: A one- or two-stage detector with one prior generator for all levels, kept as ``model``.
+        settings: The settings that built it.
+        class_names: Label ``i`` is ``class_names[i]``.
 
     Raises:
-        DfmsdError: the settings do not tell the pixels, or the model not the strides of its levels.
+        DfmsdError: The settings do not state the normalization, or the model does not state the strides of its levels.
     """
 
     def __init__(self, model: Any, settings: Settings, class_names: Sequence[str]) -> None:
@@ -41,8 +41,8 @@ class MMDetector(Detector):
         self.model = model
         self.settings = settings
         self.class_names = tuple(class_names)
-        self.pixels = read_pixels(settings)
-        for module in (self._last, *self._heads):
+        self.normalize = read_normalization(settings)
+        for module in (self._last_layer, *self._heads):
             module.register_forward_hook(_float32_outputs)
         self.levels = self._read_levels()
 
@@ -51,10 +51,10 @@ class MMDetector(Detector):
         return self._pyramid(self._maps(images))
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
-        """Give pyramid and the library's losses of one forward pass, in train and in eval mode."""
+        """Return the pyramid and the library's losses of one forward pass, in train and in eval mode."""
         samples = [_sample(images, (images.shape[-2], images.shape[-1]), target) for target in targets]
-        with self._branch(training=True), Watch({"maps": self._last}) as calls:
-            losses = self.model.loss(self.pixels(images), samples)
+        with self._head_mode(training=True), FeatureHooks({"maps": self._last_layer}) as calls:
+            losses = self.model.loss(self.normalize(images), samples)
         (call,) = calls["maps"]
         return self._pyramid(call.output), scalars(losses)
 
@@ -62,29 +62,29 @@ class MMDetector(Detector):
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects, best first; boxes are clipped to each image's unpadded ``(height, width)``."""
         samples = [_sample(images, (int(height), int(width))) for height, width in sizes]
-        with self._branch(training=False):
-            found = self.model.predict(self.pixels(images), samples, rescale=False)
-        return [_own_detections(one.pred_instances, one.img_shape) for one in found]
+        with self._head_mode(training=False):
+            results = self.model.predict(self.normalize(images), samples, rescale=False)
+        return [_to_detections(result.pred_instances, result.img_shape) for result in results]
 
     def description(self) -> dict[str, Any]:
-        """Give the library's settings, from which the model is built again, as a Python literal."""
+        """Return the library's settings, to rebuild the model from, as a Python literal."""
         return {"mmdet": write(self.settings)}
 
     @property
-    def _last(self) -> nn.Module:
-        """What gives the pyramid."""
-        last: nn.Module = self.model.neck if self.model.with_neck else self.model.backbone
-        return last
+    def _last_layer(self) -> nn.Module:
+        """The module that outputs the pyramid."""
+        layer: nn.Module = self.model.neck if self.model.with_neck else self.model.backbone
+        return layer
 
     @property
     def _heads(self) -> list[nn.Module]:
-        """What predicts boxes, densely or of regions."""
-        made = ("loss_by_feat", "loss_and_target")
-        return [module for module in self.model.modules() if any(hasattr(module, name) for name in made)]
+        """The modules that predict boxes, densely or for regions."""
+        methods = ("loss_by_feat", "loss_and_target")
+        return [module for module in self.model.modules() if any(hasattr(module, name) for name in methods)]
 
     @contextmanager
-    def _branch(self, training: bool) -> Iterator[None]:
-        """Choose between losses and detections, which some heads read off this flag too; layers keep theirs."""
+    def _head_mode(self, training: bool) -> Iterator[None]:
+        """Set the flag by which some heads choose between losses and detections; their layers keep theirs."""
         before = [(head, head.training) for head in self._heads]
         for head, _ in before:
             head.training = training
@@ -95,7 +95,7 @@ class MMDetector(Detector):
                 head.training = flag
 
     def _maps(self, images: Tensor) -> Sequence[Tensor]:
-        maps: Sequence[Tensor] = self.model.extract_feat(self.pixels(images))
+        maps: Sequence[Tensor] = self.model.extract_feat(self.normalize(images))
         return maps
 
     def _pyramid(self, maps: Sequence[Tensor]) -> FeaturePyramid:
@@ -105,64 +105,66 @@ class MMDetector(Detector):
         strides = read_strides(self.model)
 
         def maps(images: Tensor) -> Sequence[Tensor]:
-            found = self._maps(images)
-            if len(found) != len(strides):
+            values = self._maps(images)
+            if len(values) != len(strides):
                 raise DfmsdError(
-                    f"{type(self.model).__name__}: its prior generator has strides {strides}, but its neck gives "
-                    f"{len(found)} maps; a detector whose head reads every map is needed"
+                    f"{type(self.model).__name__}: its prior generator has strides {strides}, but its neck returns "
+                    f"{len(values)} maps; choose a detector whose head reads every map"
                 )
-            return found
+            return values
 
-        return read_levels(Maps(self, maps), strides=strides)
+        return read_levels(self, maps, strides=strides)
 
 
 def read_strides(model: Any) -> list[int]:
-    """Read the strides of the levels off the priors, of a two-stage detector those of its proposals.
+    """Return the strides of the priors, in a two-stage detector those of its proposals.
 
-    Shapes do not tell them: a level of 3 cells in an image of 320 pixels has stride 128.
+    They do not follow from shapes: a level of 3 cells in an image of 320 pixels has stride 128.
 
     Raises:
-        DfmsdError: the model has no such priors.
+        DfmsdError: The model has no prior generator.
     """
     head = model.rpn_head if hasattr(model, "rpn_head") else getattr(model, "bbox_head", None)
     priors = getattr(head, "prior_generator", None)
     if priors is None:
         raise DfmsdError(
-            f"{type(model).__name__} of mmdet has no prior_generator, which tells the strides of its levels: take a "
+            f"{type(model).__name__} of mmdet has no prior_generator, which states the strides of its levels: choose a "
             "detector with a dense head or region proposals, such as RetinaNet, FCOS, GFL, RepPoints, ATSS, Faster "
-            "R-CNN or Cascade R-CNN; of transformers' detectors those of hf:"
+            "R-CNN or Cascade R-CNN; transformer detectors are available with hf:"
         )
     return [int(stride) for stride, _ in priors.strides]
 
 
-def read_pixels(settings: Settings) -> Pixels:
-    """Read what a config does to pixels of 0..255 whose channels, as the library loads images, are blue, green, red.
+def read_normalization(settings: Settings) -> Normalize:
+    """Read a config's normalization, of pixels in 0..255 and BGR channels, as the library loads images.
 
     Raises:
-        DfmsdError: it does not tell.
+        DfmsdError: It does not state one.
     """
-    told = settings.get("data_preprocessor")
-    if not told:
+    preprocessor = settings.get("data_preprocessor")
+    if not preprocessor:
         raise DfmsdError(
-            "the config has no model.data_preprocessor, which tells mean, std and order of the channels: give a config "
-            "of mmdet 3, whose base files have one"
+            "the config has no model.data_preprocessor, which states mean, std and order of the channels: pass a "
+            "config of mmdet 3, whose base files have one"
         )
-    mean, std = (list(told.get(key) or [default]) for key, default in (("mean", 0.0), ("std", 1.0)))
+    mean, std = (list(preprocessor.get(key) or [default]) for key, default in (("mean", 0.0), ("std", 1.0)))
     mean, std = ([value / 255 for value in (values * 3 if len(values) == 1 else values)] for values in (mean, std))
-    return Pixels(mean, std, bgr=not told.get("bgr_to_rgb", False))
+    return Normalize(mean, std, bgr=not preprocessor.get("bgr_to_rgb", False))
 
 
 def scalars(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take each loss as the library adds them up: mean of a tensor, sum over the levels of a list.
+    """Reduce each loss as the library does: the mean of a tensor, the sum over the levels of a list.
 
-    What else is among them, accuracies, is no loss; the library tells both by their names.
+    Other entries, such as accuracies, are not losses; as in the library, their names distinguish them.
     """
-    parts = {name: value if isinstance(value, list | tuple) else [value] for name, value in losses.items()}
-    return {name: torch.stack([one.mean() for one in part]).sum() for name, part in parts.items() if "loss" in name}
+    levels = {name: value if isinstance(value, list | tuple) else [value] for name, value in losses.items()}
+    return {
+        name: torch.stack([value.mean() for value in values]).sum() for name, values in levels.items() if "loss" in name
+    }
 
 
 def _sample(images: Tensor, size: tuple[int, int], target: Target | None = None) -> Any:
-    """Describe one image as the library does; its shape has no padding, its scale is that of the input."""
+    """Describe one image for the library, with its unpadded shape and without rescaling."""
     sample = import_module("mmdet.structures").DetDataSample()
     padded = (images.shape[-2], images.shape[-1])
     sample.set_metainfo(
@@ -180,16 +182,16 @@ def _sample(images: Tensor, size: tuple[int, int], target: Target | None = None)
     return sample
 
 
-def _own_detections(found: Any, size: tuple[int, int]) -> Detections:
-    order = found.scores.argsort(descending=True, stable=True)
-    boxes = clip_boxes_to_image(found.bboxes[order], size)
-    return {"boxes": boxes, "scores": found.scores[order], "labels": found.labels[order]}
+def _to_detections(instances: Any, size: tuple[int, int]) -> Detections:
+    order = instances.scores.argsort(descending=True, stable=True)
+    boxes = clip_boxes_to_image(instances.bboxes[order], size)
+    return {"boxes": boxes, "scores": instances.scores[order], "labels": instances.labels[order]}
 
 
 def _float32_outputs(_module: nn.Module, _args: Any, output: Any) -> Any:
-    """Widen half types: under autocast the library would pool and decode pixel coordinates in bfloat16."""
+    """Convert half precision to float32: under autocast the library would pool and decode coordinates in bfloat16."""
     if isinstance(output, Tensor):
         return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
     if isinstance(output, list | tuple):
-        return type(output)(_float32_outputs(_module, _args, part) for part in output)
+        return type(output)(_float32_outputs(_module, _args, value) for value in output)
     return output

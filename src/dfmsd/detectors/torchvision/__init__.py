@@ -1,1 +1,1 @@
-"""torchvision's detectors, and those made of their parts, behind the contract."""
+"""Adapter of torchvision's detectors, and of GFL, which is built from their parts."""

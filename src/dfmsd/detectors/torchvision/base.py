@@ -6,19 +6,17 @@ torchvision's: the parts of a model are called one by one, so that one forward g
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.detectors.base import Detector
-from dfmsd.detectors.build.backbones import DRY_RUN_SIZE, dry_run
+from dfmsd.detectors.levels import read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
 
@@ -111,48 +109,6 @@ class TorchvisionDetector(Detector):
         labels = self.class_of[found["labels"]]
         keep = labels >= 0
         return {"boxes": found["boxes"][keep], "scores": found["scores"][keep], "labels": labels[keep]}
-
-
-def read_levels(
-    backbone: nn.Module, side: int = DRY_RUN_SIZE, strides: Sequence[int] | None = None
-) -> tuple[LevelSpec, ...]:
-    """Read a pyramid's levels off a dry run.
-
-    Levels are named by stride: ``p3`` has stride ``2 ** 3``, to the nearest; a second level of the same name is
-    ``p5_2``.
-
-    Args:
-        backbone: images -> maps by name, finest first.
-        side: of the dry run's input, in pixels.
-        strides: of the levels, where the model tells them; read off the sizes of the maps otherwise.
-    """
-    levels: list[LevelSpec] = []
-    seen: Counter[int] = Counter()
-    maps = list(dry_run(backbone, side).values())
-    for value, stride in zip(maps, strides or [side // value.shape[-1] for value in maps], strict=True):
-        power = round(math.log2(stride))
-        seen[power] += 1
-        suffix = f"_{seen[power]}" if seen[power] > 1 else ""
-        levels.append(LevelSpec(f"p{power}{suffix}", value.shape[1], stride))
-    return tuple(levels)
-
-
-class Maps(nn.Module):
-    """A detector's path to its maps as a module of its own, for a dry run.
-
-    Args:
-        detector: owns the weights.
-        maps: images -> maps, finest first.
-    """
-
-    def __init__(self, detector: nn.Module, maps: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        super().__init__()
-        self.detector = detector
-        self.maps = maps
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Give the maps by their number."""
-        return {str(index): value for index, value in enumerate(self.maps(images))}
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped

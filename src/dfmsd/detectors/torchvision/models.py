@@ -11,7 +11,7 @@ from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights, VGG
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from dfmsd.detectors.config import DetectorConfig, check_whole
+from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError
 
@@ -37,7 +37,6 @@ def build_torchvision(config: DetectorConfig, num_classes: int) -> TorchvisionMo
     Raises:
         DfmsdError: a key that such a model has no use for, or ImageNet weights that there are not.
     """
-    check_whole(config)
     outputs = num_classes + (not config.arch.startswith(WITHOUT_BACKGROUND))
     model: TorchvisionModel = torchvision.models.get_model(
         config.arch, weights=None, weights_backbone=None, num_classes=outputs

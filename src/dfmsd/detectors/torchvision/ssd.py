@@ -11,7 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from dfmsd.detectors.torchvision.base import TorchvisionDetector, TorchvisionTarget, in_float32, read_levels
+from dfmsd.detectors.levels import read_levels
+from dfmsd.detectors.torchvision.base import TorchvisionDetector, TorchvisionTarget, in_float32
 from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
@@ -45,7 +46,8 @@ class SSDDetector(TorchvisionDetector):
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         steps = self.model.anchor_generator.steps
-        return read_levels(self.model.backbone, max(self._own_size) if steps else DRY_RUN_SIDE, steps)
+        side = max(self._own_size) if steps else DRY_RUN_SIDE
+        return read_levels(self.model.backbone, side=side, strides=steps)
 
     @property
     def _own_size(self) -> tuple[int, int]:

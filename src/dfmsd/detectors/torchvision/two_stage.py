@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from dfmsd.detectors.build.backbones import DRY_RUN_SIZE, dry_run
+from dfmsd.detectors.levels import DRY_RUN_SIZE, dry_run
 from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget
 
 

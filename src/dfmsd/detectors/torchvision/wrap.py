@@ -8,14 +8,14 @@ from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from dfmsd.detectors.torchvision.base import TorchvisionDetector, read_levels
+from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.one_stage import OneStageDetector
 from dfmsd.detectors.torchvision.ssd import SSDDetector
 from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
 from dfmsd.errors import DfmsdError
 
-__all__ = ["TorchvisionDetector", "keypoints_refused", "read_levels", "wrap_torchvision"]
+__all__ = ["TorchvisionDetector", "keypoints_refused", "wrap_torchvision"]
 
 WITH_BACKGROUND = {
     FasterRCNN: TwoStageDetector,

@@ -1,0 +1,53 @@
+"""torchvision's trained detectors, by the names of their weights."""
+
+from __future__ import annotations
+
+import re
+
+import torchvision
+from torchvision.models.detection import KeypointRCNN
+
+from dfmsd.detectors.base import UNUSED_CLASSES
+from dfmsd.detectors.config import torchvision_archs
+from dfmsd.detectors.torchvision.base import TorchvisionDetector
+from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_torchvision
+from dfmsd.detectors.weights import download_weights
+from dfmsd.errors import DfmsdError
+
+
+def is_weights_name(reference: str) -> bool:
+    """Return whether a reference has the form of a weight name, such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``."""
+    return re.fullmatch(r"\w+_Weights\.\w+", reference) is not None
+
+
+def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
+    """Load a detector with its own classes, in eval mode.
+
+    Args:
+        name: Name of torchvision weights.
+        trained: False leaves the weights random, so that none are downloaded.
+
+    Raises:
+        DfmsdError: The name is unknown, or its weights are unavailable.
+    """
+    known = {
+        f"{enum.__name__}.{member}": (builder, weights)
+        for builder in torchvision_archs()
+        for enum in [torchvision.models.get_model_weights(builder)]
+        for member, weights in enum.__members__.items()
+    }
+    if name.startswith(KeypointRCNN.__name__):
+        raise keypoints_refused(name)
+    if name not in known:
+        raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(known)}")
+    builder, weights = known[name]
+    categories = weights.meta["categories"]
+    label_ids = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
+    if trained:
+        # torchvision's builder unpickles the cached file without restrictions, so it is read safely first. The builder
+        # is needed: it freezes the batch normalization and sets the epsilon that the weights were trained with.
+        download_weights(weights)
+        model = torchvision.models.get_model(builder, weights=weights)
+    else:
+        model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=len(categories))
+    return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids).eval()
