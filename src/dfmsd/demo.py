@@ -1,8 +1,7 @@
-"""The whole job on the embedded data set: two teachers, baseline, distilled student, report."""
+"""``dfmsd demo``: two teachers, a baseline and a distilled student on the built-in digits, with a report."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,9 +20,10 @@ from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import distill, train
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
+from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
 
-DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is another sign
+DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is not a digit
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050", fpn_channels=64, head_convs=2)
 TEACHER_A = DetectorConfig(
     arch="fcos", backbone="tf_efficientnet_lite0", fpn_channels=64, head_convs=2, pretrained=True
@@ -36,7 +36,7 @@ LOSS = {"name": "dfmsd", "weight": 2.0, "alpha": 1.0}
 
 
 def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
-    """Describe the four runs of the demo, in the order in which they can be made."""
+    """Return the configs of the four runs, teachers first."""
     folder = {name: str(out / name) for name in ("teacher_a", "teacher_b", "baseline", "distilled")}
     optim = OptimConfig(lr=2e-3)
     stages = [
@@ -61,20 +61,20 @@ def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
 
 
 def demo(out: Path) -> Path:
-    """Make the four runs, print their table and write the report; what an earlier demo left in ``out`` is replaced.
+    """Train the four models, print a table and write the report; an earlier demo in ``out`` is replaced.
 
     Args:
-        out: folder of the runs ``teacher_a``, ``teacher_b``, ``baseline``, ``distilled`` and of ``report.html``.
+        out: folder of the runs ``teacher_a``, ``teacher_b``, ``baseline`` and ``distilled``, and of ``report.html``.
 
     Returns:
-        The report.
+        Path of the report.
     """
     start, console = time.perf_counter(), Console(markup=False)
     configs = demo_configs(out)
-    CocoDataModule(DATA)  # makes the data set once, before two processes ask for it
-    console.print("1/2 training the teachers, side by side")
+    CocoDataModule(DATA)  # create the data set before two processes need it
+    console.print("1/2 training both teachers at once")
     _side_by_side(configs["teacher_a"], configs["teacher_b"])
-    console.print("2/2 the student: baseline and distilled, side by side, same epochs, seed and data order")
+    console.print("2/2 training the student with and without distillation: same epochs, seed and data order")
     _side_by_side(configs["baseline"], configs["distilled"])
     console.print(_table({name: out / name for name in configs}))
     report = comparison_report(out / "report.html", {name: out / name for name in configs})
@@ -83,7 +83,7 @@ def demo(out: Path) -> Path:
 
 
 def _side_by_side(*configs: TrainConfig | DistillConfig) -> None:
-    """Run in processes that share the cores: on a CPU two with half the threads beat one after the other."""
+    """Train in processes that share the cores: on a CPU, two at half the threads are faster than one by one."""
     workers = min(len(configs), available_cores())
     threads = available_cores() // workers
     context = multiprocessing.get_context("spawn")
@@ -92,7 +92,7 @@ def _side_by_side(*configs: TrainConfig | DistillConfig) -> None:
 
 
 def _run(config: TrainConfig | DistillConfig) -> None:
-    keep_freed_memory()  # a process of its own
+    keep_freed_memory()  # once per process
     if isinstance(config, TrainConfig):
         train(config, overwrite=True)
     else:
@@ -101,11 +101,13 @@ def _run(config: TrainConfig | DistillConfig) -> None:
 
 def _table(runs: dict[str, Path]) -> Table:
     table = Table("run", "detector", "parameters", "epochs", "AP", "AP50", title="dfmsd demo")
-    for name, run in runs.items():
-        metrics = json.loads((run / "metrics.json").read_text())
-        model = json.loads((run / "student.json").read_text())["detector"]
-        count = json.loads((run / "environment.json").read_text())["parameters"]["student"]
-        epochs = len((run / "epochs.csv").read_text().splitlines()) - 1
-        detector = f"{model['arch']} {model['backbone']}"
-        table.add_row(name, detector, f"{count:,}", str(epochs), percent(metrics["AP"]), percent(metrics["AP50"]))
+    for name, path in runs.items():
+        run = RunFolder(path)
+        metrics, description, environment = (
+            content or {} for content in (run.read_metrics(), run.read_description(), run.read_environment())
+        )
+        detector = "{arch} {backbone}".format(**description["detector"])
+        parameters = f"{environment['parameters']['student']:,}"
+        epochs = str(len(run.epochs_file.read_text(encoding="utf-8").splitlines()) - 1)
+        table.add_row(name, detector, parameters, epochs, percent(metrics["AP"]), percent(metrics["AP50"]))
     return table

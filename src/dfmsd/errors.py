@@ -1,11 +1,11 @@
-"""The one error type that a user is meant to read, and how a process ends without one."""
+"""DfmsdError, the one error type meant for users, and exit statuses of interrupted runs."""
 
 from __future__ import annotations
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 PREEMPTED = 75
-"""Exit status of a run that SIGTERM or SIGUSR1 stopped: it is saved and can go on (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status after SIGTERM or SIGUSR1: the run is saved and can be resumed (EX_TEMPFAIL in sysexits.h)."""
 
 
 def one_line(error: object) -> str:
@@ -14,17 +14,22 @@ def one_line(error: object) -> str:
 
 
 def foreign_message(error: Exception, limit: int = 300) -> str:
-    """Give another library's message as a part of one of ours: a line without full stop, of ``limit`` characters."""
+    """Shorten another library's message for use inside ours: one line without a final full stop.
+
+    Args:
+        error: the other library's error.
+        limit: maximum length in characters.
+    """
     line = one_line(error).rstrip(".") or type(error).__name__
     return line if len(line) <= limit else f"{line[:limit]} ..."
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended a training that others wait for, such as a teacher's; it is saved, and a new start goes on.
+    """A signal ended a training after it was saved; ``resume`` continues it.
 
     Args:
-        status: exit status that says which signal it was; 0 in all processes of a run but the first, which is still
-            writing and would be ended by another one's.
+        status: exit status for the signal. It is 0 in every process of a run but the first: a launcher that sees
+            another process fail would kill the first one while it is still writing.
     """
 
     def __init__(self, status: int = INTERRUPTED) -> None:
@@ -33,11 +38,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class DfmsdError(ValueError):
-    """Something the user can mend: says what is wrong, where, and what to do, in one line.
+    """An error that the user can fix. The message is one line: what is wrong, where, and what to do.
 
     The command line prints it as ``dfmsd: error: <message>`` and exits with status 2.
     """
 
     def __init__(self, message: str) -> None:
-        # a process that loads images hands its errors over as the text of a traceback, which ends with the message
+        # a loader process passes its errors on as the text of a traceback, which ends with the message
         super().__init__(message.rpartition(f"{__name__}.DfmsdError: ")[2])

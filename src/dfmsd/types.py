@@ -1,4 +1,4 @@
-"""The few objects that every part of dfmsd exchanges."""
+"""Types shared by all of dfmsd: batches, targets, detections and feature pyramids."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 FeaturePyramid = dict[str, Tensor]
-"""Level name -> feature map ``N x C x H x W``, finest level first."""
+"""Level name -> feature map of shape ``N x C x H x W``, finest level first."""
 
 
 class LevelSpec(NamedTuple):
-    """What one pyramid level looks like: enough to pair and align it, without the tensor."""
+    """Shape of one pyramid level: enough to pair and align it without the tensor."""
 
     name: str
     channels: int
@@ -22,11 +22,11 @@ class LevelSpec(NamedTuple):
 
 
 class Target(TypedDict):
-    """Ground truth of one image, in pixels of the padded network input.
+    """Ground truth of one image.
 
     Keys:
-        boxes: float32, ``M x 4``, xyxy, ``M`` may be 0.
-        labels: int64, ``M``, indices into the data set's class names, from 0.
+        boxes: float32, ``M x 4``, xyxy in pixels of the padded network input; ``M`` may be 0.
+        labels: int64, ``M``, 0-based indices into the data set's class names.
     """
 
     boxes: Tensor
@@ -34,12 +34,12 @@ class Target(TypedDict):
 
 
 class Detections(TypedDict):
-    """Detections in one image, best first.
+    """Detections in one image, highest score first.
 
     Keys:
         boxes: float32, ``K x 4``, xyxy in pixels of the padded network input.
         scores: float32, ``K``, in 0..1.
-        labels: int64, ``K``, indices into the detector's class names, from 0.
+        labels: int64, ``K``, 0-based indices into the detector's class names.
     """
 
     boxes: Tensor
@@ -50,14 +50,13 @@ class Detections(TypedDict):
 class Batch(NamedTuple):
     """One collated batch.
 
-    The image content sits in the top left corner of the padded input, so that
-    ``original pixels = input pixels / scale``.
+    The content of an image is in the top left corner of the input, so ``original pixels = input pixels / scale``.
     """
 
     images: Tensor
-    """float32, ``N x 3 x H x W``, RGB in [0, 1], padded at the right and the bottom."""
+    """float32, ``N x 3 x H x W``, RGB in [0, 1], padded on the right and at the bottom."""
     targets: list[Target]
-    """Of the first images; those behind have no annotations."""
+    """Of the first images; the remaining images have no annotations."""
     sizes: list[tuple[int, int]]
     """Height and width of the content, without the padding, in input pixels."""
     scales: list[tuple[float, float]]
@@ -65,10 +64,10 @@ class Batch(NamedTuple):
     image_ids: list[int]
     """``images[].id`` of the annotation file."""
     keys: Sequence[str | None] = ()
-    """What each image shows, as a key of caches; None where nobody asked, or where the geometry never comes again."""
+    """Cache key of each image as augmented; None without a cache, or if the same augmentation cannot recur."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move images and targets; the rest of a batch stays on the host."""
+        """Move images and targets to a device; the other fields are not tensors."""
         targets: list[Target] = [
             {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in self.targets
         ]
