@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
-from tests.exporting.test_graph import lively
+from tests.exporting.test_graph import randomize
 from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 from torch.distributed.tensor import DTensor
 
@@ -116,7 +116,7 @@ def stock(
         data = DataConfig("DATA", image_size=64, batch_size=4)
         for name in ("student", "baseline"):
             run = finished_run(name, no_distill=name == "baseline", stages=stages, data=data)
-            save_detector(lively(load_detector(str(run))), run)
+            save_detector(randomize(load_detector(str(run))), run)
             shutil.copytree(run, folder / "runs" / name)
     return folder
 

@@ -213,7 +213,7 @@ def test_ctrl_c_outside_of_the_loop_ends_quietly(dfmsd: Command, monkeypatch: py
         (["--methods", "pkd,dfmsd[ratoi=0]"], "no option of dfmsd; did you mean 'ratio'"),
         (["--seeds", "0,x"], "seeds"),
         (["--method", "pkd"], "method"),
-        (["--jobs", "0"], "jobs: 0 is below 1"),
+        (["--jobs", "0"], "jobs must be at least 1, got 0"),
         (["--pairs", '{"strong": ["nowhere"]}'], "no detector at 'nowhere'"),
         (["--student.backbon", "x"], r"unrecognized arguments: --student\.backbon"),
     ],

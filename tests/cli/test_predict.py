@@ -86,9 +86,9 @@ def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, mo
     ("arguments", "message"),
     [
         (["--format", "coreml"], "--format"),
-        (["--format", "torch", "--out", "x.onnx"], "--out: expected a file that ends in .pt2, got x.onnx"),
-        (["--format", "torch", "--int8"], "--int8 quantises ONNX files"),
-        (["--format", "torch"], "is no run folder, which would tell its data"),
+        (["--format", "torch", "--out", "x.onnx"], "--out: expected a file ending in .pt2, got x.onnx"),
+        (["--format", "torch", "--int8"], "--int8 requires --format onnx"),
+        (["--format", "torch"], "is not a run folder; pass a folder of images"),
         (["--format", "torch", "--images", "nowhere"], "nowhere: no such file or folder"),
         (
             ["--format", "torch", "--out", "x.pt2", "--image-size", "50", "--images", "IMAGES"],

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.exporting.test_graph import OWN, lively, tiny
+from tests.exporting.test_graph import OWN, randomize, tiny
 from tests.helpers.tiny_transformers import NEEDED, save_model, student
 from torch import nn
 
@@ -23,7 +22,7 @@ from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import exporter
 from dfmsd.exporting.decoders import RawDetections
-from dfmsd.exporting.exporter import FORMATS, ExportOptions, export
+from dfmsd.exporting.exporter import FORMATS, export
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.utils.extras import check_extra
@@ -35,7 +34,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def eagerly(shift: float) -> Format:
-    """A format that takes no time: its files are run by the graph itself, with scores shifted."""
+    """Return a fast format whose files are run by the graph itself, with shifted scores."""
 
     def read(file: Path, graph: DetectionGraph) -> Run:
         assert file.read_text() == "written"
@@ -57,9 +56,9 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def trained(train_config: Callable[..., TrainConfig], tmp_path: Path) -> Path:
-    """A run folder of data of two classes and 64 pixels, with a student whose detections differ."""
+    """A run folder with an untrained student that has varied detections."""
     config = train_config(tmp_path / "run")
-    save_detector(lively(build_detector(config.model, ("square", "disc"))), tmp_path / "run")
+    save_detector(randomize(build_detector(config.model, ("square", "disc"))), tmp_path / "run")
     write_config(config, tmp_path / "run")
     return tmp_path / "run"
 
@@ -76,15 +75,15 @@ def saved(arch: str, folder: Path) -> str:
         save_detector(tiny(arch), folder / "model")
         return str(folder / "model")
     save_model(arch[3:], folder / "hub")
-    # random weights as the library draws them give all queries one score, and ties fall either way
-    save_detector(lively(student(folder / "hub")), folder / "model")
+    # the library's random weights give all queries the same score, and ties are broken arbitrarily
+    save_detector(randomize(student(folder / "hub")), folder / "model")
     return str(folder / "model")
 
 
 def check(name: str, model: str, folder: Path, root: Path) -> Any:
     need(name)
     out = folder / "files" / f"student{FORMATS[name].suffix}"
-    found = export(ExportOptions(model, name, out, str(root), 96))
+    found = export(model, name, out=out, images=root, image_size=96)
     assert found.images == 4
     assert found.difference.detections >= 4
     assert max(found.difference.boxes, found.difference.scores) < 1e-3
@@ -97,14 +96,14 @@ def check(name: str, model: str, folder: Path, root: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_torchs_own_format(tmp_path: Path, tiny_root: Path) -> None:
+def test_torch_format(tmp_path: Path, tiny_root: Path) -> None:
     described = check("torch", saved("gfl", tmp_path), tmp_path, tiny_root)
     assert described["input"]["images"][0] == "N"
 
 
 @pytest.mark.usefixtures("_eager")
-def test_the_run_tells_where_its_file_goes_and_what_it_is_compared_on(trained: Path) -> None:
-    found = export(ExportOptions(str(trained), "torch"))
+def test_defaults_come_from_the_run(trained: Path) -> None:
+    found = export(trained, "torch")
     assert found.file == trained / "student.pt2"
     assert found.images == 4
     described = json.loads((trained / "student.pt2.json").read_text())
@@ -114,7 +113,7 @@ def test_the_run_tells_where_its_file_goes_and_what_it_is_compared_on(trained: P
 
 
 @pytest.mark.parametrize("shift", [0.002, float("nan")])
-def test_a_file_that_differs_is_refused_and_leaves_the_former_one(
+def test_differing_file_is_rejected_and_the_former_one_kept(
     trained: Path, monkeypatch: pytest.MonkeyPatch, shift: float
 ) -> None:
     monkeypatch.setitem(FORMATS, "torch", eagerly(shift))
@@ -123,41 +122,41 @@ def test_a_file_that_differs_is_refused_and_leaves_the_former_one(
     with pytest.raises(
         DfmsdError, match=r"differs from the model by .* in boxes and 0\.\d+ in scores, more than 0.001"
     ):
-        export(ExportOptions(str(trained), "torch"))
+        export(trained, "torch")
     assert sorted(trained.iterdir()) == before
     assert (trained / "student.pt2").read_text() == "former"
 
 
 @pytest.mark.usefixtures("_eager")
-def test_a_model_that_finds_nothing_cannot_be_compared(trained: Path) -> None:
+def test_model_without_detections_is_rejected(trained: Path) -> None:
     detector = load_detector(trained)
     nn.init.constant_(detector.model.head.classification_head.cls_logits.bias, -30.0)
     save_detector(detector, trained)
-    with pytest.raises(DfmsdError, match="finds nothing in these images"):
-        export(ExportOptions(str(trained), "torch"))
+    with pytest.raises(DfmsdError, match="detects nothing in these images"):
+        export(trained, "torch")
 
 
-def test_a_file_that_differs_by_less_is_taken(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_differences_are_accepted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "torch", eagerly(0.0005))
-    found = export(ExportOptions(str(trained), "torch"))
+    found = export(trained, "torch")
     assert found.difference.scores == pytest.approx(0.0005, rel=1e-3)
     assert "5.0e-04 in scores" in str(found)
 
 
 @pytest.mark.slow
-def test_onnx_takes_batches_of_any_size(trained: Path, tiny_root: Path) -> None:
+def test_onnx_accepts_batches_of_any_size(trained: Path, tiny_root: Path) -> None:
     need("onnx")
     import onnxruntime
 
-    found = export(ExportOptions(str(trained), "onnx"))
+    found = export(trained, "onnx")
     assert found.difference.scores < 1e-3
     session = onnxruntime.InferenceSession(found.file)
     images = [to_batch(read_image(file), 64).images for file in sorted((tiny_root / "val").iterdir())]
     alone = [session.run(None, {"images": image.numpy()}) for image in images]
     together = session.run(None, {"images": torch.cat(images).numpy()})
     assert [value.shape for value in together] == [(4, 100, 4), (4, 100), (4, 100)]
-    for place, (_, scores, _) in enumerate(alone):
-        assert abs(scores[0] - together[1][place]).max() < 1e-5
+    for index, (_, scores, _) in enumerate(alone):
+        assert abs(scores[0] - together[1][index]).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -174,22 +173,22 @@ def test_every_student_in_every_format(name: str, arch: str, tmp_path: Path, tin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["fcos", "retinanet", "gfl", "ssdlite"])
-def test_executorch_leaves_the_suppression_to_the_caller(arch: str, tmp_path: Path, tiny_root: Path) -> None:
+def test_executorch_leaves_suppression_to_the_caller(arch: str, tmp_path: Path, tiny_root: Path) -> None:
     described = check("executorch", saved(arch, tmp_path), tmp_path, tiny_root)
     assert described["input"]["images"][0] == 1
     assert not described["suppression"]["inside"]
 
 
-def test_executorch_refuses_two_stages(tmp_path: Path) -> None:
+def test_executorch_rejects_two_stage_detectors(tmp_path: Path) -> None:
     graph = DetectionGraph(tiny("faster_rcnn"), 64)
     with pytest.raises(DfmsdError, match="ExecuTorch has no non-maximum suppression, which Faster R-CNN needs"):
         FORMATS["executorch"].write(graph, tmp_path / "x.pte")
 
 
 @pytest.mark.slow
-def test_int8_is_measured_on_the_val_split(trained: Path, tiny_root: Path) -> None:
+def test_int8_is_evaluated_on_the_val_split(trained: Path, tiny_root: Path) -> None:
     need("onnx")
-    found = export(ExportOptions(str(trained), "onnx", int8=True))
+    found = export(trained, "onnx", int8=True)
     assert found.quantized is not None
     assert found.quantized.file == trained / "student.int8.onnx"
     assert found.quantized.file.stat().st_size < 0.75 * found.file.stat().st_size
@@ -200,12 +199,12 @@ def test_int8_is_measured_on_the_val_split(trained: Path, tiny_root: Path) -> No
 
 
 @pytest.mark.slow
-def test_int8_loses_little_of_a_trained_model(shared_data: Path, tmp_path: Path) -> None:
+def test_int8_keeps_the_ap_of_a_trained_model(shared_data: Path, tmp_path: Path) -> None:
     run = Path(__file__).resolve().parents[2] / "runs" / "demo" / "distilled"
     if not run.is_dir():
         pytest.skip("no run of the demo")
     need("onnx")
-    found = export(ExportOptions(str(run), "onnx", tmp_path / "x.onnx", int8=True))
+    found = export(run, "onnx", out=tmp_path / "x.onnx", int8=True)
     before, after = (metrics["AP"] for metrics in found.quantized[1:])
     assert before == pytest.approx(json.loads((run / "metrics.json").read_text())["AP"], abs=1e-3)
     assert after > before - 0.05
@@ -214,34 +213,32 @@ def test_int8_loses_little_of_a_trained_model(shared_data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"int8": True}, "--int8 quantises ONNX files; take --format onnx"),
-        ({"out": Path("x.onnx")}, "--out: expected a file that ends in .pt2, got x.onnx"),
+        ({"int8": True}, "--int8 requires --format onnx, got torch"),
+        ({"out": Path("x.onnx")}, "--out: expected a file ending in .pt2, got x.onnx"),
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
         ({"image_size": 50}, "--image-size must be a multiple of 32, .* got 50"),
-        ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "--out: FCOS_.* is no run folder and no file to write beside"),
-        ({"model": "RUN/student.safetensors"}, "--images: .*student.safetensors is no run folder"),
+        ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "--out: required because FCOS_.* is not a file or folder"),
+        ({"model": "RUN/student.safetensors"}, "--images: required because .*student.safetensors is not a run folder"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_work(trained: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_rejected_before_work(trained: Path, changes: dict[str, Any], message: str) -> None:
     if "model" in changes:
         changes = {**changes, "model": changes["model"].replace("RUN", str(trained))}
     before = sorted(trained.iterdir())
     with pytest.raises(DfmsdError, match=message):
-        export(replace(ExportOptions(str(trained), "torch"), **changes))
+        export(**{"model": trained, "format": "torch", **changes})
     assert sorted(trained.iterdir()) == before
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(DfmsdError, match=r"--format openvino needs openvino: pip install 'dfmsd\[openvino\]'"):
-        export(ExportOptions(str(trained), "openvino"))
+        export(trained, "openvino")
 
 
 @pytest.mark.usefixtures("_eager")
-def test_a_plain_folder_of_images_will_do(trained: Path, tiny_root: Path, tmp_path: Path) -> None:
+def test_plain_image_folder(trained: Path, tiny_root: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_root / "val", tmp_path / "pictures")
     (tmp_path / "pictures" / "val_0.jpg").unlink()
-    found = export(
-        ExportOptions(str(trained / "student.safetensors"), "torch", images=str(tmp_path / "pictures"), image_size=64)
-    )
+    found = export(trained / "student.safetensors", "torch", images=tmp_path / "pictures", image_size=64)
     assert (found.file, found.images) == (trained / "student.pt2", 3)

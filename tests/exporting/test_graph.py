@@ -1,4 +1,4 @@
-"""The graph detects what the detector itself detects."""
+"""The graph detects the same objects as the detector."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dfmsd.exporting.verify import ExportedDetector, compare_detectors
 OWN = ("fcos", "retinanet", "gfl", "ssdlite", "faster_rcnn")
 
 
-def lively(detector: Detector) -> Detector:
-    """Give weights that make many detections of different scores."""
+def randomize(detector: Detector) -> Detector:
+    """Draw weights that result in many detections with different scores."""
     generator = torch.Generator().manual_seed(3)
     for parameter in detector.parameters():
         if parameter.ndim > 1:
@@ -31,7 +31,7 @@ def lively(detector: Detector) -> Detector:
 
 def tiny(arch: str) -> Detector:
     config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
-    return lively(build_detector(config, ("a", "b", "c")))
+    return randomize(build_detector(config, ("a", "b", "c")))
 
 
 def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> None:
@@ -48,18 +48,18 @@ def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> N
 
 
 @pytest.mark.parametrize("arch", OWN)
-def test_the_graph_detects_what_the_detector_does(arch: str) -> None:
+def test_graph_detects_the_same_objects(arch: str) -> None:
     detector = tiny(arch)
     assert_same(detector, DetectionGraph(detector, 96), least=2)
 
 
 @pytest.mark.parametrize("side", [96, 320])
-def test_ssdlite_at_its_own_size_and_at_another(side: int) -> None:
+def test_ssdlite_at_different_sizes(side: int) -> None:
     detector = tiny("ssdlite")
     assert_same(detector, DetectionGraph(detector, side))
 
 
-def test_thresholds_are_the_models_own() -> None:
+def test_thresholds_come_from_the_model() -> None:
     detector = tiny("retinanet")
     detector.model.score_thresh, detector.model.nms_thresh, detector.model.detections_per_img = 0.1, 0.2, 7
     graph = DetectionGraph(detector, 96)
@@ -70,9 +70,9 @@ def test_thresholds_are_the_models_own() -> None:
     assert scores[scores > 0].min() > 0.1
 
 
-def test_labels_that_no_object_has_are_left_out() -> None:
+def test_labels_without_a_class_are_removed() -> None:
     config = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16, head_convs=1)
-    detector = lively(wrap_torchvision(build_model(config, 3), ["a", "c"], [0, 2]))
+    detector = randomize(wrap_torchvision(build_model(config, 3), ["a", "c"], [0, 2]))
     graph = DetectionGraph(detector, 96)
     assert_same(detector, graph)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_queries_are_not_suppressed(model_type: str, tmp_path: Path) -> None:
     assert_same(detector, DetectionGraph(detector, 96))
 
 
-def test_a_blank_list_is_padded() -> None:
+def test_missing_detections_are_padded() -> None:
     detector = tiny("gfl")
     nn.init.constant_(detector.model.head.classification_head.cls_logits.bias, -20.0)
     with torch.no_grad():
@@ -101,26 +101,26 @@ def test_a_blank_list_is_padded() -> None:
     assert (labels == -1).all()
 
 
-def test_what_has_no_graph_is_refused(tmp_path: Path) -> None:
+def test_unsupported_detectors_and_sizes_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"--image-size must be a multiple of 32, .* got 50"):
         DetectionGraph(tiny("gfl"), 50)
-    with pytest.raises(DfmsdError, match="ExportedDetector of this kind cannot be exported; what can are FCOS"):
+    with pytest.raises(DfmsdError, match="this ExportedDetector cannot be exported; supported are FCOS"):
         DetectionGraph(ExportedDetector(lambda images: (images, images, images), ("a",)), 64)
 
 
 @needs_transformers
 @pytest.mark.transformers
-def test_a_teacher_alone_is_refused(tmp_path: Path) -> None:
+def test_teacher_only_models_are_rejected(tmp_path: Path) -> None:
     save_model("detr", tmp_path)
     with pytest.raises(DfmsdError, match="cannot be exported"):
         DetectionGraph(load_detector(f"hf:{tmp_path}"), 64)
 
 
-def test_a_model_that_looks_at_its_values_cannot_be_traced() -> None:
-    class Peeking(nn.Module):
+def test_data_dependent_model_cannot_be_traced() -> None:
+    class DataDependent(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images if bool(images.sum() > 0) else -images
 
-    with pytest.raises(DfmsdError, match=r"torch\.export cannot trace this model \(.+\); choose another one") as caught:
-        trace(Peeking(), 32, dynamic=True)
+    with pytest.raises(DfmsdError, match=r"cannot trace this model \(.+\); choose another model") as caught:
+        trace(DataDependent(), 32, dynamic=True)
     assert "\n" not in str(caught.value)

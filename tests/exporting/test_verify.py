@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.verify import Difference, ExportedDetector, compare
+from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detections
 from dfmsd.types import Detections
 
 BOX = [10.0, 10.0, 30.0, 30.0]
@@ -21,46 +21,46 @@ def detections(*found: tuple[Sequence[float], float, int]) -> Detections:
 
 
 def difference(expected: Detections, found: Detections, limit: int = 100) -> Difference:
-    return compare(expected, found, 100, 0.05, limit)
+    return compare_detections(expected, found, 100, 0.05, limit)
 
 
-def test_the_largest_differences_are_told_in_parts_of_the_side() -> None:
+def test_differences_are_fractions_of_the_side() -> None:
     model = detections((BOX, 0.9, 0), (FAR, 0.5, 1))
     file = detections(([10.0, 10.0, 30.0, 30.2], 0.9, 0), (FAR, 0.49, 1))
     assert difference(model, file) == (pytest.approx(0.002, abs=1e-6), pytest.approx(0.01, abs=1e-6), 2)
 
 
-def test_the_order_of_equal_scores_does_not_matter() -> None:
+def test_order_of_equal_scores_does_not_matter() -> None:
     assert difference(detections((BOX, 0.5, 0), (FAR, 0.5, 0)), detections((FAR, 0.5, 0), (BOX, 0.5, 0)))[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_one_without_a_match_counts_with_its_score_over_the_threshold(turned: bool) -> None:
+def test_unmatched_detection_counts_with_its_score_above_the_threshold(turned: bool) -> None:
     pair = [detections((BOX, 0.9, 0), (FAR, 0.45, 1)), detections((BOX, 0.9, 0))]
     assert difference(*(pair[::-1] if turned else pair)).scores == pytest.approx(0.4)
 
 
-def test_another_label_is_no_match() -> None:
+def test_different_labels_do_not_match() -> None:
     assert difference(detections((BOX, 0.9, 0)), detections((BOX, 0.9, 1))).scores == pytest.approx(0.85)
 
 
-def test_the_end_of_a_full_list_may_flicker() -> None:
+def test_end_of_a_full_list_may_differ() -> None:
     model = detections((BOX, 0.9, 0), (FAR, 0.50001, 0))
     file = detections((BOX, 0.9, 0), ([0.0, 0.0, 5.0, 5.0], 0.50002, 0))
     assert max(difference(model, file, limit=2)[:2]) < 1e-4
-    assert max(difference(model, file, limit=3)[:2]) == pytest.approx(0.45, abs=1e-4)  # not full: both are alone
+    assert max(difference(model, file, limit=3)[:2]) == pytest.approx(0.45, abs=1e-4)  # not full: both are unmatched
 
 
-def test_a_score_that_is_no_number_is_a_difference() -> None:
+def test_nan_score_is_a_difference() -> None:
     found = difference(detections((BOX, 0.9, 0)), detections((BOX, float("nan"), 0)))
     assert not max(found.boxes, found.scores) <= 1e-3
 
 
-def test_padding_is_dropped_and_boxes_are_clipped() -> None:
+def test_padding_is_removed_and_boxes_are_clipped() -> None:
     boxes = torch.tensor([[BOX, FAR, [0.0] * 4]])
     exported = ExportedDetector(lambda _: (boxes, torch.tensor([[0.9, 0.6, 0.0]]), torch.tensor([[1, 0, -1]])), "ab")
     (found,) = exported.detect(torch.zeros(1, 3, 100, 100), [(60, 80)])
     assert found["boxes"].tolist() == [BOX, [50.0, 50.0, 80.0, 60.0]]
     assert found["labels"].tolist() == [1, 0]
-    with pytest.raises(DfmsdError, match="only detects"):
+    with pytest.raises(DfmsdError, match="can only detect"):
         exported.features(torch.zeros(1, 3, 100, 100))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfmsd.data import DetectionDataset
     from dfmsd.evaluation.evaluate import Metrics
     from dfmsd.evaluation.predict import Speed
-    from dfmsd.exporting.exporter import Exported
+    from dfmsd.exporting.results import Exported
 
 # Each function imports what it needs itself, as in `dfmsd.api.runs`.
 
@@ -128,10 +128,7 @@ def export(
     """
     from dfmsd.exporting import exporter
 
-    options = exporter.ExportOptions(
-        str(model), format, _path(out), None if images is None else str(images), image_size, int8
-    )
-    return exporter.export(options)
+    return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8)
 
 
 def visualize(

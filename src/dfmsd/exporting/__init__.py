@@ -1,1 +1,1 @@
-"""Detectors for other runtimes, each file checked against the model it was made of."""
+"""Export of detectors to other runtimes, with a check of each file against the original model."""

@@ -1,14 +1,12 @@
-"""Write a detector for another runtime, run it there, and refuse it where it differs."""
+"""Export of a detector: write the file, run it in its runtime, and reject it if it differs from the model."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +19,11 @@ from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.timing import time_in_turns
-from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
-from dfmsd.exporting.formats import Format, one_by_one
-from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph
+from dfmsd.evaluation.evaluate import evaluate
+from dfmsd.exporting.formats import Format, one_by_one, takes_batches
+from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.quantization import quantize
+from dfmsd.exporting.results import Exported, Quantized, describe
 from dfmsd.exporting.to_executorch import EXECUTORCH
 from dfmsd.exporting.to_onnx import ONNX
 from dfmsd.exporting.to_openvino import OPENVINO
@@ -36,204 +35,131 @@ from dfmsd.utils.files import write_json
 
 FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
 TOLERANCE = 1e-3
-"""Largest difference of a score, and of a box's side as a fraction of the input's."""
-CHECKED_IMAGES = 50
-CHECKED_BATCH = 4
-"""Images of the one batch that shows that a file takes batches."""
+"""Largest allowed difference of a score, and of a box coordinate as a fraction of the input side."""
+MAX_IMAGES = 50
+"""Maximum number of images for the comparison."""
+BATCH_SIZE = 4
+"""Size of the one batch that verifies batched inputs."""
 CALIBRATION_IMAGES = 100
 LATENCY_SECONDS = 6.0
+"""Timing budget for all latencies."""
 PYTORCH = "PyTorch"
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export, and how.
+def export(
+    model: str | Path,
+    format: str,
+    *,
+    out: str | Path | None = None,
+    images: str | Path | None = None,
+    image_size: int | None = None,
+    int8: bool = False,
+) -> Exported:
+    """Export a detector; the file is only kept if it agrees with the model.
 
-    Attributes:
-        model: see `load_detector`.
+    Args:
+        model: see `dfmsd.detectors.load_detector`.
         format: one of `FORMATS`.
-        out: file to write; none = beside the model.
-        images: folder of images, or of a data set, to compare on; none = the data set of the model's run.
-        image_size: side of the square input in pixels; none = that of the model's run, else 256.
-        int8: write a quantised file too, calibrated on the data set's train split and measured on its val split.
-    """
-
-    model: str
-    format: str
-    out: Path | None = None
-    images: str | None = None
-    image_size: int | None = None
-    int8: bool = False
-
-
-class Quantized(NamedTuple):
-    """What became of the file in 8 bits."""
-
-    file: Path
-    before: Metrics
-    """Of the file in float32, on the val split."""
-    after: Metrics
-
-
-class Exported(NamedTuple):
-    """What was written and how it compares."""
-
-    file: Path
-    images: int
-    side: int
-    """Of the input, in pixels."""
-    difference: Difference
-    latency: dict[str, float]
-    """Median in ms of the detection in one image, of the model and the files."""
-    quantized: Quantized | None = None
-
-    def __str__(self) -> str:
-        """Write it as a few lines."""
-        boxes, scores, count = self.difference
-        lines = [
-            str(self.file),
-            f"{self.images} images, {count} detections: largest difference {boxes:.1e} of the side in boxes "
-            f"({boxes * self.side:.1e} pixels), {scores:.1e} in scores",
-            f"one image, median: {', '.join(f'{name} {ms:.1f} ms' for name, ms in self.latency.items())}",
-        ]
-        if self.quantized:
-            file, before, after = self.quantized
-            lines += [str(file), f"AP {percent(before['AP'])} in float32, {percent(after['AP'])} in int8"]
-        return "\n".join(lines)
-
-
-def export(options: ExportOptions) -> Exported:
-    """Export a detector; a file is only left where it agrees with the model.
+        out: file to write; by default next to the model.
+        images: folder of images or of a data set for the comparison; by default the data set of the model's run.
+        image_size: side of the square input in pixels; by default that of the model's run, otherwise 256.
+        int8: also write a quantized file, calibrated on the train split and evaluated on the val split.
 
     Raises:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
-    form = FORMATS[options.format]
-    check_extra(f"--format {options.format}", form.packages, form.extra)
-    if options.int8 and form is not ONNX:
-        raise DfmsdError(f"--int8 quantises ONNX files; take --format onnx, or leave it out for {options.format}")
-    out = _out(options, form)
-    root = _images_root(options)
-    files = find_images([_val(root)])[:CHECKED_IMAGES]
-    detector = load_detector(options.model)
-    side = detector.input_size if options.image_size is None else options.image_size
+    form = FORMATS[format]
+    check_extra(f"--format {format}", form.packages, form.extra)
+    if int8 and form is not ONNX:
+        raise DfmsdError(f"--int8 requires --format onnx, got {format}")
+    file = _output_file(Path(model), form, None if out is None else Path(out))
+    root = _images_root(Path(model), images)
+    image_files = find_images([_val_folder(root)])[:MAX_IMAGES]
+    detector = load_detector(str(model))
+    side = detector.input_size if image_size is None else image_size
     check_image_size(side, "--image-size")
-    data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if options.int8 else None
+    data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
     graph = DetectionGraph(detector, side).eval()
-    images = [to_batch(read_image(file), side).images for file in files]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
-        file = Path(folder) / out.name
-        form.write(graph, file)
-        own = _load(form, file, graph)
-        difference = _verify(detector, own, images, graph, form)
-        contenders = {PYTORCH: detector, options.format: own}
+    batches = [to_batch(read_image(path), side).images for path in image_files]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+        draft = Path(folder) / file.name
+        form.write(graph, draft)
+        exported = _load(form, draft, graph)
+        difference = _verify(detector, exported, batches, graph, form)
+        detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
         quantized = None
         if data is not None:
-            small = file.with_name(f"{out.stem}.int8{out.suffix}")
-            quantize(file, small, _calibration(data))
-            contenders["int8"] = _load(form, small, graph)
-            before, after = (evaluate(contenders[name], data.val_dataloader()) for name in (options.format, "int8"))
-            quantized = Quantized(out.with_name(small.name), before, after)
-        latency = _latency(contenders, images)
-        for made in sorted(Path(folder).iterdir()):
-            os.replace(made, out.parent / made.name)
-    result = Exported(out, len(images), side, difference, latency, quantized)
-    write_json(out.with_name(f"{out.name}.json"), _describe(options.format, detector, graph, result))
+            small = draft.with_name(f"{file.stem}.int8{file.suffix}")
+            quantize(draft, small, _calibration_images(data))
+            detectors["int8"] = _load(form, small, graph)
+            before, after = (evaluate(detectors[name], data.val_dataloader()) for name in (format, "int8"))
+            quantized = Quantized(file.with_name(small.name), before, after)
+        latency = _latencies(detectors, batches[0])
+        for path in sorted(Path(folder).iterdir()):
+            os.replace(path, file.parent / path.name)
+    result = Exported(file, len(batches), side, difference, latency, quantized)
+    write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
     return result
 
 
 def _load(form: Format, file: Path, graph: DetectionGraph) -> ExportedDetector:
     run = form.read(file, graph)
-    whole = run if _takes_batches(form, graph) else one_by_one(run)
-    return ExportedDetector(whole, graph.candidates.detector.class_names)
-
-
-def _takes_batches(form: Format, graph: DetectionGraph) -> bool:
-    return form.dynamic and graph.batches
+    return ExportedDetector(run if takes_batches(form, graph) else one_by_one(run), graph.decoder.detector.class_names)
 
 
 def _verify(
-    detector: Detector, own: Detector, images: Sequence[Tensor], graph: DetectionGraph, form: Format
+    detector: Detector, exported: Detector, images: Sequence[Tensor], graph: DetectionGraph, form: Format
 ) -> Difference:
-    batches = [*images, torch.cat(list(images[:CHECKED_BATCH]))] if _takes_batches(form, graph) else images
-    found = compare_detectors(detector, own, batches, graph.selection.score_threshold, graph.selection.per_image)
-    if not found.detections:
+    batches = [*images, torch.cat(list(images[:BATCH_SIZE]))] if takes_batches(form, graph) else images
+    post = graph.post_processor
+    difference = compare_detectors(detector, exported, batches, post.score_threshold, post.per_image)
+    if not difference.detections:
         raise DfmsdError(
-            "export: the model finds nothing in these images, so that nothing can be compared; give --images of its "
-            "objects, or train it further"
+            "export: the model detects nothing in these images, so the file cannot be compared; pass --images that "
+            "contain its objects, or train it longer"
         )
-    if not max(found.boxes, found.scores) <= TOLERANCE:  # nor where it is not a number
+    if not max(difference.boxes, difference.scores) <= TOLERANCE:  # also true for NaN
         raise DfmsdError(
-            f"export: the file differs from the model by {found.boxes:.2g} of the input's side in boxes and "
-            f"{found.scores:.2g} in scores, more than {TOLERANCE:g}, and was removed; try another --format, or a model "
-            "that is further trained"
+            f"export: the file differs from the model by {difference.boxes:.2g} of the input side in boxes and "
+            f"{difference.scores:.2g} in scores, more than {TOLERANCE:g}, and was removed; try another --format, or "
+            "train the model longer"
         )
-    return found
+    return difference
 
 
-def _latency(contenders: dict[str, Detector], images: Sequence[Tensor]) -> dict[str, float]:
-    """Time the same image of a round with each contender, in turns."""
-
-    def once(detector: Detector, image: Tensor) -> None:
-        detector.detect(image, [(image.shape[-2], image.shape[-1])])
-
-    return time_in_turns({name: partial(once, one, images[0]) for name, one in contenders.items()}, LATENCY_SECONDS)
+def _latencies(detectors: Mapping[str, Detector], image: Tensor) -> dict[str, float]:
+    """Time detection in one image, with the detectors in turns."""
+    size = (image.shape[-2], image.shape[-1])
+    calls = {name: partial(detector.detect, image, [size]) for name, detector in detectors.items()}
+    return time_in_turns(calls, LATENCY_SECONDS)
 
 
-def _calibration(data: CocoDataModule) -> Iterator[Tensor]:
+def _calibration_images(data: CocoDataModule) -> Iterator[Tensor]:
     records = data.train.coco.records
     for record in records[:: -(-len(records) // CALIBRATION_IMAGES)]:
         yield to_batch(read_image(record.path), data.config.image_size).images
 
 
-def _out(options: ExportOptions, form: Format) -> Path:
-    model = Path(options.model)
-    if options.out is not None:
-        if options.out.suffix != form.suffix or options.out.is_dir():
-            raise DfmsdError(f"--out: expected a file that ends in {form.suffix}, got {options.out}")
-        return options.out
+def _output_file(model: Path, form: Format, out: Path | None) -> Path:
+    if out is not None:
+        if out.suffix != form.suffix or out.is_dir():
+            raise DfmsdError(f"--out: expected a file ending in {form.suffix}, got {out}")
+        return out
     if model.is_dir():
-        return model / f"student{form.suffix}"
+        return RunFolder(model).weights_file.with_suffix(form.suffix)
     if model.is_file():
         return model.with_suffix(form.suffix)
-    raise DfmsdError(
-        f"--out: {options.model} is no run folder and no file to write beside; give one that ends in {form.suffix}"
-    )
+    raise DfmsdError(f"--out: required because {model} is not a file or folder; pass a file ending in {form.suffix}")
 
 
-def _images_root(options: ExportOptions) -> Path:
-    root = options.images or RunFolder(Path(options.model)).data_root()
+def _images_root(model: Path, images: str | Path | None) -> Path:
+    root = images or RunFolder(model).data_root()
     if root is None:
-        raise DfmsdError(
-            f"--images: {options.model} is no run folder, which would tell its data; give a folder of images"
-        )
-    return cached_digits() if root == "digits" else Path(root).expanduser()
+        raise DfmsdError(f"--images: required because {model} is not a run folder; pass a folder of images")
+    return cached_digits() if str(root) == "digits" else Path(root).expanduser()
 
 
-def _val(root: Path) -> Path:
-    """Give the folder of the val split, or the folder itself where it is no data set."""
+def _val_folder(root: Path) -> Path:
+    """Return the val split of a data set, or the folder itself."""
     return root / "val" if (root / "annotations").is_dir() else root
-
-
-def _describe(name: str, detector: Detector, graph: DetectionGraph, result: Exported) -> dict[str, object]:
-    """Tell what one must know to use the file."""
-    selection = graph.selection
-    quantized = result.quantized
-    return {
-        "format": name,
-        "input": {INPUT: ["N" if _takes_batches(FORMATS[name], graph) else 1, 3, graph.side, graph.side]},
-        "outputs": list(OUTPUTS),
-        "class_names": list(detector.class_names),
-        "suppression": {
-            "inside": FORMATS[name].whole,
-            "iou": selection.nms_threshold if selection.suppresses else None,
-            "above": selection.score_threshold,
-            "per_image": selection.per_image,
-            "class_of": selection.class_of.tolist(),
-        },
-        "checked": {"images": result.images, **result.difference._asdict(), "latency_ms": result.latency},
-        "int8": {"file": quantized.file.name, "before": quantized.before, "after": quantized.after}
-        if quantized
-        else None,
-    }

@@ -1,4 +1,4 @@
-"""What an export format is."""
+"""Interface of an export format."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.graph import DetectionGraph
 
 Run = Callable[[Tensor], RawDetections]
-"""Images ``N x 3 x side x side`` -> boxes, scores and labels, as `DetectionGraph` gives them."""
+"""Images ``N x 3 x side x side`` -> boxes, scores and labels, as returned by `DetectionGraph`."""
 
 
 class Format(NamedTuple):
-    """How a graph becomes a file, and how that file is run without dfmsd."""
+    """How a graph is written to a file, and how the file is run in its own runtime."""
 
     suffix: str
     packages: tuple[str, ...]
-    """That writing and running need, by the names that they are imported by."""
+    """Import names of the packages needed for writing and running."""
     extra: str
-    """Of dfmsd, which installs them; empty where there are none."""
+    """Extra of dfmsd that installs them; empty if none is needed."""
     write: Callable[[DetectionGraph, Path], None]
     read: Callable[[Path, DetectionGraph], Run]
-    """Load a file; of the graph at most the `PostProcessor` is used, where the file ends before it."""
+    """Load a file; formats without suppression also use the graph's `PostProcessor`."""
     dynamic: bool = True
-    """Whether the file takes batches of any size, otherwise of one image."""
+    """Whether the file accepts batches of any size; otherwise it accepts one image."""
     whole: bool = True
-    """Whether the suppression is inside."""
+    """Whether the file includes the suppression."""
 
 
 def one_by_one(run: Run) -> Run:
-    """Give a run that takes batches, of one whose file takes one image."""
+    """Turn a run for single images into one for batches."""
 
     def run_all(images: Tensor) -> RawDetections:
         boxes, scores, labels = zip(*(run(image.unsqueeze(0)) for image in images), strict=True)
         return torch.cat(boxes), torch.cat(scores), torch.cat(labels)
 
     return run_all
+
+
+def takes_batches(form: Format, graph: DetectionGraph) -> bool:
+    """Return whether a file of this format and graph accepts batches of any size."""
+    return form.dynamic and graph.batches

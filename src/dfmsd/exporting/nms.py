@@ -1,4 +1,4 @@
-"""Non-maximum suppression of a whole batch, at shapes that depend on no result, of operators that exporters know."""
+"""Batched non-maximum suppression with fixed output shapes, using only operators that exporters support."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-ASIDE = ((-2.0, -2.0, -1.0, -1.0), (-4.0, -4.0, -3.0, -3.0))
-"""Boxes that meet no other: torch.export takes for granted that a suppression leaves two."""
+DUMMY_BOXES = ((-2.0, -2.0, -1.0, -1.0), (-4.0, -4.0, -3.0, -3.0))
+"""Boxes that overlap no other: torch.export assumes that at least two boxes survive."""
 
 
 def nms_scores(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, count: int, side: float) -> Tensor:
-    """Give the scores, with 0 where a better box of the same image and group overlaps.
+    """Return the scores with 0 for suppressed boxes.
 
-    All images go through one suppression, each group of each image on a tile of its own: the groups fill a square, the
-    images lie below each other. So coordinates stay small, and float32 rounds them less than torchvision's
-    ``batched_nms``, which lays all tiles in a row.
+    All images share one call: each group of each image gets its own tile, with the groups in a square and the images
+    below each other. Coordinates stay smaller than in torchvision's ``batched_nms``, which places all tiles on the
+    diagonal, so float32 rounds them less.
 
     Args:
         boxes: ``N x M x 4``, xyxy in pixels, within 0..``side``.
-        scores: ``N x M``; 0 where there is no box.
-        groups: int64, ``N x M``, in 0..``count - 1``.
-        threshold: IoU above which the worse box goes.
+        scores: ``N x M``; 0 for missing boxes.
+        groups: int64, ``N x M``, in 0..``count - 1``; only boxes of the same group suppress each other.
+        threshold: IoU above which the box with the lower score is suppressed.
         count: number of groups.
         side: of a tile, in pixels.
     """
@@ -32,13 +32,13 @@ def nms_scores(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, 
     rows = math.ceil(count / columns)
     image = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
     corners = torch.stack([groups % columns, image * rows + groups // columns], dim=2) * (side + 1.0)
-    tiled = torch.cat([(boxes + corners.repeat(1, 1, 2)).flatten(0, 1), boxes.new_tensor(ASIDE)])
-    flat = F.pad(scores.flatten(), (0, len(ASIDE)), value=1.0)
-    (place,) = torch.where(flat > 0)
-    kept = place[nms(tiled[place], flat[place], threshold)]
-    return torch.zeros_like(flat).index_put((kept,), flat[kept])[: -len(ASIDE)].view_as(scores)
+    tiled = torch.cat([(boxes + corners.repeat(1, 1, 2)).flatten(0, 1), boxes.new_tensor(DUMMY_BOXES)])
+    flat = F.pad(scores.flatten(), (0, len(DUMMY_BOXES)), value=1.0)
+    (index,) = torch.where(flat > 0)
+    kept = index[nms(tiled[index], flat[index], threshold)]
+    return torch.zeros_like(flat).index_put((kept,), flat[kept])[: -len(DUMMY_BOXES)].view_as(scores)
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Give ``N x K x E`` of values ``N x M x E`` by an index ``N x K``."""
+    """Select rows of ``N x M x E`` by an index ``N x K``; returns ``N x K x E``."""
     return values.gather(1, index.unsqueeze(2).expand(-1, -1, values.shape[2]))

@@ -1,4 +1,4 @@
-"""Post-training quantisation of an ONNX file: convolutions and matrix products in 8 bits."""
+"""Post-training quantization of an ONNX file: int8 convolutions and matrix products."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dfmsd.exporting.graph import INPUT
 from dfmsd.utils.console import quiet
 
 OPERATORS = ["Conv", "Gemm", "MatMul"]
-"""The arithmetic; boxes, scores and suppression stay in float32."""
+"""Quantized operators; boxes, scores and suppression stay in float32."""
 
 
 def quantize(file: Path, out: Path, images: Iterable[Tensor]) -> None:
-    """Write a file whose weights and activations have 8 bits, by onnxruntime's static quantisation.
+    """Write a file with int8 weights and activations, using onnxruntime's static quantization.
 
     Args:
         file: in float32.
-        out: to write.
-        images: to read the ranges of activations off, each ``N x 3 x side x side``.
+        out: file to write.
+        images: for calibrating activation ranges, each ``N x 3 x side x side``.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -32,7 +32,7 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor]) -> None:
         def get_next(self) -> dict[str, Any] | None:
             return next(self.feeds, None)
 
-    with quiet():  # it would advise to prepare the file, which the export has done
+    with quiet():  # it recommends pre-processing, which the export has already done
         quantize_static(
             file,
             out,
@@ -41,5 +41,5 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor]) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"CalibMovingAverage": True},  # one odd image does not widen the range for all
+            extra_options={"CalibMovingAverage": True},  # a single outlier image must not widen the range
         )

@@ -1,4 +1,4 @@
-"""ExecuTorch, for phones and boards, with XNNPACK; its runtime knows no suppression, which is left to the caller."""
+"""ExecuTorch with XNNPACK, for mobile and embedded devices; suppression is left to the caller."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from dfmsd.utils.console import quiet
 
 
 def write(graph: DetectionGraph, file: Path) -> None:
-    """Write a file that takes one image and gives candidates, see `Decoder`.
+    """Write a file that accepts one image and returns the output of a `Decoder`.
 
     Raises:
-        DfmsdError: a two-stage detector, which suppresses in its middle.
+        DfmsdError: the detector has two stages, with suppression between them.
     """
-    if isinstance(graph.candidates, TwoStageDecoder):
+    if isinstance(graph.decoder, TwoStageDecoder):
         raise DfmsdError(
-            "export: ExecuTorch has no non-maximum suppression, which Faster R-CNN needs in its middle; take --format"
-            " onnx, openvino or torch, or a one-stage student"
+            "export: ExecuTorch has no non-maximum suppression, which Faster R-CNN needs between its stages; use"
+            " --format onnx, openvino or torch, or a one-stage student"
         )
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    program = trace(graph.candidates, graph.side, dynamic=False)
+    program = trace(graph.decoder, graph.side, dynamic=False)
     with quiet():
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
 
 
 def read(file: Path, graph: DetectionGraph) -> Run:
-    """Load a file; what it gives goes through the graph's `PostProcessor`."""
+    """Load a file; its output goes through the graph's `PostProcessor`."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(file).load_method("forward")
@@ -44,7 +44,7 @@ def read(file: Path, graph: DetectionGraph) -> Run:
     def run(images: Tensor) -> RawDetections:
         boxes, scores, labels = (part.clone() for part in method.execute([images.contiguous()]))
         with torch.no_grad():
-            selected: RawDetections = graph.selection(boxes, scores, labels)
+            selected: RawDetections = graph.post_processor(boxes, scores, labels)
         return selected
 
     return run

@@ -1,4 +1,4 @@
-"""ONNX, run by onnxruntime."""
+"""ONNX, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dfmsd.utils.console import quiet
 
 
 def write(graph: DetectionGraph, file: Path) -> None:
-    """Write one file, weights included."""
+    """Write one file that includes the weights."""
     program = _without_checks(trace(graph, graph.side, dynamic=graph.batches))
     with quiet():
         torch.onnx.export(
@@ -30,7 +30,7 @@ def write(graph: DetectionGraph, file: Path) -> None:
 
 
 def _without_checks(program: ExportedProgram) -> ExportedProgram:
-    """Take out what a model's code asserts of its tensors, for which ONNX has no words."""
+    """Remove the assertions in the model's code, which ONNX cannot express."""
     for node in reversed(program.graph.nodes):
         if "_assert" in str(node.target):
             program.graph.erase_node(node)
@@ -40,7 +40,7 @@ def _without_checks(program: ExportedProgram) -> ExportedProgram:
 
 
 def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
-    """Load a file on the CPU, with as many threads as torch has."""
+    """Load a file on the CPU, with as many threads as PyTorch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""OpenVINO's own format, made of the ONNX file by its converter."""
+"""OpenVINO IR, converted from ONNX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dfmsd.exporting.graph import DetectionGraph
 
 
 def write(graph: DetectionGraph, file: Path) -> None:
-    """Write ``<name>.xml``, and the weights in float32 beside it, ``<name>.bin``."""
+    """Write ``<name>.xml`` and, next to it, the float32 weights ``<name>.bin``."""
     import openvino
 
     onnx = file.with_suffix(".onnx")
@@ -24,16 +24,16 @@ def write(graph: DetectionGraph, file: Path) -> None:
 
 
 def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
-    """Load a file on the CPU, with as many threads as torch has and in float32 where a CPU would take less."""
+    """Load a file on the CPU, in float32 and with as many threads as PyTorch uses."""
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(file, "CPU", options)
 
     def run(images: Tensor) -> RawDetections:
-        found = compiled(images.contiguous().numpy())
-        # copies: the next call writes into the same memory
-        boxes, scores, labels = (torch.from_numpy(found[place].copy()) for place in range(3))
+        outputs = compiled(images.contiguous().numpy())
+        # copy: the next call reuses the memory
+        boxes, scores, labels = (torch.from_numpy(outputs[index].copy()) for index in range(3))
         return boxes, scores, labels
 
     return run

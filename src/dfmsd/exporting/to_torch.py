@@ -1,4 +1,4 @@
-"""torch's own format."""
+"""PyTorch's own format, `torch.export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfmsd.exporting.graph import DetectionGraph, trace
 
 
 def write(graph: DetectionGraph, file: Path) -> None:
-    """Write a file for `torch.export.load`, which wants torchvision imported, whose suppression is inside."""
+    """Write a file for `torch.export.load`; torchvision must be imported first, for its suppression operator."""
     torch.export.save(trace(graph, graph.side, dynamic=graph.batches), file)
 
 
@@ -23,8 +23,8 @@ def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
 
     def run(images: Tensor) -> RawDetections:
         with torch.no_grad():
-            found: RawDetections = module(images)
-        return found
+            detections: RawDetections = module(images)
+        return detections
 
     return run
 

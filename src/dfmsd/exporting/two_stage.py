@@ -1,4 +1,4 @@
-"""What Faster R-CNN's last suppression chooses from, as one graph."""
+"""Faster R-CNN up to its final non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
 from dfmsd.exporting.decoders import RawDetections, TorchvisionDecoder, above
 from dfmsd.exporting.nms import gather_rows, nms_scores
 
-SMALLEST_BOX = 1e-2
-"""Side in pixels below which torchvision drops a detection."""
+MIN_BOX_SIDE = 1e-2
+"""Minimum side of a detection in pixels, as in torchvision."""
 
 
 class TwoStageDecoder(TorchvisionDecoder):
-    """Faster R-CNN: proposals, themselves suppressed level by level, then each class's box of each proposal."""
+    """Faster R-CNN: proposals after suppression on each level, then one box per proposal and class."""
 
     anchors: Tensor
 
     def __init__(self, detector: TwoStageDetector, side: int) -> None:
         super().__init__(detector, side)
-        self.counts = self.keep_anchors(self.model.rpn.anchor_generator)
-        self.keep_thresholds(self.model.roi_heads)
+        self.counts = self.store_anchors(self.model.rpn.anchor_generator)
+        self.store_thresholds(self.model.roi_heads)
 
     def forward(self, images: Tensor) -> RawDetections:
-        """Take ``N x 3 x side x side``, RGB in [0, 1]."""
+        """Decode ``N x 3 x side x side``, RGB in [0, 1]."""
         maps, heads = self.maps(images), self.model.roi_heads
         proposals, valid = self._proposals(list(maps.values()))
         image, slot = torch.where(valid > 0)
         regions = proposals[image, slot]
-        logits, codes = heads.box_predictor(heads.box_head(self._pool(maps, image, regions)))
+        logits, box_deltas = heads.box_predictor(heads.box_head(self._pool(maps, image, regions)))
         scores = above(logits.softmax(dim=1)[:, 1:], self.score_threshold)
-        boxes = heads.box_coder.decode_single(codes, regions).unflatten(1, (-1, 4))[:, 1:].clamp(0, self.side)
-        scores = torch.where(((boxes[..., 2:] - boxes[..., :2]) >= SMALLEST_BOX).all(dim=2), scores, 0.0)
+        boxes = heads.box_coder.decode_single(box_deltas, regions).unflatten(1, (-1, 4))[:, 1:].clamp(0, self.side)
+        scores = torch.where(((boxes[..., 2:] - boxes[..., :2]) >= MIN_BOX_SIDE).all(dim=2), scores, 0.0)
         classes = scores.shape[1]
         blank = valid.unsqueeze(2).expand(-1, -1, classes)
         scores = torch.zeros_like(blank).index_put((image, slot), scores).flatten(1)
@@ -45,18 +45,18 @@ class TwoStageDecoder(TorchvisionDecoder):
         return boxes.flatten(1, 2), scores, labels.expand_as(scores)
 
     def _proposals(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Give the best regions, ``N x P x 4``, and their scores, ``N x P``, 0 where there are not so many."""
+        """Return the best proposals, ``N x P x 4``, and their scores, ``N x P``, 0 for missing proposals."""
         rpn = self.model.rpn
         per_level, deltas = rpn.head(levels)
         objectness, deltas = concat_box_prediction_layers(per_level, deltas)
         objectness = objectness.view(levels[0].shape[0], -1)
         deltas = deltas.view(levels[0].shape[0], -1, 4)
-        found, start = [], 0
+        candidates, start = [], 0
         for level, values in enumerate(objectness.split(self.counts, dim=1)):
             best, index = values.topk(min(rpn.pre_nms_top_n(), values.shape[1]), dim=1)
-            found.append((best.sigmoid(), index + start, torch.full_like(index, level)))
+            candidates.append((best.sigmoid(), index + start, torch.full_like(index, level)))
             start += values.shape[1]
-        scores, index, groups = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        scores, index, groups = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         anchors = self.anchors[index]
         boxes = rpn.box_coder.decode_single(gather_rows(deltas, index).flatten(0, 1), anchors.flatten(0, 1))
         boxes = boxes.view_as(anchors).clamp(0, self.side)
@@ -67,15 +67,14 @@ class TwoStageDecoder(TorchvisionDecoder):
         return gather_rows(boxes, index), best
 
     def _pool(self, maps: dict[str, Tensor], image: Tensor, regions: Tensor) -> Tensor:
-        """Pool each region from its level: ``R x C x 7 x 7``."""
+        """Pool each region from its level, ``R x C x 7 x 7``."""
         pool: Any = self.model.roi_heads.box_roi_pool
         pooled = [maps[name] for name in pool.featmap_names if name in maps]
         rois = torch.cat([image.unsqueeze(1).to(regions), regions], dim=1)
         level_of = pool.map_levels([regions])
         result = regions.new_zeros(regions.shape[0], pooled[0].shape[1], *pool.output_size)
         for level, (values, scale) in enumerate(zip(pooled, pool.scales, strict=True)):
-            (own,) = torch.where(level_of == level)
-            result = result.index_put(
-                (own,), roi_align(values, rois[own], pool.output_size, scale, pool.sampling_ratio)
-            )
+            (index,) = torch.where(level_of == level)
+            aligned = roi_align(values, rois[index], pool.output_size, scale, pool.sampling_ratio)
+            result = result.index_put((index,), aligned)
         return result

@@ -1,4 +1,4 @@
-"""An exported file beside the model that it was made of."""
+"""Comparison of an exported file with its model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dfmsd.types import Detections, FeaturePyramid, Target
 
 
 class ExportedDetector(Detector):
-    """A file, run by its own runtime, behind the contract as far as it goes: it detects.
+    """An exported file as a `Detector` that can only detect.
 
     Args:
-        run: the file.
+        run: runs the file.
         class_names: of the labels.
     """
 
@@ -30,87 +30,87 @@ class ExportedDetector(Detector):
         self.levels = ()
 
     def features(self, images: Tensor) -> FeaturePyramid:
-        """Refuse."""
-        raise DfmsdError("an exported file only detects: take the model that it was made of")
+        """Raise: exported files return no features."""
+        raise DfmsdError("an exported file can only detect; use the original model")
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
-        """Refuse."""
-        raise DfmsdError("an exported file only detects: take the model that it was made of")
+        """Raise: exported files return no features."""
+        raise DfmsdError("an exported file can only detect; use the original model")
 
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Detect objects, best first; boxes are clipped to each image's unpadded ``(height, width)`` at the end."""
-        found = zip(*self.run(images), sizes, strict=True)
-        return [_detections(boxes, scores, labels, size) for boxes, scores, labels, size in found]
+        """Detect objects, best first, with boxes clipped to each image's unpadded ``(height, width)``."""
+        outputs = zip(*self.run(images), sizes, strict=True)
+        return [_detections(boxes, scores, labels, size) for boxes, scores, labels, size in outputs]
 
 
 class Difference(NamedTuple):
-    """Largest differences between two detectors."""
+    """Largest differences between the detections of two detectors."""
 
     boxes: float
-    """Of a box's side, as a fraction of the input's, so that it weighs as much as one of a score."""
+    """Of a box coordinate, as a fraction of the input side."""
     scores: float
     detections: int = 0
-    """That were compared."""
+    """Number of detections compared."""
 
     def __or__(self, other: Difference) -> Difference:
-        """Join two comparisons."""
+        """Combine two comparisons."""
         return Difference(
             max(self.boxes, other.boxes), max(self.scores, other.scores), self.detections + other.detections
         )
 
 
-def compare(expected: Detections, found: Detections, side: int, threshold: float, limit: int) -> Difference:
-    """Match detections of one image by label and nearness, and give the largest differences.
+def compare_detections(expected: Detections, actual: Detections, side: int, threshold: float, limit: int) -> Difference:
+    """Match the detections of one image by label and distance, and return the largest differences.
 
-    Rounding moves detections over the threshold, and over the end of a full list. So two that match badly count as
-    found by one side alone where that is the smaller difference: what a score has over the lowest that the other side
-    could tell.
+    Rounding can push detections across the score threshold or past the end of a full list. A poor match therefore
+    counts as two unmatched detections if that is the smaller difference: the excess of a score over the lowest score
+    that the other side could report.
 
     Args:
         expected: of the model, best first.
-        found: of the file, best first.
+        actual: of the file, best first.
         side: of the input, in pixels.
-        threshold: score that detections are above.
-        limit: of detections in an image.
+        threshold: minimum score of detections.
+        limit: maximum number of detections per image.
     """
-    lowest = [float(one["scores"][-1]) if len(one["scores"]) >= limit else threshold for one in (expected, found)]
+    lowest = [float(one["scores"][-1]) if len(one["scores"]) >= limit else threshold for one in (expected, actual)]
     largest = Difference(0.0, 0.0, len(expected["scores"]))
-    left = list(range(len(found["scores"])))
+    left = list(range(len(actual["scores"])))
     for box, score, label in zip(expected["boxes"], expected["scores"], expected["labels"], strict=True):
         cost = Difference(0.0, float(score) - lowest[1])
-        same = [place for place in left if found["labels"][place] == label]
+        same = [index for index in left if actual["labels"][index] == label]
         if same:
-            boxes = (found["boxes"][same] - box).abs().amax(dim=1) / side
-            scores = (found["scores"][same] - score).abs()
+            boxes = (actual["boxes"][same] - box).abs().amax(dim=1) / side
+            scores = (actual["scores"][same] - score).abs()
             worse = torch.maximum(boxes, scores)
             nearest = int(worse.argmin())
-            other = float(found["scores"][same[nearest]]) - lowest[0]
-            if float(worse[nearest]) <= max(cost.scores, other):  # not so where it is no number
+            other = float(actual["scores"][same[nearest]]) - lowest[0]
+            if float(worse[nearest]) <= max(cost.scores, other):  # false for NaN
                 cost = Difference(float(boxes[nearest]), float(scores[nearest]))
                 left.remove(same[nearest])
         largest |= cost
-    for place in left:
-        largest |= Difference(0.0, float(found["scores"][place]) - lowest[0])
+    for index in left:
+        largest |= Difference(0.0, float(actual["scores"][index]) - lowest[0])
     return largest
 
 
 def compare_detectors(
     detector: Detector, exported: Detector, batches: Sequence[Tensor], threshold: float, limit: int
 ) -> Difference:
-    """Run both on the same images, each of which fills the input.
+    """Compare two detectors on images that fill the input.
 
     Args:
         detector: the model, in eval mode.
         exported: the file.
         batches: each ``N x 3 x H x W``.
-        threshold: score that detections are above.
-        limit: of detections in an image.
+        threshold: minimum score of detections.
+        limit: maximum number of detections per image.
     """
     largest = Difference(0.0, 0.0)
     for images in batches:
         sizes = [(images.shape[-2], images.shape[-1])] * len(images)
         for pair in zip(detector.detect(images, sizes), exported.detect(images, sizes), strict=True):
-            largest |= compare(*pair, images.shape[-1], threshold, limit)
+            largest |= compare_detections(*pair, images.shape[-1], threshold, limit)
     return largest
 
 

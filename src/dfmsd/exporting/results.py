@@ -1,0 +1,80 @@
+"""Results of an export, and the JSON description written next to the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dfmsd.detectors import Detector
+from dfmsd.evaluation.evaluate import Metrics, percent
+from dfmsd.exporting.formats import Format, takes_batches
+from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph
+from dfmsd.exporting.verify import Difference
+
+
+class Quantized(NamedTuple):
+    """The int8 file and its metrics."""
+
+    file: Path
+    before: Metrics
+    """Of the float32 file, on the val split."""
+    after: Metrics
+    """Of the int8 file, on the val split."""
+
+
+class Exported(NamedTuple):
+    """The exported file and its comparison with the model."""
+
+    file: Path
+    images: int
+    """Number of images compared."""
+    side: int
+    """Of the square input, in pixels."""
+    difference: Difference
+    latency: dict[str, float]
+    """Median time of detection in one image in milliseconds, for the model and the files."""
+    quantized: Quantized | None = None
+
+    def __str__(self) -> str:
+        """Format as a few lines."""
+        boxes, scores, count = self.difference
+        lines = [
+            str(self.file),
+            f"{self.images} images, {count} detections: largest difference {boxes:.1e} of the side in boxes "
+            f"({boxes * self.side:.1e} pixels), {scores:.1e} in scores",
+            f"one image, median: {', '.join(f'{name} {ms:.1f} ms' for name, ms in self.latency.items())}",
+        ]
+        if self.quantized:
+            file, before, after = self.quantized
+            lines += [str(file), f"AP {percent(before['AP'])} in float32, {percent(after['AP'])} in int8"]
+        return "\n".join(lines)
+
+
+def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph, result: Exported) -> dict[str, Any]:
+    """Return the description of a file: everything needed to run it without dfmsd.
+
+    Args:
+        name: of the format.
+        form: the format.
+        detector: the model.
+        graph: its graph.
+        result: of the export.
+    """
+    post, quantized = graph.post_processor, result.quantized
+    return {
+        "format": name,
+        "input": {INPUT: ["N" if takes_batches(form, graph) else 1, 3, graph.side, graph.side]},
+        "outputs": list(OUTPUTS),
+        "class_names": list(detector.class_names),
+        "suppression": {
+            "inside": form.whole,
+            "iou": post.nms_threshold if post.has_nms else None,
+            "above": post.score_threshold,
+            "per_image": post.per_image,
+            "class_of": post.class_of.tolist(),
+        },
+        "checked": {"images": result.images, **result.difference._asdict(), "latency_ms": result.latency},
+        "int8": {"file": quantized.file.name, "before": quantized.before, "after": quantized.after}
+        if quantized
+        else None,
+    }
