@@ -260,13 +260,13 @@ def test_an_entry_of_another_layout_is_not_taken(change: dict[str, object]) -> N
     assert not HALF.holds(entry)
 
 
-def test_another_frame_or_arithmetic_than_planned_is_refused() -> None:
+def test_another_frame_or_dtype_than_planned_is_refused() -> None:
     teacher = cached()
-    with pytest.raises(DfmsdError, match=r"made for frames \(32, 64\) in torch.float32, got \(32, 32\) in torch.float"):
+    with pytest.raises(DfmsdError, match=r"built for images of \(32, 64\) in torch.float32, got \(32, 32\) in"):
         teacher.features(IMAGES[..., :32], KEYS)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(DfmsdError, match=r"got .* in torch.bfloat16; make anot"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(DfmsdError, match=r"got .* in torch.bfloat16; build ano"):
         teacher.features(IMAGES, KEYS)
-    teacher.cache = TeacherCache(RamStore(ROOM), HALF._replace(arithmetic=torch.bfloat16))
+    teacher.cache = TeacherCache(RamStore(ROOM), HALF._replace(compute_dtype=torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
         assert teacher.features(IMAGES, KEYS)["p8"].dtype == torch.float32
 
@@ -314,7 +314,7 @@ def test_another_layout_has_another_namespace() -> None:
         INT8,
         HALF._replace(frame=(64, 32)),
         HALF._replace(levels=LEVELS[:2]),
-        HALF._replace(arithmetic=torch.bfloat16),
+        HALF._replace(compute_dtype=torch.bfloat16),
     ]
     assert len({namespace(detector, layout) for layout in layouts}) == len(layouts)
 

@@ -111,7 +111,7 @@ def test_a_long_list_of_known_classes_is_cut() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "problem"),
     [
-        (0.0, 0.0, "about 0; look at its pixels .*mean.*BGR.*255.*, class names, image size and checkpoint"),
+        (0.0, 0.0, "about 0; check its pixels .*mean.*BGR.*255.*, class names, image size and checkpoint"),
         (0.009, 0.0, "about 0"),
         (0.2, 0.25, r"below the student's start \(25\.0\)"),
     ],
@@ -159,10 +159,10 @@ def test_an_optimiser_of_the_trainable_part_is_accepted() -> None:
 def test_a_forgotten_adapter_is_named() -> None:
     task = build(big())
     kept = [p for name, p in task.trainable.named_parameters() if name != "criteria.0.align.1.project.weight"]
-    with pytest.raises(DfmsdError, match=r"not in the optimiser: criteria\.0\.align\.1\.project\.weight;") as caught:
+    with pytest.raises(DfmsdError, match=r"not in the optimizer: criteria\.0\.align\.1\.project\.weight;") as caught:
         check_optimizer(sgd(*kept), task)
     assert one_line(caught)
-    with pytest.raises(DfmsdError, match=r"not in the optimiser: criteria\.0\.align\.0\.project\.weight, "):
+    with pytest.raises(DfmsdError, match=r"not in the optimizer: criteria\.0\.align\.0\.project\.weight, "):
         check_optimizer(sgd(*task.student.parameters()), task)
 
 

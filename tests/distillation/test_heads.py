@@ -196,14 +196,14 @@ def test_two_steps_teach_the_student_alone() -> None:
 
 
 MISFITS = [
-    ({"arch": "retinanet"}, r"arch differ: fcos of the student, retinanet of the teacher; set student\.arch"),
+    ({"arch": "retinanet"}, r"arch differ: fcos \(student\), retinanet \(teacher\); set student\.arch"),
     ({"names": ("a", "c")}, r"classes differ: \('a', 'b'\).*train the teacher on this data"),
     (
         {"fpn_channels": 32},
-        r"channels differ: 16 of the student, 32 of the teacher; set student\.fpn_channels",
+        r"channels differ: 16 \(student\), 32 \(teacher\); set student\.fpn_channels",
     ),
-    ({"arch": "gfl"}, r"the teacher has a head of gfl; take fcos or retinanet for both, or a loss on features"),
-    ({"arch": "faster_rcnn"}, r"the teacher has no dense head that can be cut; take fcos or retinanet for both"),
+    ({"arch": "gfl"}, r"the teacher has a head of gfl; use fcos or retinanet for both, or a loss on features"),
+    ({"arch": "faster_rcnn"}, r"the teacher has no dense head that can be cut; use fcos or retinanet for both"),
 ]
 
 
@@ -298,9 +298,9 @@ def test_ld_is_a_part_of_a_sum_and_the_preflight_takes_it() -> None:
 
 LD_MISFITS = [
     ("fcos", {"arch": "fcos"}, "ld compares distributions of the sides of boxes, and the student has a head of fcos; "),
-    ("gfl", {"arch": "retinanet"}, "and the teacher has a head of retinanet; take gfl for both, or a loss on features"),
-    ("faster_rcnn", {}, "and the student has no dense head that can be cut; take gfl for both"),
-    ("gfl", {"arch": "gfl", "names": ("b", "a")}, r"ld needs two heads of one kind, and classes differ: .*teacher on"),
+    ("gfl", {"arch": "retinanet"}, "and the teacher has a head of retinanet; use gfl for both, or a loss on features"),
+    ("faster_rcnn", {}, "and the student has no dense head that can be cut; use gfl for both"),
+    ("gfl", {"arch": "gfl", "names": ("b", "a")}, r"ld needs two heads .* their classes differ: .*teacher on"),
 ]
 
 
@@ -314,7 +314,7 @@ def test_ld_refuses_heads_without_distributions(arch: str, values: dict[str, Any
 def test_ld_refuses_other_bins() -> None:
     student, teacher = detector("gfl"), detector("gfl")
     teacher.model.box_coder.bins = 9
-    with pytest.raises(DfmsdError, match="bins differ: 17 of the student, 9 of the teacher"):
+    with pytest.raises(DfmsdError, match=r"bins differ: 17 \(student\), 9 \(teacher\)"):
         task_of(student, teacher, LD)
 
 
@@ -342,7 +342,7 @@ def test_teachers_with_heads_of_the_students_kind_teach_at_once(
 def test_unequally_deep_heads_at_once_are_refused_unless_the_cut_is_told() -> None:
     student, stage = detector(head_convs=4), [StageConfig(1, ["one", "two"])]
     teachers = [[FrozenTeacher(detector(head_convs=4), "one"), FrozenTeacher(detector(head_convs=2), "two")]]
-    with pytest.raises(DfmsdError, match=r"^stage 1: the teachers' heads are unequally deep.*set loss\.reused to 1"):
+    with pytest.raises(DfmsdError, match=r"^stage 1: the teachers' heads differ in depth.*set loss\.reused to 1"):
         DistillationTask(student, stage, teachers, CROSSKD)
     named = DistillationTask(student, stage, teachers, {**CROSSKD, "reused": 1})(IMAGES, TARGETS)
     assert {name.partition("/")[0] for name in named if "cross" in name} == {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -77,18 +78,44 @@ def test_sensible_plans_are_accepted() -> None:
     ("stages", "message"),
     [
         ([], r"stages: the list is empty; give at least one"),
-        ([StageConfig(epochs=1), StageConfig(epochs=0)], r"stages\.1\.epochs: 0 is below 1"),
-        ([StageConfig(epochs=1, teacher="a", fresh=False)], r"stages\.0\.fresh: false needs a stage with a teacher"),
-        ([StageConfig(1), StageConfig(1, "a", fresh=False)], r"stages\.1\.fresh: false needs a stage with a teacher"),
+        (
+            [StageConfig(epochs=1, teacher="a", fresh=False)],
+            r"stages\.0\.fresh: false reuses",
+        ),
+        (
+            [StageConfig(1), StageConfig(1, "a", fresh=False)],
+            r"stages\.1\.fresh: false reuses",
+        ),
         (
             [StageConfig(1, "a"), StageConfig(1, [], fresh=False)],
-            r"stages\.1\.fresh: false needs a stage with a teacher",
+            r"stages\.1\.fresh: false reuses",
         ),
-        ([StageConfig(1, "a"), StageConfig(1, ["b", "a", "b"])], r"stages\.1\.teacher: b is there twice; name each"),
-        ([StageConfig(1, "a"), StageConfig(1, fresh=False)], r"stages\.1\.fresh: false needs a stage with a teacher"),
+        (
+            [StageConfig(1, "a"), StageConfig(1, fresh=False)],
+            r"stages\.1\.fresh: false reuses",
+        ),
     ],
 )
 def test_impossible_plans_are_refused_in_one_line(stages: list[StageConfig], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         check_stages(stages)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "^stages: epochs must be at least 1, got 0"),
+        ({"epochs": -1}, "^stages: epochs must be at least 1, got -1"),
+        ({"epochs": 1.5}, "^stages: epochs must be an integer, got 1.5"),
+        ({"epochs": True}, "^stages: epochs must be an integer, got True"),
+        ({"epochs": 1, "teacher": ["b", "a", "b"]}, "^stages: teacher b is given twice in one stage; name each"),
+        ({"epochs": 1, "teacher": ["a", ""]}, "^stages: teacher has an empty name"),
+        ({"epochs": 1, "teacher": 3}, "^stages: teacher must be a string or a list or null, got 3"),
+        ({"epochs": 1, "fresh": "no"}, "^stages: fresh must be true or false, got 'no'"),
+    ],
+)
+def test_an_invalid_stage_is_refused_when_it_is_built(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as caught:
+        StageConfig(**values)
     assert "\n" not in str(caught.value)

@@ -307,7 +307,7 @@ def test_layers_are_taken_over_where_the_plan_says_so(fresh: bool, begins: bool,
 
 def test_layers_of_another_shape_are_not_taken_over() -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
-    with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* stage 1 and 2 differ in shape.*set fresh: true"):
+    with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* stages 1 and 2 differ in shape.*set fresh: true"):
         DistillationTask(FewNeurons(), stages, [[frozen(3)], [frozen(5)]], LOSS)
 
 

@@ -11,12 +11,12 @@ from dfmsd.distillation.teacher import FrozenTeacher
 IMAGES = torch.rand(1, 3, 64, 64)
 
 
-def features(arithmetic: torch.dtype | None) -> Tensor:
+def features(compute_dtype: torch.dtype | None) -> Tensor:
     torch.manual_seed(0)
-    return FrozenTeacher(build_detector(STUDENT, ("thing",)), "big", arithmetic).features(IMAGES)["p3"]
+    return FrozenTeacher(build_detector(STUDENT, ("thing",)), "big", compute_dtype).features(IMAGES)["p3"]
 
 
-def test_a_teacher_computes_in_its_own_arithmetic_whatever_is_around_it() -> None:
+def test_a_teacher_computes_in_its_own_dtype_whatever_the_autocast_around_it() -> None:
     full = features(torch.float32)
     assert full.dtype == torch.float32
     half = features(torch.bfloat16)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -27,14 +28,17 @@ PLAIN = [StageConfig(epochs=1, teacher="a")]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 0.0}, "optim.lr: 0.0 is out of range"),
-        ({"lr": float("nan")}, "optim.lr: nan"),
-        ({"weight_decay": -0.1}, "optim.weight_decay: -0.1"),
-        ({"warmup": -1}, "optim.warmup: -1"),
-        ({"clip": float("nan")}, "optim.clip: nan"),
+        ({"lr": 0.0}, "optim.lr must be above 0, got 0.0"),
+        ({"lr": float("nan")}, "optim.lr must be above 0, got nan"),
+        ({"weight_decay": -0.1}, "optim.weight_decay must be at least 0, got -0.1"),
+        ({"warmup": -1}, "optim.warmup must be at least 0, got -1"),
+        ({"clip": float("nan")}, "optim.clip must be at least 0, got nan"),
+        ({"lr": "fast"}, "optim.lr must be a number, got 'fast'"),
+        ({"warmup": True}, "optim.warmup must be an integer, got True"),
+        ({"name": "adam"}, "optim.name must be one of adamw, sgd, got 'adam'"),
     ],
 )
-def test_optimiser_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         OptimConfig(**values)
 
@@ -42,25 +46,43 @@ def test_optimiser_values_out_of_range_are_refused(values: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"eval_every": 0}, "eval_every: 0 is below 1"),
-        ({"devices": 0}, "devices: 0 is below 1"),
-        ({"num_nodes": 0}, "num_nodes: 0 is below 1"),
-        ({"seed": -1}, "seed: -1 is out of range"),
-        ({"seed": 2**32}, "seed: 4294967296"),
+        ({"eval_every": 0}, "^eval_every must be at least 1, got 0"),
+        ({"devices": 0}, "^devices must be at least 1, got 0"),
+        ({"num_nodes": 0}, "^num_nodes must be at least 1, got 0"),
+        ({"seed": -1}, "^seed must be in 0..4294967295, got -1"),
+        ({"seed": 2**32}, "got 4294967296"),
+        ({"seed": 1.5}, "^seed must be an integer, got 1.5"),
+        ({"checkpoint_every": 0}, "^checkpoint_every must be at least 1, got 0"),
+        ({"skip_nonfinite": -1}, "^skip_nonfinite must be at least 0, got -1"),
+        ({"precision": "64"}, "^precision must be one of 32, bf16, 16, got '64'"),
+        ({"deliver": None}, "^deliver must be one of last, best, got None"),
+        ({"logger": "paper"}, "^logger must be one of tensorboard, wandb, mlflow or a list, got 'paper'"),
+        ({"logger": ["wandb", "paper"]}, "^logger.1 must be one of tensorboard, wandb, mlflow, got 'paper'"),
+        ({"optim": {"Lr": 1.0}}, "^optim.Lr is not known; did you mean lr?"),
+        ({"optim": {"lr": -1}}, "^optim.lr must be above 0, got -1"),
+        ({"optim": 0.1}, "^optim must be an? OptimConfig, got 0.1"),
+        ({"data": {"imagesize": 64}}, "^data.imagesize is not known; did you mean image_size?"),
+        ({"out": 3}, "^out must be a string, got 3"),
     ],
 )
-def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+def test_invalid_run_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
-        RunConfig(out="x", **values)
+        RunConfig(**{"out": "x", **values})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"stages": []}, "stages: the list is empty"),
-        ({"stages": [StageConfig(1, ["a", "a"])]}, r"stages\.0\.teacher: a is there twice"),
         ({"stages": [StageConfig(1, [])], "inherit": True}, "inherit: the first stage has no teacher"),
-        ({"stages": [StageConfig(epochs=0)]}, r"stages\.0\.epochs: 0 is below 1"),
+        ({"stages": [{"epochs": 0}]}, r"^stages: epochs must be at least 1, got 0"),
+        ({"stages": [{"epoch": 1}]}, r"^stages\.0\.epoch is not known; did you mean epochs\?"),
+        ({"stages": [{}]}, r"^stages\.0: .*epochs"),
+        ({"student": "fcoss"}, "unknown arch 'fcoss'"),
+        ({"student": {"backbon": "resnet18"}}, r"^student\.backbon is not known; did you mean backbone\?"),
+        ({"balance": "no"}, "^balance must be a number or null, got 'no'"),
+        ({"inherit": 1}, "^inherit must be true or false or a string, got 1"),
+        ({"loss": 7}, "^loss must be a string or a mapping or a list, got 7"),
         ({"loss": {"name": "dfmst"}}, "loss.name: unknown loss 'dfmst'; there is .*dfmsd"),
         ({"loss": {"alfa": 1.0}}, "loss.alfa: no option of dfmsd; did you mean 'alpha'"),
         ({"stages": [STAGES[0], StageConfig(3, "b", {"taw": 1.0})]}, r"stages\.1: loss.taw: .*did you mean 'tau'"),
@@ -72,8 +94,8 @@ def test_run_values_out_of_range_are_refused(values: dict[str, Any], message: st
             {"stages": [StageConfig(1, "a", [{"name": "dmkd"}, {}])]},
             r"^stages\.0: loss: dmkd and dfmsd both have a term",
         ),
-        ({"balance": 0.0}, "balance: 0.0 is not above 0"),
-        ({"data": UNLABELED, "stages": [StageConfig(2)]}, "^data.unlabeled: .* teach nothing without a teacher"),
+        ({"balance": 0.0}, "balance must be above 0, or null to keep the given weights, got 0.0"),
+        ({"data": UNLABELED, "stages": [StageConfig(2)]}, "^data.unlabeled: .* need a teacher"),
         ({"data": UNLABELED, "loss": [{"name": "pkd"}, {"name": "crosskd"}], "stages": PLAIN}, "crosskd compares"),
     ],
 )
@@ -83,12 +105,61 @@ def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: 
 
 
 def test_training_without_epochs_is_refused_by_the_name_that_the_user_knows() -> None:
-    with pytest.raises(DfmsdError, match=r"^epochs: 0 is below 1"):
+    with pytest.raises(DfmsdError, match=r"^epochs must be at least 1, got 0"):
         TrainConfig(out="x", epochs=0)
 
 
 def test_a_loss_without_a_name_is_dfmsd() -> None:
     assert DistillConfig(out="x", stages=STAGES, loss={"alpha": 2.0}).loss == {"name": "dfmsd", "alpha": 2.0}
+
+
+def test_python_values_are_converted_to_those_of_a_file(tmp_path: Path) -> None:
+    config = DistillConfig(
+        out=tmp_path / "run",  # type: ignore[arg-type]
+        data={"root": tmp_path, "batch_size": np.int64(4)},  # type: ignore[arg-type]
+        optim={"lr": np.float32(0.5), "warmup": np.int64(3)},  # type: ignore[arg-type]
+        student="retinanet/resnet18",  # type: ignore[arg-type]
+        stages=({"epochs": np.int64(2), "teacher": tmp_path / "teacher", "loss": "pkd"},),  # type: ignore[arg-type]
+        loss="mgd",
+        seed=np.int64(7),  # type: ignore[arg-type]
+        precision=32,  # type: ignore[arg-type]
+        balance=1,
+        logger=("wandb", "mlflow"),  # type: ignore[arg-type]
+    )
+    assert config == DistillConfig(
+        out=str(tmp_path / "run"),
+        data=DataConfig(root=str(tmp_path), batch_size=4),
+        optim=OptimConfig(lr=0.5, warmup=3),
+        student=DetectorConfig("retinanet", "resnet18"),
+        stages=[StageConfig(2, str(tmp_path / "teacher"), {"name": "pkd"})],
+        loss={"name": "mgd"},
+        seed=7,
+        balance=1.0,
+        logger=["wandb", "mlflow"],
+    )
+    write_config(config, tmp_path)
+    assert same_run(config, tmp_path)
+    assert read_config(DistillConfig, tmp_path / "config.yaml").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("gfl", DetectorConfig("gfl")),
+        ("fcos/resnet18", DetectorConfig("fcos", "resnet18")),
+        ("hf:some/model", DetectorConfig("hf:some/model")),
+        ("fasterrcnn_resnet50_fpn", DetectorConfig("fasterrcnn_resnet50_fpn")),
+    ],
+)
+def test_a_detector_may_be_given_by_name(name: str, config: DetectorConfig) -> None:
+    assert TrainConfig(out="x", model=name).model == config  # type: ignore[arg-type]
+
+
+def test_a_loss_may_be_given_by_name_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("out: x\nloss: pkd\nstages: [{epochs: 1, teacher: a, loss: mgd}, {epochs: 1, teacher: b}]\n")
+    config = read_config(DistillConfig, file)
+    assert (config.loss, config.stages[0].loss) == ({"name": "pkd"}, {"name": "mgd"})
 
 
 def test_the_baseline_keeps_everything_but_the_teachers() -> None:
@@ -200,12 +271,12 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data": DataConfig(scale_jitter=(0.5, 2.0))}, "teacher_cache: data.scale_jitter shows other pixels in every"),
-        ({"data": DataConfig(pad="batch")}, "teacher_cache: with data.pad `batch` the frame, and with it a feature"),
-        ({"teacher_cache": "tape"}, "teacher_cache and teacher_cache_dtype: expected .*, got 'tape' and 'float16'"),
-        ({"teacher_cache_dtype": "float64"}, "got 'ram' and 'float64'"),
-        ({"teacher_cache_gib": 0.0}, "teacher_cache_gib: 0.0 is out of range"),
-        ({"teacher_cache_gib": float("nan")}, "teacher_cache_gib: nan is out of range"),
+        ({"data": DataConfig(scale_jitter=(0.5, 2.0))}, "teacher_cache: data.scale_jitter changes the pixels in every"),
+        ({"data": DataConfig(pad="batch")}, "teacher_cache: with data.pad `batch` the frame, and so the features"),
+        ({"teacher_cache": "tape"}, "teacher_cache must be one of ram, disk or null, got 'tape'"),
+        ({"teacher_cache_dtype": "float64"}, "teacher_cache_dtype must be one of float16, int8, got 'float64'"),
+        ({"teacher_cache_gib": 0.0}, "teacher_cache_gib must be above 0, got 0.0"),
+        ({"teacher_cache_gib": float("nan")}, "teacher_cache_gib must be above 0, got nan"),
     ],
 )
 def test_a_cache_that_would_be_wrong_or_useless_is_refused(values: dict[str, Any], message: str) -> None:

@@ -77,7 +77,7 @@ def test_a_list_of_losses_is_written_and_read_again(file: Path, tmp_path: Path) 
         ("out:", "zzz: 1\nout:", r"'zzz' is not accepted$"),
         ("image_size: 96", "image_size: wide", r"data\.image_size"),
         ("image_size: 96", "pad: diagonal", r"data\.pad.*'square'"),
-        ("{name: dfmsd, alpha: 0.5}", "dfmsd", "loss"),
+        ("{name: dfmsd, alpha: 0.5}", "dfmst", "loss.name: unknown loss 'dfmst'"),
         ("out: runs/x\n", "", "out"),
         ("root: somewhere", "root: {somewhere", "not valid YAML .*line"),
     ],

@@ -176,7 +176,7 @@ def test_a_folder_of_earlier_curves_is_not_taken_for_the_package(monkeypatch: py
 
 
 def test_an_unknown_logger_is_refused(distill_config: MakeDistill, tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"logger: there is no 'trackio'; give some of tensorboard, wandb, mlflow"):
+    with pytest.raises(DfmsdError, match=r"logger.1 must be one of tensorboard, wandb, mlflow, got 'trackio'"):
         distill_config(tmp_path, logger=["tensorboard", "trackio"])
 
 

@@ -46,7 +46,7 @@ def test_an_optimiser_that_forgets_a_parameter_is_refused(
 ) -> None:
     split = engine.param_groups_weight_decay
     monkeypatch.setattr(engine, "param_groups_weight_decay", lambda model, decay: split(model, decay)[:1])
-    with pytest.raises(DfmsdError, match=r"not in the optimiser: student\."):
+    with pytest.raises(DfmsdError, match=r"not in the optimizer: student\."):
         optimizers(module)
 
 

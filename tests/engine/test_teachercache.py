@@ -58,7 +58,7 @@ def test_the_plan_counts_images_flips_and_levels(planned: Callable[..., CachePla
     assert planned("disk").need == 8 * 2 * 2 * (FIRST + SECOND)
     assert planned(data=DataConfig(str(tiny_root), image_size=64, flip=1.0)).need == 8 * 2 * FIRST
     assert planned(teacher_cache_dtype="int8").need == 8 * 2 * (FIRST + 4 * 32 * 5)
-    assert planned(precision="bf16").layouts[next(iter(plan.layouts))].arithmetic == torch.bfloat16
+    assert planned(precision="bf16").layouts[next(iter(plan.layouts))].compute_dtype == torch.bfloat16
 
 
 def test_no_cache_is_planned_where_none_is_asked_for_or_nobody_teaches(

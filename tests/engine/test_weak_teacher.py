@@ -67,4 +67,4 @@ def test_a_teacher_with_foreign_pixels_is_refused_and_the_message_says_where_to_
     spoilt = fed_otherwise(teacher[0], mean, std, dfmsd.folder / "teacher")
     error = dfmsd.refusal(command, "--config", dfmsd.write("bad.yaml", config_of(spoilt, tiny_root)))
     assert f"teacher {spoilt} measures AP 0." in error
-    assert "in this pipeline, about 0; look at its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class" in error
+    assert "in this pipeline, about 0; check its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class" in error

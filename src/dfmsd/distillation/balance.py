@@ -1,4 +1,4 @@
-"""Weights of the distillation terms by measurement instead of by guess."""
+"""Gradient-norm loss balancing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dfmsd.utils.distributed import process_sum
 
 BalanceBy = Literal["term", "loss"]
 WHOLE = "loss"
-"""Name of the one group of a loss that is balanced as a whole."""
+"""Name of the only group of a loss that is balanced as a whole."""
 MEASURED_STEPS = 20
-"""Steps at the beginning of a stage in which the norms are measured."""
+"""Steps at the start of a stage in which the gradient norms are measured."""
 
 
 def balanced_groups(terms: Sequence[str], by: BalanceBy) -> dict[str, str]:
-    """Map terms to what gets a factor of its own: each term, or the whole loss, whose terms keep their ratios."""
+    """Map terms to the groups that share a factor: each term alone, or all of them, which keeps their ratios."""
     return {term: term if by == "term" else WHOLE for term in terms}
 
 
@@ -33,24 +33,27 @@ def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
-    """Euclidean norm of the gradient of a scalar on a whole pyramid; the graph is kept."""
+    """Return the Euclidean norm of a scalar's gradient with respect to a whole pyramid; the graph is kept."""
     gradients = torch.autograd.grad(value, list(pyramid.values()), retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
 
 
 class GradientBalance(nn.Module):
-    """Scale each group of distillation terms to ``ratio`` times the task's gradient on the student's pyramid.
+    r"""Scale groups of distillation terms by their gradients on the student's pyramid.
 
-    During the first ``batches`` calls the norms of task and terms are averaged; from then on the factors
-    ``ratio * norm(task) / norm(group)`` stay as they are. The state is saved with the run. No call waits for the
-    device: the calls are counted on the host, and the norms never leave the device. Several processes measure the
-    gradient of all their batches together.
+    The factor of a group is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L_{group} \rVert$. The norms are
+    averaged over the first ``batches`` calls and constant afterwards; they are saved with the run. With several
+    processes the gradients of all their batches are measured. No call waits for the device: calls are counted on the
+    host, and norms stay on the device.
 
     Args:
-        groups: term -> the group that it belongs to, see `balanced_groups`; a term without one stays as it is.
-        ratio: wanted size of each group's gradient, relative to the task's; > 0.
-        batches: calls that are measured.
+        groups: term -> group that it belongs to, see `balanced_groups`; other terms are not scaled.
+        ratio: $r$, the target norm of each group's gradient relative to the task's; > 0.
+        batches: number of calls to measure.
+
+    Attributes:
+        count: number of calls measured so far.
     """
 
     sums: Tensor
@@ -62,31 +65,32 @@ class GradientBalance(nn.Module):
         self.ratio = ratio
         self.batches = batches
         self.count = 0
-        self.register_buffer("sums", torch.zeros(len(self.groups) + 1))  # task first
+        self.register_buffer("sums", torch.zeros(len(self.groups) + 1))  # the task comes first
 
     def factors(self) -> dict[str, float]:
-        """Factor of each group, as measured so far; 1 before the first call and for one without gradient."""
+        """Return the factor of each group as measured so far; 1 before the first call and without a gradient."""
         return dict(zip(self.groups, self._scales().tolist(), strict=True))
 
     @property
     def settled(self) -> bool:
-        """Whether the measurement is over."""
+        """Whether the measurement is finished."""
         return self.count >= self.batches
 
     def forward(
         self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid, labeled: FeaturePyramid | None = None
     ) -> dict[str, Tensor]:
-        """Scale the terms, and measure while that goes on.
+        """Return the scaled terms, and measure their gradients until settled.
 
         Args:
             terms: ``<group>/<level>`` -> scalar.
             task: the detector's own loss, a scalar.
-            pyramid: the student's, part of the terms' graph.
-            labeled: the same of the images that the task's loss is made of, part of its graph; the whole by default.
+            pyramid: the student's pyramid, part of the terms' graph.
+            labeled: the pyramid of the images that the task's loss is computed on, part of its graph; ``pyramid`` by
+                default.
         """
         if not self.settled:
-            known = {name: self._group(name) for name in terms}
-            grouped = term_groups({f"{group}/{name}": terms[name] for name, group in known.items() if group})
+            groups = {name: self._group(name) for name in terms}
+            grouped = term_groups({f"{group}/{name}": terms[name] for name, group in groups.items() if group})
             norms = [gradient_norm(task, pyramid if labeled is None else labeled)]
             norms += [gradient_norm(grouped[name], pyramid) for name in self.groups]
             self.sums += process_sum(torch.stack(norms).square()).sqrt().to(self.sums)
@@ -95,11 +99,11 @@ class GradientBalance(nn.Module):
         return {name: scales.get(self._group(name) or "", 1.0) * value for name, value in terms.items()}
 
     def get_extra_state(self) -> int:
-        """Save the number of calls that were measured."""
+        """Return the number of calls measured, for a checkpoint."""
         return self.count
 
     def set_extra_state(self, state: int) -> None:
-        """Go on counting where a saved run stopped."""
+        """Load the number of calls measured."""
         self.count = state
 
     def _group(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A frozen teacher's features, computed once for each image instead of once an epoch."""
+"""Cache of a frozen teacher's features: computed once per image instead of once per epoch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from dfmsd.utils.store import Entry, Store
 StorageType = Literal["float16", "int8"]
 
 VERSION = 2
-"""Raised whenever the same teacher and image would be stored in another way."""
+"""Incremented whenever the stored form of the same teacher and image changes."""
 STEPS = 127
-"""Largest int8 that is used: the scale is symmetric."""
+"""Largest int8 used: the scale is symmetric."""
 
 
 class Layout(NamedTuple):
-    """What is stored of one image."""
+    """Layout of the entry of one image."""
 
     levels: tuple[LevelSpec, ...]
-    """Only those that a loss looks at."""
+    """Only the levels that a loss uses."""
     frame: tuple[int, int]
     """Height and width of the padded input."""
-    arithmetic: torch.dtype = torch.float32
-    """In which the teacher computes."""
+    compute_dtype: torch.dtype = torch.float32
+    """Type that the teacher computes in."""
     storage: StorageType = "float16"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one image, with the maps' sides rounded up."""
+        """Bytes per image, with the sides of the maps rounded up."""
         height, width = self.frame
         values = sum(level.channels * -(-height // level.stride) * -(-width // level.stride) for level in self.levels)
         scales = sum(4 * level.channels for level in self.levels)
         return 2 * values if self.storage == "float16" else values + scales
 
     def holds(self, entry: Entry) -> bool:
-        """Whether an entry is laid out like this."""
+        """Return whether an entry has this layout."""
         return entry.keys() == {name for level in self.levels for name in self._names(level)} and all(
             entry[level.name].dtype == getattr(torch, self.storage)
             and entry[level.name].ndim == 3
@@ -54,9 +54,9 @@ class Layout(NamedTuple):
 
 
 def namespace(teacher: nn.Module, layout: Layout) -> str:
-    """Hash all that an image's entry depends on but the image itself: weights, buffers, architecture, layout."""
+    """Hash everything that an entry depends on except the image: weights, buffers, architecture and layout."""
     content = hashlib.blake2b(f"{VERSION} {type(teacher).__qualname__} {teacher} {layout}".encode(), digest_size=16)
-    # not the state dict, which leaves out buffers such as the mean and deviation of the pixels
+    # not the state dict, which lacks non-persistent buffers such as the pixels' mean and standard deviation
     for kind in (teacher.named_parameters(), teacher.named_buffers()):
         for name, value in kind:
             content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -65,12 +65,12 @@ def namespace(teacher: nn.Module, layout: Layout) -> str:
 
 
 def encode(pyramid: FeaturePyramid, layout: Layout) -> list[Entry]:
-    r"""Round a batch's features to what is stored: one entry an image, each level ``H x W x C``.
+    r"""Convert a batch's features to their stored form: one entry per image, each level ``H x W x C``.
 
     int8 stores $\mathrm{round}(127\, x / m)$ and the scale $m / 127$ with $m = \max_{ij} |x|$ of each channel.
 
     Raises:
-        DfmsdError: a value is not finite, or beyond float16.
+        DfmsdError: a value is not finite, or out of the range of float16.
     """
     batch = len(pyramid[layout.levels[0].name])
     entries: list[Entry] = [{} for _ in range(batch)]
@@ -83,14 +83,14 @@ def encode(pyramid: FeaturePyramid, layout: Layout) -> list[Entry]:
                 f"{layout.storage} cannot hold; set teacher_cache_dtype to the other type, or leave teacher_cache out"
             )
         for name, parts in stored.items():
-            # copies, since a view would keep the whole batch
+            # copies: a view would keep the whole batch in memory
             for entry, part in zip(entries, parts.cpu(), strict=True):
                 entry[name] = part.clone(memory_format=torch.contiguous_format)
     return entries
 
 
 def decode(entries: Sequence[Entry], layout: Layout, device: torch.device | str = "cpu") -> FeaturePyramid:
-    """Give the stored features of a batch: float32, ``N x C x H x W`` in channels-last memory."""
+    """Return the stored features of a batch: float32, ``N x C x H x W`` in channels-last memory."""
     pyramid: FeaturePyramid = {}
     for level in layout.levels:
         value = _batch(entries, level.name, device)
@@ -101,19 +101,19 @@ def decode(entries: Sequence[Entry], layout: Layout, device: torch.device | str 
 
 
 class TeacherCache:
-    """Stored features of one teacher; a `FrozenTeacher` looks here first.
+    """Stored features of one teacher, where a `FrozenTeacher` looks first.
 
-    What a call gives is always the stored, rounded form, so that a feature is the same when it is computed as when it
-    is found. On a CPU it does not depend on the other images of the batch either, so that a run that is resumed makes
-    what it has lost again to the same bits, in whatever batches.
+    Calls always return the stored, rounded form, so that a feature is the same whether it is computed or found. On a
+    CPU it does not depend on the other images of the batch either, so that a resumed run recomputes lost features to
+    the same bits, in whatever batches.
 
     Args:
-        store: of this teacher and layout alone, see `namespace`.
-        layout: of the entries.
+        store: used by this teacher and layout alone, see `namespace`.
+        layout: layout of the entries.
 
     Attributes:
-        hits: images found so far.
-        misses: images computed so far.
+        hits: number of images found so far.
+        misses: number of images computed so far.
     """
 
     def __init__(self, store: Store, layout: Layout) -> None:
@@ -125,15 +125,15 @@ class TeacherCache:
     def __call__(
         self, images: Tensor, keys: Sequence[str | None], compute: Callable[[Tensor], FeaturePyramid]
     ) -> FeaturePyramid:
-        """Give the features of a batch.
+        """Return the features of a batch.
 
         Args:
             images: ``N x 3 x H x W``.
-            keys: of the content of each image; None is never found and not stored.
-            compute: the teacher; gets the images of the batch that are missing, on a CPU one by one.
+            keys: content key of each image; an image with None is neither looked up nor stored.
+            compute: the teacher; called with the missing images of the batch, on a CPU one at a time.
 
         Raises:
-            DfmsdError: images or arithmetic are not those of the layout.
+            DfmsdError: the size of the images or the compute dtype differ from the layout.
         """
         self._check(images)
         entries = [self._find(key) for key in keys]
@@ -150,8 +150,8 @@ class TeacherCache:
         return decode([entry for entry in entries if entry is not None], self.layout, images.device)
 
     def _computed(self, images: Tensor, compute: Callable[[Tensor], FeaturePyramid]) -> list[Entry]:
-        # How many images a kernel gets decides on the order of its sums. On a CPU one at a time takes about as long as
-        # all at once, a little more or less by network; on a GPU it would take longer, and sums depend on chance.
+        # The order of a kernel's sums depends on the number of images. On a CPU one at a time takes about as long as
+        # all at once; on a GPU it would take longer, and sums are not deterministic anyway.
         parts = torch.split(images, 1) if images.device.type == "cpu" else [images]
         return [entry for part in parts for entry in encode(compute(part), self.layout)]
 
@@ -161,12 +161,12 @@ class TeacherCache:
 
     def _check(self, images: Tensor) -> None:
         kind = images.device.type
-        arithmetic = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
-        given = (tuple(images.shape[-2:]), arithmetic)
-        if given != (self.layout.frame, self.layout.arithmetic):
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
+        given = (tuple(images.shape[-2:]), dtype)
+        if given != (self.layout.frame, self.layout.compute_dtype):
             raise DfmsdError(
-                f"teacher_cache: made for frames {self.layout.frame} in {self.layout.arithmetic}, got {given[0]} in "
-                f"{given[1]}; make another cache for these"
+                f"teacher_cache: built for images of {self.layout.frame} in {self.layout.compute_dtype}, got "
+                f"{given[0]} in {given[1]}; build another cache for these"
             )
 
 
@@ -176,6 +176,6 @@ def _int8(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def _batch(entries: Sequence[Entry], name: str, device: torch.device | str) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # which would refuse to stack float16 under bfloat16
+    with torch.autocast("cpu", enabled=False):  # it refuses to stack float16 under bfloat16
         stacked = torch.stack([entry[name] for entry in entries])
     return stacked.to(device, non_blocking=True).float()

@@ -1,4 +1,4 @@
-"""What can be known before the first step: classes, teachers, who owns which parameter, how large each term is."""
+"""Checks before the first step: classes, teachers, parameter ownership and size of every loss term."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from dfmsd.types import Batch
 from dfmsd.utils.classes import common_classes
 
 MIN_TEACHER_AP = 0.01
-SUSPECTS = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
-"""What makes a good teacher measure badly, likeliest first."""
+USUAL_CAUSES = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
+"""Why a good teacher may have a low AP, the most likely first."""
 
 
-def check_classes(teacher: str, known: Sequence[str], wanted: Sequence[str]) -> None:
-    """Refuse a teacher that does not know the data set's classes.
+def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -> None:
+    """Refuse a teacher that lacks classes of the data set.
 
     Args:
         teacher: its name, for the message.
         known: the teacher's class names.
-        wanted: the data set's class names.
+        required: the data set's class names.
 
     Raises:
-        DfmsdError: names the classes that are missing.
+        DfmsdError: names the missing classes.
     """
-    common = set(common_classes(known, wanted).values())
-    missing = [name for place, name in enumerate(wanted) if place not in common]
+    common = set(common_classes(known, required).values())
+    missing = [name for index, name in enumerate(required) if index not in common]
     if missing:
         raise DfmsdError(
             f"teacher {teacher} does not know class(es) {', '.join(missing)} of the data; it knows "
             f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}; train a teacher on this data, "
-            "or pass --allow-weak-teacher to imitate its features all the same"
+            "or pass --allow-weak-teacher to imitate its features anyway"
         )
 
 
 def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None:
-    """Refuse a teacher that cannot teach.
+    """Refuse a teacher whose AP is about 0 or below the student's.
 
     Args:
         teacher: its name, for the message.
-        teacher_ap: AP of the teacher on the validation images, in this very pipeline, 0..1.
+        teacher_ap: AP of the teacher on the validation images, measured with this run's data pipeline, 0..1.
         student_ap: AP of the student before training, 0..1.
 
     Raises:
-        DfmsdError: the teacher is at about 0, or below the student's start.
+        DfmsdError: the AP is too low.
     """
     if teacher_ap < MIN_TEACHER_AP:
         problem = "about 0"
@@ -62,7 +62,7 @@ def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None
         return
     raise DfmsdError(
         f"teacher {teacher} measures AP {100 * teacher_ap:.1f} in this pipeline, {problem}; "
-        f"look at {SUSPECTS}, give a better teacher or pass --allow-weak-teacher"
+        f"check {USUAL_CAUSES}, use a better teacher or pass --allow-weak-teacher"
     )
 
 
@@ -78,40 +78,40 @@ def ownership(task: DistillationTask) -> dict[str, int]:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, task: DistillationTask) -> None:
-    """Refuse an optimiser that does not own exactly the trainable parameters.
+    """Refuse an optimizer that does not hold exactly the trainable parameters.
 
     Raises:
-        DfmsdError: names parameters that are missing, or says that a frozen one is in.
+        DfmsdError: parameters are missing, or the optimizer holds one that is not trained.
     """
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    wanted = {id(parameter): name for name, parameter in task.trainable.named_parameters() if parameter.requires_grad}
-    missing = [name for key, name in wanted.items() if key not in owned]
+    required = {id(parameter): name for name, parameter in task.trainable.named_parameters() if parameter.requires_grad}
+    missing = [name for key, name in required.items() if key not in owned]
     if missing:
-        raise DfmsdError(f"not in the optimiser: {', '.join(missing[:5])}; pass task.trainable.parameters() to it")
+        raise DfmsdError(f"not in the optimizer: {', '.join(missing[:5])}; pass task.trainable.parameters() to it")
     intruders = owned - {id(parameter) for parameter in task.trainable.parameters()}
     if intruders:
         raise DfmsdError(
-            f"the optimiser holds {len(intruders)} tensor(s) that are not trained, such as a "
+            f"the optimizer holds {len(intruders)} tensor(s) that are not trained, such as a "
             "teacher's; pass only task.trainable.parameters() to it"
         )
 
 
 class TermScale(NamedTuple):
-    """How large a term is on one batch."""
+    """Size of a term on one batch."""
 
     stage: int
-    """From 1."""
+    """Counted from 1."""
     name: str
     value: float
     gradient: float
-    """Norm of its gradient on the student's weights."""
+    """Norm of its gradient with respect to the student's weights."""
 
 
 def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
-    """Measure every term of every stage on one batch; the task is left as it was.
+    """Measure every term of every stage on one batch, without changing the task.
 
     Raises:
-        DfmsdError: a term is 0, not finite or without gradient on the student, or a training-only layer gets none.
+        DfmsdError: a term is 0 or not finite, or the student or a loss layer gets no gradient.
     """
     scales: list[TermScale] = []
     with undisturbed(task):
@@ -134,7 +134,7 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
 
 @contextmanager
 def undisturbed(task: DistillationTask) -> Iterator[None]:
-    """Run forward passes in training mode without a trace: saved state, stage, mode and random state come back."""
+    """Switch to training mode, and restore the state, stage, modes and random state on exit."""
     state = copy.deepcopy(task.state_dict())
     stage, modes = task.stage, {module: module.training for module in task.modules()}
     with torch.random.fork_rng():
@@ -149,7 +149,7 @@ def undisturbed(task: DistillationTask) -> Iterator[None]:
 
 
 def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
-    """Refuse what is not finite, and what is 0 on all levels, unless there is no object for a term on objects."""
+    """Refuse terms that are not finite, or 0 on all levels of a batch with objects."""
     groups = term_groups(named)
     for name, value in named.items():
         if not torch.isfinite(value):
@@ -159,7 +159,7 @@ def _check_values(named: dict[str, Tensor], stage: int, *, empty: bool) -> None:
         if groups[name.partition("/")[0]] == 0 and not name.startswith("task/") and not empty:
             raise DfmsdError(
                 f"stage {stage}: {name} is exactly 0 on the first batch, so it would teach nothing; is the teacher the "
-                "student itself, or a weight 0? Give another teacher, or leave the term out"
+                "student itself, or a weight 0? Use another teacher, or leave the term out"
             )
 
 
@@ -175,14 +175,14 @@ def _check_layers_learn(task: DistillationTask, loss: Tensor, stage: int) -> Non
     if frozen:
         raise DfmsdError(
             f"stage {stage}: {', '.join(frozen[:5])} cannot learn (requires_grad is False); only the student may be "
-            "frozen in part, so let the loss's own layers learn"
+            "partly frozen, so make the layers of the loss trainable"
         )
     gradients = torch.autograd.grad(loss, list(layers.values()), retain_graph=True, allow_unused=True)
     idle = [name for name, gradient in zip(layers, gradients, strict=True) if gradient is None]
     if idle:
         raise DfmsdError(
-            f"stage {stage}: no gradient reaches {', '.join(idle[:5])}; the loss does not use these layers: leave them "
-            "out of its parameters, or use them in its forward"
+            f"stage {stage}: no gradient reaches {', '.join(idle[:5])}; the loss does not use these layers: remove "
+            "them from its parameters, or use them in its forward"
         )
 
 

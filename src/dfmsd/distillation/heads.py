@@ -1,4 +1,4 @@
-"""Student and teacher as two dense heads, for losses that compare predictions."""
+"""Pairs of student and teacher dense heads, for losses that compare predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from dfmsd.detectors.base import DenseHead, Detector, HeadPass, HeadSpec, Towers
-from dfmsd.distillation.teacher import FrozenTeacher, TaughtLevel
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import HeadLevel, HeadMethod, HeadSide
 from dfmsd.types import FeaturePyramid
@@ -24,85 +24,92 @@ _REMEDIES = {
 
 
 class HeadPair:
-    """Run the heads of a student and a teacher so that they can be compared, each once a step.
+    """Run the dense heads of a student and a teacher, each once per step, so that methods can compare them.
 
     Args:
         student: trained.
         teacher: frozen.
-        methods: tell what heads they compare, and where the towers are cut.
+        methods: which heads they can compare, and where they cut the towers.
 
     Attributes:
-        teacher: frozen.
-        reused: convolutions behind the cut, in both towers.
+        teacher: the teacher.
+        reused: number of convolutions after the cut, in both towers.
 
     Raises:
-        DfmsdError: one of the two has no head that a method can compare, or the heads are not alike.
+        DfmsdError: a detector has no head that a method can compare, or the heads do not match.
     """
 
     def __init__(self, student: Detector, teacher: FrozenTeacher, methods: Sequence[HeadMethod]) -> None:
         for method in methods:
-            own, theirs = _head(student, "the student", method), _head(teacher.detector, "the teacher", method)
-            _check(own.spec, theirs.spec, method)
+            student_head = _find_head(student, "the student", method)
+            teacher_head = _find_head(teacher.detector, "the teacher", method)
+            _check_match(student_head.spec, teacher_head.spec, method)
         self.teacher = teacher
-        self.head = theirs
-        self.arch = own.spec.arch
-        convs = min(own.spec.convs, theirs.spec.convs)
+        self.head = teacher_head
+        self.arch = student_head.spec.arch
+        convs = min(student_head.spec.convs, teacher_head.spec.convs)
         cuts = (method.reused(self.arch, convs) for method in methods)
         self.reused = next((reused for reused in cuts if reused is not None), 0)
-        self.names = {s.name: t.name for s, t in zip(student.levels, teacher.levels, strict=True)}
+        self.teacher_level = {s.name: t.name for s, t in zip(student.levels, teacher.levels, strict=True)}
 
-    def teach(self, pyramid: FeaturePyramid) -> dict[str, TaughtLevel]:
-        """Run the teacher's head on its pyramid, computed or cached; by level of the student."""
-        taught: dict[str, TaughtLevel] = {}
-        for index, (own, theirs) in enumerate(self.names.items()):
-            taught |= self.teacher.read(self.head.at(index), {own: pyramid[theirs]}, self.reused)
-        return taught
+    def run_teacher(self, pyramid: FeaturePyramid) -> dict[str, HeadSide]:
+        """Run the teacher's head on its pyramid, computed or cached.
 
-    def compare(self, own: HeadPass, taught: Mapping[str, TaughtLevel]) -> dict[str, HeadLevel]:
-        """Put the two heads side by side, by level of the student.
+        Returns:
+            Towers and predictions by the student's level names.
+        """
+        return {
+            level: self.teacher.run_head(self.head.at(index), pyramid[teacher_level], self.reused)
+            for index, (level, teacher_level) in enumerate(self.teacher_level.items())
+        }
+
+    def pair(self, student: HeadPass, teacher: Mapping[str, HeadSide]) -> dict[str, HeadLevel]:
+        """Pair the two heads level by level.
 
         Args:
-            own: of the student's one forward pass, whose towers are cut where ``reused`` convolutions are left.
-            taught: see `teach`.
-        """
-        return {name: self._level(index, name, own, taught[name]) for index, name in enumerate(self.names)}
+            student: from the student's forward pass, with towers cut before the last ``reused`` convolutions.
+            teacher: see `run_teacher`.
 
-    def _level(self, index: int, name: str, own: HeadPass, taught: TaughtLevel) -> HeadLevel:
-        head = self.head.at(index)
-        return HeadLevel(
-            self.arch,
-            HeadSide(own.towers[name], own.logits[name], own.box_deltas[name]),
-            HeadSide(*taught),
-            partial(_predict, head, self.reused),
-            partial(head.decode, anchors=own.anchors[name]),
-            own.valid[name],
-            own.objects[name],
-            own.near[name],
-            own.positives,
-        )
+        Returns:
+            Both heads by the student's level names.
+        """
+        paired = {}
+        for index, level in enumerate(self.teacher_level):
+            head = self.head.at(index)
+            paired[level] = HeadLevel(
+                arch=self.arch,
+                student=HeadSide(student.towers[level], student.logits[level], student.box_deltas[level]),
+                teacher=teacher[level],
+                predict=partial(_predict, head, self.reused),
+                decode=partial(head.decode, anchors=student.anchors[level]),
+                valid=student.valid[level],
+                objects=student.objects[level],
+                near=student.near[level],
+                positives=student.positives,
+            )
+        return paired
 
 
 def _predict(head: DenseHead, reused: int, classification: Tensor, regression: Tensor) -> tuple[Tensor, Tensor]:
     return head.predict(Towers(classification, regression), reused)
 
 
-def _head(detector: Detector, who: str, method: HeadMethod) -> DenseHead:
+def _find_head(detector: Detector, who: str, method: HeadMethod) -> DenseHead:
     head = detector.dense_head
     if head is None or head.spec.arch not in method.archs:
         has = "no dense head that can be cut" if head is None else f"a head of {head.spec.arch}"
         raise DfmsdError(
-            f"{method.name} {method.purpose}, and {who} has {has}; take {' or '.join(method.archs)} for both, or a "
+            f"{method.name} {method.purpose}, and {who} has {has}; use {' or '.join(method.archs)} for both, or a "
             "loss on features such as pkd"
         )
     return head
 
 
-def _check(student: HeadSpec, teacher: HeadSpec, method: HeadMethod) -> None:
-    """Refuse heads that mean different things."""
+def _check_match(student: HeadSpec, teacher: HeadSpec, method: HeadMethod) -> None:
     for field in method.alike:
-        own, theirs = getattr(student, field), getattr(teacher, field)
-        if own != theirs:
+        of_student, of_teacher = getattr(student, field), getattr(teacher, field)
+        if of_student != of_teacher:
             raise DfmsdError(
-                f"{method.name} needs two heads of one kind, and {field} differ: {own} of the student, {theirs} of the "
-                f"teacher; {_REMEDIES[field]}, or choose a loss on features such as pkd"
+                f"{method.name} needs two heads of one kind, but their {field} differ: {of_student} (student), "
+                f"{of_teacher} (teacher); {_REMEDIES[field]}, or choose a loss on features such as pkd"
             )

@@ -1,4 +1,4 @@
-"""Stage-wise adaptation: which teacher when, and the learning rate over the stages."""
+"""Stages of a distillation: which teacher when, and the learning rate over the stages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Literal
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
+from dfmsd.utils.coerce import coerce_fields
 
 Schedule = Literal["restart", "continuous"]
 
@@ -20,20 +21,37 @@ class StageConfig:
     """One stage of a run.
 
     Args:
-        teacher: run folder, student file, torchvision weight name, ``hf:`` or ``timm:`` reference, or the YAML of a
-            training run, which is made on first use; a list of such for several at once, whose losses are added up;
-            None is plain training on the labels.
+        teacher: run folder, student file, torchvision weight name, ``hf:`` or ``timm:`` reference, or the YAML file of
+            a training run, which is trained on first use; a list of such for several teachers at once, whose losses
+            are added up; None trains on the labels alone.
         epochs: length of the stage, >= 1.
-        loss: options that replace those of the run's loss in this stage; where one of the two is a list of losses, the
-            stage's own alone.
-        fresh: new alignment and generation layers; false takes over those of the stage before, of its first teacher
-            for the first one and so on.
+        loss: options that override those of the run's loss in this stage; if one of the two is a list of losses, the
+            stage's own loss alone.
+        fresh: start with new alignment and generation layers; false reuses those of the previous stage, teacher by
+            teacher in their order.
     """
 
     epochs: int
     teacher: str | list[str] | None = None
     loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
+
+    def __post_init__(self) -> None:
+        """Convert the values to their types, and check them.
+
+        Raises:
+            DfmsdError: no epoch, or a teacher without a name or given twice.
+        """
+        coerce_fields(self, "stages: ")
+        if isinstance(self.loss, str):
+            object.__setattr__(self, "loss", {"name": self.loss})
+        if self.epochs < 1:
+            raise DfmsdError(f"stages: epochs must be at least 1, got {self.epochs}; or remove the stage")
+        if not all(self.teachers):
+            raise DfmsdError("stages: teacher has an empty name; name a teacher, or leave it out")
+        twice = [name for name, count in Counter(self.teachers).items() if count > 1]
+        if twice:
+            raise DfmsdError(f"stages: teacher {twice[0]} is given twice in one stage; name each teacher once")
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -43,7 +61,7 @@ class StageConfig:
 
 
 def taught_by(epochs: int, teachers: Sequence[str]) -> StageConfig:
-    """Describe a stage by all its teachers; the only one as in a config written by hand, and in those of earlier runs.
+    """Build a stage from all its teachers; a single one is stored as a string, as in hand-written configs.
 
     Args:
         epochs: length of the stage, >= 1.
@@ -53,49 +71,44 @@ def taught_by(epochs: int, teachers: Sequence[str]) -> StageConfig:
 
 
 def check_stages(stages: Sequence[StageConfig]) -> None:
-    """Refuse an impossible plan.
+    """Check that the stages can follow each other.
 
     Raises:
-        DfmsdError: no stage, a stage without epochs or with a teacher twice, or a first stage that takes layers over.
+        DfmsdError: there is no stage, or one reuses layers that the stage before does not have.
     """
     if not stages:
         raise DfmsdError(
             "stages: the list is empty; give at least one stage, such as {teacher: runs/teacher, epochs: 10}"
         )
     for index, stage in enumerate(stages):
-        if stage.epochs < 1:
-            raise DfmsdError(f"stages.{index}.epochs: {stage.epochs} is below 1; give the stage an epoch or remove it")
-        if not all(stage.teachers):
-            raise DfmsdError(f"stages.{index}.teacher: a name is empty; name a teacher, or leave it out")
-        twice = [name for name, count in Counter(stage.teachers).items() if count > 1]
-        if twice:
-            raise DfmsdError(f"stages.{index}.teacher: {twice[0]} is there twice; name each teacher once")
         if not stage.fresh and not (index and stages[index - 1].teachers and stage.teachers):
-            raise DfmsdError(f"stages.{index}.fresh: false needs a stage with a teacher before it, to take layers from")
+            raise DfmsdError(
+                f"stages.{index}.fresh: false reuses the layers of the stage before, so both need a teacher"
+            )
 
 
 def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:
-    """Index of the stage that epoch ``epoch`` (from 0) belongs to; past the end it is the last stage."""
+    """Return the index of the stage that an epoch, counted from 0, belongs to; past the end it is the last stage."""
     ends = accumulate(stage.epochs for stage in stages)
     return next((index for index, end in enumerate(ends) if epoch < end), len(stages) - 1)
 
 
 def starts_stage(stages: Sequence[StageConfig], epoch: int) -> bool:
-    """Whether a stage begins with this epoch."""
+    """Return whether a stage starts with this epoch."""
     return epoch == 0 or stage_of_epoch(stages, epoch) != stage_of_epoch(stages, epoch - 1)
 
 
 def learning_rate_factor(
     step: int, epochs: Sequence[int], steps_per_epoch: int, *, warmup: int, schedule: Schedule = "continuous"
 ) -> float:
-    """Linear warm-up, then a cosine down to 0: once over all stages, or again in each.
+    """Linear warm-up, then a cosine decay to 0: once over all stages, or again in each.
 
     Args:
-        step: optimiser step, from 0.
+        step: optimizer step, from 0.
         epochs: epochs of each stage.
-        steps_per_epoch: optimiser steps in an epoch.
-        warmup: steps of the warm-up; at most half of what the cosine spans.
-        schedule: ``continuous`` for one cosine, ``restart`` for one a stage.
+        steps_per_epoch: optimizer steps per epoch.
+        warmup: warm-up steps; at most half of the steps that a cosine spans.
+        schedule: ``continuous`` for one cosine, ``restart`` for one per stage.
 
     Returns:
         Factor of the base learning rate, 0..1.

@@ -1,4 +1,4 @@
-"""A training step of a student under its teachers, as named losses."""
+"""Distillation training step: a student under its teachers, as named losses."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dfmsd.types import FeaturePyramid, LevelSpec, Target
 
 
 class Lesson(NamedTuple):
-    """One teacher of a stage, and what its loss is made of: the layers and factors are its own."""
+    """One teacher of a stage with its loss, whose layers and factors it shares with no other."""
 
     teacher: FrozenTeacher
     criterion: losses.Criterion | losses.CriterionSum
     balance: GradientBalance | None
     heads: HeadPair | None
-    """Where the loss compares predictions."""
+    """Both detectors' heads if the loss compares predictions."""
     label: str
-    """Its number in the stage, such as ``T2``; empty for a stage's only teacher."""
+    """Number in the stage, such as ``T2``; empty for a stage's only teacher."""
 
     @property
     def measuring(self) -> bool:
@@ -37,42 +37,45 @@ class Lesson(NamedTuple):
         return self.balance is not None and not self.balance.settled
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tell terms from those of the stage's other teachers: ``mask/p3`` -> ``T2.mask/p3``."""
+        """Prefix names with the label, if the stage has other teachers: ``mask/p3`` -> ``T2.mask/p3``."""
         prefix = f"{self.label}." if self.label else ""
         return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 class StudentPass(NamedTuple):
-    """What a forward pass of the student gives."""
+    """Outputs of a forward pass of the student."""
 
     pyramid: FeaturePyramid
     """Of all images."""
     labeled: FeaturePyramid
-    """Of those with targets, which the losses come from."""
+    """Of the images with targets, on which the losses are computed."""
     losses: dict[str, Tensor]
-    """The detector's own."""
+    """The detector's own losses."""
 
 
 class DistillationTask(nn.Module):
-    """The student, the training-only layers of every stage, and the teachers, who stay outside the module tree.
+    """A student, the training-only layers of every stage, and the teachers, which stay outside the module tree.
 
-    All stages' layers exist from the start, so that one optimiser, one checkpoint layout and one DDP wrapper
-    serve the whole run.
+    All stages' layers exist from the start, so that one optimizer, one checkpoint layout and one DDP wrapper serve the
+    whole run.
 
     Args:
         student: trained in place.
         stages: the plan.
-        teachers: those of each stage: none, one, or several whose losses are added up.
-        loss: ``name`` and options of the loss, or a list of such; for a stage's own see `losses.replace_loss`.
-        balance: size of their gradients relative to the task's, see `GradientBalance`; None keeps the
-            stated weights.
-        balance_by: each ``term``, or the whole ``loss`` of a teacher.
+        teachers: the teachers of each stage: none, one, or several whose losses are added up.
+        loss: ``name`` and options of the loss, or a list of such; for the loss of a stage see `losses.replace_loss`.
+        balance: target norm of the terms' gradients relative to the task's, see `GradientBalance`; None keeps the given
+            weights.
+        balance_by: balance each ``term``, or the whole ``loss`` of a teacher.
 
     Attributes:
-        trainable: student, alignment and generation: what the optimiser, DDP and resume see. Holds every
-            parameter and buffer of this module.
+        trainable: student, loss layers and balances, which hold every parameter and buffer of this module; the part
+            that an optimizer, DDP and checkpoints use.
         stage: index of the current stage, from 0.
         compiled: whether `compile_losses` was called.
+
+    Raises:
+        DfmsdError: student, teachers and losses do not fit together.
     """
 
     def __init__(
@@ -86,17 +89,19 @@ class DistillationTask(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
-        self.teachers = tuple(tuple(together) for together in teachers)
+        self.teachers = tuple(tuple(of_stage) for of_stage in teachers)
         self.stage = 0
         self.compiled = False
         self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
-        for index, (stage, together) in enumerate(zip(self.stages, self.teachers, strict=True)):
-            for number, teacher in enumerate(together):
+        for index, (stage, of_stage) in enumerate(zip(self.stages, self.teachers, strict=True)):
+            for number, teacher in enumerate(of_stage):
                 key = layers_name(index, number)
                 try:
                     criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
-                    self._pair_heads(key, student, teacher, criterion)
+                    methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
+                    if methods:
+                        self.heads[key] = HeadPair(student, teacher, methods)
                 except DfmsdError as error:
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
@@ -108,7 +113,7 @@ class DistillationTask(nn.Module):
 
     @property
     def student(self) -> Detector:
-        """The detector that is handed over in the end."""
+        """The detector that is trained and delivered."""
         student = self.trainable["student"]
         assert isinstance(student, Detector)
         return student
@@ -120,14 +125,14 @@ class DistillationTask(nn.Module):
 
     @property
     def lessons(self) -> tuple[Lesson, ...]:
-        """The current stage's lessons."""
+        """The teachers of the current stage with their losses."""
         return self.lessons_of(self.stage)
 
     def lessons_of(self, index: int) -> tuple[Lesson, ...]:
-        """Give what each teacher of a stage teaches.
+        """Return the teachers of a stage with their losses.
 
         Args:
-            index: of the stage, from 0.
+            index: stage, from 0.
         """
         criteria, balances = (dict(self.trainable[kind].named_children()) for kind in ("criteria", "balance"))
         lessons = []
@@ -139,7 +144,7 @@ class DistillationTask(nn.Module):
         return tuple(lessons)
 
     def compile_losses(self, backend: str = "inductor") -> None:
-        """Let ``torch.compile`` make one kernel of many in the losses of every stage, on their first call.
+        """Compile the losses of every stage with ``torch.compile`` on their first call.
 
         Args:
             backend: of ``torch.compile``.
@@ -151,10 +156,10 @@ class DistillationTask(nn.Module):
             criterion.compile(backend=backend)
 
     def uncompiled(self) -> AbstractContextManager[object]:
-        """Compute the losses as they are written, compiled or not, for who walks their graph more than once.
+        """Run the losses uncompiled in this context, for code that backpropagates through them more than once.
 
-        A compiled backward pass writes over what the forward pass left for it, so that it runs only once. Releases of
-        torch before 2.6, which cannot set a stance, do not do that either.
+        A compiled backward pass overwrites what the forward pass saved for it, and so runs only once. Torch before 2.6
+        cannot switch compilation off, but does not overwrite either.
         """
         if not self.compiled or not hasattr(torch.compiler, "set_stance"):
             return nullcontext()
@@ -162,11 +167,11 @@ class DistillationTask(nn.Module):
         return eager
 
     def enter_stage(self, index: int, *, begins: bool = True) -> None:
-        """Make a stage the current one.
+        """Switch to a stage.
 
         Args:
-            index: from 0.
-            begins: False when a run is resumed in the middle of the stage, whose layers then are as saved.
+            index: stage, from 0.
+            begins: False when a run is resumed within the stage, whose layers are then in the checkpoint.
         """
         self.stage = index
         used = self.levels_in_use(index)
@@ -174,38 +179,38 @@ class DistillationTask(nn.Module):
             if teacher.cache is not None and teacher not in used:
                 teacher.cache.store.release()
         if begins and not self.stages[index].fresh:
-            for own, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
-                own.criterion.load_state_dict(former.criterion.state_dict())
+            for lesson, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
+                lesson.criterion.load_state_dict(former.criterion.state_dict())
 
     def forward(self, images: Tensor, targets: Sequence[Target], keys: Sequence[str | None] = ()) -> dict[str, Tensor]:
-        """Give the named losses of one batch; their sum is the loss.
+        """Return the named losses of one batch; the total loss is their sum.
 
         Args:
             images: ``N x 3 x H x W``, RGB in [0, 1].
-            targets: ground truth of the first images. Those behind feed the distillation terms only, and are left out
-                in a stage without a teacher.
-            keys: of each image, for teachers with a cache.
+            targets: ground truth of the first images. The remaining images are used by the distillation terms only, and
+                ignored in a stage without a teacher.
+            keys: content key of each image, for teachers with a cache.
 
         Returns:
-            ``task/<detector's loss>``, ``<term>/<level>`` -> scalar; with several teachers in the stage
+            ``task/<detector's loss>`` and ``<term>/<level>`` -> scalar; with several teachers in the stage
             ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
         """
         lessons = self.lessons
         if not lessons:
             images = images[: len(targets)]
-        taught = self._teacher_pyramids(images, keys)  # before the student: their peak of memory is over by then
-        (pyramid, labeled, task_losses), heads = self._student_step(images, targets, lessons, taught)
+        pyramids = self._teacher_pyramids(images, keys)  # first, so that their peak memory is over before the student's
+        (pyramid, labeled, task_losses), heads = self._run_student(images, targets, lessons, pyramids)
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
-        for lesson, levels in zip(lessons, heads, strict=True):
+        for lesson, paired in zip(lessons, heads, strict=True):
             with self.uncompiled() if lesson.measuring else nullcontext():
                 terms = lesson.criterion(
                     pyramid,
-                    taught[lesson.teacher],
+                    pyramids[lesson.teacher],
                     boxes=boxes,
                     size=(images.shape[-2], images.shape[-1]),
                     stage=self.stage + 1,
-                    heads=levels,
+                    heads=paired,
                 )
             if lesson.balance is not None:
                 terms = lesson.balance(terms, sum(task_losses.values()), pyramid, labeled)
@@ -213,10 +218,10 @@ class DistillationTask(nn.Module):
         return named
 
     def levels_in_use(self, index: int) -> dict[FrozenTeacher, set[LevelSpec]]:
-        """Tell which levels of which teachers a stage looks at.
+        """Return each teacher's levels that the losses of a stage use.
 
         Args:
-            index: of the stage, from 0.
+            index: stage, from 0.
         """
         used: dict[FrozenTeacher, set[LevelSpec]] = {}
         for lesson in self.lessons_of(index):
@@ -224,13 +229,13 @@ class DistillationTask(nn.Module):
         return used
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """``pearson/<level>`` of the last batch, ``T<number>.pearson/<level>`` with several teachers; or nothing."""
+        """Return the last batch's ``pearson/<level>``, or ``T<number>.pearson/<level>`` with several teachers."""
         return {
             name: value for lesson in self.lessons for name, value in lesson.named(lesson.criterion.diagnostics).items()
         }
 
     def student_pass(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:
-        """Let the student see all images and learn from the targets of those that have them, which come first."""
+        """Run the student on all images and compute its losses on the first ones, which have targets."""
         if len(images) == len(targets):
             pyramid, named = self.student(images, targets)
             return StudentPass(pyramid, pyramid, named)
@@ -240,58 +245,51 @@ class DistillationTask(nn.Module):
         return StudentPass({name: torch.cat([level, rest[name]]) for name, level in labeled.items()}, labeled, named)
 
     def _teacher_pyramids(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, FeaturePyramid]:
-        """Each teacher's levels that the losses look at; the others need not stay in memory."""
+        """Return only the levels that the losses use, so that the others do not stay in memory."""
         pyramids = {}
         for teacher, levels in self.levels_in_use(self.stage).items():
             pyramid = teacher.features(images, keys)
             pyramids[teacher] = {level.name: pyramid[level.name] for level in levels}
         return pyramids
 
-    def _student_step(
+    def _run_student(
         self,
         images: Tensor,
         targets: Sequence[Target],
         lessons: Sequence[Lesson],
-        taught: Mapping[FrozenTeacher, FeaturePyramid],
+        pyramids: Mapping[FrozenTeacher, FeaturePyramid],
     ) -> tuple[StudentPass, Sequence[dict[str, losses.HeadLevel] | None]]:
-        """One forward pass of the student, and with it the two heads of each lesson that compares predictions."""
+        """Run the student once, and pair its heads with the teacher's for each lesson that compares predictions."""
         pairs = [lesson.heads for lesson in lessons if lesson.heads is not None]
         if not pairs:
             return self.student_pass(images, targets), [None] * len(lessons)
-        theirs = [pair.teach(taught[pair.teacher]) for pair in pairs]
-        pyramid, named, own = self.student.forward_with_head(images, targets, pairs[0].reused)
-        compared = [pair.compare(own, levels) for pair, levels in zip(pairs, theirs, strict=True)]
-        return StudentPass(pyramid, pyramid, named), compared
-
-    def _pair_heads(
-        self, key: str, student: Detector, teacher: FrozenTeacher, criterion: losses.Criterion | losses.CriterionSum
-    ) -> None:
-        methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
-        if methods:
-            self.heads[key] = HeadPair(student, teacher, methods)
+        of_teachers = [pair.run_teacher(pyramids[pair.teacher]) for pair in pairs]
+        pyramid, named, of_student = self.student.forward_with_head(images, targets, pairs[0].reused)
+        paired = [pair.pair(of_student, of_teacher) for pair, of_teacher in zip(pairs, of_teachers, strict=True)]
+        return StudentPass(pyramid, pyramid, named), paired
 
     def _check_stage(self, index: int) -> None:
-        """Refuse what each teacher alone could do, but not beside the others, or not after those before."""
+        """Refuse a stage whose teachers contradict each other or the stage before."""
         lessons, former = self.lessons_of(index), self.lessons_of(index - 1) if index else ()
         cuts = {lesson.heads.reused for lesson in lessons if lesson.heads is not None}
         if len(cuts) > 1:
             raise DfmsdError(
-                f"stage {index + 1}: the teachers' heads are unequally deep, so the loss would cut the student's in "
+                f"stage {index + 1}: the teachers' heads differ in depth, so the loss would cut the student's head in "
                 f"several places; set loss.reused to {min(cuts)}"
             )
         if not self.stages[index].fresh and _shapes(lessons) != _shapes(former):
             raise DfmsdError(
-                f"stages.{index}.fresh: the layers of stage {index} and {index + 1} differ in shape or number, "
-                "so nothing can be taken over; set fresh: true"
+                f"stages.{index}.fresh: the layers of stages {index} and {index + 1} differ in shape or number, so "
+                "they cannot be reused; set fresh: true"
             )
 
 
 def layers_name(index: int, number: int) -> str:
-    """Name a teacher's layers: ``0`` in the first stage, those of its further teachers ``0_T2``, ``0_T3``, ...
+    """Return the name of a teacher's layers: ``0`` in the first stage, ``0_T2``, ``0_T3``, ... for further teachers.
 
     Args:
-        index: of the stage, from 0.
-        number: of the teacher in the stage, from 0.
+        index: stage, from 0.
+        number: teacher in the stage, from 0.
     """
     return f"{index}_T{number + 1}" if number else str(index)
 

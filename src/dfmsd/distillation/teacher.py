@@ -1,48 +1,38 @@
-"""A detector that is only looked at."""
+"""Frozen teacher wrapper."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfmsd.detectors.base import DenseHead, Detector, Towers
+from dfmsd.detectors.base import DenseHead, Detector
 from dfmsd.distillation.cache import TeacherCache
+from dfmsd.losses import HeadSide
 from dfmsd.types import FeaturePyramid, LevelSpec
-
-
-class TaughtLevel(NamedTuple):
-    """What a teacher's dense head makes of one level; no gradient."""
-
-    towers: Towers
-    logits: Tensor
-    """``N x A x K``."""
-    box_deltas: Tensor
-    """Encoded boxes, ``N x A x 4``."""
 
 
 class FrozenTeacher:
     """Hold a teacher outside the module tree: never trained, never saved, in eval mode at every step.
 
-    Not an ``nn.Module`` on purpose: whoever keeps it as an attribute cannot register it, so that it is in no
-    optimiser, checkpoint, parameter count or DDP wrapper, and ``train()`` of its owner does not reach it.
+    This is deliberately no ``nn.Module``: an attribute of a module cannot register it, so it appears in no optimizer,
+    checkpoint, parameter count or DDP wrapper, and the owner's ``train()`` does not reach it.
 
     Args:
-        detector: the teacher; its parameters are frozen in place.
-        name: for messages, usually the reference it was loaded from.
-        arithmetic: float32, or a half type that the forward pass is autocast to; None takes what the caller has.
+        detector: the teacher; it is frozen and switched to eval mode in place.
+        name: for messages, usually the reference that it was loaded from.
+        compute_dtype: float32, or a half-precision type to autocast to; None follows the caller's autocast.
 
     Attributes:
-        cache: where `features` looks first, if there is one.
+        cache: where `features` looks first, if set.
     """
 
-    def __init__(self, detector: Detector, name: str, arithmetic: torch.dtype | None = None) -> None:
+    def __init__(self, detector: Detector, name: str, compute_dtype: torch.dtype | None = None) -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.name = name
-        self.arithmetic = arithmetic
+        self.compute_dtype = compute_dtype
         self.cache: TeacherCache | None = None
         self._modules = tuple(detector.modules())
 
@@ -56,19 +46,13 @@ class FrozenTeacher:
         self.detector.to(device)
         return self
 
-    def _autocast(self, device: str) -> AbstractContextManager[object]:
-        if self.arithmetic is None:
-            return nullcontext()
-        half = self.arithmetic != torch.float32
-        return torch.autocast(device, self.arithmetic if half else None, enabled=half)
-
-    @torch.no_grad()  # not inference_mode, whose tensors autograd refuses to keep: it is no faster here
+    @torch.no_grad()  # not inference_mode: autograd cannot save its tensors, and it is no faster here
     def features(self, images: Tensor, keys: Sequence[str | None] = ()) -> FeaturePyramid:
-        """Give the teacher's pyramid without gradient; with ``keys``, the stored levels of the cache.
+        """Return the teacher's pyramid without gradient, or with ``keys`` the levels that the cache stores.
 
         Args:
             images: ``N x 3 x H x W``, RGB in [0, 1].
-            keys: of the content of each image, see `dfmsd.types.Batch`; the cache is left out without them.
+            keys: content key of each image, see `dfmsd.types.Batch`; without keys the cache is not used.
         """
         with self._autocast(images.device.type):
             if self.cache is None or not keys:
@@ -76,28 +60,31 @@ class FrozenTeacher:
             return self.cache(images, keys, self._compute)
 
     @torch.no_grad()
-    def read(self, head: DenseHead, levels: Mapping[str, Tensor], reused: int) -> dict[str, TaughtLevel]:
-        """Run the teacher's head on levels of its pyramid, computed or stored.
+    def run_head(self, head: DenseHead, level: Tensor, reused: int) -> HeadSide:
+        """Run the teacher's dense head on one level of its pyramid, computed or cached.
 
         Args:
-            head: of the teacher.
-            levels: ``N x C x H x W`` by name.
-            reused: convolutions behind the cut of the towers.
+            head: the teacher's head on this level.
+            level: ``N x C x H x W``.
+            reused: number of convolutions after the cut of the towers.
         """
-        self._be_frozen()
-        taught = {}
-        with self._autocast(next(iter(levels.values())).device.type):
-            for name, level in levels.items():
-                towers = head.towers(level, reused)
-                taught[name] = TaughtLevel(towers, *head.predict(towers, reused))
-        return taught
+        self._ensure_eval()
+        with self._autocast(level.device.type):
+            towers = head.towers(level, reused)
+            return HeadSide(towers, *head.predict(towers, reused))
 
     def _compute(self, images: Tensor) -> FeaturePyramid:
-        self._be_frozen()
+        self._ensure_eval()
         return self.detector.features(images)
 
-    def _be_frozen(self) -> None:
-        # Each time, since somebody else may have switched the same detector to training; a look costs a hundredth of
-        # the switch.
+    def _ensure_eval(self) -> None:
+        # At every call, since other code may have switched the same detector to training. Checking costs a hundredth
+        # of calling eval().
         if any(module.training for module in self._modules):
             self.detector.eval()
+
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        if self.compute_dtype is None:
+            return nullcontext()
+        half = self.compute_dtype != torch.float32
+        return torch.autocast(device, self.compute_dtype if half else None, enabled=half)

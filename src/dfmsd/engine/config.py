@@ -1,22 +1,24 @@
-"""What a run is made of: the same object in YAML, as flags and in Python."""
+"""Run configs: the same objects in YAML, as flags and in Python."""
 
 from __future__ import annotations
 
 import math
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors.config import PREFIXES
 from dfmsd.distillation.balance import BalanceBy
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss
+from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
 Precision = Literal["32", "bf16", "16"]
@@ -27,25 +29,24 @@ COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float
 
 @dataclass
 class RunConfig:
-    """What supervised training and distillation share.
+    """Settings that supervised training and distillation share.
 
     Args:
         out: run folder.
         data: images and annotations.
-        optim: optimiser.
+        optim: optimizer.
         seed: of weights, data order, augmentation and masks.
-        precision: arithmetic of the networks; distillation terms are always float32.
-        deliver: hand over the ``last`` weights or those of the epoch with the ``best`` AP. The best epoch is chosen
-            on the validation images, so its AP is an optimistic one: comparisons use ``last``.
+        precision: compute precision of the networks; distillation terms are always float32.
+        deliver: deliver the ``last`` weights or those of the epoch with the ``best`` AP. The best epoch is chosen on
+            the validation images, so its AP is optimistic: comparisons use ``last``.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        devices: processes on each machine, each with a GPU where there are any, else a CPU process; under ``torchrun``
-            its number counts.
-        num_nodes: machines, as SLURM starts the processes; under ``torchrun`` its number counts.
-        checkpoint_every: optimiser steps between two checkpoints, and so the most that a kill costs; null is an epoch
-            or 10 minutes, whichever is less.
-        skip_nonfinite: leave out so many steps with a loss or gradient that is not finite before the run ends; 0 ends
-            it at the first one.
-        logger: what draws the curves, ``tensorboard``, ``wandb`` or ``mlflow``, or a list of several.
+        devices: processes per machine, each with a GPU if there are any, else on the CPU; overridden by ``torchrun``.
+        num_nodes: number of machines, on which SLURM starts the processes; overridden by ``torchrun``.
+        checkpoint_every: optimizer steps between two checkpoints, the most that a kill can cost; null means one per
+            epoch and every 10 minutes.
+        skip_nonfinite: number of steps with a non-finite loss or gradient to skip before the run ends; 0 ends it at
+            the first one.
+        logger: experiment logger, ``tensorboard``, ``wandb`` or ``mlflow``, or a list of several.
     """
 
     out: str
@@ -62,61 +63,54 @@ class RunConfig:
     logger: LoggerName | list[LoggerName] = "tensorboard"
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range.
+        """Convert the values to their types, and check their ranges.
 
         Raises:
-            DfmsdError: such a value.
+            DfmsdError: a value has the wrong type or is out of range.
         """
+        coerce_fields(self)
         check_path("out", self.out)
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise DfmsdError(f"checkpoint_every: {self.checkpoint_every} is below 1; give a number of steps, or null")
-        if self.skip_nonfinite < 0:
-            raise DfmsdError(f"skip_nonfinite: {self.skip_nonfinite} is below 0; give a number of steps")
-        for name in ("eval_every", "devices", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise DfmsdError(f"{name}: {getattr(self, name)} is below 1; give at least 1")
-        unknown = [name for name in self.loggers if name not in get_args(LoggerName)]
-        if unknown:
-            raise DfmsdError(f"logger: there is no {unknown[0]!r}; give some of {', '.join(get_args(LoggerName))}")
+        check_range(self, ("eval_every", "devices", "num_nodes", "checkpoint_every"), minimum=1)
+        check_range(self, ("skip_nonfinite",), minimum=0)
         if not 0 <= self.seed < 2**32:
-            raise DfmsdError(f"seed: {self.seed} is out of range; give a number of 0 to {2**32 - 1}")
+            raise DfmsdError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
 
     @property
     def loggers(self) -> list[LoggerName]:
-        """What draws the curves; each once."""
+        """Experiment loggers, each once."""
         return list(dict.fromkeys([self.logger] if isinstance(self.logger, str) else self.logger))
 
     @property
     def processes(self) -> tuple[int, int]:
-        """Processes on each machine, and machines; ``torchrun``, if it started this process, knows better."""
+        """Processes per machine, and number of machines; from ``torchrun``, if it started this process."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return self.devices, self.num_nodes
-        own, every = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return own, every // own
+        local, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return local, total // local
 
     @property
     def world_size(self) -> int:
-        """Processes on all machines together."""
+        """Total number of processes."""
         return math.prod(self.processes)
 
 
 @dataclass
 class TrainConfig(RunConfig):
-    """Supervised training of any detector.
+    """Supervised training of a detector.
 
     Args:
         out: run folder.
         data: images and annotations.
-        optim: optimiser.
+        optim: optimizer.
         seed: of weights, data order and augmentation.
-        precision: arithmetic of the network.
+        precision: compute precision of the network.
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
-        devices: processes on each machine.
-        num_nodes: machines.
-        checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
-        skip_nonfinite: steps that may be left out for a value that is not finite.
-        logger: what draws the curves, one or a list of several.
+        devices: processes per machine.
+        num_nodes: number of machines.
+        checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
+        skip_nonfinite: number of steps with a non-finite loss or gradient to skip.
+        logger: experiment logger, or a list of several.
         model: the detector.
         epochs: passes over the training images.
     """
@@ -125,17 +119,17 @@ class TrainConfig(RunConfig):
     epochs: int = 12
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range.
+        """Convert the values to their types, and check their ranges.
 
         Raises:
-            DfmsdError: such a value.
+            DfmsdError: a value has the wrong type or is out of range.
         """
+        self.model = _detector_config(self.model)
         super().__post_init__()
-        if self.epochs < 1:
-            raise DfmsdError(f"epochs: {self.epochs} is below 1; give at least one")
+        check_range(self, ("epochs",), minimum=1)
 
     def as_distillation(self) -> DistillConfig:
-        """Give the same run as a distillation with one stage and no teacher: there is only one loop."""
+        """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
         shared = {name: getattr(self, name) for name in RunConfig.__dataclass_fields__}
         return DistillConfig(**shared, student=self.model, stages=[StageConfig(epochs=self.epochs)])
 
@@ -147,34 +141,34 @@ class DistillConfig(RunConfig):
     Args:
         out: run folder.
         data: images and annotations.
-        optim: optimiser.
+        optim: optimizer.
         seed: of weights, data order, augmentation and masks.
-        precision: arithmetic of the networks.
+        precision: compute precision of the networks.
         deliver: ``last`` or ``best`` weights.
         eval_every: epochs between evaluations.
-        devices: processes on each machine.
-        num_nodes: machines.
-        checkpoint_every: optimiser steps between two checkpoints; null is an epoch or 10 minutes.
-        skip_nonfinite: steps that may be left out for a value that is not finite.
-        logger: what draws the curves, one or a list of several.
-        student: the detector that is trained.
-        stages: who teaches, and for how long.
-        loss: ``name`` of the loss and its options; several at once by a list of such.
-        balance: gradient norm of each term on the student's pyramid relative to the detector's own loss, measured
-            over the first steps of each stage; null keeps the stated weights.
-        balance_by: give each ``term`` its own factor, or the whole ``loss`` one, so that its terms keep their ratios.
-        sync_statistics: with several processes, take means and deviations of the losses over the batches of all of
-            them, so that two processes learn as one with both batches; else each process takes those of its own.
-        inherit: start with the neck outputs and the head of the first stage's (first) teacher (true), or of the
-            detector of this name, also where no stage has a teacher; see `inherit` in `dfmsd.distillation.inherit`.
-        teacher_precision: arithmetic of the teachers' forward pass; null takes `precision`.
-        compile_loss: fuse the losses by torch.compile. Needs a C++ compiler (a GPU: triton) and a minute or two at the
-            first step, with `balance` at the first one that it does not measure.
-        teacher_cache: compute each image's teacher features once and keep them: in ``ram`` of this run, or on ``disk``
-            for the next runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
-            run differs from one without. Flips are fine, `data.scale_jitter` is not.
-        teacher_cache_dtype: float16, or int8 with a scale for each channel, of half the size.
-        teacher_cache_gib: most GiB of RAM, or of disk together with the caches of other teachers.
+        devices: processes per machine.
+        num_nodes: number of machines.
+        checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
+        skip_nonfinite: number of steps with a non-finite loss or gradient to skip.
+        logger: experiment logger, or a list of several.
+        student: the detector to train.
+        stages: which teachers to use, and for how many epochs.
+        loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
+        balance: target norm of each term's gradient on the student's pyramid relative to the detector's own loss,
+            measured over the first steps of each stage; null keeps the given weights.
+        balance_by: give each ``term`` its own factor, or the whole ``loss`` one, which keeps the ratios of its terms.
+        sync_statistics: with several processes, compute means and deviations of the losses over the batches of all of
+            them, so that the run equals one of a single process with all batches; false uses each process's own.
+        inherit: start from the neck outputs and the head of the first stage's (first) teacher (true), or of the
+            detector of this name, even if no stage has a teacher; see `inherit` in `dfmsd.distillation.inherit`.
+        teacher_precision: compute precision of the teachers; null uses `precision`.
+        compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
+            or two at the first step, with `balance` at the first step after its measurement.
+        teacher_cache: compute each image's teacher features once and keep them in ``ram`` for this run, or on ``disk``
+            for later runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
+            results differ from a run without. Works with flips, but not with `data.scale_jitter`.
+        teacher_cache_dtype: float16, or int8 with a scale per channel, at half the size.
+        teacher_cache_gib: limit in GiB of RAM, or of disk for the caches of all teachers.
     """
 
     student: DetectorConfig = field(default_factory=DetectorConfig)
@@ -191,13 +185,16 @@ class DistillConfig(RunConfig):
     teacher_cache_gib: float = 8.0
 
     def __post_init__(self) -> None:
-        """Refuse an impossible plan, loss, balance or cache.
+        """Convert the values to their types, and check them, alone and in combination.
 
         Raises:
-            DfmsdError: what is wrong.
+            DfmsdError: a value has the wrong type or is out of range, or values contradict each other.
         """
+        self.student = _detector_config(self.student)
         super().__post_init__()
         check_stages(self.stages)
+        if isinstance(self.loss, str):
+            self.loss = {"name": self.loss}
         if isinstance(self.loss, dict):
             self.loss = {"name": DEFAULT_LOSS, **self.loss}
         for index, stage in enumerate(self.stages):
@@ -206,9 +203,7 @@ class DistillConfig(RunConfig):
             except DfmsdError as error:
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
         if self.balance is not None and not 0 < self.balance < math.inf:
-            raise DfmsdError(
-                f"balance: {self.balance} is not above 0, or not finite; leave it out to keep the stated weights"
-            )
+            raise DfmsdError(f"balance must be above 0, or null to keep the given weights, got {self.balance}")
         if self.inherit is True and not self.stages[0].teachers:
             raise DfmsdError(
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
@@ -221,38 +216,31 @@ class DistillConfig(RunConfig):
         taught = [stage for stage in self.stages if stage.teachers]
         if not taught:
             raise DfmsdError(
-                "data.unlabeled: images without annotations teach nothing without a teacher; leave it out, or give a "
-                "stage a teacher"
+                "data.unlabeled: images without annotations need a teacher; leave it out, or give a stage a teacher"
             )
         compared = [name for stage in taught for name in head_methods(replace_loss(self.loss, stage.loss))]
         if compared:
             raise DfmsdError(
-                f"data.unlabeled: {compared[0]} compares predictions, which needs annotations; choose a loss on "
+                f"data.unlabeled: {compared[0]} compares predictions, which requires annotations; choose a loss on "
                 "features such as dfmsd, or leave data.unlabeled out"
             )
 
     def _check_teacher_cache(self) -> None:
-        if self.teacher_cache not in (None, "ram", "disk") or self.teacher_cache_dtype not in get_args(StorageType):
-            raise DfmsdError(
-                f"teacher_cache and teacher_cache_dtype: expected `ram`, `disk` or null, and `float16` or `int8`, got "
-                f"{self.teacher_cache!r} and {self.teacher_cache_dtype!r}"
-            )
-        if not self.teacher_cache_gib > 0:
-            raise DfmsdError(f"teacher_cache_gib: {self.teacher_cache_gib} is out of range; give a number above 0")
+        check_positive(self, ("teacher_cache_gib",))
         if self.teacher_cache and self.data.scale_jitter is not None:
             raise DfmsdError(
-                "teacher_cache: data.scale_jitter shows other pixels in every epoch, so that no stored feature would "
-                "ever be used again; leave out one of the two"
+                "teacher_cache: data.scale_jitter changes the pixels in every epoch, so no stored feature would ever "
+                "be used again; leave out one of the two"
             )
         if self.teacher_cache and self.data.pad == "batch":
             raise DfmsdError(
-                "teacher_cache: with data.pad `batch` the frame, and with it a feature, depends on the other images of "
+                "teacher_cache: with data.pad `batch` the frame, and so the features, depend on the other images of "
                 "the batch; set data.pad to square, or leave teacher_cache out"
             )
 
     @property
     def epochs(self) -> int:
-        """Epochs of all stages."""
+        """Total number of epochs."""
         return sum(stage.epochs for stage in self.stages)
 
     @property
@@ -266,8 +254,18 @@ class DistillConfig(RunConfig):
         return COMPUTE_DTYPES[self.teacher_precision or self.precision]
 
     def without_teachers(self) -> DistillConfig:
-        """Give the baseline: the same loop, data, schedule and stages, without any distillation term or inheriting."""
+        """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
         stages = [replace(stage, teacher=None, loss={}, fresh=True) for stage in self.stages]
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
+
+
+def _detector_config(value: Any) -> Any:
+    """Build a detector config from ``<arch>`` or ``<arch>/<backbone>``; leave other values as they are."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(PREFIXES):
+        return DetectorConfig(value)
+    arch, _, backbone = value.partition("/")
+    return DetectorConfig(arch, backbone or DetectorConfig.backbone)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from dfmsd.distillation.stages import Schedule
-from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 
 
 @dataclass
@@ -32,13 +31,11 @@ class OptimConfig:
     schedule: Schedule = "continuous"
 
     def __post_init__(self) -> None:
-        """Check the ranges.
+        """Convert the values to their types, and check their ranges.
 
         Raises:
-            DfmsdError: a value is out of range.
+            DfmsdError: a value has the wrong type or is out of range.
         """
-        if not 0 < self.lr < math.inf:
-            raise DfmsdError(f"optim.lr: {self.lr} is out of range; give a number above 0")
-        for name in ("weight_decay", "warmup", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DfmsdError(f"optim.{name}: {getattr(self, name)} is out of range; give 0 or more")
+        coerce_fields(self, "optim.")
+        check_positive(self, ("lr",), "optim.")
+        check_range(self, ("weight_decay", "warmup", "clip"), "optim.", minimum=0)

@@ -50,8 +50,8 @@ LOSSES: dict[str, type[Method]] = {
 }
 """Name -> module of one level, ``Module(channels, Module.Options(**options))``."""
 
-LossConfig = dict[str, Any] | list[dict[str, Any]]
-"""``name`` (`DEFAULT_LOSS` where there is none) and options of a loss; of each one in a sum of several."""
+LossConfig = str | dict[str, Any] | list[dict[str, Any]]
+"""Name of a loss; its ``name`` (`DEFAULT_LOSS` by default) and options; or a list of these for a sum of several."""
 
 DEFAULT_LOSS = "dfmsd"
 REMOVED = {"loss.enhancement": ("agreement",)}
@@ -239,7 +239,7 @@ def resolve_loss(loss: LossConfig) -> LossConfig:
     """
     check_sum(loss)
     parts = [{"name": name, **_resolved(name, options)} for name, options in _parts(loss).items()]
-    return parts[0] if isinstance(loss, Mapping) else parts
+    return parts if isinstance(loss, list) else parts[0]
 
 
 def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _parts(loss: LossConfig) -> dict[str, dict[str, Any]]:
     """Name -> options of each loss."""
     parts: dict[str, dict[str, Any]] = {}
-    given: Any = [loss] if isinstance(loss, Mapping) else loss
+    given: Any = [{"name": loss}] if isinstance(loss, str) else [loss] if isinstance(loss, Mapping) else loss
     if not isinstance(given, Sequence):
         raise DfmsdError(f"loss: {given!r} is neither a loss nor a list of such; give one, such as {{name: dfmsd}}")
     for part in given:

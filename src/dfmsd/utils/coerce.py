@@ -1,0 +1,135 @@
+"""Conversion of dataclass fields to their annotated types, and checks of their ranges."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from dfmsd.errors import DfmsdError
+
+NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
+"""Plain types, for messages."""
+
+
+def coerce_fields(config: Any, prefix: str = "") -> None:
+    """Convert every field of a dataclass instance to its annotated type.
+
+    Paths become strings, NumPy scalars Python numbers, integers floats where a float is annotated, tuples lists, and
+    mappings dataclasses. Frozen dataclasses are changed, too.
+
+    Args:
+        config: an instance, changed in place.
+        prefix: of the fields' names, for messages, such as ``optim.``.
+
+    Raises:
+        DfmsdError: a value has another type, or a mapping an unknown key.
+    """
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        value = coerce(getattr(config, field.name), kinds[field.name], f"{prefix}{field.name}")
+        object.__setattr__(config, field.name, value)
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """Convert a value to a type.
+
+    Args:
+        value: the value.
+        kind: a plain type, a dataclass, or a ``Literal``, ``list``, ``dict`` or union of such.
+        where: name of the value, for messages.
+
+    Raises:
+        DfmsdError: the value does not fit.
+    """
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    if type(value) is int and str(value) in get_args(kind):  # YAML reads `precision: 32` as a number
+        return str(value)
+    for option in _options(kind):
+        if is_dataclass(option) and isinstance(value, Mapping):
+            return build(option, value, where)
+        if get_origin(option) is list and isinstance(value, Sequence) and not isinstance(value, str):
+            (item,) = get_args(option)
+            return [coerce(part, item, f"{where}.{index}") for index, part in enumerate(value)]
+        if _fits(value, option):
+            return float(value) if option is float else value
+    raise DfmsdError(f"{where} must be {' or '.join(_describe(option) for option in _options(kind))}, got {value!r}")
+
+
+def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """Build a dataclass from a mapping.
+
+    Args:
+        kind: the dataclass.
+        values: field name -> value.
+        where: name of the mapping, for messages.
+
+    Raises:
+        DfmsdError: a key is unknown; the nearest one is named.
+    """
+    known = [field.name for field in fields(kind)]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key).lower(), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise DfmsdError(f"{where}.{key} is not known; {hint}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a required field is missing
+        raise DfmsdError(f"{where}: {error}") from error
+
+
+def check_range(config: Any, names: Sequence[str], prefix: str = "", *, minimum: int) -> None:
+    """Check that fields are finite numbers of at least ``minimum``, or None.
+
+    Raises:
+        DfmsdError: a value is out of range.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not minimum <= value < math.inf:
+            raise DfmsdError(f"{prefix}{name} must be at least {minimum}, got {value}")
+
+
+def check_positive(config: Any, names: Sequence[str], prefix: str = "") -> None:
+    """Check that fields are finite numbers above 0.
+
+    Raises:
+        DfmsdError: a value is out of range.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise DfmsdError(f"{prefix}{name} must be above 0, got {value}")
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _describe(kind: Any) -> str:
+    if kind is NoneType:
+        return "null"
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if origin is list:
+        return "a list"
+    return NAMES.get(origin, f"a {origin.__name__}")
