@@ -11,7 +11,7 @@ import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.detectors.config import PREFIXES
+from dfmsd.detectors.config import OWN_ARCHS
 from dfmsd.distillation.balance import BalanceBy
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages
@@ -265,7 +265,5 @@ def _detector_config(value: Any) -> Any:
     """Build a detector config from ``<arch>`` or ``<arch>/<backbone>``; leave other values as they are."""
     if not isinstance(value, str):
         return value
-    if value.startswith(PREFIXES):
-        return DetectorConfig(value)
     arch, _, backbone = value.partition("/")
-    return DetectorConfig(arch, backbone or DetectorConfig.backbone)
+    return DetectorConfig(arch, backbone) if backbone and arch in OWN_ARCHS else DetectorConfig(value)
