@@ -1,4 +1,4 @@
-"""The notebook: stripped, understood by the command line, and run from its first cell to its last on tiny data."""
+"""The notebook has no outputs, its commands parse, and it runs from the first cell to the last on tiny data."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def settings(source: str) -> dict[str, Any]:
 
 
 def commands() -> list[list[str]]:
-    """Arguments of every `!dfmsd`, with the notebook's own settings in the places of their names."""
+    """Return the arguments of every `!dfmsd`, with the settings of the notebook filled in."""
     lines = [line for source in CODE.values() for line in source.splitlines() if line.startswith("!dfmsd ")]
     return [shlex.split(line.format(**settings(CODE["parameters"])))[1:] for line in lines]
 
 
 def python_of(source: str) -> str:
-    """Leave out the lines that are IPython's: those that begin with ``!`` or ``%``."""
+    """Blank out IPython's lines, which begin with ``!`` or ``%``."""
     return re.sub(r"^[!%].*$", "pass", source, flags=re.MULTILINE)
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_the_notebook_has_no_outputs() -> None:
     assert CODE
     for cell in CELLS:
         assert cell.get("outputs", []) == []
@@ -62,7 +62,7 @@ def test_cells_compile(name: str) -> None:
 
 
 @pytest.mark.parametrize("line", commands(), ids=" ".join)
-def test_commands_are_read(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("IPython")
     monkeypatch.chdir(tmp_path)
     names = settings(CODE["parameters"])
@@ -75,7 +75,7 @@ def test_commands_are_read(line: list[str], tmp_path: Path, monkeypatch: pytest.
     assert len(seen) == 1
 
 
-def test_its_configs_are_those_of_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configs_equal_those_of_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("IPython")
     monkeypatch.chdir(tmp_path)
     exec(CODE["configs"], settings(CODE["parameters"]))
@@ -88,14 +88,14 @@ def test_its_configs_are_those_of_the_quickstart(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_it_runs(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell but the installation, in a kernel of its own; `!dfmsd` is the one beside this Python."""
+def test_the_notebook_runs(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every cell but the installation in a new kernel; `!dfmsd` is the script next to this Python."""
     client = pytest.importorskip("nbclient", reason="needs pip install 'dfmsd[dev]'")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("onnxruntime")
     beside = Path(sys.executable).parent
     if not shutil.which("dfmsd", path=str(beside)):
-        pytest.skip("dfmsd is not installed beside this Python")
+        pytest.skip("dfmsd is not installed next to this Python")
     monkeypatch.setenv("PATH", f"{beside}{os.pathsep}{os.environ['PATH']}")
     tiny_coco.rename(tmp_path / "data")
     book = nbformat.read(NOTEBOOK, as_version=4)

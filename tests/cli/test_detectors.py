@@ -1,4 +1,4 @@
-"""Detectors of all families on the command line: which level learns from which, and what is refused in one line."""
+"""Detectors of all families on the command line: level pairs and refusals."""
 
 from __future__ import annotations
 
@@ -62,9 +62,6 @@ def by_name(arch: str) -> Callable[[Path], dict[str, Any]]:
     return lambda _: {**STUDENT, "arch": arch}
 
 
-# What the pre-flight shows.
-
-
 @pytest.mark.parametrize(
     ("teacher", "student", "strides"),
     [
@@ -76,7 +73,7 @@ def by_name(arch: str) -> Callable[[Path], dict[str, Any]]:
     ],
     ids=["ssdlite-fcos", "faster_rcnn-gfl", "timm-ssdlite", "deformable_detr-retinanet", "fcos-d_fine"],
 )
-def test_check_prints_which_level_learns_from_which(
+def test_check_prints_the_level_pairs(
     dfmsd: Command, configure: Callable[..., str], teacher: Any, student: Any, strides: list[int]
 ) -> None:
     config = configure(teacher(dfmsd.folder), student(dfmsd.folder))
@@ -85,9 +82,6 @@ def test_check_prints_which_level_learns_from_which(
     (line,) = re.findall(r"stage 1: (.*) parameters: student", " ".join(err.split()))
     pairs = re.findall(r"p\d \(/(\d+), \d+\) <- p\d \(/(\d+), \d+\)", line)
     assert pairs == [(str(stride), str(stride)) for stride in strides]
-
-
-# What is refused before anything starts.
 
 
 def test_weights_of_another_architecture_are_refused(
@@ -123,7 +117,7 @@ def test_a_missing_extra_is_named(
 @needs_transformers
 @pytest.mark.transformers
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_a_hub_out_of_reach_is_told_with_the_remedy(
+def test_an_unreachable_hub_is_reported_with_a_remedy(
     dfmsd: Command,
     configure: Callable[..., str],
     tiny_teachers: tuple[str, str],
@@ -137,7 +131,7 @@ def test_a_hub_out_of_reach_is_told_with_the_remedy(
     assert "hf download nobody/nothing" in error
 
 
-def test_timms_weights_out_of_reach_are_told_with_the_remedy(
+def test_unreachable_timm_weights_are_reported_with_a_remedy(
     dfmsd: Command, configure: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = timm.create_model

@@ -1,4 +1,4 @@
-"""What ``dfmsd predict`` and ``dfmsd export`` refuse in one line, and what they print."""
+"""``dfmsd predict`` and ``dfmsd export``: output and refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model(tiny_teachers: tuple[str, str]) -> str:
     return tiny_teachers[0]
 
 
-def test_predict_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path) -> None:
+def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, tiny_root: Path) -> None:
     pytest.importorskip("supervision")
     status, out, _ = dfmsd(
         "predict", "--model", model, "--score", 0.05, "--image-size", 64, "--out", "seen", tiny_root / "val"
@@ -47,7 +47,9 @@ def test_predict_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path) -
         ([], "images"),
     ],
 )
-def test_predict_refuses(dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str) -> None:
+def test_predict_refuses_bad_input(
+    dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str
+) -> None:
     pytest.importorskip("supervision")
     (dfmsd.folder / "empty").mkdir()
     (dfmsd.folder / "good").mkdir()
@@ -67,7 +69,9 @@ def test_a_missing_extra_is_named(dfmsd: Command, model: str, tiny_root: Path, m
         assert re.search(rf"--format {name} needs .*{package}: pip install 'dfmsd\[{name}\]'", error)
 
 
-def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_writes_the_file_and_prints_the_differences(
+    dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
     monkeypatch.setitem(exporter.FORMATS, "torch", eagerly(0.0))
     arguments = ("--format", "torch", "--image-size", 64, "--out", "student.pt2")
@@ -100,6 +104,8 @@ def test_export_writes_and_tells(dfmsd: Command, model: str, tiny_root: Path, mo
         ),
     ],
 )
-def test_export_refuses(dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str) -> None:
+def test_export_refuses_bad_input(
+    dfmsd: Command, model: str, tiny_root: Path, arguments: list[str], message: str
+) -> None:
     given = [str(tiny_root / "val") if argument == "IMAGES" else argument for argument in arguments]
     assert message in dfmsd.refusal("export", "--model", model, *given)
