@@ -255,10 +255,10 @@ ELSEWHERE = {
     **{f"add-a-detector.md {number}": "tests/test_readme.py" for number in (1, 2, 3)},
     "add-a-loss.md 1": "tests/test_readme.py",
     # where FiftyOne is installed, by its reader alone: the block opens a window
-    "predict.md 2": "tests/test_fiftyone.py",
+    "predict.md 3": "tests/test_fiftyone.py",
 }
 """Block -> the test that runs it."""
-HERE = {"predict.md 1", "share.md 1", "distributed.md 1"}
+HERE = {"predict.md 1", "predict.md 2", "share.md 1", "distributed.md 1"}
 
 
 def execute(name: str, **names: Any) -> dict[str, Any]:
@@ -273,9 +273,17 @@ def test_every_block_of_python_runs_somewhere() -> None:
 def test_supervision_reads_predictions(place: Path) -> None:
     pytest.importorskip("supervision")
     run(["dfmsd", "predict", "--model", "runs/student", "--out", "predictions", "DATA/val"])
-    found = execute("predict.md 1")["found"]
+    found = execute("predict.md 2")["found"]
     assert found.classes == ["square", "disc"]
     assert len(found) == 4
+
+
+def test_a_detector_predicts_in_python(place: Path) -> None:
+    pytest.importorskip("supervision")
+    pictures(place)
+    prediction = execute("predict.md 1")["prediction"]
+    assert len(prediction) == len(prediction.class_names)
+    assert (place / "one-drawn.png").is_file()
 
 
 def test_a_shared_folder_is_fetched_and_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, t
     )
     assert status == 0
     speed, file = out.splitlines()
-    assert re.fullmatch(r"4 images, \d+\.\d images/s all in all, \d+\.\d ms per image to detect \(median\)", speed)
+    assert re.fullmatch(r"4 images, \d+\.\d images/s in total, \d+\.\d ms per image to detect \(median\)", speed)
     content = json.loads((dfmsd.folder / file).read_text())
     assert [image["file_name"] for image in content["images"]] == [f"val_{number}.jpg" for number in range(4)]
     assert [category["name"] for category in content["categories"]] == ["square", "disc"]
@@ -40,10 +40,10 @@ def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, t
         (["empty"], "empty: no image in this folder"),
         (["broken.jpg"], "broken.jpg: cannot be decoded as an image"),
         (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
-        (["--score", "1.5", "good"], "--score: expected a number in 0..1, got 1.5"),
+        (["--score", "1.5", "good"], "--score must be a number in 0..1, got 1.5"),
         (["--image-size", "0", "good"], "--image-size must be a multiple of 32, at least 32"),
         (["--model", "nowhere", "good"], "no detector at 'nowhere'"),
-        (["--out", "good", "good"], "would be drawn over"),
+        (["--out", "good", "good"], "would overwrite"),
         ([], "images"),
     ],
 )

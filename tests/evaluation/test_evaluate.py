@@ -194,7 +194,7 @@ def test_limit_looks_at_the_first_images_only(val: DetectionDataset, batch_size:
 
 
 def test_limit_below_1_is_refused(val: DetectionDataset) -> None:
-    with pytest.raises(DfmsdError, match="limit: expected at least 1 image, got 0"):
+    with pytest.raises(DfmsdError, match="limit must be at least 1 image, got 0"):
         evaluate(FakeDetector(val.coco.class_names, []), val, limit=0)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation import predict as module
-from dfmsd.evaluation.predict import predict
+from dfmsd.evaluation.predict import output_paths, predict
 from dfmsd.exporting.verify import ExportedDetector
 
 sv = pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict]'")
@@ -145,20 +145,44 @@ def test_videos_are_drawn_frame_by_frame(tmp_path: Path, ending: str) -> None:
     assert np.abs(frames[2][20:30, 16].mean(axis=0) - (50, 100, 200)).max() > 40
 
 
-def test_the_speed_line_tells_the_median(tmp_path: Path) -> None:
+def test_the_summary_states_the_median(tmp_path: Path) -> None:
     speed = run([save(tmp_path / f"{name}.png", 64, 64) for name in "abc"], tmp_path / "out")
-    assert str(module.Speed(3, 12.34, 0.5)) == "3 images, 6.0 images/s all in all, 12.3 ms per image to detect (median)"
+    assert str(module.Speed(3, 12.34, 0.5)) == "3 images, 6.0 images/s in total, 12.3 ms per image to detect (median)"
     assert speed.images == 3
     assert 0 < 1e-3 * speed.median < speed.seconds
 
 
-def test_files_are_not_drawn_over(tmp_path: Path) -> None:
+def test_files_are_not_overwritten(tmp_path: Path) -> None:
     file = save(tmp_path / "a.png", 64, 64)
     before = file.read_bytes()
-    with pytest.raises(DfmsdError, match=r"a\.png would be drawn over .*; choose another folder"):
+    with pytest.raises(DfmsdError, match=r"drawing of .*a\.png would overwrite .*; choose another folder"):
         run([file], tmp_path)
     assert file.read_bytes() == before
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a.avi").touch()
-    with pytest.raises(DfmsdError, match=r"would be drawn over .*a\.mp4"):
+    with pytest.raises(DfmsdError, match=r"would overwrite .*a\.mp4"):
         run([tmp_path / "a.mp4", tmp_path / "a.avi"], tmp_path / "out")
+
+
+def test_another_input_is_not_overwritten(tmp_path: Path) -> None:
+    """The drawing of one input would land on another input, which lies in the output folder."""
+    inputs = [save(tmp_path / "a.png", 64, 64), save(tmp_path / "out" / "a.png", 64, 64, (1, 2, 3))]
+    before = inputs[1].read_bytes()
+    with pytest.raises(DfmsdError, match=r"drawing of .*a\.png would overwrite .*out.a\.png"):
+        run(inputs, tmp_path / "out")
+    assert inputs[1].read_bytes() == before
+
+
+def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparisons = 0
+    equal = PurePath.__eq__
+
+    def count(self: PurePath, other: object) -> bool:
+        nonlocal comparisons
+        comparisons += 1
+        return equal(self, other)
+
+    files = [Path(f"/images/{number}.png") for number in range(300)]
+    monkeypatch.setattr(PurePath, "__eq__", count)
+    assert output_paths(files, Path("/out"))[-1].name == "299.png"
+    assert comparisons < 10 * len(files)

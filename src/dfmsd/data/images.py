@@ -28,12 +28,25 @@ def read_image(path: str | Path) -> Tensor:
         DfmsdError: The file is missing, broken, suspiciously large (a decompression bomb) or not an image.
     """
     with _open_image(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode == "F":
-            raise DfmsdError(f"{path}: floating-point pixels have no known range; save the image with 8 or 16 bits")
-        if image.mode.startswith("I"):  # PIL's own conversion of 16-bit gray clips at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return rgb_tensor(file, str(path))
+
+
+def rgb_tensor(image: Image.Image, name: str) -> Tensor:
+    """Convert a PIL image as `read_image` does.
+
+    Args:
+        image: Image of any mode with 8 or 16 bits.
+        name: Name of the image, for the message.
+
+    Raises:
+        DfmsdError: The image has floating-point pixels.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DfmsdError(f"{name}: floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if image.mode.startswith("I"):  # PIL's own conversion of 16-bit gray clips at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:

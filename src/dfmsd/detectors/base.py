@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, overload
 
+import torch
 from torch import Tensor, nn
 
-from dfmsd.data.config import DataConfig
+from dfmsd.data.config import DataConfig, check_image_size
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+
+if TYPE_CHECKING:
+    from dfmsd.detectors.images import ImageLike
+    from dfmsd.detectors.prediction import Prediction
 
 SCORE_THRESHOLD = 0.05
 """Detections below are dropped: low, since average precision wants the whole curve."""
@@ -121,6 +127,54 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects; boxes are clipped to each image's unpadded ``(height, width)``."""
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a string is one path, though also a sequence of strings
+        self, images: ImageLike, *, score: float = 0.3, image_size: int | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[ImageLike], *, score: float = 0.3, image_size: int | None = None
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, score: float = 0.3, image_size: int | None = None
+    ) -> Prediction | list[Prediction]:
+        """Detect objects in images of any size, resized and padded as in training.
+
+        Args:
+            images: An image, or a list of images: the path of a file; a PIL image; a uint8 array ``H x W x 3``, RGB; or
+                a tensor ``3 x H x W``, RGB, uint8 or floating point in [0, 1].
+            score: Detections with lower scores are dropped, 0..1.
+            image_size: Longer side to resize to, in pixels, a multiple of 32; None uses `input_size`.
+
+        Returns:
+            The detections, in pixels of the original image; a list of them for a list of images.
+
+        Raises:
+            DfmsdError: An image cannot be read or has another type, shape or dtype; ``score`` or ``image_size`` is out
+                of range; or the detector cannot detect.
+        """
+        from dfmsd.detectors.images import to_rgb  # here, since torchvision is slow to import
+        from dfmsd.detectors.prediction import check_score
+
+        size = self.input_size if image_size is None else image_size
+        check_score(score)
+        check_image_size(size, "image_size")
+        if isinstance(images, list | tuple):
+            return [self._predict(to_rgb(image), score, size) for image in images]
+        return self._predict(to_rgb(cast("ImageLike", images)), score, size)
+
+    def _predict(self, image: Tensor, score: float, size: int) -> Prediction:
+        from dfmsd.data.inputs import to_batch
+        from dfmsd.detectors.prediction import to_prediction
+
+        batch = to_batch(image, size)
+        # no_grad, not inference_mode: anchors cached by a detector must still serve its training
+        with eval_mode(self), torch.no_grad():
+            (detections,) = self.detect(batch.images.to(device_of(self)), batch.sizes)
+        return to_prediction(detections, image, batch.scales[0], self.class_names, score)
 
     def description(self) -> dict[str, Any]:
         """Tell what a saved file needs, beside `config`, classes and levels, to build the model again, as JSON."""

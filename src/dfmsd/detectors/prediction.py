@@ -1,0 +1,102 @@
+"""Detections in one image, in its own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+
+from dfmsd.detectors.drawing import draw_boxes, import_supervision
+from dfmsd.errors import DfmsdError
+from dfmsd.types import Detections
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Detections in one image, best first, on the CPU; ``len()`` is their number.
+
+    Attributes:
+        boxes: float32, ``K x 4``, xyxy in pixels of the original image, clipped to it.
+        scores: float32, ``K``, in 0..1.
+        labels: int64, ``K``, indices into the detector's class names.
+        class_names: name of the class of each detection.
+        image_size: height and width of the original image.
+        image: the original image, uint8, ``3 x H x W``, RGB.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    image: Tensor = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of detections."""
+        return len(self.scores)
+
+    def to_supervision(self) -> Any:
+        """Convert to supervision's ``Detections``, with ``class_name`` in its data.
+
+        Raises:
+            DfmsdError: supervision is not installed.
+        """
+        sv = import_supervision("Prediction.to_supervision")
+        return sv.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+    def plot(self) -> Image.Image:
+        """Draw boxes, class names and scores into a copy of the image.
+
+        Raises:
+            DfmsdError: supervision is not installed.
+        """
+        captions = [f"{name} {score:.2f}" for name, score in zip(self.class_names, self.scores.tolist(), strict=True)]
+        return draw_boxes(self.image, self.boxes, self.labels, captions)
+
+
+def to_prediction(
+    detections: Detections, image: Tensor, scale: tuple[float, float], class_names: Sequence[str], min_score: float
+) -> Prediction:
+    """Convert detections in the network input to the original image.
+
+    Args:
+        detections: Detections, boxes in pixels of the padded input.
+        image: Original image, uint8, ``3 x H x W``, RGB.
+        scale: Input pixels per original pixel, vertical and horizontal.
+        class_names: Class names of the detector.
+        min_score: Detections with lower scores are dropped, 0..1.
+    """
+    scores = detections["scores"].detach().cpu().float()
+    keep = scores >= min_score
+    labels = detections["labels"].detach().cpu()[keep]
+    height, width = image.shape[-2:]
+    vertical, horizontal = scale
+    boxes = detections["boxes"].detach().cpu()[keep].double()
+    boxes = clip_boxes_to_image(boxes / boxes.new_tensor([horizontal, vertical] * 2), (height, width))
+    names = tuple(class_names[label] for label in labels.tolist())
+    return Prediction(boxes.float(), scores[keep], labels.to(torch.int64), names, (height, width), image)
+
+
+def check_score(score: float, name: str = "score") -> None:
+    """Check a score threshold.
+
+    Args:
+        score: The threshold.
+        name: Name of the setting, for the message.
+
+    Raises:
+        DfmsdError: It is not in 0..1.
+    """
+    if not 0 <= score <= 1:
+        raise DfmsdError(f"{name} must be a number in 0..1, got {score}")
