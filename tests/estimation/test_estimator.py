@@ -14,7 +14,8 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.saved_config import to_yaml
 from dfmsd.errors import DfmsdError
-from dfmsd.estimation.estimator import Estimate, assumptions, estimate, untrained_task
+from dfmsd.estimation.assumptions import assumptions
+from dfmsd.estimation.estimator import Estimate, estimate, untrained_task
 from dfmsd.estimation.schedules import GPUS, ImageFlops
 from dfmsd.estimation.tables import print_estimate
 
@@ -37,7 +38,7 @@ def printed(found: Estimate) -> str:
     return console.export_text()
 
 
-def test_an_estimate_holds_counts_times_and_hours(found: Estimate) -> None:
+def test_estimate_has_counts_times_and_hours(found: Estimate) -> None:
     assert found.frame == (64, 64)
     assert [cost.teacher is not None for cost in found.costs] == [True, True]
     fcos, faster_rcnn = found.cache_bytes
@@ -50,7 +51,7 @@ def test_an_estimate_holds_counts_times_and_hours(found: Estimate) -> None:
     assert hours["2x"] == pytest.approx(2 * hours["1x"])
 
 
-def test_the_step_is_predicted_from_the_timed_parts(found: Estimate) -> None:
+def test_step_is_predicted_from_timed_parts(found: Estimate) -> None:
     ms = found.parts_ms
     last = ms["student"] + ms["1/loss"] + ms["1/update"] + ms["load"]
     step = found.prediction.stages[0].step_ms
@@ -60,7 +61,7 @@ def test_the_step_is_predicted_from_the_timed_parts(found: Estimate) -> None:
     assert step == pytest.approx(last + teacher)
 
 
-def test_the_json_holds_everything(found: Estimate) -> None:
+def test_json_contains_everything(found: Estimate) -> None:
     content = json.loads(json.dumps(found.as_json()))
     assert content["config"]["student"]["backbone"] == TINY_BACKBONE
     assert content["costs"][0]["student"]["forward"] == found.costs[0].student.forward
@@ -68,22 +69,22 @@ def test_the_json_holds_everything(found: Estimate) -> None:
     assert content["prediction"]["stages"][0]["step_ms"] == found.prediction.stages[0].step_ms
     assert content["parts_ms"] == found.parts_ms
     assert content["coco_hours"]["A100 SXM"].keys() == {"1x", "2x"}
-    assert content["assumptions"] == assumptions(found)
+    assert content["assumptions"] == assumptions(found.config)
     assert content["environment"]["packages"]["torch"]
 
 
-def test_the_tables_tell_parts_prediction_hours_and_assumptions(found: Estimate) -> None:
+def test_tables_show_parts_prediction_hours_and_assumptions(found: Estimate) -> None:
     text = printed(found)
-    for part in ("student", "teacher", "generate p3", "loss", "found in the cache", "clipping and optimiser"):
+    for part in ("student", "teacher", "generate p3", "loss", "read from the cache", "clipping and optimizer"):
         assert part in text
     assert f"{found.costs[0].student.forward / 1e9:.3f}" in text
     assert f"{found.parts_ms['student']:.1f}" in text
     assert "H100 SXM" in text
-    for line in assumptions(found):
+    for line in assumptions(found.config):
         assert line[:100] in text
 
 
-def test_a_run_without_teachers_has_neither_teacher_nor_loss(distill_config: Make, tmp_path: Path) -> None:
+def test_run_without_teachers(distill_config: Make, tmp_path: Path) -> None:
     found = estimate(distill_config(tmp_path / "run", stages=[StageConfig(epochs=1)]), seconds=0)
     assert found.cache_bytes == (0,)
     assert set(found.parts_ms) == {"student", "1/update", "load", "decode", "detect"}
@@ -91,7 +92,7 @@ def test_a_run_without_teachers_has_neither_teacher_nor_loss(distill_config: Mak
     assert "generate" not in printed(found)
 
 
-def test_a_teacher_that_is_yet_to_be_trained_is_built_but_not_trained(
+def test_teacher_config_is_built_but_not_trained(
     distill_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = TrainConfig(
@@ -112,7 +113,7 @@ def test_a_teacher_that_is_yet_to_be_trained_is_built_but_not_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_torchvisions_weights_are_not_downloaded(
+def test_torchvision_weights_are_not_downloaded(
     distill_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("downloaded"))
@@ -123,7 +124,7 @@ def test_torchvisions_weights_are_not_downloaded(
     assert "zebra" in teacher.detector.class_names
 
 
-def test_missing_data_and_teachers_are_refused_as_everywhere(distill_config: Make, tmp_path: Path) -> None:
+def test_missing_data_and_teachers_are_rejected(distill_config: Make, tmp_path: Path) -> None:
     config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=str(tmp_path / "nowhere"))])
     with pytest.raises(DfmsdError, match="no detector at"):
         estimate(config, seconds=0)
@@ -132,8 +133,8 @@ def test_missing_data_and_teachers_are_refused_as_everywhere(distill_config: Mak
         estimate(config, seconds=0)
 
 
-def test_processes_balance_and_disk_add_their_assumptions(found: Estimate) -> None:
-    other = replace(found, config=replace(found.config, devices=2, balance=0.5, teacher_cache="disk"))
-    assert len(assumptions(other)) == len(assumptions(found)) + 3
-    machines = replace(found, config=replace(found.config, devices=2, num_nodes=3))
+def test_processes_balance_and_cache_add_assumptions(found: Estimate) -> None:
+    other = replace(found.config, devices=2, balance=0.5, teacher_cache="disk")
+    assert len(assumptions(other)) == len(assumptions(found.config)) + 3
+    machines = replace(found.config, devices=2, num_nodes=3)
     assert any(line.startswith("6 processes") for line in assumptions(machines))

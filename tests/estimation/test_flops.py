@@ -57,7 +57,7 @@ def multiply_adds(module: nn.Module, run: object) -> int:
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
-def test_a_convolution_takes_two_flops_a_multiply_add_and_as_many_for_each_gradient(groups: int) -> None:
+def test_convolution_flops(groups: int) -> None:
     layer = nn.Conv2d(8, 16, 3, padding=1, groups=groups)
     image = torch.rand(2, 8, 10, 12, requires_grad=True)
     cost = count(lambda: layer(image), layer)
@@ -67,13 +67,13 @@ def test_a_convolution_takes_two_flops_a_multiply_add_and_as_many_for_each_gradi
     assert layer.weight.grad is None
 
 
-def test_a_convolution_of_something_without_gradient_gives_one_gradient_only() -> None:
+def test_convolution_of_input_without_gradient() -> None:
     layer = nn.Conv2d(8, 16, 3)
     cost = count(lambda: layer(torch.rand(1, 8, 5, 5)), layer)
     assert cost.backward == cost.forward == 2 * (16 * 3 * 3) * (8 * 9)
 
 
-def test_a_transposed_convolution_visits_every_input_position() -> None:
+def test_transposed_convolution_flops() -> None:
     layer = nn.ConvTranspose2d(8, 16, 3, stride=2)
     image = torch.rand(2, 8, 5, 6, requires_grad=True)
     cost = count(lambda: layer(image), layer)
@@ -81,7 +81,7 @@ def test_a_transposed_convolution_visits_every_input_position() -> None:
     assert cost.backward == 2 * cost.forward
 
 
-def test_a_generation_block_is_two_convolutions() -> None:
+def test_generation_block_is_two_convolutions() -> None:
     block = GenerationBlock(16)
     feature = torch.rand(2, 16, 8, 8, requires_grad=True)
     cost = count(lambda: block(feature), block, inputs=feature)
@@ -90,13 +90,13 @@ def test_a_generation_block_is_two_convolutions() -> None:
     assert cost.kept_bytes == feature.nbytes  # the ReLU works in place; the input was there anyhow
 
 
-def test_what_is_no_product_is_counted_in_elements() -> None:
+def test_elementwise_operations() -> None:
     value = torch.rand(10, 10, requires_grad=True)
     cost = count(lambda: value.exp().t(), nn.Identity())  # exp, then its backward, a multiplication; t() costs nothing
     assert (cost.forward, cost.backward, cost.elementwise, cost.kept_bytes) == (0, 0, 200, 400)
 
 
-def test_nothing_is_kept_without_gradient() -> None:
+def test_nothing_is_saved_without_gradient() -> None:
     layer = nn.Conv2d(3, 4, 1)
     with torch.no_grad():
         cost = count(lambda: layer(torch.rand(1, 3, 4, 4)), layer)
@@ -104,14 +104,14 @@ def test_nothing_is_kept_without_gradient() -> None:
     assert cost.forward > 0
 
 
-def test_an_alignment_that_has_nothing_to_do_costs_nothing() -> None:
+def test_identity_alignment_is_free() -> None:
     level = LevelSpec("p3", 8, 8)
     feature = torch.rand(1, 8, 4, 4, requires_grad=True)
     align = Align(LevelPair(level, level))
     assert count(lambda: align(feature, feature)[0], align, inputs=feature) == Cost()
 
 
-def test_a_students_step_is_the_sum_of_its_layers(task: DistillationTask) -> None:
+def test_student_step_is_the_sum_of_its_layers(task: DistillationTask) -> None:
     batch = random_batch(BATCH, SIDE, CLASSES)
     cost = count_stage(task, batch).student
     expected = multiply_adds(task.student, lambda: task.student(batch.images, batch.targets))
@@ -123,7 +123,7 @@ def test_a_students_step_is_the_sum_of_its_layers(task: DistillationTask) -> Non
     assert cost.kept_bytes > batch.images.nbytes
 
 
-def test_a_stage_without_teacher_is_the_student_alone(task: DistillationTask) -> None:
+def test_stage_without_teacher(task: DistillationTask) -> None:
     cost = count_stage(task, random_batch(BATCH, SIDE, CLASSES))
     assert cost.teacher is None
     assert cost.levels == {}
@@ -132,7 +132,7 @@ def test_a_stage_without_teacher_is_the_student_alone(task: DistillationTask) ->
     assert cost.student_pyramid_bytes == 4 * BATCH * 16 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
 
 
-def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> None:
+def test_stage_parts_add_up_to_a_step(task: DistillationTask) -> None:
     task.enter_stage(1)
     batch = random_batch(BATCH, SIDE, CLASSES)
     cost = count_stage(task, batch)
@@ -157,7 +157,7 @@ def test_the_parts_of_a_stage_are_those_of_its_step(task: DistillationTask) -> N
     assert whole.kept_bytes == pytest.approx(cost.loss.kept_bytes, rel=0.1)
 
 
-def test_a_sum_costs_what_its_methods_cost() -> None:
+def test_loss_sum_costs_the_sum_of_its_methods() -> None:
     torch.manual_seed(0)
     student = build_detector(STUDENT, ("a", "b", "c"))
     teacher = FrozenTeacher(build_detector(replace(STUDENT, fpn_channels=32), ("a", "b", "c")), "teacher")
@@ -179,7 +179,7 @@ def test_counting_leaves_no_gradient(task: DistillationTask) -> None:
     assert all(weight.grad is None for weight in task.parameters())
 
 
-def test_teachers_at_once_cost_what_each_costs() -> None:
+def test_simultaneous_teachers_cost_their_sum() -> None:
     torch.manual_seed(0)
     student, *detectors = (build_detector(STUDENT, ("a",)) for _ in range(3))
     first, second = (FrozenTeacher(detector, name) for detector, name in zip(detectors, "ab", strict=True))

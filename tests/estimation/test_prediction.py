@@ -33,7 +33,7 @@ def config(flip: float = 0.0, **values: Any) -> DistillConfig:
     return DistillConfig(**{"out": "run", "data": data, "stages": stages, **values})
 
 
-def test_a_step_is_the_sum_of_the_parts_that_its_stage_uses() -> None:
+def test_step_is_the_sum_of_its_parts() -> None:
     found = predict(config(), MS, **SIZES)
     plain, taught = found.stages
     assert (plain.epochs, plain.first_step_ms, plain.step_ms) == (2, 100 + 10 + 30, 100 + 10 + 2)
@@ -44,12 +44,12 @@ def test_a_step_is_the_sum_of_the_parts_that_its_stage_uses() -> None:
     assert found.hours == pytest.approx((8 * (140 + 112 + 3 * 187) + 5 * 3 * 42) / 3.6e6)
 
 
-def test_a_cache_leaves_the_teacher_out_after_the_first_epoch() -> None:
+def test_cache_skips_the_teacher_after_the_first_epoch() -> None:
     taught = predict(config(teacher_cache="ram"), MS, **SIZES).stages[1]
     assert (taught.first_step_ms, taught.step_ms) == (100 + 15 + 60 + 20 + 2, 100 + 15 + 1 + 20 + 2)
 
 
-def test_what_the_budget_does_not_keep_is_computed_in_every_epoch() -> None:
+def test_uncached_share_is_computed_in_every_epoch() -> None:
     taught = predict(config(teacher_cache="ram"), MS, **SIZES, kept=0.25).stages[1]
     assert taught.step_ms == pytest.approx(137 + 0.75 * 60 + 0.25 * 1)
 
@@ -60,7 +60,7 @@ def test_both_versions_of_a_flipped_image_are_computed() -> None:
 
 
 @pytest.mark.parametrize(("kind", "step"), [("ram", 60.0), ("disk", 1.0)])
-def test_a_teacher_that_comes_again_is_found_on_disk_only(kind: str, step: float) -> None:
+def test_returning_teacher_is_cached_on_disk_only(kind: str, step: float) -> None:
     stages = [StageConfig(1, "t"), StageConfig(1, "other"), StageConfig(1, "t")]
     parts = {"update": 0.0, "loss": 0.0, "stored": 60.0, "cached": 1.0}
     ms = {f"{stage}/{part}": value for stage in (1, 2, 3) for part, value in parts.items()}
@@ -70,21 +70,21 @@ def test_a_teacher_that_comes_again_is_found_on_disk_only(kind: str, step: float
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.3, 0.5, 1.0])
-def test_the_missing_share_is_that_of_drawn_flips(flip: float) -> None:
+def test_missing_share_matches_random_flips(flip: float) -> None:
     flips = np.random.default_rng(0).random((4, 20_000)) < flip
     for epoch in range(4):
         new = (flips[:epoch] != flips[epoch]).all(axis=0).mean()
         assert missing_share(flip, epoch) == pytest.approx(new, abs=0.02)
 
 
-def test_loader_processes_work_beside_the_step() -> None:
+def test_loader_processes_run_in_parallel_to_the_step() -> None:
     slow = {**MS, "load": 300.0, "decode": 500.0}
     plain = predict(config(), slow, **SIZES, workers=2).stages[0]
     assert (plain.first_step_ms, plain.step_ms) == (250, 150)
     assert predict(config(), MS, **SIZES, workers=2).stages[0].step_ms == 110
 
 
-def test_processes_share_the_images_and_evaluations_can_be_rare() -> None:
+def test_processes_share_images_and_eval_every() -> None:
     found = predict(config(devices=2, eval_every=2), MS, **SIZES)
     assert found.steps_per_epoch == 18 // 4
     assert found.evaluations == 3  # epochs 2, 4 and the last
@@ -92,7 +92,7 @@ def test_processes_share_the_images_and_evaluations_can_be_rare() -> None:
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("ram", [60.0, 30.5, 60.0]), ("disk", [60.0, 30.5, 1.0])])
-def test_a_teacher_that_gets_company_is_found(kind: str, steps: list[float]) -> None:
+def test_teacher_joined_by_another_is_cached(kind: str, steps: list[float]) -> None:
     stages = [StageConfig(1, "t"), StageConfig(1, ["t", "other"]), StageConfig(1), StageConfig(1, "other")]
     parts = {"update": 0.0, "loss": 0.0, "stored": 60.0, "cached": 1.0}
     ms = {f"{stage}/{part}": value for stage in (1, 2, 3, 4) for part, value in parts.items()}

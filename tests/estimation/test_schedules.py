@@ -24,7 +24,7 @@ from dfmsd.estimation.schedules import (
 )
 
 
-def test_the_line_through_two_sizes_meets_the_exact_count_of_a_coco_image() -> None:
+def test_extrapolation_matches_exact_count_of_a_coco_image() -> None:
     student = build_detector(DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16), ("a",))
     teacher = build_detector(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=32, head_convs=1), ("a",))
     stages = [StageConfig(epochs=1, teacher="t")]
@@ -43,7 +43,7 @@ def test_the_line_through_two_sizes_meets_the_exact_count_of_a_coco_image() -> N
     assert found["loss"].constant == pytest.approx(0, abs=0.02 * found["loss"](COCO_SIZE))
 
 
-def test_a_schedule_weighs_the_stages_by_their_epochs() -> None:
+def test_schedule_weights_stages_by_their_epochs() -> None:
     stages = [StageConfig(epochs=1), StageConfig(epochs=3, teacher="t")]
     plain = {"student": ImageFlops(5.0, 1.0)}
     taught = {**plain, "teacher": ImageFlops(0.0, 2.0), "loss": ImageFlops(1.0, 0.0)}

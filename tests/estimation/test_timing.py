@@ -34,27 +34,27 @@ class Clock:
         return run
 
 
-def test_parts_take_turns_until_the_time_is_up_and_the_first_round_does_not_count() -> None:
+def test_parts_take_turns_and_the_first_round_is_a_warm_up() -> None:
     clock = Clock()
     parts = {"a": clock.part("a", 9.0, 1.0, 3.0, 1.0), "b": clock.part("b", 0.5)}
     assert time_in_turns(parts, seconds=18, clock=clock) == {"a": 1000.0, "b": 500.0}
     assert clock.order == ["a", "b"] * 5  # 9.5 + 1.5 + 3.5 + 1.5 + 1.5 = 17.5: no sixth one of 1.5
 
 
-def test_one_round_is_timed_however_slow_it_is() -> None:
+def test_at_least_one_round_is_timed() -> None:
     clock = Clock()
     assert time_in_turns({"a": clock.part("a", 100.0, 70.0)}, seconds=10.0, clock=clock) == {"a": 70_000.0}
     assert clock.order == ["a", "a"]
 
 
-def test_the_device_is_waited_for_before_and_after_a_part() -> None:
+def test_device_is_synchronized_before_and_after_a_part() -> None:
     clock = Clock()
     time_in_turns({"a": clock.part("a", 1.0)}, 0.0, clock=clock, wait=lambda: clock.order.append("wait"))
     assert clock.order == ["wait", "a", "wait"] * 2
 
 
 @pytest.mark.parametrize("kind", [None, "ram", "disk"])
-def test_every_part_of_a_run_runs_and_leaves_the_weights(
+def test_parts_of_a_run_do_not_change_the_weights(
     kind: str | None,
     task: DistillationTask,
     distill_config: Callable[..., DistillConfig],
@@ -79,7 +79,7 @@ def test_every_part_of_a_run_runs_and_leaves_the_weights(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_found_features_are_not_computed_and_stored_ones_are(
+def test_cached_features_are_not_computed_and_stored_ones_are(
     task: DistillationTask, distill_config: Callable[..., DistillConfig], tmp_path: Path
 ) -> None:
     config = distill_config(tmp_path / "run", teacher_cache="ram")

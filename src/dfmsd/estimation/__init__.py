@@ -1,1 +1,1 @@
-"""What a distillation will cost: counted, timed in parts on this machine, and projected to GPUs."""
+"""Cost estimates of a distillation: FLOPs, memory, time on this machine, and GPU hours."""

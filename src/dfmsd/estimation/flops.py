@@ -1,4 +1,4 @@
-"""What a training step computes and keeps, counted while its parts run once: no clock, no estimate."""
+"""Exact FLOPs and saved bytes of a training step, counted while its parts run once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one part of a step costs, for a whole batch.
+    """Cost of one part of a step, for a whole batch.
 
     Attributes:
         forward: FLOPs of convolutions and matrix products, 2 per multiply-add.
-        backward: the same, of the backward pass.
-        elementwise: operations of everything else, 1 per element that a kernel reads or writes, both passes.
-        parameter_bytes: weights.
-        kept_bytes: what the forward pass makes and keeps for the backward pass; its inputs and weights are left out.
+        backward: the same for the backward pass.
+        elementwise: all other operations in both passes, 1 per element that a kernel reads or writes.
+        parameter_bytes: size of the weights.
+        kept_bytes: size of the tensors saved for the backward pass, without inputs and weights.
     """
 
     forward: int = 0
@@ -47,7 +47,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LevelCost:
-    """One paired level: its alignment, and the method, whose products are the generation blocks."""
+    """Cost of one paired level: its alignment and its method, including the generation blocks."""
 
     align: Cost
     method: Cost
@@ -55,14 +55,14 @@ class LevelCost:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a step of one stage costs, by part, for one batch.
+    """Cost of a step of one stage, for one batch.
 
     Attributes:
-        student: its whole training step: forward, losses, backward.
-        teacher: forward to the neck of every teacher that the stage asks; None without one.
-        levels: the loss by student level; empty without teacher.
-        student_pyramid_bytes: all levels.
-        teacher_pyramid_bytes: the paired levels.
+        student: forward, losses and backward of the student.
+        teacher: forward to the neck of all teachers of the stage; None without a teacher.
+        levels: the loss by student level; empty without a teacher.
+        student_pyramid_bytes: size of all levels.
+        teacher_pyramid_bytes: size of the paired levels.
     """
 
     student: Cost
@@ -73,12 +73,12 @@ class StageCost:
 
     @property
     def loss(self) -> Cost:
-        """All levels together."""
+        """Cost of the loss over all levels."""
         return sum((part for level in self.levels.values() for part in (level.align, level.method)), Cost())
 
 
 def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
-    """Run every part of the task's current stage once and count.
+    """Count the cost of each part of the task's current stage by running it once.
 
     Args:
         task: in training mode, on the batch's device, as are its teachers.
@@ -87,8 +87,8 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     pyramid: FeaturePyramid = {}
 
     def student_step() -> list[Tensor]:
-        found, _, losses = task.student_pass(batch.images, batch.targets)
-        pyramid.update(found)
+        features, _, losses = task.student_pass(batch.images, batch.targets)
+        pyramid.update(features)
         return list(losses.values())
 
     student = count(student_step, task.student)
@@ -102,12 +102,12 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
 
 
 def count(run: Callable[[], object], module: nn.Module, inputs: object = ()) -> Cost:
-    """Count what a call costs, and the backward pass of what it gives; the weights' gradients are dropped.
+    """Count the cost of a call and of its backward pass; gradients of the weights are discarded.
 
     Args:
-        run: gives tensors in any nesting; the backward pass starts at those that require a gradient.
+        run: returns nested tensors; the backward pass starts at those that require a gradient.
         module: whose weights are used.
-        inputs: tensors, in any nesting, that are there anyhow.
+        inputs: nested tensors that exist anyway and are not counted as saved.
     """
     given = {
         value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers(), *_tensors(inputs))
@@ -120,7 +120,7 @@ def count(run: Callable[[], object], module: nn.Module, inputs: object = ()) -> 
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    elements, forward, backward = _Elements(), _products(), _products()
+    elements, forward, backward = _Elements(), _flop_counter(), _flop_counter()
     with saved_tensors_hooks(keep, lambda value: value), elements, forward:
         outputs = [value for value in _tensors(run()) if value.grad_fn is not None]
     if outputs:
@@ -140,7 +140,7 @@ def count(run: Callable[[], object], module: nn.Module, inputs: object = ()) -> 
 def record_calls(
     task: DistillationTask, batch: Batch, modules: Iterable[nn.Module]
 ) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Run a step of the current stage and give the arguments that modules were called with, cut off from its graph."""
+    """Run a step of the current stage and return the modules' arguments, detached from its graph."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,14 +156,15 @@ def record_calls(
 
 
 def _count_levels(task: DistillationTask, batch: Batch) -> dict[str, LevelCost]:
-    """Count alignment and method of each level on the inputs that a real step gives them."""
+    """Count alignment and method of each level on the inputs of a real step."""
     criteria = [lesson.criterion for lesson in task.lessons]
     calls = record_calls(task, batch, chain.from_iterable((*each.align, *each.methods) for each in criteria))
     levels: dict[str, LevelCost] = {}
     parts = chain.from_iterable(zip(each.pairs, each.align, each.methods, strict=True) for each in criteria)
     for pair, align, method in parts:
-        there = [calls[align][0], calls[method][0][1:]]  # not the aligned feature, unless that is the student's own
-        costs = (_count_call(part, *calls[part], there) for part in (align, method))
+        # without the aligned feature, unless it is the student's own
+        inputs = [calls[align][0], calls[method][0][1:]]
+        costs = (_count_call(part, *calls[part], inputs) for part in (align, method))
         before = levels.get(pair.student.name, LevelCost(Cost(), Cost()))  # of another method or teacher
         levels[pair.student.name] = LevelCost(
             *(old + new for old, new in zip((before.align, before.method), costs, strict=True))
@@ -190,7 +191,7 @@ def _bytes(tensors: Any) -> int:
 
 
 class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the elements that kernels other than convolutions and matrix products go through."""
+    """Count the elements processed by kernels other than convolutions and matrix products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -204,16 +205,16 @@ class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _products() -> FlopCounterMode:
+def _flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={aten.convolution_backward: _convolution_backward_flops})
 
 
 def _convolution_backward_flops(
     grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Any, **_: Any
 ) -> int:
-    """Count as many for each of the two gradients that are asked for as the forward pass takes.
+    """Count the FLOPs of the forward pass for each requested gradient.
 
-    torch's own formula multiplies the weight's gradient of a grouped convolution by the number of groups.
+    PyTorch's own formula multiplies the weight gradient of a grouped convolution by the number of groups.
     """
     transposed, mask = rest[4], rest[7]
     positions = math.prod((x if transposed else grad)[2:])

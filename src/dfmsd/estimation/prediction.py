@@ -1,4 +1,4 @@
-"""From the times of a run's parts to its steps, epochs and hours: arithmetic alone."""
+"""Prediction of a run's duration from the times of its parts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MS_PER_HOUR = 3.6e6
 
 @dataclass(frozen=True)
 class StagePrediction:
-    """Steps of one stage.
+    """Duration of one stage's steps.
 
     Attributes:
         epochs: of the stage.
-        first_step_ms: of its first epoch.
-        step_ms: of its last epoch.
+        first_step_ms: in its first epoch.
+        step_ms: in its last epoch.
     """
 
     epochs: int
@@ -31,14 +31,14 @@ class StagePrediction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A whole run.
+    """Duration of a whole run.
 
     Attributes:
-        stages: each one's steps.
+        stages: steps of each stage.
         steps_per_epoch: of each process.
         steps: of the whole run.
-        evaluations: of the student.
-        evaluation_s: one of them, in seconds.
+        evaluations: number of evaluations.
+        evaluation_s: seconds per evaluation.
         hours: training and evaluation.
     """
 
@@ -64,18 +64,18 @@ def predict(
     Args:
         config: of the run.
         ms: part -> milliseconds, see `dfmsd.estimation.timing.step_parts`.
-        train_images: in the data set.
-        val_images: in the data set.
-        workers: loader processes, which work beside the step; 0 loads between the steps.
-        kept: share of the teacher's features that the budget of a cache lets in, 0..1.
+        train_images: number of training images.
+        val_images: number of validation images.
+        workers: loader processes, which run in parallel to the step; 0 loads between steps.
+        kept: share of the teacher features that fit into the cache, 0..1.
     """
     per_process = math.ceil(train_images / config.world_size)
     steps = max(per_process // config.data.batch_size, 1)
     epochs = [_epoch_step(config, ms, epoch, workers, kept) for epoch in range(config.epochs)]
     stages, start = [], 0
     for stage in config.stages:
-        own = epochs[start : start + stage.epochs]
-        stages.append(StagePrediction(stage.epochs, own[0], own[-1]))
+        steps_ms = epochs[start : start + stage.epochs]
+        stages.append(StagePrediction(stage.epochs, steps_ms[0], steps_ms[-1]))
         start += stage.epochs
     evaluations = math.ceil(config.epochs / config.eval_every)
     evaluation = math.ceil(val_images / config.data.batch_size) * _with_loading(ms["detect"], ms["load"], workers)
@@ -84,11 +84,11 @@ def predict(
 
 
 def missing_share(flip: float, epoch: int) -> float:
-    """Share of images that an epoch shows in a version, mirrored or not, that no earlier epoch has shown.
+    """Return the share of images that appear in an epoch flipped or not for the first time.
 
     Args:
-        flip: probability of the mirrored version, 0..1.
-        epoch: from 0, counted from when the features are first wanted.
+        flip: probability of flipping, 0..1.
+        epoch: from 0, counted from the first use of the features.
     """
     return flip * (1 - flip) ** epoch + (1 - flip) * flip**epoch
 
@@ -112,10 +112,10 @@ def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: 
 
 
 def _epochs_before(config: DistillConfig, teacher: str, epoch: int) -> int:
-    """Epochs before this one whose features of a teacher a cache still holds."""
+    """Count the earlier epochs whose features of a teacher are still in the cache."""
     stages = [config.stages[stage_of_epoch(config.stages, earlier)] for earlier in reversed(range(epoch))]
     taught = [teacher in stage.teachers for stage in stages]
-    # RAM is given back when a stage without the teacher comes
+    # a RAM cache is freed in a stage without the teacher
     return sum(takewhile(bool, taught) if config.teacher_cache == "ram" else taught)
 
 

@@ -1,4 +1,4 @@
-"""What a distillation would take on data-centre and desktop GPUs with COCO's usual schedules."""
+"""Projection to data-center and desktop GPUs with the usual COCO schedules."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ COCO_SIZE = (800, 1344)
 COCO_EPOCHS = {"1x": 12, "2x": 24}
 UTILIZATION = 0.3
 SIDES = (256, 512)
-"""Sides of the square images that FLOPs are counted on."""
+"""Sides of the square images on which FLOPs are counted."""
 IMAGES = 2
-"""Counted at once: one alone is too few for batch normalisation where a level has one cell, as SSDLite's last has."""
+"""Batch size for counting: batch norm needs more than one image if a level has a single cell, as in SSDLite."""
 BOXES = 7
-"""Objects in a counted image, about COCO's mean."""
+"""Objects per image, about the mean of COCO."""
 
 
 class Gpu(NamedTuple):
-    """Peak of dense products, in TFLOPS, by the vendor's data sheet."""
+    """Dense peak performance in TFLOPS from the vendor's data sheet."""
 
     half: float
-    """bfloat16 or float16 tensor cores, summed in float32."""
+    """bfloat16 or float16 tensor cores with float32 accumulation."""
     single: float
-    """What PyTorch's float32 convolutions run in: TF32 where there is any, else float32."""
+    """TF32 if available, otherwise float32, as in PyTorch's float32 convolutions."""
 
 
 GPUS = {
@@ -47,21 +47,21 @@ GPUS = {
 
 @dataclass(frozen=True)
 class ImageFlops:
-    """FLOPs for one training image, both passes, as ``constant + per_pixel * pixels``."""
+    """FLOPs of one training image, forward and backward, ``constant + per_pixel * pixels``."""
 
     constant: float
     per_pixel: float
 
     def __call__(self, size: tuple[int, int]) -> float:
-        """Give the FLOPs of an image of this height and width."""
+        """Return the FLOPs of an image with this height and width."""
         return self.constant + self.per_pixel * size[0] * size[1]
 
 
 def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, ImageFlops]:
-    """Count the task's current stage on two sizes: ``student``, ``teacher`` and ``loss``.
+    """Count the task's current stage at two sizes: ``student``, ``teacher`` and ``loss``.
 
-    Every part is convolutions over the image but for a box head, which sees the same number of regions whatever the
-    image: a straight line in the pixels.
+    FLOPs are linear in the number of pixels: all parts are convolutions over the image, except for box heads, which
+    process a fixed number of regions.
 
     Args:
         task: in training mode, on ``device``.
@@ -70,26 +70,26 @@ def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, Image
     classes = len(task.student.class_names)
     counted = [_products(count_stage(task, random_batch(IMAGES, side, classes).to(device))) for side in SIDES]
     pixels = [side * side for side in SIDES]
-    found = {}
+    flops = {}
     for part in counted[0]:
         per_pixel, constant = np.polyfit(pixels, [each[part] / IMAGES for each in counted], 1)
-        found[part] = ImageFlops(float(constant), float(per_pixel))
-    return found
+        flops[part] = ImageFlops(float(constant), float(per_pixel))
+    return flops
 
 
 def random_batch(images: int, side: int, classes: int) -> Batch:
-    """Draw square images with boxes of an eighth to half of their side."""
+    """Draw random square images with boxes of 1/8 to 1/2 of their side."""
     return Batch(torch.rand(images, 3, side, side), [_random_target(side, classes) for _ in range(images)], [], [], [])
 
 
 def coco_flops(
     config: DistillConfig, stages: list[dict[str, ImageFlops]], epochs: int, size: tuple[int, int] = COCO_SIZE
 ) -> float:
-    """Give the FLOPs of a COCO training, its epochs shared among the stages as in the config; no teacher is cached.
+    """Return the FLOPs of training on COCO, with the stages' shares of the epochs as in the config and no cache.
 
     Args:
         config: of the run.
-        stages: of each, see `stage_flops`.
+        stages: FLOPs of each stage, see `stage_flops`.
         epochs: of the schedule.
         size: height and width of an image.
     """
@@ -99,7 +99,7 @@ def coco_flops(
 
 
 def gpu_hours(flops: Mapping[str, float], precision: str) -> dict[str, dict[str, float]]:
-    """Give the hours that each GPU takes, at `UTILIZATION` of its peak.
+    """Return the hours of each GPU at `UTILIZATION` of its peak.
 
     Args:
         flops: schedule -> FLOPs.

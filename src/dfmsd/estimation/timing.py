@@ -1,4 +1,4 @@
-"""How long the parts of a run take on this machine: the real ones, side by side, for a few seconds."""
+"""Timing of a run's parts on this machine, in turns for a few seconds."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from dfmsd.utils.store import DiskStore, RamStore, Store
 Call = Callable[[], object]
 Within = Callable[[], AbstractContextManager[Any]]
 SECONDS = 10.0
+"""Default timing budget."""
 
 
 def time_in_turns(
@@ -42,13 +43,13 @@ def time_in_turns(
     clock: Callable[[], float] = time.perf_counter,
     wait: Call = lambda: None,
 ) -> dict[str, float]:
-    """Time parts in turns, so that a slow phase of the machine meets all of them alike.
+    """Time calls in turns, so that a slow phase of the machine affects all of them equally.
 
     Args:
-        parts: name -> what to run; they run in this order.
-        seconds: for all rounds, of which the first one warms up; one round is timed in any case.
-        clock: gives seconds.
-        wait: ends when the device has done all that it was given.
+        parts: name -> call, in the order of execution.
+        seconds: timing budget for all rounds; the first is a warm-up, and at least one round is timed.
+        clock: returns seconds.
+        wait: returns when the device has finished all its work.
 
     Returns:
         Name -> median in milliseconds.
@@ -69,14 +70,14 @@ def time_in_turns(
 
 
 def autocast_context(config: DistillConfig, device: torch.device) -> Within:
-    """Give what the networks of a run compute in, as a context."""
+    """Return the autocast context of a run's networks."""
     dtype = COMPUTE_DTYPES[config.precision]
     return nullcontext if dtype == torch.float32 else lambda: torch.autocast(device.type, dtype)
 
 
 def zero_lr_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Build a run's optimiser with a learning rate of 0: it does all its work and leaves the weights as they are."""
-    optimizer = build_optimizer(module, replace(optim, lr=1.0))  # `OptimConfig` refuses 0
+    """Build a run's optimizer with a learning rate of 0, which does all its work without changing the weights."""
+    optimizer = build_optimizer(module, replace(optim, lr=1.0))  # `OptimConfig` rejects 0
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return optimizer
@@ -86,12 +87,12 @@ def zero_lr_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Opti
 def step_parts(
     config: DistillConfig, task: DistillationTask, data: CocoDataModule, batch: Batch, device: torch.device
 ) -> Iterator[dict[str, Call]]:
-    """Give the parts of a run as calls.
+    """Return the parts of a run as calls.
 
-    ``student`` (forward, losses, backward), ``load`` (a batch of images that were seen before), ``decode`` (of new
-    ones), ``detect`` (a batch); for stage 1 ``1/update`` (clipping and optimiser) and, with a teacher, ``1/loss``
-    (forward and backward of the criteria), ``1/teacher`` (the features of all teachers it asks) and, with
-    ``teacher_cache``, ``1/cached`` (the same, found) and ``1/stored`` (the same, computed and stored).
+    ``student`` (forward, losses, backward), ``load`` (a batch of images loaded before), ``decode`` (a batch of new
+    images), ``detect`` (a batch); for stage 1 ``1/update`` (clipping and optimizer) and, with a teacher, ``1/loss``
+    (forward and backward of the criteria), ``1/teacher`` (features of all its teachers) and, with ``teacher_cache``,
+    ``1/cached`` (features read from the cache) and ``1/stored`` (features computed and stored).
 
     Args:
         config: of the run.
@@ -121,7 +122,7 @@ def step_parts(
 
 
 def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
-    """Tell how a cache stores these levels of a teacher."""
+    """Return how a cache stores these levels of a teacher."""
     frame = (batch.images.shape[-2], batch.images.shape[-1])
     return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
 
@@ -151,7 +152,7 @@ def _loss(task: DistillationTask, batch: Batch, within: Within) -> Call:
     with within():
         calls = record_calls(task, batch, [lesson.criterion for lesson in task.lessons])
     inputs = [(*args[0].values(), *criterion.parameters()) for criterion, (args, _) in calls.items()]
-    leaves = [leaf for given in inputs for leaf in given if leaf.requires_grad]
+    leaves = [leaf for tensors in inputs for leaf in tensors if leaf.requires_grad]
 
     def run() -> None:
         terms = [term for criterion, (args, kwargs) in calls.items() for term in criterion(*args, **kwargs).values()]
@@ -169,7 +170,7 @@ def _cached(
 
 def _stored(config: DistillConfig, layouts: Mapping[FrozenTeacher, Layout], batch: Batch, within: Within) -> Call:
     def run() -> None:
-        with ExitStack() as stack:  # a new store each time, in which nothing is found
+        with ExitStack() as stack:  # a new, empty store each time
             _cached(config, layouts, batch, within, stack)()
 
     return run
@@ -185,13 +186,13 @@ def _look_up(caches: Mapping[FrozenTeacher, TeacherCache], batch: Batch, within:
 def _store(config: DistillConfig, stack: ExitStack) -> Store:
     if config.teacher_cache == "ram":
         return RamStore(sys.maxsize)
-    root = cache_root()  # the disk that the run's own cache will be on
+    root = cache_root()  # the disk of the run's own cache
     root.mkdir(parents=True, exist_ok=True)
     return DiskStore(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root))), sys.maxsize)
 
 
 def _update(config: DistillConfig, task: DistillationTask) -> Call:
-    """Clip and step, on gradients of its own."""
+    """Clip and step with artificial gradients."""
     trained = nn.ModuleList([task.student, *(lesson.criterion for lesson in task.lessons)])
     optimizer = zero_lr_optimizer(trained, config.optim)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -209,7 +210,7 @@ def _update(config: DistillConfig, task: DistillationTask) -> Call:
 
 
 def _loading(data: CocoDataModule) -> tuple[Call, Call]:
-    """Give loading of a batch that was loaded before, and of new images; both in this process."""
+    """Return calls that load a batch of images loaded before, and of new images, in this process."""
     collate = data.train_dataloader().collate_fn
     plain = DetectionDataset(data.train.coco, data.train.image_size, data.train.augmentation, seed=data.seed)
 
