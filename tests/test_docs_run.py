@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
-from tests.exporting.test_graph import randomize
 from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
+from tests.helpers.exports import randomize
+from tests.helpers.layouts import voc, yolo
 from torch.distributed.tensor import DTensor
 
 from dfmsd.cli import main as cli
@@ -214,9 +215,7 @@ def test_the_line_runs(line: list[str], place: Path) -> None:
 
 
 def source(folder: Path, layout: str) -> None:
-    from tests.data import test_convert
-
-    {"yolo": test_convert.yolo, "voc": test_convert.voc}[layout](folder)
+    {"yolo": yolo, "voc": voc}[layout](folder)
 
 
 def pictures(folder: Path) -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.exporting.test_exporter import eagerly
 from tests.helpers.command import Command
+from tests.helpers.exports import eagerly
 
 from dfmsd.exporting import exporter
 

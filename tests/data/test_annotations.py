@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.data.test_coco import Edit, change, edit
+from tests.helpers.annotations import Edit, change, edit
 
 from dfmsd.data.annotations import read_annotations
 from dfmsd.errors import DfmsdError

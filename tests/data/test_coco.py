@@ -3,26 +3,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.helpers.annotations import Edit, change, edit
 
 from dfmsd.data import CocoDetection
 from dfmsd.errors import DfmsdError
-
-Edit = Callable[[dict[str, Any]], object]
-
-
-def edit(root: Path, change: Edit, split: str = "train") -> None:
-    file = root / "annotations" / f"instances_{split}.json"
-    raw = json.loads(file.read_text())
-    change(raw)
-    file.write_text(json.dumps(raw))
 
 
 def set_boxes(*boxes: list[float], **extra: object) -> Edit:
@@ -91,10 +81,6 @@ def test_crowds_are_in_the_ground_truth_but_not_in_the_targets(tiny_coco: Path) 
 def test_ground_truth_fills_in_a_missing_area(tiny_coco: Path) -> None:
     edit(tiny_coco, set_boxes([2, 2, 10, 20]))
     assert CocoDetection(tiny_coco, "train").ground_truth["annotations"][0]["area"] == 200
-
-
-def change(key: str, **values: object) -> Edit:
-    return lambda raw: raw[key][0].update(values)
 
 
 def test_missing_images_are_counted_and_the_first_is_named(tiny_coco: Path) -> None:

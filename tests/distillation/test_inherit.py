@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distillation.test_task import FewNeurons
+from tests.helpers.few_neurons import FewNeurons
 from tests.helpers.fixtures import TINY_BACKBONE
 from torch import nn
 from torch.testing import assert_close

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tests.distillation.test_task import IMAGES, LOSS, SUM, TARGETS, FewNeurons, frozen, plan, randomize
+from tests.helpers.few_neurons import IMAGES, LOSS, SUM, TARGETS, FewNeurons, frozen, plan, randomize
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.exporting.test_graph import OWN, randomize, tiny
+from tests.helpers.exports import OWN, eagerly, randomize, tiny
 from tests.helpers.tiny_transformers import NEEDED, save_model, student
 from torch import nn
 
@@ -21,9 +21,7 @@ from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import exporter
-from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.exporter import FORMATS, export
-from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.utils.extras import check_extra
 
@@ -31,22 +29,6 @@ from dfmsd.utils.extras import check_extra
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
-
-
-def eagerly(shift: float) -> Format:
-    """Return a fast format whose files are run by the graph itself, with shifted scores."""
-
-    def read(file: Path, graph: DetectionGraph) -> Run:
-        assert file.read_text() == "written"
-
-        def run(images: torch.Tensor) -> RawDetections:
-            with torch.no_grad():
-                boxes, scores, labels = graph(images)
-            return boxes, torch.where(scores > 0, scores + shift, 0), labels
-
-        return run
-
-    return Format(".pt2", (), "", lambda _, file: file.write_text("written"), read)
 
 
 @pytest.fixture

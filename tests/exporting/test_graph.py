@@ -6,32 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.exports import OWN, randomize, tiny
 from tests.helpers.fixtures import TINY_BACKBONE
 from tests.helpers.tiny_transformers import needs_transformers, save_model, student
 from torch import nn
 
-from dfmsd.detectors import Detector, DetectorConfig, build_detector, load_detector
+from dfmsd.detectors import Detector, DetectorConfig, load_detector
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.graph import DetectionGraph, trace
 from dfmsd.exporting.verify import ExportedDetector, compare_detectors
-
-OWN = ("fcos", "retinanet", "gfl", "ssdlite", "faster_rcnn")
-
-
-def randomize(detector: Detector) -> Detector:
-    """Draw weights that result in many detections with different scores."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in detector.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=(1.5 / parameter[0].numel()) ** 0.5, generator=generator)
-    return detector.eval()
-
-
-def tiny(arch: str) -> Detector:
-    config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
-    return randomize(build_detector(config, ("a", "b", "c")))
 
 
 def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from tests.utils.test_store import BYTES, entry, same
+from tests.helpers.entries import BYTES, entry, same
 
 from dfmsd.utils import cachedir
 from dfmsd.utils.cachedir import MARKER, cache_root, folder_bytes, free_bytes, make_room, open_folder

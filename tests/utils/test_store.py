@@ -10,22 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from tests.helpers.entries import BYTES, entry, same
 
 from dfmsd.errors import DfmsdError
 from dfmsd.utils import store as module
 from dfmsd.utils.cachedir import MARKER, folder_bytes
 from dfmsd.utils.store import DiskStore, Entry, RamStore, Store, entry_bytes
-
-BYTES = 1000
-
-
-def entry(value: int = 1) -> Entry:
-    """Build an entry of `BYTES`."""
-    return {"a": torch.full((30, 10), value, dtype=torch.int16), "b": torch.full((100,), value, dtype=torch.float32)}
-
-
-def same(a: Entry | None, b: Entry) -> bool:
-    return a is not None and a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @pytest.fixture(params=["ram", "disk"])
