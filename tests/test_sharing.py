@@ -12,13 +12,12 @@ import pytest
 import torch
 import yaml
 
-from dfmsd import sharing as share
 from dfmsd.cli import main as cli
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
-from dfmsd.sharing import CARD, FILES, ShareOptions, escaped
+from dfmsd.sharing import CARD, FILES, escaped, share
 
 hub = pytest.importorskip("huggingface_hub")
 MakeRun = Callable[..., Path]
@@ -27,18 +26,18 @@ STRANGE = {"square": "a|b *c* <script>", "disc": "[x](y) `z` $d$"}
 
 @pytest.fixture(scope="module")
 def run(finished_run: MakeRun) -> Path:
-    """A run to share: do not change it."""
+    """A finished run; tests must not change it."""
     return finished_run("student")
 
 
 def tables(card: Any) -> list[list[str]]:
-    """Cells of all rows of the text, as they are written."""
+    """Return the cells of all table rows, unparsed."""
     lines = [line for line in card.text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def test_the_folder_loads_and_detects_as_the_run_does(run: Path, tmp_path: Path) -> None:
-    assert share.share(ShareOptions(run, tmp_path / "out")) == tmp_path / "out" / CARD
+def test_shared_folder_detects_like_the_run(run: Path, tmp_path: Path) -> None:
+    assert share(run, tmp_path / "out") == tmp_path / "out" / CARD
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, CARD}
     images, sizes = torch.rand(2, 3, 64, 64), [(64, 64), (48, 64)]
     with torch.no_grad():
@@ -49,17 +48,17 @@ def test_the_folder_loads_and_detects_as_the_run_does(run: Path, tmp_path: Path)
     assert RunFolder(tmp_path / "out").image_size() == 64
 
 
-def test_the_card_has_the_numbers_of_the_run(run: Path, finished_run: MakeRun, tmp_path: Path) -> None:
+def test_card_has_the_numbers_of_the_run(run: Path, finished_run: MakeRun, tmp_path: Path) -> None:
     baseline = finished_run("baseline", no_distill=True)
     worse = {"AP": 0.125, "AP50": 0.375, "AP75": 0.0625, "per_class": {"square": 0.25, "disc": 0.0}}
     (baseline / "metrics.json").write_text(json.dumps(worse))
     (baseline / "environment.json").write_text(json.dumps({"parameters": {"student": 1234}}))
-    options = ShareOptions(run, tmp_path / "out", dataset="Shapes", license="apache-2.0", baseline=baseline)
-    card = hub.ModelCard.load(share.share(options))
+    options = {"dataset": "Shapes", "license": "apache-2.0", "baseline": baseline}
+    card = hub.ModelCard.load(share(run, tmp_path / "out", **options))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == {"AP": 0.25, "AP50": 0.5}
-    assert all(results[name].metric_value == metrics[name] for name in results)  # AP75 is not known
+    assert all(results[name].metric_value == metrics[name] for name in results)  # AP75 is unknown
     assert {result.dataset_name for result in results.values()} == {"Shapes"}
     about = card.data.to_dict()
     assert about["license"] == "apache-2.0"
@@ -69,44 +68,44 @@ def test_the_card_has_the_numbers_of_the_run(run: Path, finished_run: MakeRun, t
     rows = tables(card)
     assert ["student", "25.0", "50.0", "-", count] in rows
     assert ["baseline", "12.5", "37.5", "6.2", "1,234"] in rows
-    assert ["teacher fcos", "-", "-", "-", "-"] in rows  # a file alone, without metrics
+    assert ["teacher fcos", "-", "-", "-", "-"] in rows  # a detector without metrics
     assert ["square", "50.0"] in rows
     assert ["disc", "12.5"] in rows
     assert ["classes", "square, disc"] in rows
     assert ["parameters", count] in rows
-    assert ["input", "RGB in 0..1, the longer side 64 pixels"] in rows
-    assert "\n\n| class | AP |" in card.text  # a table begins behind an empty line
+    assert ["input", "RGB in 0..1, longer side 64 pixels"] in rows
+    assert "\n\n| class | AP |" in card.text  # a table needs an empty line before it
     assert str(tmp_path) not in str(card)
 
 
-def test_a_teacher_with_a_run_stands_there_with_its_own_numbers(finished_run: MakeRun, tmp_path: Path) -> None:
+def test_card_lists_the_numbers_of_a_teacher_run(finished_run: MakeRun, tmp_path: Path) -> None:
     teacher = finished_run("big", no_distill=True)
     (teacher / "metrics.json").write_text(json.dumps({"AP": 0.75, "AP50": 1.0, "AP75": 0.875}))
     (teacher / "environment.json").write_text(json.dumps({"parameters": {"student": 9876}}))
     run = finished_run("small", stages=[StageConfig(epochs=1, teacher=str(teacher))])
-    card = hub.ModelCard.load(share.share(ShareOptions(run, tmp_path / "out")))
+    card = hub.ModelCard.load(share(run, tmp_path / "out"))
     assert ["teacher big", "75.0", "100.0", "87.5", "9,876"] in tables(card)
-    assert "A teacher's numbers are those of its own run" in card.text
+    assert "The numbers of a teacher come from its own run" in card.text
 
 
-def test_what_nobody_said_is_not_stated(finished_run: MakeRun, tmp_path: Path) -> None:
+def test_missing_information_is_not_stated(finished_run: MakeRun, tmp_path: Path) -> None:
     run = finished_run("alone", no_distill=True)
-    card = hub.ModelCard.load(share.share(ShareOptions(run, tmp_path / "out")))
+    card = hub.ModelCard.load(share(run, tmp_path / "out"))
     assert "license" not in card.data.to_dict()
-    assert ["licence", "not stated"] in tables(card)
+    assert ["license", "not stated"] in tables(card)
     assert ["training data", "tiny\\_coco"] in tables(card)
     assert "knowledge-distillation" not in card.data.tags
     assert "eacher" not in card.text
 
 
-def test_markup_in_class_names_is_text(run: Path, tmp_path: Path) -> None:
+def test_markup_in_class_names_is_escaped(run: Path, tmp_path: Path) -> None:
     strange = shutil.copytree(run, tmp_path / "run")
     for name, key in (("student.json", "class_names"), ("metrics.json", "per_class")):
         content = json.loads((strange / name).read_text())
         changed = [STRANGE[one] for one in content[key]]
         content[key] = changed if key == "class_names" else dict(zip(changed, content[key].values(), strict=True))
         (strange / name).write_text(json.dumps(content))
-    card = hub.ModelCard.load(share.share(ShareOptions(strange, tmp_path / "out", name="--- a: b", dataset="x: [1")))
+    card = hub.ModelCard.load(share(strange, tmp_path / "out", name="--- a: b", dataset="x: [1"))
     assert "<script>" not in card.text
     rows = tables(card)
     assert ["a\\|b \\*c\\* &lt;script&gt;", "50.0"] in rows
@@ -123,7 +122,7 @@ def test_escapes(text: str, expected: str) -> None:
 
 
 class Hub:
-    """What would reach the network."""
+    """Replacement of the Hugging Face Hub client."""
 
     calls: list[tuple[Any, ...]] = []  # noqa: RUF012
     error: Exception | None = None
@@ -145,7 +144,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     return Hub
 
 
-def test_push_uploads_the_folder_under_the_name_of_the_repository(
+def test_push_uploads_the_folder(
     run: Path, tmp_path: Path, network: type[Hub], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.run(["share", str(run), "--out", str(tmp_path / "out"), "--push", "me/shapes"])
@@ -157,17 +156,17 @@ def test_push_uploads_the_folder_under_the_name_of_the_repository(
     assert hub.ModelCard.load(tmp_path / "out" / CARD).data.model_name == "shapes"
 
 
-def test_without_push_nothing_leaves_the_machine(run: Path, tmp_path: Path, network: type[Hub]) -> None:
-    share.share(ShareOptions(run, tmp_path / "out"))
+def test_nothing_is_uploaded_without_push(run: Path, tmp_path: Path, network: type[Hub]) -> None:
+    share(run, tmp_path / "out")
     assert network.calls == []
 
 
-def test_a_failed_upload_is_told_in_one_line_and_the_folder_stays(
+def test_failed_upload_keeps_the_folder(
     run: Path, tmp_path: Path, network: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "error", ConnectionError("no\nroute"))
-    with pytest.raises(DfmsdError, match=r"--push: me/shapes was not uploaded \(no route\); log in by `hf auth login`"):
-        share.share(ShareOptions(run, tmp_path / "out", push="me/shapes"))
+    with pytest.raises(DfmsdError, match=r"me/shapes was not uploaded \(no route\); log in with `hf auth login`"):
+        share(run, tmp_path / "out", push="me/shapes")
     assert (tmp_path / "out" / CARD).exists()
 
 
@@ -195,23 +194,23 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("metrics.json"), "holds no metrics.json: pass the folder of a finished run"),
-        (_without("student.safetensors"), "holds no student.safetensors: pass the folder of a finished run"),
-        (_full, "is there already; name a new folder"),
-        (_other_classes, "was measured on other classes than"),
-        (lambda *_: {"push": "no name"}, "--push: 'no name' is no <user>/<name>"),
-        (lambda *_: {"push": "shapes"}, "--push: 'shapes' is no <user>/<name>; name both"),
+        (_without("metrics.json"), "contains no metrics.json; pass the folder of a finished run"),
+        (_without("student.safetensors"), "contains no student.safetensors; pass the folder of a finished run"),
+        (_full, "already exists; choose a new folder"),
+        (_other_classes, "was evaluated on other classes than"),
+        (lambda *_: {"push": "no name"}, "--push: 'no name' is not <user>/<name>"),
+        (lambda *_: {"push": "shapes"}, "--push: 'shapes' is not <user>/<name>; include both"),
         (lambda *_: {"baseline": Path("nowhere")}, "no run folder at nowhere"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_before_anything_is_made(
+def test_invalid_input_is_rejected_before_writing(
     run: Path, tmp_path: Path, network: type[Hub], change: Callable[[Path, Path], dict[str, Any]], message: str
 ) -> None:
     mine, out = shutil.copytree(run, tmp_path / "run"), tmp_path / "out"
     values = change(mine, out)
     before = out.exists()
     with pytest.raises(DfmsdError) as caught:
-        share.share(ShareOptions(mine, out, **values))
+        share(mine, out, **values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out.exists() == before
@@ -219,13 +218,13 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_made(
     assert network.calls == []
 
 
-def test_the_missing_extra_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DfmsdError, match=r"share needs huggingface_hub .*: pip install 'dfmsd\[hub\]'"):
-        share.share(ShareOptions(run, tmp_path / "out"))
+        share(run, tmp_path / "out")
 
 
-def test_the_config_is_the_run_s(run: Path, tmp_path: Path) -> None:
-    share.share(ShareOptions(run, tmp_path / "out"))
+def test_config_is_copied(run: Path, tmp_path: Path) -> None:
+    share(run, tmp_path / "out")
     mine, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (run, tmp_path / "out"))
     assert mine == theirs

@@ -1,4 +1,4 @@
-"""A finished run as a folder to hand on: weights, description, config, metrics and a model card with their numbers."""
+"""Sharing of a finished run: a folder with weights, config, metrics and a model card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import html
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,16 +31,16 @@ TEMPLATE = """\
 
 # {{ name }}
 
-An object detector, {{ "distilled from bigger ones" if distilled else "trained" }} with dfmsd.
+An object detector, {{ "distilled from larger ones" if distilled else "trained" }} with dfmsd.
 
 | | |
 |---|---|
 | architecture | {{ arch }} |
 | parameters | {{ parameters }} |
-| input | RGB in 0..1, the longer side {{ image_size }} pixels |
+| input | RGB in 0..1, longer side {{ image_size }} pixels |
 | classes | {{ classes | join(", ") }} |
 | training data | {{ dataset }} |
-| licence | {{ licence or "not stated" }} |
+| license | {{ license or "not stated" }} |
 
 ## Results
 
@@ -54,7 +53,7 @@ In percent, on the validation images of {{ dataset }}.
 {% endfor %}
 
 {% if distilled -%}
-A teacher's numbers are those of its own run, where it has one.
+The numbers of a teacher come from its own run, if there is one.
 
 {% endif -%}
 | class | AP |
@@ -65,7 +64,7 @@ A teacher's numbers are those of its own run, where it has one.
 
 ## Use
 
-With the files of this page in a folder `model`:
+With the files of this repository in a folder `model`:
 
 ```python
 import dfmsd
@@ -79,72 +78,71 @@ dfmsd predict --model model --out predictions images/
 """
 
 
-@dataclass
-class ShareOptions:
-    """What is handed on, and under which names.
+def share(
+    run: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    baseline: str | Path | None = None,
+    push: str | None = None,
+) -> Path:
+    """Write the folder, and upload it if ``push`` is given.
 
     Args:
         run: folder of a finished run.
-        out: folder to make.
-        name: of the model; None takes that of the repository, or of the run folder.
-        dataset: name of the training data; None takes that of its folder.
-        license: as the hub names it, such as apache-2.0; None states none.
-        baseline: run folder whose numbers stand beside.
-        push: ``user/name`` of the repository on the Hugging Face hub to upload to.
-    """
-
-    run: Path
-    out: Path
-    name: str | None = None
-    dataset: str | None = None
-    license: str | None = None
-    baseline: Path | None = None
-    push: str | None = None
-
-
-def share(options: ShareOptions) -> Path:
-    """Write the folder, and upload it if that was asked for.
+        out: folder to create.
+        name: of the model; by default that of the repository or the run folder.
+        dataset: name of the training data; by default that of its folder.
+        license: Hugging Face license identifier such as apache-2.0; by default none is stated.
+        baseline: run folder to include in the table of results.
+        push: repository on the Hugging Face Hub to upload to, ``user/name``.
 
     Returns:
-        The model card.
+        Path of the model card.
 
     Raises:
-        DfmsdError: no finished run, a folder that is not empty, another baseline's classes, or an upload that failed.
+        DfmsdError: the run is not finished, the folder exists, the baseline has other classes, or the upload failed.
     """
     hub = import_extra("share", "huggingface_hub", "hub")
-    record = _finished(options.run)
-    baseline = _finished(options.baseline) if options.baseline else None
-    if is_taken(options.out):
-        raise DfmsdError(f"--out: {options.out} is there already; name a new folder")
-    if options.push:
-        _check_repository(hub, options.push)
-    for name in FILES:
-        if not (options.run / name).is_file():
-            raise DfmsdError(f"{options.run} holds no {name}: give the folder of a finished run")
-    detector = load_detector(options.run)
-    if baseline is not None and _classes(baseline) != _classes(record):
-        raise DfmsdError(f"--baseline: {baseline.folder} was measured on other classes than {options.run}")
-    card = _card(hub, options, record, detector, baseline)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(options.run / name, options.out / name)
-    write_text(options.out / CARD, card)
-    if options.push:
-        _upload(hub, options.out, options.push)
-    return options.out / CARD
+    run, out = Path(run), Path(out)
+    record = _finished(run)
+    baseline_record = _finished(Path(baseline)) if baseline else None
+    if is_taken(out):
+        raise DfmsdError(f"--out: {out} already exists; choose a new folder")
+    if push:
+        _check_repository(hub, push)
+    for file in FILES:
+        if not (run / file).is_file():
+            raise DfmsdError(f"{run} contains no {file}; pass the folder of a finished run")
+    detector = load_detector(run)
+    if baseline_record is not None and _classes(baseline_record) != _classes(record):
+        raise DfmsdError(f"--baseline: {baseline} was evaluated on other classes than {run}")
+    name = name or (push or record.folder.resolve().name).rpartition("/")[2]
+    dataset = dataset or Path(RunFolder(run).data_root() or "").name
+    card = _card(hub, record, detector, baseline_record, name=name, dataset=dataset, license=license)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in FILES:
+        shutil.copyfile(run / file, out / file)
+    write_text(out / CARD, card)
+    if push:
+        _upload(hub, out, push)
+    return out / CARD
 
 
 def _card(
     hub: ModuleType,
-    options: ShareOptions,
     record: RunRecord,
     detector: Detector,
     baseline: RunRecord | None,
+    *,
+    name: str,
+    dataset: str,
+    license: str | None,
 ) -> str:
     metrics, config = record.metrics or {}, detector.config
     assert config is not None
-    name = options.name or (options.push or record.folder.resolve().name).rpartition("/")[2]
-    dataset = options.dataset or Path(RunFolder(record.folder).data_root() or "").name
     teachers = teacher_references(run_config(record))
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     rows = [_row(name, metrics, parameters)]
@@ -152,11 +150,12 @@ def _card(
         rows.append(_row("baseline", baseline.metrics or {}, baseline.parameters))
     for teacher in teachers:
         folder = teacher_folder(teacher)
-        its = read_run(folder) if folder else None
-        rows.append(_row(f"teacher {_brief(teacher)}", (its and its.metrics) or {}, its.parameters if its else None))
+        its_run = read_run(folder) if folder else None
+        label = f"teacher {_short_name(teacher)}"
+        rows.append(_row(label, (its_run and its_run.metrics) or {}, its_run.parameters if its_run else None))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     content = environment.from_string(TEMPLATE).render(
-        metadata=_metadata(hub, name, dataset, options.license, metrics, distilled=bool(teachers)),
+        metadata=_metadata(hub, name, dataset, license, metrics, distilled=bool(teachers)),
         name=escaped(name),
         distilled=bool(teachers),
         arch=escaped(" ".join(filter(None, (config.arch, config.backbone)))),
@@ -164,15 +163,15 @@ def _card(
         image_size=RunFolder(record.folder).image_size(),
         classes=[escaped(one) for one in detector.class_names],
         dataset=escaped(dataset),
-        licence=escaped(options.license or ""),
+        license=escaped(license or ""),
         rows=rows,
         per_class=[(escaped(one), percent(ap)) for one, ap in metrics["per_class"].items()],
     )
-    return str(hub.ModelCard(content))  # reads the metadata back, and refuses what is none
+    return str(hub.ModelCard(content))  # parses the metadata, and raises if it is invalid
 
 
 def _metadata(
-    hub: ModuleType, name: str, dataset: str, licence: str | None, metrics: Mapping[str, Any], *, distilled: bool
+    hub: ModuleType, name: str, dataset: str, license: str | None, metrics: Mapping[str, Any], *, distilled: bool
 ) -> str:
     results = [
         hub.EvalResult(
@@ -188,7 +187,7 @@ def _metadata(
         if metrics.get(key) is not None
     ]
     tags = ["dfmsd", *(["knowledge-distillation"] if distilled else [])]
-    about = {"library_name": "dfmsd", "pipeline_tag": "object-detection", "tags": tags, "license": licence}
+    about = {"library_name": "dfmsd", "pipeline_tag": "object-detection", "tags": tags, "license": license}
     return str(hub.ModelCardData(**about, model_name=name, eval_results=results or None).to_yaml())
 
 
@@ -197,13 +196,13 @@ def _row(label: str, metrics: Mapping[str, Any], parameters: int | None) -> list
     return [escaped(label), *(percent(metrics.get(name)) for name in SCORES), count]
 
 
-def _brief(reference: str) -> str:
-    """Leave out the folders of this machine."""
+def _short_name(reference: str) -> str:
+    """Remove the local folders."""
     return reference if ":" in reference else Path(reference).name
 
 
 def escaped(text: str) -> str:
-    """Write a text so that neither Markdown nor HTML sees anything but letters in it."""
+    """Escape a text for Markdown and HTML."""
     return re.sub(r"([\\`*_{}\[\]#|~$:])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -214,7 +213,7 @@ def _classes(record: RunRecord) -> list[str]:
 def _finished(run: Path) -> RunRecord:
     record = read_run(run)
     if record.metrics is None or "per_class" not in record.metrics:
-        raise DfmsdError(f"{run} holds no metrics.json: give the folder of a finished run")
+        raise DfmsdError(f"{run} contains no metrics.json; pass the folder of a finished run")
     return record
 
 
@@ -222,9 +221,9 @@ def _check_repository(hub: ModuleType, name: str) -> None:
     try:
         hub.utils.validate_repo_id(name)
     except hub.errors.HFValidationError as error:
-        raise DfmsdError(f"--push: {name!r} is no <user>/<name> ({foreign_message(error)})") from error
+        raise DfmsdError(f"--push: {name!r} is not <user>/<name> ({foreign_message(error)})") from error
     if name.count("/") != 1:
-        raise DfmsdError(f"--push: {name!r} is no <user>/<name>; name both")
+        raise DfmsdError(f"--push: {name!r} is not <user>/<name>; include both")
 
 
 def _upload(hub: ModuleType, folder: Path, name: str) -> None:
@@ -232,8 +231,8 @@ def _upload(hub: ModuleType, folder: Path, name: str) -> None:
     try:
         api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES, CARD])
-    except Exception as error:  # the network, the token and the rights fail in many ways
+    except Exception as error:  # network, token and permission errors have many types
         raise DfmsdError(
-            f"--push: {name} was not uploaded ({foreign_message(error)}); log in by `hf auth login`, then upload"
-            f" {folder} by `hf upload {name} {folder}`"
+            f"--push: {name} was not uploaded ({foreign_message(error)}); log in with `hf auth login`, then upload"
+            f" {folder} with `hf upload {name} {folder}`"
         ) from error

@@ -211,8 +211,7 @@ def share(
     """
     from dfmsd import sharing
 
-    options = sharing.ShareOptions(Path(run), Path(out), name, dataset, license, _path(baseline), push)
-    return sharing.share(options)
+    return sharing.share(run, out, name=name, dataset=dataset, license=license, baseline=baseline, push=push)
 
 
 def convert(source: str | Path, layout: Literal["voc", "yolo"], out: str | Path) -> dict[str, tuple[int, int]]:
@@ -236,7 +235,3 @@ def convert(source: str | Path, layout: Literal["voc", "yolo"], out: str | Path)
 
 def _listed(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return [paths] if isinstance(paths, str | Path) else list(paths)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
