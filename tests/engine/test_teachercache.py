@@ -20,7 +20,7 @@ from dfmsd.engine.fit import Result
 from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.preflight import preflight
 from dfmsd.engine.run import build_task, check, distill
-from dfmsd.engine.teachercache import CachePlan, found_and_computed, open_caches, plan_caches
+from dfmsd.engine.teachercache import CachePlan, hits_and_misses, open_caches, plan_caches
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.cachedir import MARKER
 from dfmsd.utils.store import DiskStore, RamStore
@@ -244,10 +244,10 @@ def test_a_cache_folder_that_cannot_be_written_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_found_and_computed_sums_over_teachers(planned: Callable[..., CachePlan]) -> None:
+def test_hits_and_misses_sums_over_teachers(planned: Callable[..., CachePlan]) -> None:
     plan = planned()
     open_caches(plan)
     for teacher in plan.layouts:
         teacher.features(torch.rand(3, 3, 64, 64), ("a", "b", None))
         teacher.features(torch.rand(3, 3, 64, 64), ("a", "b", None))
-    assert found_and_computed(plan) == "teacher cache: features of 4 images found, of 8 computed"
+    assert hits_and_misses(plan) == "teacher cache: features of 4 images found, of 8 computed"

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal while it trains."""
+"""Live dashboard of a run on a terminal."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from dfmsd.engine.module import DistillationModule, correlations_as_mean
 from dfmsd.evaluation.evaluate import percent
 
 WINDOW = 100
-"""Steps that the speed is the mean of."""
+"""Number of steps over which the speed is averaged."""
 UNKNOWN = "-"
 
 
 class Dashboard(pl.Callback):
-    """Show stage, progress, time to the end, losses, correlation with the teachers and AP; a context manager.
+    """Show stage, progress, remaining time, losses, correlation with the teachers and AP; a context manager.
 
-    It stands behind ``epoch_end`` in the list of callbacks, since it shows what that one wrote. Values are fetched from
-    the device every ``interval`` steps, so that a GPU is not made to wait.
+    It must come after ``epoch_end`` in the list of callbacks, whose results it shows. Values are copied from the device
+    every ``interval`` steps, so that a GPU does not have to wait.
 
     Args:
-        console: a terminal. What is printed on it meanwhile appears above.
-        title: of the whole, such as the run folder.
-        epoch_end: knows when the student is evaluated, and its AP so far.
-        interval: steps between two looks.
+        console: a terminal. Lines printed on it in the meantime appear above the dashboard.
+        title: for example the run folder.
+        epoch_end: evaluates the student.
+        interval: steps between two updates of the losses.
     """
 
     def __init__(self, console: Console, title: str, epoch_end: EpochEnd, interval: int = 20) -> None:
@@ -54,24 +54,24 @@ class Dashboard(pl.Callback):
         self._evaluation_seconds = 0.0
         self._start = time.perf_counter()
         self._marks = deque([self._start], maxlen=WINDOW + 1)
-        # standard output that goes into a file stays there
+        # standard output that is redirected to a file stays there
         self._live = Live(get_renderable=self.render, console=console, redirect_stdout=sys.stdout.isatty())
 
     def __enter__(self) -> Dashboard:
-        """Appear."""
+        """Start the display."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stay as the last lines, and give the terminal back."""
+        """Leave the last state on the terminal and stop the display."""
         self._show(status="finished" if kind is None else "stopped")
         self.end = None
         self._live.stop()
 
     def render(self) -> RenderableType:
-        """Draw all of it, as wide as the terminal."""
+        """Render the dashboard in the width of the terminal."""
         now, end = time.perf_counter(), self.end
         times = [f"elapsed {_clock(now - self._start)}"]
         times += [f"ETA {_clock(max(0.0, end - now))}"] if end is not None else []
@@ -85,19 +85,19 @@ class Dashboard(pl.Callback):
         return Panel(table, title=Text(self.title), title_align="left", border_style="dim")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show what a resumed run has already."""
-        self._measure_anew()
-        self._show_place(trainer, pl_module, trainer.current_epoch)
+        """Show the state of a new or resumed run."""
+        self._restart_measurement()
+        self._show_progress(trainer, pl_module, trainer.current_epoch)
         self._show_scores()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the epoch's steps anew: an evaluation lies before them, or they are another stage's."""
-        self._measure_anew()
+        """Restart the speed measurement after an evaluation or at a new stage."""
+        self._restart_measurement()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Go on by a step; look at its values when it is time."""
+        """Advance by a step, and update the losses when due."""
         self._marks.append(time.perf_counter())
         self._step_seconds = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
         self.speed = trainer.world_size * len(batch.images) / self._step_seconds
@@ -105,25 +105,25 @@ class Dashboard(pl.Callback):
             groups = term_groups(correlations_as_mean(outputs["named"]))
             values = torch.stack([value.float() for value in groups.values()]).tolist()
             self._show_values(dict(zip(groups, values, strict=True)), trainer.optimizers[0].param_groups[0]["lr"])
-        self._show_place(trainer, pl_module, trainer.current_epoch)
+        self._show_progress(trainer, pl_module, trainer.current_epoch)
         if trainer.is_last_batch and self.epoch_end.is_due(trainer, trainer.current_epoch):
             self._show(status="evaluating the student")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the scores of the evaluation that has just ended."""
+        """Show the metrics of the last evaluation."""
         if self.epoch_end.is_due(trainer, trainer.current_epoch):
             self._evaluation_seconds = time.perf_counter() - self._marks[-1]
             self._show_scores()
-        self._show_place(trainer, pl_module, trainer.current_epoch + 1)
+        self._show_progress(trainer, pl_module, trainer.current_epoch + 1)
 
-    def _measure_anew(self) -> None:
+    def _restart_measurement(self) -> None:
         self._marks = deque([time.perf_counter()], maxlen=WINDOW + 1)
 
     def _show(self, **lines: str) -> None:
-        self.lines = {**self.lines, **lines}  # a new one, since another thread draws them
+        self.lines = {**self.lines, **lines}  # a new dict, since another thread renders it
 
-    def _show_place(self, trainer: pl.Trainer, module: pl.LightningModule, evaluated: int) -> None:
-        """Show how far the run is; what comes after the first ``evaluated`` epochs is still to be waited for."""
+    def _show_progress(self, trainer: pl.Trainer, module: pl.LightningModule, evaluated: int) -> None:
+        """Show the progress, and estimate the remaining time from the steps and the evaluations after ``evaluated``."""
         assert isinstance(module, DistillationModule)
         assert trainer.max_epochs is not None
         steps, step = trainer.max_epochs * int(trainer.num_training_batches), trainer.global_step
@@ -144,7 +144,7 @@ class Dashboard(pl.Callback):
         parts = [f"{name} {value:.4g}" for name, value in values.items() if name not in ("loss", *correlations)]
         self._show(
             loss=f"{values['loss']:.4g} = {' + '.join(parts)}   lr {lr:.3g}",
-            pearson="   ".join(f"{value:.3f}{_whose(name)}" for name, value in correlations.items()) or UNKNOWN,
+            pearson="   ".join(f"{value:.3f}{_teacher_suffix(name)}" for name, value in correlations.items()) or UNKNOWN,
         )
 
     def _show_scores(self) -> None:
@@ -154,8 +154,8 @@ class Dashboard(pl.Callback):
             self._show(AP=f"last {percent(scores[-1][0])}   best {percent(best)} (epoch {int(epoch) + 1})")
 
 
-def _whose(name: str) -> str:
-    """Tell the number of the teacher, where there are several."""
+def _teacher_suffix(name: str) -> str:
+    """Return the teacher's number in parentheses if there are several."""
     return f" ({name.removesuffix('.pearson')})" if "." in name else ""
 
 

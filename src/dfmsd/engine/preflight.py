@@ -1,4 +1,4 @@
-"""Everything that can be refused before the first step, and the tables that let a user see what will happen."""
+"""Pre-flight of a distillation: checks before the first step, and the tables that summarize them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from dfmsd.utils.classes import common_classes
 
 @dataclass
 class Preflight:
-    """What the checks found.
+    """Results of the pre-flight.
 
     Attributes:
-        levels: one line per detector: its pyramid.
-        pairs: one line per stage and teacher: which level learns from which.
-        ap: AP before training in this pipeline, 0..1: of ``student`` and of each teacher by name; None where a teacher
-            knows none of the data's classes, so that nobody can tell.
-        pearson: of each teacher that knows no class at all, in place of its AP: correlation of its features with the
-            student's, aligned but not trained yet, on one batch, as the mean over the paired levels; -1..1.
-        parameters: count by owner.
+        levels: detector -> its pyramid levels.
+        pairs: stage and teacher -> which student level learns from which teacher level.
+        ap: AP before training of ``student`` and of each teacher by name, 0..1; None for a teacher that has none of
+            the data's classes.
+        pearson: for teachers without any classes, in place of the AP: correlation of their features with the
+            student's, aligned but untrained, on one batch, averaged over the paired levels; -1..1.
+        parameters: counts by owner.
         terms: size of every term of every stage on one batch.
-        cache: what the teacher caches will hold, if there are any.
+        cache: size of the teacher caches, if there are any.
     """
 
     levels: dict[str, str] = field(default_factory=dict)
@@ -54,55 +54,55 @@ def preflight(
     device: torch.device | str = "cpu",
     cache: CachePlan | None = None,
 ) -> Preflight:
-    """Check a distillation before its first step; the task is left as it was.
+    """Check a distillation before its first step, without changing the task.
 
     Args:
         task: student, teachers and losses.
         data: the data set of the run.
-        images: validation images that AP is measured on; None takes all.
-        allow_weak_teacher: go on with a teacher that lacks classes, measures about 0 or is below the student.
-        device: where to measure.
+        images: number of validation images to measure AP on; None uses all.
+        allow_weak_teacher: accept a teacher that lacks classes, or has an AP of about 0 or below the student's.
+        device: device to measure on.
         cache: the teacher caches of the run.
 
     Raises:
-        DfmsdError: a teacher that cannot teach, a term that would not, or features that cannot be stored.
+        DfmsdError: a teacher or loss term would teach nothing, or features cannot be stored.
     """
-    found = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
+    findings = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
     teachers = {teacher.name: teacher for teacher in task.every_teacher}
     for name, teacher in teachers.items():
-        found.levels[name] = format_levels(teacher.levels)
+        findings.levels[name] = format_levels(teacher.levels)
     for index in range(len(task.stages)):
         for lesson in task.lessons_of(index):
             label = f"{lesson.label}, " if lesson.label else ""
-            found.pairs[f"stage {index + 1}: {label}{lesson.teacher.name}"] = _pairs(lesson)
+            findings.pairs[f"stage {index + 1}: {label}{lesson.teacher.name}"] = _pairs(lesson)
     headed = {name: teacher for name, teacher in teachers.items() if teacher.detector.class_names}
     if not allow_weak_teacher:
         for name, teacher in headed.items():
             check_classes(name, teacher.detector.class_names, data.class_names)
     task.to(device)
-    _measure(found, task, data, list(teachers.values()), images, device)
+    _measure_ap(findings, task, data, list(teachers.values()), images, device)
     if not allow_weak_teacher:
         for name in headed:
-            check_teacher_ap(name, found.ap[name] or 0.0, found.ap["student"] or 0.0)
+            check_teacher_ap(name, findings.ap[name] or 0.0, findings.ap["student"] or 0.0)
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
-        found.terms = term_scales(task, batch)
-        found.pearson = {name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed}
+        findings.terms = term_scales(task, batch)
+        findings.pearson = {name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed}
         if cache is not None:
             try_out(cache, batch.images)
-            found.cache = str(cache)
-    return found
+            findings.cache = str(cache)
+    return findings
 
 
 def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
-    """Mean over the levels of what the teacher's first lesson has just measured."""
+    """Return the correlation that `term_scales` has just measured in the teacher's first stage, averaged over levels."""
     lessons = (lesson for index in range(len(task.stages)) for lesson in task.lessons_of(index))
-    measured = next(lesson.criterion.diagnostics for lesson in lessons if lesson.teacher is teacher)
-    return float(torch.stack(list(measured.values())).mean())
+    diagnostics = next(lesson.criterion.diagnostics for lesson in lessons if lesson.teacher is teacher)
+    return float(torch.stack(list(diagnostics.values())).mean())
 
 
 def _pairs(lesson: Lesson) -> str:
-    pairs = dict.fromkeys(lesson.criterion.pairs)  # once, though several methods of a sum may have it
+    pairs = dict.fromkeys(lesson.criterion.pairs)  # several methods of a sum share pairs
     return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in pairs)
 
 
@@ -110,8 +110,8 @@ def _level(level: LevelSpec) -> str:
     return f"{level.name} (/{level.stride}, {level.channels})"
 
 
-def _measure(
-    found: Preflight,
+def _measure_ap(
+    findings: Preflight,
     task: DistillationTask,
     data: CocoDataModule,
     teachers: Sequence[FrozenTeacher],
@@ -121,41 +121,41 @@ def _measure(
     for teacher in teachers:
         teacher.to(device)
         if common_classes(teacher.detector.class_names, data.class_names):
-            found.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"] or 0.0
+            findings.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"] or 0.0
         else:
-            found.ap[teacher.name] = None
+            findings.ap[teacher.name] = None
     if teachers:
-        found.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
+        findings.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
 
 
-def _quality(found: Preflight, name: str) -> str:
-    if name in found.pearson:
-        return f"no head; pearson {found.pearson[name]:.3f}"
-    unknown = name in found.ap and found.ap[name] is None
-    return "unknown" if unknown else percent(found.ap.get(name))
+def _quality(findings: Preflight, name: str) -> str:
+    if name in findings.pearson:
+        return f"no head; pearson {findings.pearson[name]:.3f}"
+    unknown = name in findings.ap and findings.ap[name] is None
+    return "unknown" if unknown else percent(findings.ap.get(name))
 
 
-def print_preflight(found: Preflight, console: Console) -> None:
-    """Print the findings as tables."""
+def print_preflight(findings: Preflight, console: Console) -> None:
+    """Print the results as tables."""
     table = Table(
         Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
     )
-    for name, levels in found.levels.items():
-        table.add_row(name, levels, _quality(found, name))
+    for name, levels in findings.levels.items():
+        table.add_row(name, levels, _quality(findings, name))
     console.print(table)
-    for stage, pairs in found.pairs.items():
+    for stage, pairs in findings.pairs.items():
         console.print(f"{stage}: {pairs}", highlight=False)
-    counts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    counts = ", ".join(f"{name} {count:,}" for name, count in findings.parameters.items())
     console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
-    if found.cache is not None:
-        console.print(found.cache, highlight=False)
-    if found.terms:
+    if findings.cache is not None:
+        console.print(findings.cache, highlight=False)
+    if findings.terms:
         table = Table("stage", "term", "value", "gradient norm on the student", "relative to the detector's own loss")
-        for number in sorted({term.stage for term in found.terms}):
-            rows = [term for term in found.terms if term.stage == number]
-            own = next(term.gradient for term in rows if term.name == "task")
+        for number in sorted({term.stage for term in findings.terms}):
+            rows = [term for term in findings.terms if term.stage == number]
+            of_task = next(term.gradient for term in rows if term.name == "task")
             for term in rows:
                 table.add_row(
-                    str(number), term.name, f"{term.value:.3f}", f"{term.gradient:.3f}", f"{term.gradient / own:.2f}"
+                    str(number), term.name, f"{term.value:.3f}", f"{term.gradient:.3f}", f"{term.gradient / of_task:.2f}"
                 )
         console.print(table)

@@ -15,7 +15,7 @@ from dfmsd.engine.folder import check_folder, open_folder
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.rng import preserved_rng, seed_everything
-from dfmsd.engine.teachercache import found_and_computed, open_caches, plan_caches
+from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
 from dfmsd.engine.teachers import load_teachers
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
@@ -103,7 +103,7 @@ def distill(
         with explain_full_disk(run.path):
             result = fit(config, run, data, task, checkpoint)
     if first and cache is not None:
-        console.print(found_and_computed(cache), highlight=False)
+        console.print(hits_and_misses(cache), highlight=False)
     return result
 
 

@@ -1,4 +1,4 @@
-"""How much a run's teacher caches will hold, and where: decided, told and checked before the first step."""
+"""Size and location of a run's teacher caches, planned before the first step."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class CachePlan(NamedTuple):
     layouts: dict[FrozenTeacher, Layout]
     images: int
     flips: int
-    """Versions of each image: 2 where it is flipped at random."""
+    """Variants of each image: 2 with random flips."""
     need: int
-    """Bytes that are wanted at one time: on disk those of all teachers, in RAM those of one stage."""
+    """Bytes required at a time: on disk those of all teachers, in RAM those of one stage."""
     budget: int
     room: int
-    """Bytes that this process may take."""
+    """Bytes available to this process."""
 
     def size(self, teacher: FrozenTeacher) -> int:
-        """Bytes of all images of a teacher."""
+        """Return the bytes of all images of a teacher."""
         return self.images * self.flips * self.layouts[teacher].nbytes
 
     def __str__(self) -> str:
@@ -50,11 +50,11 @@ class CachePlan(NamedTuple):
 
 
 def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> CachePlan | None:
-    """Plan the caches of a run, of the levels that its losses look at; none where none are asked for or nobody teaches.
+    """Plan the caches of a run for the levels that its losses use; None without a cache or teacher in the config.
 
     Args:
-        task: of the run.
-        config: of the run.
+        task: the run's task.
+        config: the run.
         images: number of training images.
     """
     if config.teacher_cache is None:
@@ -66,8 +66,8 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
     side = config.data.image_size
     layouts = {}
     for teacher in teachers:
-        wanted = set().union(*(used.get(teacher, set()) for used in stages))
-        levels = tuple(level for level in teacher.levels if level in wanted)
+        used_levels = set().union(*(used.get(teacher, set()) for used in stages))
+        levels = tuple(level for level in teacher.levels if level in used_levels)
         layouts[teacher] = Layout(levels, (side, side), config.teacher_dtype, config.teacher_cache_dtype)
     flips = 1 if config.data.flip in (0, 1) else 2
     sizes = {teacher: images * flips * layout.nbytes for teacher, layout in layouts.items()}
@@ -77,13 +77,13 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
         need = max(sum(sizes[teacher] for teacher in used) for used in stages)
     else:
         room = min(budget, free_bytes(cache_root()) + folder_bytes(cache_root() / "teachers"))
-    if config.teacher_cache == "ram" or need > room:  # on disk the processes share what fits
+    if config.teacher_cache == "ram" or need > room:  # on disk the processes share what fits completely
         room //= config.processes[0]
     return CachePlan(config.teacher_cache, layouts, images, flips, need, budget, room)
 
 
 def open_caches(plan: CachePlan) -> None:
-    """Give each teacher its cache; on disk other teachers' folders make room.
+    """Attach a cache to each teacher; on disk, evict other teachers' caches if space is needed.
 
     Raises:
         DfmsdError: the folder cannot be written to.
@@ -111,8 +111,8 @@ def try_out(plan: CachePlan, images: Tensor) -> None:
             raise DfmsdError(f"teacher {teacher.name}: {error}") from error
 
 
-def found_and_computed(plan: CachePlan) -> str:
-    """Tell how many images' features were found, in one line."""
+def hits_and_misses(plan: CachePlan) -> str:
+    """Summarize in one line how many images' features were found and computed."""
     caches = [teacher.cache for teacher in plan.layouts if teacher.cache is not None]
     hits, misses = sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
     return f"teacher cache: features of {hits} images found, of {misses} computed"
