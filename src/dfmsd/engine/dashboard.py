@@ -144,7 +144,8 @@ class Dashboard(pl.Callback):
         parts = [f"{name} {value:.4g}" for name, value in values.items() if name not in ("loss", *correlations)]
         self._show(
             loss=f"{values['loss']:.4g} = {' + '.join(parts)}   lr {lr:.3g}",
-            pearson="   ".join(f"{value:.3f}{_teacher_suffix(name)}" for name, value in correlations.items()) or UNKNOWN,
+            pearson="   ".join(f"{value:.3f}{_teacher_suffix(name)}" for name, value in correlations.items())
+            or UNKNOWN,
         )
 
     def _show_scores(self) -> None:

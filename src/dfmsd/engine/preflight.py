@@ -87,7 +87,9 @@ def preflight(
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
         findings.terms = term_scales(task, batch)
-        findings.pearson = {name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed}
+        findings.pearson = {
+            name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed
+        }
         if cache is not None:
             try_out(cache, batch.images)
             findings.cache = str(cache)
@@ -95,7 +97,7 @@ def preflight(
 
 
 def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
-    """Return the correlation that `term_scales` has just measured in the teacher's first stage, averaged over levels."""
+    """Return the correlation that `term_scales` has just measured in the teacher's first stage, averaged."""
     lessons = (lesson for index in range(len(task.stages)) for lesson in task.lessons_of(index))
     diagnostics = next(lesson.criterion.diagnostics for lesson in lessons if lesson.teacher is teacher)
     return float(torch.stack(list(diagnostics.values())).mean())
@@ -156,6 +158,10 @@ def print_preflight(findings: Preflight, console: Console) -> None:
             of_task = next(term.gradient for term in rows if term.name == "task")
             for term in rows:
                 table.add_row(
-                    str(number), term.name, f"{term.value:.3f}", f"{term.gradient:.3f}", f"{term.gradient / of_task:.2f}"
+                    str(number),
+                    term.name,
+                    f"{term.value:.3f}",
+                    f"{term.gradient:.3f}",
+                    f"{term.gradient / of_task:.2f}",
                 )
         console.print(table)
