@@ -210,7 +210,8 @@ def test_bad_arguments_are_refused_before_any_work(calls: Calls, call: Callable[
     assert not calls
 
 
-distill, train, check, compare = (getattr(dfmsd, name) for name in ("distill", "train", "check", "compare"))
+NAMES = ("distill", "train", "check", "compare", "evaluate")
+distill, train, check, compare, evaluate = (getattr(dfmsd, name) for name in NAMES)
 """Untyped, for arguments that a type checker would refuse."""
 
 
@@ -250,6 +251,25 @@ def test_evaluate_takes_a_detector_or_a_reference(
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert dfmsd.evaluate(detector, data, limit=2) == metrics
     assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
+
+
+def test_evaluate_refuses_another_type() -> None:
+    with pytest.raises(DfmsdError, match="model: expected a Detector or a reference such as a run folder, got int"):
+        evaluate(3, "data")
+
+
+def test_predict_takes_a_detector(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("supervision")
+    detector = dfmsd.load_detector(tiny_teachers[0])
+    speed = dfmsd.predict(detector, tiny_root / "val" / "val_0.jpg", tmp_path / "out", image_size=64)
+    assert speed.images == 1
+    assert (tmp_path / "out" / "predictions.json").is_file()
+
+
+def test_all_files_state_the_same_version() -> None:
+    root = Path(__file__).parents[1]
+    assert f'\nversion = "{dfmsd.__version__}"\n' in (root / "pyproject.toml").read_text()
+    assert f"\nversion: {dfmsd.__version__}\n" in (root / "CITATION.cff").read_text()
 
 
 def test_every_public_name_exists() -> None:

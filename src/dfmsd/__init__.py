@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.config import DetectorConfig
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.prediction import Prediction
     from dfmsd.detectors.registry import build_detector
     from dfmsd.distillation.stages import StageConfig
     from dfmsd.distillation.task import DistillationTask
@@ -50,6 +51,7 @@ __all__ = [
     "LevelSpec",
     "ModuleDetector",
     "OptimConfig",
+    "Prediction",
     "Result",
     "StageConfig",
     "Target",

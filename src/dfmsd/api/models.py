@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector
+from dfmsd.errors import DfmsdError
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +56,11 @@ def evaluate(
         DfmsdError: unknown model or data, no common class, or augmented data.
     """
     from dfmsd.data import CocoDataModule
-    from dfmsd.detectors import load_detector
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import default_device
     from dfmsd.utils.files import write_json
 
-    detector = model if isinstance(model, Detector) else load_detector(model)
+    detector = _detector(model)
     images: Any = data
     if isinstance(data, str | Path):
         data = DataConfig(root=str(data), image_size=image_size or detector.input_size, batch_size=batch_size)
@@ -74,7 +74,7 @@ def evaluate(
 
 
 def predict(
-    model: str | Path,
+    model: Detector | str | Path,
     images: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
@@ -84,7 +84,7 @@ def predict(
     """Draw a detector's detections into images and videos, and write them as one COCO file.
 
     Args:
-        model: a reference such as a run folder; see `load_detector`.
+        model: a detector, or a reference such as a run folder; see `load_detector`.
         images: image and video files, or folders of them.
         out: folder for the drawn files and ``predictions.json``.
         score: lowest score of a detection to keep, 0..1.
@@ -98,7 +98,9 @@ def predict(
     """
     from dfmsd.evaluation import predict as prediction
 
-    return prediction.predict(str(model), _listed(images), Path(out), score, image_size)
+    return prediction.predict(
+        model if isinstance(model, Detector) else str(model), _listed(images), Path(out), score, image_size
+    )
 
 
 def export(
@@ -231,6 +233,16 @@ def convert(source: str | Path, layout: Literal["voc", "yolo"], out: str | Path)
     from dfmsd.data import convert as conversion
 
     return conversion.convert(Path(source), layout, Path(out))
+
+
+def _detector(model: object) -> Detector:
+    from dfmsd.detectors import load_detector
+
+    if isinstance(model, Detector):
+        return model
+    if isinstance(model, str | Path):
+        return load_detector(model)
+    raise DfmsdError(f"model: expected a Detector or a reference such as a run folder, got {type(model).__name__}")
 
 
 def _listed(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -46,12 +46,16 @@ class Speed(NamedTuple):
 
 
 def predict(
-    model: str, images: Sequence[str | Path], out: Path, score: float = 0.3, image_size: int | None = None
+    model: Detector | str,
+    images: Sequence[str | Path],
+    out: Path,
+    score: float = 0.3,
+    image_size: int | None = None,
 ) -> Speed:
     """Write every image and video with its detections drawn, and ``predictions.json``, a COCO file with scores.
 
     Args:
-        model: see `load_detector`.
+        model: a detector, or a reference, see `load_detector`.
         images: files and folders.
         out: folder to write to; files keep their names, and their place in folders.
         score: detections with lower scores are dropped, 0..1.
@@ -66,7 +70,7 @@ def predict(
     targets = output_paths(files, out)
     for file in files:
         _check_readable(file)
-    detector = load_detector(model)
+    detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.input_size if image_size is None else image_size
     check_image_size(size, "--image-size")
     recorder = _Recorder(detector.to(default_device()), score, size)
