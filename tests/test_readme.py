@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tests.helpers.fixtures import TINY_BACKBONE
 
@@ -63,9 +65,12 @@ def test_python_example_distills(tiny_coco: Path, tmp_path: Path, monkeypatch: p
     # an untrained teacher and one epoch at a small size: only that the lines run is tested
     code = code.replace("epochs=12", "epochs=1, allow_weak_teacher=True")
     code = code.replace('data="path/to/coco"', 'data=dfmsd.DataConfig("path/to/coco", image_size=64, batch_size=4)')
-    exec(compile(code, str(README), "exec"), {})
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.jpg")
+    names: dict[str, Any] = {}
+    exec(compile(code, str(README), "exec"), names)
     assert (tmp_path / "runs" / "student" / "student.safetensors").exists()
-    assert "student.safetensors" in capsys.readouterr().out
+    assert names["prediction"].image_size == (48, 64)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{names['result'].metrics['AP']} tensor(")
 
 
 def test_documented_custom_loss_works(monkeypatch: pytest.MonkeyPatch) -> None:
