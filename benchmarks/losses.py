@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from _measure import Median, interleaved_medians, parse_arguments, peak_bytes, write_results
@@ -65,16 +66,20 @@ def build_pair(batch: int, height: int, width: int) -> Pair:
     return Pair(student, {name: torch.randn(shape) for name, shape in shapes.items()}, boxes, (height, width))
 
 
+def no_correlation(*_: Tensor) -> None:
+    """Replace the correlations of `Criterion.diagnostics`, which the references do not compute."""
+
+
 def ours(row: str, pair: Pair) -> Callable[[], None]:
-    """Give a step of one of our losses: the whole criterion, without the correlations that a peer has not either."""
+    """Return a step of one of our losses: the whole criterion except its correlations."""
     name, options = LOSSES[row]
     levels = [LevelSpec(level, CHANNELS, stride) for level, stride in zip(pair.student, STRIDES, strict=True)]
     criterion = dfmsd.losses.build(name, levels, levels, **options)
-    criterion.diagnose = False
     stage = 2 if row.endswith("stage 2") else 1
 
     def step() -> None:
-        terms = criterion(pair.student, pair.teacher, boxes=pair.boxes, size=pair.size, stage=stage)
+        with mock.patch("dfmsd.losses.criterion.pearson", new=no_correlation):
+            terms = criterion(pair.student, pair.teacher, boxes=pair.boxes, size=pair.size, stage=stage)
         pair.run(list(terms.values()))
         criterion.zero_grad()
 

@@ -19,7 +19,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.crosskd import box_imitation, focal_imitation, put_on_statistics
+from dfmsd.losses.functional import crosskd_cls, crosskd_reg, match_statistics
 from dfmsd.types import Batch, Target
 from dfmsd.utils.store import RamStore
 
@@ -62,7 +62,7 @@ def test_the_terms_are_those_of_the_whole_heads(arch: str) -> None:
     logits, boxes, wanted_logits, wanted_boxes = [], [], [], []
     for name, level in features.items():
         own, their = _held(student, level), _held(teacher, theirs[name])
-        mixed = [put_on_statistics(mine, given).relu() for mine, given in zip(own, their, strict=True)]
+        mixed = [match_statistics(mine, given).relu() for mine, given in zip(own, their, strict=True)]
         box_deltas = rest.regression_head([mixed[1]])
         whole = teacher.model.head([theirs[name]])
         decode = partial(teacher.dense_head.decode, anchors=seen.anchors[name])
@@ -74,8 +74,8 @@ def test_the_terms_are_those_of_the_whole_heads(arch: str) -> None:
     valid, positives = torch.cat(list(seen.valid.values()), dim=1), seen.positives.clamp(min=1)
     factors = (0.4, 0.75) if arch == "fcos" else (1.0, 1.0)
     weight = t.sigmoid().amax(2) * valid
-    wanted_cls = factors[0] * focal_imitation(x, t, valid) / positives
-    wanted_reg = factors[1] * box_imitation(b, b_t, weight, generalized=arch == "retinanet") / positives
+    wanted_cls = factors[0] * crosskd_cls(x, t, valid) / positives
+    wanted_reg = factors[1] * crosskd_reg(b, b_t, weight, generalized=arch == "retinanet") / positives
     assert_close(cross(named, "cross_cls"), wanted_cls, rtol=1e-4, atol=1e-6)
     assert_close(cross(named, "cross_reg"), wanted_reg, rtol=1e-4, atol=1e-6)
 
@@ -217,7 +217,7 @@ def test_unlike_heads_are_refused_when_the_task_is_built(values: dict[str, Any],
 def test_unlike_anchors_and_too_long_a_rest_are_refused() -> None:
     with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale to the teacher's"):
         task_of(detector("retinanet"), detector("retinanet", anchor_scale=2.0))
-    with pytest.raises(DfmsdError, match=r"loss\.reused: 2 of 2 convolutions leave the student none"):
+    with pytest.raises(DfmsdError, match=r"loss\.reused must be below the 2 convolutions of the towers, got 2"):
         task_of(detector(), detector(head_convs=4), {**CROSSKD, "reused": 2})
 
 

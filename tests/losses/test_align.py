@@ -57,9 +57,30 @@ def test_no_two_powers_of_two_are_near() -> None:
     assert strides(of(8, 16, 32), of(8, 32, 64)) == [(8, 8), (32, 32)]
 
 
-def test_levels_of_one_stride_learn_from_one_teacher_level() -> None:
-    assert strides(of(32, 32, 64), of(32, 32, 64)) == [(32, 32), (32, 32), (64, 64)]
-    assert {pair.teacher.name for pair in pair_levels(of(32, 32, 64), of(32, 32, 64))} == {"32.0", "64.2"}
+def names(student: list[LevelSpec], teacher: list[LevelSpec]) -> list[tuple[str, str]]:
+    return [(pair.student.name, pair.teacher.name) for pair in pair_levels(student, teacher)]
+
+
+def test_levels_of_equal_stride_are_paired_in_order() -> None:
+    levels = of(32, 32, 64)
+    assert names(levels, levels) == [("32.0", "32.0"), ("32.1", "32.1"), ("64.2", "64.2")]
+    equal = [LevelSpec("p", 8, 32)] * 2
+    assert [pair.teacher for pair in pair_levels(equal, levels)] == levels[:2]
+
+
+def test_levels_beyond_the_teachers_of_that_stride_learn_from_its_last() -> None:
+    assert names(of(32, 32, 32), of(32, 32)) == [("32.0", "32.0"), ("32.1", "32.1"), ("32.2", "32.1")]
+    assert names(of(32, 64), of(32, 32, 64)) == [("32.0", "32.0"), ("64.1", "64.2")]
+
+
+def test_levels_of_equal_near_strides_are_paired_in_order() -> None:
+    assert names(of(30, 30, 64), of(32, 32, 64)) == [("30.0", "32.0"), ("30.1", "32.1"), ("64.2", "64.2")]
+
+
+@given(levels=st.lists(st.integers(1, 600), min_size=2, max_size=7))
+def test_every_level_of_a_pyramid_is_paired_with_its_twin(levels: list[int]) -> None:
+    pyramid = of(*levels)
+    assert names(pyramid, pyramid) == [(level.name, level.name) for level in pyramid]
 
 
 SOME = st.lists(st.integers(1, 600), min_size=1, max_size=7).map(lambda values: of(*sorted(values)))
@@ -82,12 +103,12 @@ def test_exact_pairs_always_win_and_none_lies_outside_the_tolerance(
         if level.stride in common:
             assert taught[level].stride == level.stride
         elif level in taught:
-            near.append(taught[level].stride)
-            assert 1 / STRIDE_TOLERANCE <= near[-1] / level.stride <= STRIDE_TOLERANCE
+            near.append(taught[level])
+            assert 1 / STRIDE_TOLERANCE <= near[-1].stride / level.stride <= STRIDE_TOLERANCE
     assert len(set(near)) == len(near)
-    assert not set(near) & common
-    for level in student:  # who goes without has no free neighbour
-        free = [t.stride for t in teacher if t.stride not in common and t.stride not in near]
+    assert not {level.stride for level in near} & common
+    for level in student:  # an unpaired level has no free neighbor
+        free = [t.stride for t in teacher if t.stride not in common and t not in near]
         if level not in taught:
             assert not any(1 / STRIDE_TOLERANCE <= s / level.stride <= STRIDE_TOLERANCE for s in free)
 

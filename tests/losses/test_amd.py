@@ -96,10 +96,10 @@ def test_an_open_gate_changes_nothing_and_a_closed_one_leaves_the_target() -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 1.5}, r"loss\.ratio: 1\.5 is not a share"),
-        ({"tau": 0.0}, r"loss\.tau: 0\.0 is not above 0"),
+        ({"ratio": 1.5}, r"loss\.ratio must be in 0\.\.1, got 1\.5"),
+        ({"tau": 0.0}, r"loss\.tau must be above 0, got 0\.0"),
         ({"direction": "random"}, r"loss\.selection 'threshold' has no random direction"),
-        ({"target": "teacher"}, r"loss\.target: 'teacher' is not one of 'raw', 'standardized'"),
+        ({"target": "teacher"}, r"loss\.target must be one of raw, standardized, got 'teacher'"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:

@@ -17,7 +17,7 @@ LEVELS = [LevelSpec(f"p{i}", 8, 2**i) for i in (3, 4)]
 @pytest.mark.parametrize("names", [["dfmsd"], ["pkd"], ["cwd"], ["fgd"], ["amd"], ["pkd", "mgd"]], ids="+".join)
 def test_a_compiled_loss_equals_the_plain_one(names: list[str]) -> None:
     loss = [{"name": name, **({"ratio": 0.0} if name == "mgd" else {})} for name in names]  # random masks differ
-    plain, fast = (losses.build_sum(loss, LEVELS, LEVELS) for _ in range(2))
+    plain, fast = (losses.build(loss, LEVELS, LEVELS) for _ in range(2))
     fast.load_state_dict(plain.state_dict())
     fast.compile()
     assert list(fast.state_dict()) == list(plain.state_dict())

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from dfmsd import losses
+from dfmsd.errors import DfmsdError
 from dfmsd.losses import Criterion
 from dfmsd.losses.functional import pearson
 from dfmsd.types import FeaturePyramid, LevelSpec
@@ -153,3 +157,43 @@ def test_boxes_move_the_masks_of_a_later_stage_only() -> None:
     for stage, moved in ((1, False), (2, True)):
         terms = [criterion(student, teacher, boxes=boxes, size=SIZE, stage=stage)["mask/p3"] for boxes in (BOXES, none)]
         assert bool(terms[0] != terms[1]) is moved
+
+
+@pytest.mark.parametrize("name", ["pkd", "cwd", "mgd", "fitnet", "amd"])
+def test_boxes_and_size_are_optional(name: str) -> None:
+    criterion, levels = build_any(name)
+    terms = criterion(levels, levels)
+    assert list(terms) == [f"{term}/p{i}" for i in (3, 4) for term in criterion.terms]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "passed", "missing"),
+    [
+        ("fgd", {}, {}, "boxes"),
+        ("dfmsd", {}, {}, "size"),
+        ("dmkd", {}, {}, "size"),
+        ("dfmsd", {"focus": 0.5}, {"size": (64, 64)}, "boxes"),
+        ("dfmsd", {"levels": "equal"}, {"stage": 2}, "boxes"),
+        ("crosskd", {}, {}, "heads"),
+    ],
+)
+def test_a_missing_argument_is_named(
+    name: str, options: dict[str, object], passed: dict[str, Any], missing: str
+) -> None:
+    criterion, levels = build_any(name, **options)
+    with pytest.raises(DfmsdError, match=rf"^the loss {name} .*: pass {missing}= to the criterion"):
+        criterion(levels, levels, **passed)
+
+
+def test_dfmsd_needs_neither_boxes_nor_size_where_no_option_uses_them() -> None:
+    criterion, levels = build_any("dfmsd", levels="equal", enhancement="error")
+    assert criterion(levels, levels, stage=2).keys() == criterion(levels, levels).keys()
+    criterion, _ = build_any("fgd", fg=0.0, bg=0.0)
+    assert list(criterion(levels, levels)) == ["attention/p3", "relation/p3", "attention/p4", "relation/p4"]
+
+
+def build_any(name: str, **options: object) -> tuple[Criterion, dict[str, Tensor]]:
+    """Build a loss between two equal pyramids, and one of these."""
+    levels = [LevelSpec(f"p{i}", 4, 2**i) for i in (3, 4)]
+    pyramid = {level.name: torch.randn(2, 4, 64 // level.stride, 64 // level.stride) for level in levels}
+    return losses.build(name, levels, levels, **options), pyramid

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import CrossKD, CrossKDOptions, HeadLevel, HeadSide, LossContext
-from dfmsd.losses.crosskd import box_imitation, focal_imitation, put_on_statistics
+from dfmsd.losses.functional import crosskd_cls, crosskd_reg, match_statistics
 from dfmsd.types import LevelSpec
 
 N, A, K, C, SIDE = 2, 6, 3, 4, 5
@@ -72,7 +72,7 @@ def test_classification_equals_the_literal_formula(beta: float, dtype: torch.dty
     source = (2 * torch.randn(N, A, K)).double().requires_grad_()
     teacher = (2 * torch.randn(N, A, K)).double()
     valid = torch.rand(N, A) > 0.3
-    fast = focal_imitation(source.to(dtype), teacher.to(dtype), valid, beta)
+    fast = crosskd_cls(source.to(dtype), teacher.to(dtype), valid, beta)
     assert fast.dtype == dtype
     both(fast, slow_classification(source, teacher, valid, beta), source, dtype)
 
@@ -84,7 +84,7 @@ def test_regression_equals_the_literal_formula(generalized: bool, dtype: torch.d
     source, teacher = (boxes_near(centre).double() for _ in range(2))
     source.requires_grad_()
     weight = torch.rand(N, A).double()
-    fast = box_imitation(source.to(dtype), teacher.to(dtype), weight.to(dtype), generalized=generalized)
+    fast = crosskd_reg(source.to(dtype), teacher.to(dtype), weight.to(dtype), generalized=generalized)
     both(fast, slow_regression(source, teacher, weight, generalized), source, dtype)
 
 
@@ -92,7 +92,7 @@ def test_regression_equals_the_literal_formula(generalized: bool, dtype: torch.d
 def test_the_rescaling_equals_the_literal_formula(dtype: torch.dtype) -> None:
     source = torch.randn(N, C, SIDE, SIDE).double().requires_grad_()
     teacher, upstream = 3 * torch.randn(2, N, C, SIDE, SIDE).double() + 1
-    fast = put_on_statistics(source.to(dtype), teacher.to(dtype), 1e-3)
+    fast = match_statistics(source.to(dtype), teacher.to(dtype), 1e-3)
     both((fast * upstream.to(dtype)).sum(), (slow_rescaling(source, teacher, 1e-3) * upstream).sum(), source, dtype)
     assert_close(fast.mean((0, 2, 3)), teacher.mean((0, 2, 3)).to(dtype))
 
@@ -101,23 +101,23 @@ def test_gradients_of_the_written_out_term() -> None:
     logits = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
     teacher, valid = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[True, False, True]])
     for beta in (1.0, 1.5):
-        assert torch.autograd.gradcheck(lambda x, b=beta: focal_imitation(x, teacher, valid, b), logits)
+        assert torch.autograd.gradcheck(lambda x, b=beta: crosskd_cls(x, teacher, valid, b), logits)
 
 
 def test_a_hand_computed_case() -> None:
     logits, teacher = torch.zeros(1, 1, 1), torch.full((1, 1, 1), math.log(3))  # probabilities 1/2 and 3/4
-    assert_close(focal_imitation(logits, teacher, torch.ones(1, 1, dtype=torch.bool)), torch.tensor(math.log(2) / 4))
+    assert_close(crosskd_cls(logits, teacher, torch.ones(1, 1, dtype=torch.bool)), torch.tensor(math.log(2) / 4))
     boxes, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0]])  # IoU 8/24, hull 24
     weight = torch.tensor([0.5])
-    assert_close(box_imitation(boxes, target, weight, generalized=True), torch.tensor(1 / 3))
-    assert_close(box_imitation(boxes, target, weight, generalized=False), torch.tensor(math.log(3) / 2))
+    assert_close(crosskd_reg(boxes, target, weight, generalized=True), torch.tensor(1 / 3))
+    assert_close(crosskd_reg(boxes, target, weight, generalized=False), torch.tensor(math.log(3) / 2))
 
 
 def test_boxes_apart_and_boxes_without_area_stay_finite() -> None:
     target = torch.tensor([[10.0, 10.0, 20.0, 20.0], [5.0, 5.0, 5.0, 5.0]])
     for generalized, error in ((True, 1 + 300 / 400), (False, -math.log(1e-6))):
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 5.0, 0.0]]).requires_grad_()
-        far = box_imitation(boxes, target, torch.ones(2), generalized=generalized)
+        far = crosskd_reg(boxes, target, torch.ones(2), generalized=generalized)
         hull = 20 * 20
         assert_close(far, torch.tensor(1 + (hull - 200) / hull if generalized else error))
         (gradient,) = torch.autograd.grad(far, boxes)
@@ -223,20 +223,20 @@ def test_the_published_cut_counts_from_the_end(arch: str, convs: int, reused: in
 
 def test_a_cut_can_be_chosen_where_the_tower_is_long_enough() -> None:
     assert CrossKD(C, CrossKDOptions(reused=3)).reused("fcos", 4) == 3
-    with pytest.raises(DfmsdError, match=r"loss\.reused: 3 of 3 convolutions leave the student none; give at most 2"):
+    with pytest.raises(DfmsdError, match=r"loss\.reused must be below the 3 convolutions .*, got 3; set at most 2"):
         CrossKD(C, CrossKDOptions(reused=3)).reused("fcos", 3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reused": -1}, r"loss\.reused: -1 is no number"),
-        ({"reused": 1.5}, r"loss\.reused: 1\.5 is no number"),
+        ({"reused": -1}, r"loss\.reused must be at least 0, got -1"),
+        ({"reused": 1.5}, r"loss\.reused must be an integer or null, got 1\.5"),
         ({"beta": 0.5}, r"loss\.beta"),
         ({"eps": 0}, r"loss\.eps"),
-        ({"classification": -1}, r"loss\.classification: -1 is negative"),
-        ({"classification": 0, "regression": 0}, r"both 0: nothing to distil"),
-        ({"regression": "x"}, r"loss\.regression: 'x' is not a number"),
+        ({"classification": -1}, r"loss\.classification must be at least 0, got -1"),
+        ({"classification": 0, "regression": 0}, r"both 0, so nothing is distilled"),
+        ({"regression": "x"}, r"loss\.regression must be a number, got 'x'"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:

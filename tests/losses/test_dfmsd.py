@@ -347,15 +347,15 @@ def test_degenerate_levels_stay_finite(size: tuple[int, ...], target: str) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": 1.2}, r"loss\.ratio: 1\.2 is not a share"),
-        ({"channel_ratio": -0.1}, r"loss\.channel_ratio: -0\.1 is not a share"),
-        ({"ratio_max": 75}, r"loss\.ratio_max: 75 is not a share"),
-        ({"alpha": -1.0}, r"loss\.alpha: -1\.0 is negative"),
-        ({"ratio_step": -0.1}, r"loss\.ratio_step: -0\.1 is negative"),
+        ({"ratio": 1.2}, r"loss\.ratio must be in 0\.\.1, got 1\.2"),
+        ({"channel_ratio": -0.1}, r"loss\.channel_ratio must be in 0\.\.1, got -0\.1"),
+        ({"ratio_max": 75}, r"loss\.ratio_max must be in 0\.\.1, got 75"),
+        ({"alpha": -1.0}, r"loss\.alpha must be at least 0, got -1\.0"),
+        ({"ratio_step": -0.1}, r"loss\.ratio_step must be at least 0, got -0\.1"),
         ({"tau": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
         ({"eps": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
-        ({"alpha": 0.0, "beta": 0.0}, r"nothing to distil; use --no-distill"),
-        ({"spatial": False, "channel": False}, r"both off: switch one on"),
+        ({"alpha": 0.0, "beta": 0.0}, r"nothing is distilled; use --no-distill"),
+        ({"spatial": False, "channel": False}, r"both off; switch one on"),
         ({"selection": "threshold", "direction": "random"}, r"'threshold' has no random direction"),
     ],
 )

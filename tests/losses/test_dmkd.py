@@ -41,7 +41,7 @@ def test_with_enhancement_a_later_stage_would_differ() -> None:
 
 @pytest.mark.parametrize("option", ["alpha", "beta", "enhancement", "gamma", "delta", "ratio_step", "ratio_max"])
 def test_what_would_make_it_another_method_is_no_option(option: str) -> None:
-    with pytest.raises(DfmsdError, match=rf"loss\.{option}: no option of dmkd"):
+    with pytest.raises(DfmsdError, match=rf"loss\.{option}: dmkd has no such option"):
         losses.check_options("dmkd", **{option: 0.5})
 
 

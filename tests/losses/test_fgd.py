@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import FGD, FGDOptions, LossContext
-from dfmsd.losses.fgd import GcBlock
-from dfmsd.losses.objects import object_masks
+from dfmsd.losses.fgd import GlobalContext
+from dfmsd.losses.functional import object_masks
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 3, 8, 5, 7
@@ -75,7 +75,7 @@ def slow_softmax(energy: dict[tuple[int, ...], Tensor]) -> dict[tuple[int, ...],
     return {key: len(energy) / N * value.exp() / totals[key[0]] for key, value in energy.items()}
 
 
-def slow_context(block: GcBlock, feature: Tensor) -> Tensor:
+def slow_context(block: GlobalContext, feature: Tensor) -> Tensor:
     weights = dict(block.named_parameters())
     columns = []
     for n in range(N):
@@ -204,10 +204,10 @@ def test_only_the_sums_over_the_whole_map_grow_with_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 0.0}, r"loss\.tau: 0\.0 is not above 0"),
-        ({"bg": -1.0}, r"loss\.bg: -1\.0 is negative"),
+        ({"tau": 0.0}, r"loss\.tau must be above 0, got 0\.0"),
+        ({"bg": -1.0}, r"loss\.bg must be at least 0, got -1\.0"),
         (dict.fromkeys(("fg", "bg", "attention", "relation"), 0.0), r"loss\.fg, .*loss\.relation are all 0"),
-        ({"forground": 1.0}, r"loss\.forground: no option of fgd"),
+        ({"forground": 1.0}, r"loss\.forground: fgd has no such option"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, float], message: str) -> None:

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from dfmsd.losses.functional import (
     align_distributions,
-    blend_error,
     channel_attention,
     channel_statistics,
     full_precision,
@@ -217,18 +216,6 @@ def test_a_constant_student_gets_a_finite_gradient_and_no_correlation(value: flo
     (gradient,) = torch.autograd.grad(alignment.error, student)
     assert torch.isfinite(gradient).all()
     assert abs(alignment.correlation) < 1e-3
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_the_fused_blend_error_equals_its_definition(weight: float) -> None:
-    first, second, target = torch.randn(3, 2, 3, 4, 5, dtype=torch.float64)
-    inputs = [first.requires_grad_(), second.requires_grad_(), torch.tensor(weight).double().requires_grad_()]
-    slow = (inputs[2] * first + (1 - inputs[2]) * second - target).square().mean()
-    fused = blend_error(*inputs, target)
-    assert_close(fused, slow)
-    for wanted, got in zip(torch.autograd.grad(2 * slow, inputs), torch.autograd.grad(2 * fused, inputs), strict=True):
-        assert_close(got, wanted)
-    assert torch.autograd.gradcheck(blend_error, (*inputs, target))
 
 
 def test_full_precision_leaves_no_half_and_keeps_double() -> None:

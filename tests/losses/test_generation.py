@@ -54,13 +54,6 @@ def test_the_gradient_turns_the_weights_towards_the_better_reconstruction() -> N
     assert_close(spatial, -channel)
 
 
-def test_the_error_of_a_fusion_is_that_of_its_blend() -> None:
-    fusion = SelfAdjustingFusion()
-    nn.init.normal_(fusion.theta)
-    spatial, channel, target = torch.randn(3, 1, 2, 3, 3)
-    assert_close(fusion.error(spatial, channel, target), (fusion(spatial, channel) - target).square().mean())
-
-
 def test_full_generation_is_mgds_block_in_every_branch() -> None:
     blocks = generation_blocks(["spatial", "channel"], 6, "full")
     shapes = [tuple(p.shape) for p in blocks.parameters() if p.ndim == 4]

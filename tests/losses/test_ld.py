@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LD, HeadLevel, HeadSide, LDOptions, LossContext
-from dfmsd.losses.ld import divergence
+from dfmsd.losses.functional import ld
 from dfmsd.types import LevelSpec
 
 N, A, K, BINS = 3, 10, 4, 17
@@ -92,14 +92,14 @@ def test_the_terms_are_the_published_sums(dtype: torch.dtype) -> None:
 def test_gradient_of_the_written_out_divergence() -> None:
     student, teacher = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 5).double()
     weight = torch.rand(2, 3).double()
-    assert torch.autograd.gradcheck(lambda x: divergence(x, teacher, weight, 3.0), student)
+    assert torch.autograd.gradcheck(lambda x: ld(x, teacher, weight, 3.0), student)
 
 
 def test_a_hand_computed_case() -> None:
     """Probabilities 1/2, 1/2 and 1/4, 3/4 at temperature 2."""
     student, teacher = torch.zeros(1, 2), 2 * torch.tensor([[0.25, 0.75]]).log()
     wanted = 4 * (0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()) / 2
-    assert_close(divergence(student, teacher, torch.ones(1), 2.0), wanted)
+    assert_close(ld(student, teacher, torch.ones(1), 2.0), wanted)
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
@@ -146,10 +146,10 @@ def test_a_factor_of_0_drops_the_term_and_others_scale() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"main": -1}, r"loss\.main: -1 is negative"),
-        ({"temperature": -1}, r"loss\.temperature: -1 is negative"),
-        ({"class_temperature": 0}, r"loss\.class_temperature: 0 is no temperature; the published one is 2"),
-        ({"main": 0, "valuable": 0, "classes": 0}, r"all 0: nothing to distil"),
+        ({"main": -1}, r"loss\.main must be at least 0, got -1"),
+        ({"temperature": -1}, r"loss\.temperature must be at least 0, got -1"),
+        ({"class_temperature": 0}, r"loss\.class_temperature must be above 0, got 0; the published value is 2"),
+        ({"main": 0, "valuable": 0, "classes": 0}, r"all 0, so nothing is distilled"),
         ({"region": 1}, r"region"),
     ],
 )

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.losses.functional import spatial_attention
-from dfmsd.losses.masking import enhance_attention, select_mask, stage_ratio
+from dfmsd.losses.functional import enhance_attention, select_mask, spatial_attention, stage_ratio
 
 RANKED = torch.tensor([[0.4, 1.6], [1.2, 0.8]]).view(1, 1, 2, 2)  # mean 1
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.losses.objects import object_cells, object_focus, object_masks
+from dfmsd.losses.functional import object_cells, object_focus, object_masks
 
 TWO_IMAGES = [torch.tensor([[8.0, 0.0, 16.0, 8.0], [20.0, 4.0, 23.0, 7.0]]), torch.tensor([[30.0, 10.0, 40.0, 30.0]])]
 

@@ -14,9 +14,8 @@ from dfmsd.cli import main as cli
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import functional, masking
+from dfmsd.losses import functional
 from dfmsd.losses.dfmsd import level_share
-from dfmsd.losses.method import LossContext
 from dfmsd.visualization import CONTACT_SHEET, visualize, visualizer
 from dfmsd.visualization.criteria import stage_criteria
 from dfmsd.visualization.figures import draw_contact_sheet
@@ -49,7 +48,7 @@ def test_reconstruction_error_equals_loss_term(run, tiny_teachers):
         terms = stage.criterion(own, theirs, boxes=[BOXES], size=(64, 64), stage=2)
     for view in seen.maps[0]:
         level = view.pair.student
-        share = level_share(theirs[view.pair.teacher.name], LossContext([BOXES], (64, 64), view.pair.teacher.stride))
+        share = level_share(theirs[view.pair.teacher.name], (64, 64))
         assert view.reconstruction_error.shape == view.teacher.shape
         assert float(terms[f"mask/{level.name}"]) == pytest.approx(
             2 * 3 * share * view.reconstruction_error.mean(), rel=1e-5
@@ -74,11 +73,11 @@ def test_attention_and_masks_equal_those_of_the_loss(run, tiny_teachers):
     attention = functional.spatial_attention(feature)
     view = seen.maps[0][0]
     np.testing.assert_allclose(view.teacher, attention[0, 0])
-    np.testing.assert_array_equal(view.mask, masking.select_mask(attention, 0.5)[0, 0])
+    np.testing.assert_array_equal(view.mask, functional.select_mask(attention, 0.5)[0, 0])
     np.testing.assert_array_equal(view.mask, view.enhanced_mask)  # stage 1 is not enhanced
     channels = functional.channel_attention(feature)
     np.testing.assert_allclose(view.channels, channels.flatten())
-    np.testing.assert_array_equal(view.masked_channels, (masking.select_mask(channels, 0.3) == 0).flatten())
+    np.testing.assert_array_equal(view.masked_channels, (functional.select_mask(channels, 0.3) == 0).flatten())
 
 
 def test_enhancement_masks_more_and_prefers_objects(run, tiny_teachers):

@@ -98,7 +98,7 @@ class DistillationTask(nn.Module):
             for number, teacher in enumerate(of_stage):
                 key = layers_name(index, number)
                 try:
-                    criterion = losses.build_sum(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
+                    criterion = losses.build(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
                     methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
                     if methods:
                         self.heads[key] = HeadPair(student, teacher, methods)

@@ -17,7 +17,7 @@ from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_sum, head_methods, replace_loss
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_loss, head_methods, replace_loss
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
@@ -199,7 +199,7 @@ class DistillConfig(RunConfig):
             self.loss = {"name": DEFAULT_LOSS, **self.loss}
         for index, stage in enumerate(self.stages):
             try:
-                check_sum(replace_loss(self.loss, stage.loss))
+                check_loss(replace_loss(self.loss, stage.loss))
             except DfmsdError as error:
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
         if self.balance is not None and not 0 < self.balance < math.inf:

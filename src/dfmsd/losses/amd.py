@@ -1,4 +1,4 @@
-"""AMD at one pyramid level: mask where the teacher looks, rebuild, and let the teacher gate the channels."""
+"""AMD at one pyramid level."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.functional import spatial_attention, standardize
+from dfmsd.losses import functional
+from dfmsd.losses.functional.masking import Direction, Selection
 from dfmsd.losses.generation import GenerationBlock
-from dfmsd.losses.masking import Direction, Selection, select_mask
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import LossContext, Method, refuse_outside_unit
 
 REDUCTION = 16
 EPS = 1e-3
@@ -20,16 +19,16 @@ EPS = 1e-3
 
 @dataclass(frozen=True)
 class AMDOptions:
-    """Every choice of the method that is not known, as a switch.
+    """Options of AMD, one for every choice that the abstract leaves open.
 
     Args:
-        gate: multiply the rebuilt channels by a gate that reads the teacher.
-        selection: how the mask follows the attention, see `masking.select_mask`.
-        direction: what is masked, see `masking.select_mask`.
-        threshold: attention, of mean 1, from which on ``selection: threshold`` masks.
-        ratio: share of positions masked by the other selections, 0..1.
+        gate: multiply the generated channels by a gate computed from the teacher.
+        selection: how the mask follows the attention, see `functional.select_mask`.
+        direction: which positions are masked, see `functional.select_mask`.
+        threshold: lowest attention, of mean 1, that ``selection: threshold`` masks.
+        ratio: share of positions that the other selections mask, in 0..1.
         tau: temperature of the attention, > 0.
-        target: what is rebuilt: ``raw`` T, as in MGD, or ``standardized`` z(T).
+        target: what is generated: ``raw`` T, as in MGD, or ``standardized`` z(T).
     """
 
     gate: bool = True
@@ -41,15 +40,14 @@ class AMDOptions:
     target: Literal["raw", "standardized"] = "raw"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse impossible values.
 
         Raises:
             DfmsdError: a ratio outside 0..1, a temperature that is not above 0, or ``threshold`` with ``random``.
         """
-        if not 0 <= self.ratio <= 1:
-            raise DfmsdError(f"loss.ratio: {self.ratio} is not a share between 0 and 1")
+        refuse_outside_unit({"ratio": self.ratio})
         if self.tau <= 0:
-            raise DfmsdError(f"loss.tau: {self.tau} is not above 0; 0.5 is usual")
+            raise DfmsdError(f"loss.tau must be above 0, got {self.tau}; 0.5 is usual")
         if self.selection == "threshold" and self.direction == "random":
             raise DfmsdError("loss.selection 'threshold' has no random direction; use 'topk' or 'sample'")
 
@@ -75,22 +73,23 @@ class ChannelGate(nn.Sequential):
 
 
 class AMD(Method):
-    r"""Rebuild the teacher's feature from a student that is masked where the teacher's attention is high.
+    r"""Generate the teacher's feature from a student that is masked where the teacher's attention is high.
 
     $L = \frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - target)^2$ with $M = 0$ where $A_s(T) \geq threshold$,
     $G$ = conv3x3, ReLU, conv3x3 and $g$ = `ChannelGate`.
 
-    Sum and weight are MGD's: the sum grows with the area of the level. The masked share follows the scale of the
+    Sum and weight are MGD's: the sum grows with the area of the level. How much is masked depends on the scale of the
     teacher's features, unless ``selection`` is ``topk`` or ``sample``.
 
     Args:
         channels: of the aligned pair.
         options: see `AMDOptions`.
 
-    Source: reconstruction of AMD (arXiv 2301.13538), whose abstract alone was available: attention-guided masking and
-    "a simple and efficient module to allow the student network channel to be adaptive".
+    Source: reconstruction of AMD (arXiv 2301.13538) from its abstract: attention-guided masking and "a simple and
+    efficient module to allow the student network channel to be adaptive".
     """
 
+    name = "amd"
     Options = AMDOptions
     terms = ("amd",)
     default_weight = 2e-5
@@ -102,23 +101,14 @@ class AMD(Method):
         self.gate = ChannelGate(channels) if options.gate else None
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the term ``amd``.
-
-        Args:
-            student: aligned, ``N x C x H x W``.
-            teacher: ``N x C x H x W``.
-            context: not used.
-        """
+        """Compute the term ``amd``; the arguments are those of `Method.forward`."""
         o = self.options
-        mask = select_mask(
-            spatial_attention(teacher, o.tau),
+        mask = functional.select_mask(
+            functional.spatial_attention(teacher, o.tau),
             o.ratio,
             selection=o.selection,
             direction=o.direction,
             threshold=o.threshold,
         )
-        rebuilt = self.generation(student * mask)
-        if self.gate is not None:
-            rebuilt = rebuilt * self.gate(teacher)
-        target = standardize(teacher, EPS) if o.target == "standardized" else teacher
-        return {"amd": F.mse_loss(rebuilt, target, reduction="sum") / len(student)}
+        target = functional.standardize(teacher, EPS) if o.target == "standardized" else teacher
+        return {"amd": functional.amd(student, teacher, mask, self.generation, self.gate, target)}

@@ -1,4 +1,4 @@
-"""A method on all levels of two pyramids: pairing, alignment, precision and weight, once for all methods."""
+"""One or several methods on all levels of two pyramids: pairing, alignment, precision and weight."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dfmsd.types import FeaturePyramid, LevelSpec
 class Criterion(nn.Module):
     """Compare two pyramids with one method per level.
 
-    Its parameters (alignment, generation) belong into the optimiser and are dropped after training.
+    Its parameters (alignment, generation) belong in the optimizer and are dropped after training.
 
     Args:
-        method: builds the loss of one level from its channels and the options.
+        method: class of the loss of one level.
         options: of the method.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
@@ -34,10 +34,9 @@ class Criterion(nn.Module):
     Attributes:
         pairs: the paired levels.
         terms: names of the terms of each level.
-        diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached: the honest
-            measure of progress. A falling ``mask`` with a flat pearson means that the generation blocks
-            learn and the student does not.
-        diagnose: whether to compute them with a method that has no use for them itself; True at first.
+        diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached. It measures the
+            student's progress: if ``mask`` falls and pearson stays flat, the generation layers learn and the student
+            does not.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class Criterion(nn.Module):
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
-        self.diagnose = True
         self.diagnostics: dict[str, Tensor] = {}
 
     @property
@@ -73,35 +71,38 @@ class Criterion(nn.Module):
         student: FeaturePyramid,
         teacher: FeaturePyramid,
         *,
-        boxes: Sequence[Tensor],
-        size: tuple[int, int],
+        boxes: Sequence[Tensor] | None = None,
+        size: tuple[int, int] | None = None,
         stage: int = 1,
         heads: Mapping[str, HeadLevel] | None = None,
     ) -> dict[str, Tensor]:
-        """Give named, weighted scalars whose sum is the loss.
+        """Compute named, weighted scalars whose sum is the loss.
 
         Args:
             student: pyramid of the student, level name -> ``N x C_S x H' x W'``.
-            teacher: pyramid of the teacher, level name -> ``N x C_T x H x W``; never gets a gradient.
-            boxes: per image ``M x 4``, xyxy in pixels of the padded input.
-            size: height and width of the padded input.
-            stage: from 1.
+            teacher: pyramid of the teacher, level name -> ``N x C_T x H x W``; gets no gradient.
+            boxes: per image ``M x 4``, xyxy in pixels of the padded input; required by some losses only.
+            size: height and width of the padded input; required by some losses only.
+            stage: counted from 1.
             heads: the two heads at each student level, for methods that compare predictions.
 
         Returns:
             ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
+
+        Raises:
+            DfmsdError: the loss requires an argument that is None.
         """
         terms: dict[str, Tensor] = {}
         with torch.autocast(next(iter(student.values())).device.type, enabled=False):
             for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
-                own = full_precision(student[pair.student.name])
-                aligned, target = align(own, full_precision(teacher[pair.teacher.name].detach()))
+                aligned, target = align(
+                    full_precision(student[pair.student.name]), full_precision(teacher[pair.teacher.name].detach())
+                )
                 head = None if heads is None else heads[pair.student.name]
                 context = LossContext(boxes, size, pair.stride(self.resize), stage, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
-                if self.diagnose or method.correlation is not None:
-                    self.diagnostics[f"pearson/{pair.student.name}"] = self._correlation(method, aligned, target)
+                self.diagnostics[f"pearson/{pair.student.name}"] = self._correlation(method, aligned, target)
         return terms
 
     @staticmethod
@@ -112,19 +113,16 @@ class Criterion(nn.Module):
 
 
 class CriterionSum(nn.Module):
-    """Several methods as one criterion: the terms of all of them.
+    """Several methods as one criterion with the terms of all of them.
 
-    Each has its own alignment, pairing and weight, as it would have alone.
+    Each method has its own alignment, pairing and weight.
 
     Args:
-        parts: name -> criterion; the names become a part of the parameters' names.
+        parts: name -> criterion; the names become part of the parameters' names.
 
     Attributes:
-        pairs: the paired levels of all parts, one part after the other; a pair appears in each part that has it.
-        align: the alignment of each pair.
-        methods: the method of each pair.
+        pairs: the paired levels of all parts, one part after the other; a pair appears once for each part that has it.
         terms: names of the terms of all parts.
-        diagnostics: those of all parts; where two have one of the same name, of the first.
 
     Raises:
         DfmsdError: two parts have a term of the same name.
@@ -139,7 +137,7 @@ class CriterionSum(nn.Module):
 
     @property
     def criteria(self) -> list[Criterion]:
-        """The parts, in their order."""
+        """The parts, in order."""
         return [part for part in self.parts.values() if isinstance(part, Criterion)]
 
     @property
@@ -158,39 +156,27 @@ class CriterionSum(nn.Module):
         return list(chain.from_iterable(part.methods for part in self.criteria))
 
     @property
-    def diagnose(self) -> bool:
-        """Whether parts compute correlations that they have no use for themselves."""
-        return any(part.diagnose for part in self.criteria)
-
-    @diagnose.setter
-    def diagnose(self, wanted: bool) -> None:
-        for part in self.criteria:
-            part.diagnose = wanted
-
-    @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """``pearson/<level>``, see `Criterion`."""
+        """``pearson/<level>`` as in `Criterion`; if several parts have a level, that of the first."""
         return {name: value for part in reversed(self.criteria) for name, value in part.diagnostics.items()}
 
     def forward(self, student: FeaturePyramid, teacher: FeaturePyramid, **context: Any) -> dict[str, Tensor]:
-        """Give the terms of all parts; arguments and result are those of `Criterion.forward`."""
+        """Compute the terms of all parts; arguments and result are those of `Criterion.forward`."""
         return {name: term for part in self.criteria for name, term in part(student, teacher, **context).items()}
 
 
 def check_terms(terms: Mapping[str, Sequence[str]]) -> None:
-    """Refuse methods that could not be told apart in a log.
+    """Refuse methods whose terms would have the same name in a log.
 
     Args:
         terms: method -> names of its terms.
 
     Raises:
-        DfmsdError: two have a term of the same name.
+        DfmsdError: two methods have a term of the same name.
     """
     owners: dict[str, str] = {}
     for method, names in terms.items():
         for name in names:
             if name in owners:
-                raise DfmsdError(
-                    f"loss: {owners[name]} and {method} both have a term {name!r}; leave out one of the two"
-                )
+                raise DfmsdError(f"loss: {owners[name]} and {method} both have a term {name!r}; leave out one of them")
             owners[name] = method

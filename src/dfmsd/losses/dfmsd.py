@@ -1,4 +1,4 @@
-"""DFMSD at one pyramid level: dual feature masking, masking enhancement, semantic alignment."""
+"""DFMSD at one pyramid level: dual feature masking, masking enhancement and semantic alignment."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import functional, masking, objects
+from dfmsd.losses import functional
+from dfmsd.losses.functional.masking import Direction, Selection
 from dfmsd.losses.generation import Generation, SelfAdjustingFusion, generation_blocks
-from dfmsd.losses.masking import Direction, Enhancement, Selection
-from dfmsd.losses.method import LossContext, Method, refuse_negative
+from dfmsd.losses.method import LossContext, Method, refuse_negative, refuse_outside_unit
 
-TargetForm = Literal["standardized", "raw", "teacher"]
+Enhancement = Literal["none", "error", "object", "ratio", "error+object"]
 Levels = Literal["cells", "equal"]
+TargetForm = Literal["standardized", "raw", "teacher"]
 REFERENCE_STRIDE = 8
-"""Of the level that weighs 1 where levels weigh as much as they have cells: the finest one of most detectors."""
+"""Stride of the level that ``levels: cells`` gives the weight 1: the finest one of most detectors."""
 
 
 @dataclass(frozen=True)
 class DFMSDOptions:
-    """Every choice of the method that the abstract leaves open, as a switch.
+    """Options of DFMSD, one for every choice that the abstract leaves open.
 
     Args:
-        alpha: weight of the reconstruction of masked features (term ``mask``); 0 drops the branch. Students from random
-            weights gained more with 1, pretrained ones with 0; 0.3 was close to the better on both (docs/results.md).
-        beta: weight of the semantic alignment (term ``sfa``); 0 drops it.
+        alpha: weight of the term ``mask``, the generation of masked features; 0 drops it. Students trained from
+            scratch gained more with 1, pretrained ones with 0; 0.3 was close to the better of the two on both
+            (docs/results.md).
+        beta: weight of the term ``sfa``, the semantic alignment; 0 drops it.
         spatial: mask positions.
         channel: mask channels.
-        ratio: share of positions masked in stage 1, 0..1.
-        channel_ratio: share of channels masked, 0..1.
-        selection: how masks follow the attention, see `masking.select_mask`.
-        direction: what is masked, see `masking.select_mask`.
-        threshold: for ``selection: threshold``.
-        tau: temperature of the attention.
-        target: what is rebuilt: ``standardized`` z(T); ``raw`` T; ``teacher`` (T - mean_T) / std_T, with
-            the student on the teacher's statistics too, which keeps the absolute feature.
-        generation: the layers that rebuild, see `generation.generation_blocks`.
-        enhancement: how masking grows harder from the second stage on; all but ``none`` also raise the ratio.
-        gamma: strength of ``error``.
-        delta: strength of ``object``.
-        ratio_step: added to ``ratio`` at every stage after the first.
-        ratio_max: upper end of the ratio.
-        levels: ``cells`` weighs a level by its number of cells, see `level_share`, so that a cell counts alike on all
-            levels, as in the sums of MGD and FGD; ``equal`` weighs all levels alike, as the means of PKD do.
-        focus: share of the alignment's weight that objects have to themselves, 0..1, see `objects.object_focus`.
-        eps: of the standardisation.
+        ratio: share of positions masked in stage 1, in 0..1.
+        channel_ratio: share of channels masked, in 0..1.
+        selection: how masks follow the attention, see `functional.select_mask`.
+        direction: what is masked, see `functional.select_mask`.
+        threshold: lowest attention that ``selection: threshold`` masks.
+        tau: temperature of the attention, > 0.
+        target: what is generated: ``standardized`` z(T); ``raw`` T; ``teacher`` (T - mean_T) / std_T, with the
+            teacher's statistics applied to the student too, which keeps the absolute feature.
+        generation: size of the generation layers, see `generation.generation_blocks`.
+        enhancement: how masking becomes harder from the second stage on: where the student's ``error`` is large, where
+            an ``object`` is, or both. All but ``none`` also raise the ratio, and ``ratio`` does nothing else.
+        gamma: strength of ``error``, >= 0.
+        delta: strength of ``object``, >= 0.
+        ratio_step: added to ``ratio`` in every stage after the first.
+        ratio_max: upper limit of the raised ratio.
+        levels: ``cells`` weights a level by its number of cells, see `level_share`, so that every cell counts equally,
+            as in the sums of MGD and FGD; ``equal`` weights all levels equally, as the means of PKD do.
+        focus: share of the alignment's weight reserved for objects, in 0..1, see `functional.object_focus`.
+        eps: added to standard deviations, > 0.
     """
 
     alpha: float = 0.3
@@ -74,22 +76,22 @@ class DFMSDOptions:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse impossible values.
 
         Raises:
             DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, no masking branch, or
                 ``threshold`` with ``random``.
         """
-        for name in ("ratio", "channel_ratio", "ratio_max", "focus"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DfmsdError(f"loss.{name}: {getattr(self, name)} is not a share between 0 and 1")
+        refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio", "ratio_max", "focus")})
         refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
         if self.tau <= 0 or self.eps <= 0:
             raise DfmsdError(f"loss.tau and loss.eps must be above 0, got {self.tau} and {self.eps}")
         if self.alpha == 0 and self.beta == 0:
-            raise DfmsdError("loss.alpha and loss.beta are both 0: nothing to distil; use --no-distill for a baseline")
+            raise DfmsdError(
+                "loss.alpha and loss.beta are both 0, so nothing is distilled; use --no-distill for a baseline"
+            )
         if self.alpha > 0 and not (self.spatial or self.channel):
-            raise DfmsdError("loss.spatial and loss.channel are both off: switch one on, or set loss.alpha to 0")
+            raise DfmsdError("loss.spatial and loss.channel are both off; switch one on, or set loss.alpha to 0")
         if self.selection == "threshold" and self.direction == "random":
             raise DfmsdError("loss.selection 'threshold' has no random direction; use 'topk' or 'sample'")
 
@@ -104,9 +106,10 @@ class DFMSD(Method):
         channels: of the aligned pair.
         options: see `DFMSDOptions`.
 
-    Source: reconstruction, see docs/concepts.md; only the abstract of arXiv 2407.13147 was available.
+    Source: reconstruction of DFMSD (arXiv 2407.13147) from its abstract, see docs/concepts.md.
     """
 
+    name = "dfmsd"
     Options: ClassVar[type] = DFMSDOptions
 
     def __init__(self, channels: int, options: DFMSDOptions) -> None:
@@ -118,22 +121,20 @@ class DFMSD(Method):
         self.fusion = SelfAdjustingFusion() if len(branches) > 1 else None
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the weighted terms ``mask`` and ``sfa`` of one level.
+        """Compute the weighted terms ``mask`` and ``sfa``.
 
-        Args:
-            student: aligned, ``N x C x H x W``, float32 or float64.
-            teacher: ``N x C x H x W``, without gradient.
-            context: boxes, stride and stage.
+        The arguments are those of `Method.forward`. The boxes are required by ``focus`` and, from the second stage on,
+        by the enhancements with ``object``; the padded size is required by ``levels: cells``.
         """
         o = self.options
         standard_teacher = functional.standardize(teacher, o.eps)
         weight = None
         if o.focus > 0:
-            size = (teacher.shape[2], teacher.shape[3])
-            weight = objects.object_focus(context.boxes, context.stride, size, o.focus, teacher.dtype)
+            boxes, size = self.require(context.boxes, "boxes"), (teacher.shape[2], teacher.shape[3])
+            weight = functional.object_focus(boxes, context.stride, size, o.focus, teacher.dtype)
         alignment = functional.align_distributions(student, standard_teacher, o.eps, weight)
         self.correlation = alignment.correlation
-        share = level_share(teacher, context) if o.levels == "cells" else 1.0
+        share = level_share(teacher, self.require(context.size, "size")) if o.levels == "cells" else 1.0
         terms = {}
         if o.alpha > 0:
             error = None
@@ -153,24 +154,24 @@ class DFMSD(Method):
 
     @torch.no_grad()
     def masks(self, teacher: Tensor, context: LossContext, error: Tensor | None = None) -> dict[str, Tensor]:
-        """Choose this step's masks of the branches that are on.
+        """Choose the masks of the active branches for one step.
 
         Args:
             teacher: ``N x C x H x W``.
             context: boxes, stride and stage.
-            error: ``N x 1 x H x W``, distance of student and teacher, for ``error``.
+            error: ``N x 1 x H x W``, the student's distance from the teacher, for the enhancements with ``error``.
 
         Returns:
             ``spatial``: ``N x 1 x H x W`` and ``channel``: ``N x C x 1 x 1``; 0 = masked.
         """
         o = self.options
-        select = partial(masking.select_mask, selection=o.selection, direction=o.direction, threshold=o.threshold)
+        select = partial(functional.select_mask, selection=o.selection, direction=o.direction, threshold=o.threshold)
         masks = {}
         if o.spatial:
             attention, ratio = functional.spatial_attention(teacher, o.tau), o.ratio
             if o.enhancement != "none" and context.stage > 1:
                 attention = self._enhance(attention, context, error)
-                ratio = masking.stage_ratio(o.ratio, context.stage, o.ratio_step, o.ratio_max)
+                ratio = functional.stage_ratio(o.ratio, context.stage, o.ratio_step, o.ratio_max)
             masks["spatial"] = select(attention, ratio)
         if o.channel:
             attention = functional.channel_attention(teacher, o.tau)
@@ -179,21 +180,28 @@ class DFMSD(Method):
 
     def _enhance(self, attention: Tensor, context: LossContext, error: Tensor | None) -> Tensor:
         o = self.options
-        inside = None
+        objects = None
         if o.enhancement in ("object", "error+object"):
-            inside = objects.object_cells(context.boxes, context.stride, (attention.shape[2], attention.shape[3]))
-        return masking.enhance_attention(attention, error=error, objects=inside, gamma=o.gamma, delta=o.delta)
+            boxes, size = self.require(context.boxes, "boxes"), (attention.shape[2], attention.shape[3])
+            objects = functional.object_cells(boxes, context.stride, size)
+        return functional.enhance_attention(attention, error=error, objects=objects, gamma=o.gamma, delta=o.delta)
 
     def reconstruction_error(self, visible: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
-        """Rebuild the student's masked feature, ``N x C x H x W``, and compare it with the target."""
-        rebuilt = [block(visible * masks[name]) for name, block in self.generation.items()]
-        if self.fusion is None:
-            return F.mse_loss(rebuilt[0], target)
-        spatial, channel = rebuilt
-        return self.fusion.error(spatial, channel, target)
+        """Generate the target, ``N x C x H x W``, from the masked student; return the mean squared error."""
+        weight = None if self.fusion is None else self.fusion.weight
+        blocks = self.generation
+        return functional.dfmsd_mask(visible, target, [masks[name] for name in blocks], list(blocks.values()), weight)
 
 
-def level_share(feature: Tensor, context: LossContext) -> float:
-    """Number of cells of a feature map, relative to a level of stride 8 of the same input."""
-    height, width = context.size
+def level_share(feature: Tensor, size: tuple[int, int]) -> float:
+    """Return the number of cells of a level, relative to a level of stride 8 on the same input.
+
+    Args:
+        feature: ``N x C x H x W``.
+        size: height and width of the padded input.
+
+    >>> level_share(torch.zeros(2, 8, 4, 4), (64, 64))  # stride 16
+    0.25
+    """
+    height, width = size
     return feature.shape[2] * feature.shape[3] * REFERENCE_STRIDE**2 / (height * width)

@@ -1,18 +1,18 @@
-"""FitNet at one pyramid level: the features themselves."""
+"""FitNet at one pyramid level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from dfmsd.losses import functional
 from dfmsd.losses.method import LossContext, Method
 
 
 @dataclass(frozen=True)
 class FitNetOptions:
-    """FitNet has no switches but its weight."""
+    """FitNet has no options of its own."""
 
 
 class FitNet(Method):
@@ -25,6 +25,7 @@ class FitNet(Method):
     Source: FitNets (arXiv 1412.6550), applied to every level.
     """
 
+    name = "fitnet"
     Options = FitNetOptions
     terms = ("fitnet",)
 
@@ -32,11 +33,5 @@ class FitNet(Method):
         super().__init__(channels, options)
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the term ``fitnet``.
-
-        Args:
-            student: aligned, ``N x C x H x W``.
-            teacher: ``N x C x H x W``.
-            context: not used.
-        """
-        return {"fitnet": F.mse_loss(student, teacher)}
+        """Compute the term ``fitnet``; the arguments are those of `Method.forward`."""
+        return {"fitnet": functional.fitnet(student, teacher)}

@@ -1,4 +1,4 @@
-"""Rebuilding what was masked: the layers that exist during training only."""
+"""Layers that generate a teacher's feature from a masked student, used in training only."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfmsd.losses.functional import blend_error
-
 Generation = Literal["full", "light"]
 
 
 class GenerationBlock(nn.Sequential):
-    """Rebuild a masked feature map from its context: conv, ReLU, conv, ``C -> hidden -> C``.
+    """Generate a feature map from its masked version: conv, ReLU, conv, ``C -> hidden -> C``.
 
     Args:
         channels: ``C``.
         hidden: channels in between; ``C`` by default.
-        kernel: side of both kernels, odd. 3 looks at the neighbouring positions, 1 at the other channels only.
+        kernel: size of both kernels, odd. A kernel of 1 uses the other channels of the same position only.
 
-    Source: the generation block of MGD (yzd-v/MGD), which has ``hidden = C`` and ``kernel = 3``.
+    Source: the generation block of MGD (yzd-v/MGD), with ``hidden = C`` and ``kernel = 3``.
     """
 
     def __init__(self, channels: int, hidden: int | None = None, kernel: int = 3) -> None:
@@ -37,8 +35,8 @@ def generation_blocks(branches: Sequence[str], channels: int, generation: Genera
     """Build the block of each masking branch.
 
     - ``full``: MGD's block in every branch.
-    - ``light``: half the channels in between; and 1x1 kernels in the branch ``channel``, whose masked channels can
-      be told from the other channels at the same position. A quarter of the multiplications for ``C = 256``.
+    - ``light``: half the channels in between, and 1x1 kernels in the branch ``channel``, whose masked channels can be
+      inferred from the other channels of the same position. A quarter of the multiplications for ``C = 256``.
 
     Args:
         branches: ``spatial``, ``channel`` or both.
@@ -52,10 +50,10 @@ def generation_blocks(branches: Sequence[str], channels: int, generation: Genera
 
 
 class SelfAdjustingFusion(nn.Module):
-    """Blend two reconstructions with learned weights that sum to 1.
+    """Blend two generated features with learned weights that sum to 1.
 
-    ``R = w_s R_s + w_c R_c``, ``(w_s, w_c) = softmax(theta)``, ``theta`` starts at 0. A softmax, because
-    free weights could lower the loss by shrinking themselves.
+    ``R = w_s R_s + w_c R_c`` with ``(w_s, w_c) = softmax(theta)``; ``theta`` starts at 0. Weights without the softmax
+    could lower the loss by shrinking.
 
     Source: reconstruction of the "self-adjustable weighting" of DMKD.
     """
@@ -70,9 +68,5 @@ class SelfAdjustingFusion(nn.Module):
         return self.theta.softmax(0)[0]
 
     def forward(self, spatial: Tensor, channel: Tensor) -> Tensor:
-        """Blend two tensors of one shape."""
+        """Blend two tensors of the same shape."""
         return torch.lerp(channel, spatial, self.weight)
-
-    def error(self, spatial: Tensor, channel: Tensor, target: Tensor) -> Tensor:
-        """Mean squared distance of the blend to ``target``."""
-        return blend_error(spatial, channel, self.weight, target)

@@ -1,41 +1,38 @@
-"""MGD at one pyramid level: rebuild the teacher's feature from a randomly masked one of the student."""
+"""MGD at one pyramid level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dfmsd.errors import DfmsdError
+from dfmsd.losses import functional
 from dfmsd.losses.generation import GenerationBlock
-from dfmsd.losses.method import LossContext, Method
+from dfmsd.losses.method import LossContext, Method, refuse_outside_unit
 
 
 @dataclass(frozen=True)
 class MGDOptions:
-    """Switches of MGD.
+    """Options of MGD.
 
     Args:
-        ratio: probability that a position is masked, 0..1; published are 0.65 for one-stage detectors and 0.45 for
+        ratio: probability that a position is masked, in 0..1; published are 0.65 for one-stage detectors and 0.45 for
             Faster R-CNN.
     """
 
     ratio: float = 0.65
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse impossible values.
 
         Raises:
             DfmsdError: ``ratio`` outside 0..1.
         """
-        if not 0 <= self.ratio <= 1:
-            raise DfmsdError(f"loss.ratio: {self.ratio} is not a share between 0 and 1")
+        refuse_outside_unit({"ratio": self.ratio})
 
 
 class MGD(Method):
-    r"""Rebuild the teacher's feature from the student's, part of whose positions are masked at random.
+    r"""Generate the teacher's feature from the student's, of which random positions are masked.
 
     $L = \frac1N \sum_{n,c,i,j} (G(X \cdot M) - T)^2$ over all positions, with $G$ = conv3x3, ReLU, conv3x3.
 
@@ -48,6 +45,7 @@ class MGD(Method):
     Source: MGD (arXiv 2205.01529, yzd-v/MGD), weight 2e-5 for one-stage detectors, 5e-7 for Faster R-CNN.
     """
 
+    name = "mgd"
     Options = MGDOptions
     terms = ("mgd",)
     default_weight = 2e-5
@@ -58,13 +56,6 @@ class MGD(Method):
         self.generation = GenerationBlock(channels)
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the term ``mgd``.
-
-        Args:
-            student: aligned, ``N x C x H x W``.
-            teacher: ``N x C x H x W``.
-            context: not used.
-        """
-        mask = (torch.rand_like(student[:, :1]) >= self.ratio).to(student.dtype)
-        rebuilt = self.generation(student * mask)
-        return {"mgd": F.mse_loss(rebuilt, teacher, reduction="sum") / len(student)}
+        """Compute the term ``mgd``; the arguments are those of `Method.forward`."""
+        mask = functional.random_mask(student, self.ratio)
+        return {"mgd": functional.mgd(student, teacher, mask, self.generation)}

@@ -1,4 +1,4 @@
-"""PKD at one pyramid level: the correlation of the features."""
+"""PKD at one pyramid level."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.functional import align_distributions, standardize
+from dfmsd.losses import functional
 from dfmsd.losses.method import LossContext, Method
 
 
 @dataclass(frozen=True)
 class PKDOptions:
-    """Switches of PKD.
+    """Options of PKD.
 
     Args:
-        eps: of the standardisation; the official code has 1e-6, which lets dead channels explode.
+        eps: added to standard deviations; 1e-6 in the official code, which lets the gradient of a constant channel
+            explode.
     """
 
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse impossible values.
 
         Raises:
             DfmsdError: ``eps`` is not above 0.
         """
         if self.eps <= 0:
-            raise DfmsdError(f"loss.eps: {self.eps} is not above 0; give a small number such as 1e-3")
+            raise DfmsdError(f"loss.eps must be above 0, got {self.eps}; try 1e-3")
 
 
 class PKD(Method):
@@ -41,9 +42,10 @@ class PKD(Method):
         options: see `PKDOptions`.
 
     Source: PKD (arXiv 2207.02039, mmrazor ``PKDLoss``), weight 10 on each level for one-stage detectors, 6 for Faster
-    R-CNN; differs from the official code in ``eps``.
+    R-CNN. Differs from the official code in ``eps``.
     """
 
+    name = "pkd"
     Options = PKDOptions
     terms = ("pkd",)
     default_weight = 10.0
@@ -53,13 +55,9 @@ class PKD(Method):
         self.eps = options.eps
 
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
-        """Give the term ``pkd``, about 0..2.
-
-        Args:
-            student: aligned, ``N x C x H x W``.
-            teacher: ``N x C x H x W``.
-            context: not used.
-        """
-        alignment = align_distributions(student, standardize(teacher, self.eps), self.eps)
+        """Compute the term ``pkd``, about 0 to 2; the arguments are those of `Method.forward`."""
+        # as functional.pkd, which does not return the correlation
+        standard_teacher = functional.standardize(teacher, self.eps)
+        alignment = functional.align_distributions(student, standard_teacher, self.eps)
         self.correlation = alignment.correlation
         return {"pkd": alignment.error}

@@ -102,7 +102,7 @@ def paired_levels(
             try:
                 with torch.device("meta"):  # allocate nothing, draw no random numbers
                     loss = losses.replace_loss(config.loss, stage.loss)
-                    criterion = losses.build_sum(loss, list(student), list(teachers[name]))
+                    criterion = losses.build(loss, list(student), list(teachers[name]))
             except DfmsdError:  # the teacher's folder now holds another detector
                 continue
             layers = dict(zip(criterion.pairs, criterion.align, strict=True))
@@ -120,5 +120,5 @@ def _alignment(pair: LevelPair, layer: nn.Module) -> str:
 
 def _criteria(loss: losses.LossConfig) -> list[losses.Criterion]:
     with torch.device("meta"):
-        criterion = losses.build_sum(loss, _TWO_LEVELS, _TWO_LEVELS)
+        criterion = losses.build(loss, _TWO_LEVELS, _TWO_LEVELS)
     return [criterion] if isinstance(criterion, losses.Criterion) else criterion.criteria

@@ -106,7 +106,7 @@ def _select_layers(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
 def _untrained(
     stage: int, loss: losses.LossConfig, teacher: str, student: Detector, detector: Detector, note: str
 ) -> StageCriterion:
-    criterion = losses.build_sum(loss, student.levels, detector.levels).eval()
+    criterion = losses.build(loss, student.levels, detector.levels).eval()
     # a loss without parameters needs no training
     return StageCriterion(stage, teacher, criterion, not any(True for _ in criterion.parameters()), note)
 

@@ -1,4 +1,4 @@
-"""Where objects are on a feature map."""
+"""Ground-truth boxes as maps over the cells of a feature level."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from dfmsd.losses.functional import SPATIAL
+from dfmsd.losses.functional.attention import SPATIAL
 
 
 def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) -> Tensor:
-    """Mark the feature cells whose centre lies in a box.
+    """Mark the cells whose center lies in a box.
 
     Args:
         boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; ``M`` may be 0.
@@ -23,11 +23,11 @@ def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) 
     Returns:
         ``N x 1 x H x W``, float32, 1 inside objects.
 
-    Differs from the official code of FGD in dividing by the stride: there boxes are stretched in padded
-    images.
+    >>> object_cells([torch.tensor([[0.0, 0.0, 8.0, 16.0]])], stride=8, size=(2, 3)).flatten().tolist()
+    [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     """
     padded = pad_sequence([box.reshape(-1, 4).float() for box in boxes], batch_first=True)
-    x1, y1, x2, y2 = padded.unsqueeze(-1).unbind(dim=2)  # each N x M x 1; a padding row holds no cell
+    x1, y1, x2, y2 = padded.unsqueeze(-1).unbind(dim=2)  # each N x M x 1; a padding row contains no cell
     rows, columns = ((torch.arange(n, device=padded.device) + 0.5) * stride for n in size)
     inside_rows = ((rows >= y1) & (rows < y2)).float()
     inside_columns = ((columns >= x1) & (columns < x2)).float()
@@ -38,11 +38,11 @@ def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) 
 def object_masks(
     boxes: Sequence[Tensor], stride: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Weigh the cells of objects and of background.
+    """Weight the cells of objects and of the background.
 
     A box covers the cells from ``floor(x1 / stride)`` to ``ceil(x2 / stride)``, both included, and likewise in y. Each
-    gets one over the number of cells that the box covers, the largest where boxes overlap; a cell in no box gets one
-    over the number of such cells in the image.
+    cell gets one over the number of cells that its box covers, the largest value where boxes overlap. A cell in no box
+    gets one over the number of such cells in the image.
 
     Args:
         boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; ``M`` may be 0.
@@ -51,12 +51,18 @@ def object_masks(
         dtype: of the masks.
 
     Returns:
-        Foreground and background, ``N x 1 x H x W``, 0 in each other's cells.
+        Foreground and background, each ``N x 1 x H x W`` and 0 in the cells of the other.
 
-    Source: FGD; differs from the official code in dividing by the stride: there boxes are scaled by the size of the
-    image without its padding to a map that has padding, which stretches them.
+    Source: FGD (yzd-v/FGD). Differs from the official code, which divides boxes by the size of the unpadded image and
+    so stretches them on the padded feature map.
+
+    >>> foreground, background = object_masks([torch.tensor([[0.0, 0.0, 4.0, 4.0]])], stride=8, size=(2, 3))
+    >>> foreground.flatten().tolist()
+    [0.25, 0.25, 0.0, 0.25, 0.25, 0.0]
+    >>> background.flatten().tolist()
+    [0.0, 0.0, 0.5, 0.0, 0.0, 0.5]
     """
-    # A last row of NaN, in no cell, is there so that an image, or a batch, without boxes is no special case.
+    # A last row of NaN, which covers no cell, spares a special case for images, or a batch, without boxes.
     rows = [F.pad(box.reshape(-1, 4).to(dtype), (0, 0, 0, 1), value=torch.nan) for box in boxes]
     cells = pad_sequence(rows, batch_first=True, padding_value=torch.nan).div(stride).unsqueeze(-1)
     first, last = cells[:, :, :2].floor(), cells[:, :, 2:].ceil()  # N x M x 2 x 1
@@ -74,21 +80,24 @@ def object_masks(
 def object_focus(
     boxes: Sequence[Tensor], stride: int, size: tuple[int, int], focus: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    r"""Weigh positions so that objects count more, each as much as the others whatever its size.
+    r"""Weight positions so that objects count more, and each object equally whatever its size.
 
-    $w = 1 - f + f\, M / \mathrm{mean}(M)$ with $M$ the foreground of `object_masks`, of mean 1 in every image.
+    $w = 1 - f + f\, M / \mathrm{mean}(M)$ with $M$ the foreground of `object_masks`; mean 1 in every image.
 
     Args:
-        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; without any the weights are 1.
+        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; in an image without boxes all weights are 1.
         stride: input pixels per cell.
         size: height and width of the feature map.
-        focus: $f$, 0..1: the share of the weight that objects have to themselves.
+        focus: $f$, in 0..1: the share of the weight reserved for objects.
         dtype: of the weights.
 
     Returns:
         ``N x 1 x H x W``.
 
-    Source: ours.
+    Source: this project.
+
+    >>> object_focus([torch.tensor([[0.0, 0.0, 4.0, 4.0]])], stride=8, size=(2, 4), focus=0.5).flatten().tolist()
+    [1.5, 1.5, 0.5, 0.5, 1.5, 1.5, 0.5, 0.5]
     """
     foreground, _ = object_masks(boxes, stride, size, dtype)
     mean = foreground.mean(dim=SPATIAL, keepdim=True)

@@ -1,6 +1,6 @@
-"""Which positions and channels are masked: attention -> masks of zeros and ones.
+"""Masks from attention: which positions and channels the student has to reconstruct.
 
-A reconstruction from the abstract of DFMSD and from the lineage MGD, AMD, DMKD; see docs/concepts.md.
+Source: reconstruction from the abstract of DFMSD and from its predecessors MGD, AMD and DMKD, see docs/concepts.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 Selection = Literal["topk", "sample", "threshold"]
 Direction = Literal["important", "unimportant", "random"]
-Enhancement = Literal["none", "error", "object", "ratio", "error+object"]
 
 
 def select_mask(
@@ -24,25 +23,28 @@ def select_mask(
     direction: Direction = "important",
     threshold: float = 1.0,
 ) -> Tensor:
-    """Choose what is masked in each image.
+    """Choose the masked entries of each image.
 
-    - ``topk``: exactly ``round(ratio * L)`` of the ``L`` entries, those with the largest attention.
+    - ``topk``: exactly ``round(ratio * L)`` of the ``L`` entries, those with the highest attention.
     - ``sample``: as many, drawn without replacement with probability proportional to the attention
       (Gumbel top-k).
-    - ``threshold``: those with attention >= ``threshold``; the share follows the scale of the features.
+    - ``threshold``: those with attention >= ``threshold``; how many depends on the scale of the features.
 
     Args:
-        attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), > 0, mean 1 per image.
-        ratio: masked share, 0..1; not used by ``threshold``.
+        attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), > 0, with mean 1 per image.
+        ratio: masked share, in 0..1; ``threshold`` ignores it.
         selection: see above.
-        direction: mask what is ``important``, what is ``unimportant``, or at ``random``.
-        threshold: attention from which on ``threshold`` masks.
+        direction: mask the ``important`` entries, the ``unimportant`` ones, or ``random`` ones.
+        threshold: lowest attention that ``threshold`` masks.
 
     Returns:
-        Mask of the attention's shape and type: 0 = masked, 1 = kept.
+        Mask with the attention's shape and type: 0 = masked, 1 = kept.
 
     Raises:
-        ValueError: ``threshold`` together with ``random``, which has no meaning.
+        ValueError: ``threshold`` with ``random``, which is undefined.
+
+    >>> select_mask(torch.tensor([0.4, 1.6, 1.2, 0.8]).view(1, 1, 2, 2), ratio=0.5).flatten().tolist()
+    [1.0, 0.0, 0.0, 1.0]
     """
     flat = attention.detach().flatten(1)
     if selection == "threshold":
@@ -57,7 +59,7 @@ def select_mask(
         score = flat.clamp_min(torch.finfo(flat.dtype).tiny).log()
         score = score if direction == "important" else -score
         if selection == "sample":
-            score = score - torch.empty_like(score).exponential_().log()  # + Gumbel noise
+            score = score - torch.empty_like(score).exponential_().log()  # add Gumbel noise
     mask = torch.ones_like(flat)
     return mask.scatter_(1, score.topk(count, dim=1, sorted=False).indices, 0.0).view_as(attention)
 
@@ -70,19 +72,27 @@ def enhance_attention(
     gamma: float = 1.0,
     delta: float = 1.0,
 ) -> Tensor:
-    r"""Masking enhancement: strengthen the attention where it matters.
+    r"""Raise the spatial attention where the student still fails and where objects are.
 
-    $A' \propto A_s (1 + \gamma\, e / \mathrm{mean}(e)) (1 + \delta\, O)$,
-    renormalised to mean 1; a factor whose input is None is left out.
+    $A' \propto A_s (1 + \gamma\, e / \mathrm{mean}(e)) (1 + \delta\, O)$, normalized to mean 1. A factor whose input is
+    None is left out.
 
     Args:
         attention: ``N x 1 x H x W``, spatial attention of the teacher.
-        error: ``N x 1 x H x W``, >= 0: how far the student still is from the teacher.
-        objects: ``N x 1 x H x W``, 1 inside objects.
+        error: $e$, ``N x 1 x H x W``, >= 0: the student's distance from the teacher.
+        objects: $O$, ``N x 1 x H x W``, 1 inside objects.
         gamma: strength of the error, >= 0.
         delta: strength of objects, >= 0.
 
-    Source: reconstruction (the abstract: "object-aware masking regions are adaptively strengthened").
+    Returns:
+        ``N x 1 x H x W``, with mean 1 per image.
+
+    Source: reconstruction of masking enhancement (the abstract of DFMSD: "object-aware masking regions are adaptively
+    strengthened").
+
+    >>> attention, objects = torch.ones(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]])
+    >>> enhance_attention(attention, objects=objects, delta=2.0).flatten().tolist()
+    [1.5, 0.5]
     """
     enhanced = attention
     if error is not None:
@@ -94,5 +104,9 @@ def enhance_attention(
 
 
 def stage_ratio(ratio: float, stage: int, step: float, maximum: float) -> float:
-    """Masked share of a stage: ``min(ratio + (stage - 1) * step, maximum)``, never below ``ratio``."""
+    """Return a stage's masked share, ``min(ratio + (stage - 1) * step, maximum)``, never below ``ratio``.
+
+    >>> stage_ratio(0.5, stage=4, step=0.1, maximum=0.75)
+    0.75
+    """
     return max(ratio, min(ratio + (stage - 1) * step, maximum))
