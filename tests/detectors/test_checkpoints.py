@@ -145,7 +145,7 @@ def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message
         ("mmdet:faster_rcnn", r"there is no file 'faster_rcnn'; expected mmdet:CONFIG\.py,CHECKPOINT\.pth"),
         ("ftp:model", r"unknown prefix 'ftp:'"),
         ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*FCOS_ResNet50_FPN_Weights\.COCO_V1"),
-        ("KeypointRCNN_ResNet50_FPN_Weights.COCO_V1", r"COCO_V1 is not supported: Keypoint R-CNN knows persons"),
+        ("KeypointRCNN_ResNet50_FPN_Weights.COCO_V1", r"COCO_V1 is not supported: Keypoint R-CNN detects persons"),
     ],
 )
 def test_wrong_references_are_refused(reference: str, message: str) -> None:

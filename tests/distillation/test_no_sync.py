@@ -110,7 +110,7 @@ def test_gfl_never_waits_for_the_device_either(boxes: list[Any]) -> None:
     """Assignment and losses, and LD over them."""
     student, big = (build_detector(replace(STUDENT, arch="gfl"), ("a",)) for _ in range(2))
     task = DistillationTask(student, [StageConfig(1, "big")], [[FrozenTeacher(big, "big")]], {"name": "ld"}).train()
-    student._own_targets = list  # type: ignore[assignment]  # on a CPU it looks at the boxes
+    student._to_library_targets = list  # type: ignore[assignment]  # it checks boxes on a CPU
     with Watch() as watch:
         named = task(torch.rand(2, 3, 64, 64), boxes)
         torch.stack(list(named.values())).sum().backward()

@@ -1,16 +1,17 @@
-"""The contract between a detector and everything that trains, distils or evaluates it."""
+"""The detector contract, which training, distillation and evaluation rely on."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.data.config import DataConfig, check_image_size
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.dense import DenseHead, HeadPass
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
@@ -20,109 +21,43 @@ if TYPE_CHECKING:
     from dfmsd.detectors.prediction import Prediction
 
 SCORE_THRESHOLD = 0.05
-"""Detections below are dropped: low, since average precision wants the whole curve."""
+"""Detections below are dropped; low, since average precision needs the whole precision-recall curve."""
 DETECTIONS_PER_IMAGE = 100
-"""COCO's metrics look at no more."""
+"""COCO's metrics use no more."""
 UNUSED_CLASSES = ("__background__", "N/A")
-"""What libraries call the labels that no object has."""
-
-
-class HeadSpec(NamedTuple):
-    """What a dense head is made of: equal heads can take each other's features, whatever their number of ``convs``."""
-
-    arch: str
-    """``fcos``, ``retinanet`` or ``gfl``, as in `DetectorConfig`."""
-    classes: tuple[str, ...]
-    strides: tuple[int, ...]
-    anchors: tuple[tuple[object, ...], ...]
-    """Sizes and aspect ratios on each level."""
-    channels: int
-    """Of its towers."""
-    convs: int
-    """Convolutions in each tower."""
-    bins: int = 0
-    """Of the distribution of a box's side; 0 where a side is one number."""
-
-
-class Towers(NamedTuple):
-    """A dense head's features of one level where its towers are cut: behind a normalisation, before the activation."""
-
-    classification: Tensor
-    """``N x C x H x W``."""
-    regression: Tensor
-    """``N x C x H x W``."""
-
-
-class HeadPass(NamedTuple):
-    """What a dense head met on the way to its losses; the keys are level names, ``A`` anchors lie on a level."""
-
-    towers: Mapping[str, Towers]
-    logits: Mapping[str, Tensor]
-    """``N x A x K``."""
-    box_deltas: Mapping[str, Tensor]
-    """Encoded boxes, ``N x A x E``; ``E`` is 4, or 4 times the bins of a side."""
-    anchors: Mapping[str, Tensor]
-    """``A x 4``, xyxy in input pixels, the same for every image."""
-    valid: Mapping[str, Tensor]
-    """Bool, ``N x A``: False where an anchor is neither object nor background."""
-    objects: Mapping[str, Tensor]
-    """Bool, ``N x A``: True where an anchor learns an object."""
-    near: Mapping[str, Tensor]
-    """``N x A``, 0..1: overlap of anchors that nearly match an object; 0 elsewhere, and where a head knows no such."""
-    positives: Tensor
-    """Scalar: what the anchors on objects weigh together, in FCOS their centerness, else 1 each."""
-
-
-class DenseHead(Protocol):
-    """A head on every cell of every level, whose towers can be cut so that ``reused`` convolutions are left."""
-
-    @property
-    def spec(self) -> HeadSpec:
-        """What it is made of."""
-
-    def at(self, level: int) -> DenseHead:
-        """Give the head as it is on one level, by its index: convolutions are shared, what follows need not be."""
-
-    def towers(self, level: Tensor, reused: int) -> Towers:
-        """Run the towers of one level to the cut; ``0 <= reused < convs``."""
-
-    def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
-        """Run the rest, activation first: logits ``N x A x K`` and encoded boxes ``N x A x E``."""
-
-    def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Turn encoded boxes ``N x A x E`` into xyxy in input pixels, ``N x A x 4``; ``anchors`` are ``A x 4``."""
+"""Names that libraries give to labels without objects."""
 
 
 class Detector(nn.Module, ABC):
-    """A detector whose feature pyramid can be read.
+    """A detector with a feature pyramid.
 
-    ``images`` is always ``N x 3 x H x W``, RGB in [0, 1], padded; each adapter normalises the pixels
-    for *its* model, so that a teacher and a student can share one batch.
+    ``images`` are always ``N x 3 x H x W``, RGB in [0, 1], padded; each adapter normalizes them for its own model, so
+    that a teacher and a student can share one batch.
     """
 
     levels: tuple[LevelSpec, ...]
-    """The pyramid, finest level first, read off the model."""
+    """The pyramid, finest level first."""
     class_names: tuple[str, ...]
-    """Label ``i`` is ``class_names[i]``; empty for a teacher that has no detection head."""
+    """Label ``i`` is ``class_names[i]``; empty for a teacher without a detection head."""
     config: DetectorConfig | None = None
-    """What :func:`~dfmsd.detectors.build_detector` was told; None for a detector that was made otherwise."""
+    """Configuration that :func:`~dfmsd.detectors.build_detector` built it from; None for other detectors."""
     image_size: int | None = None
-    """Longer side, in pixels, of the images that the detector was trained on; None where it is unknown."""
+    """Longer side of its training images in pixels; None if unknown."""
     model: Any
-    """The wrapped model, whose own state dict is what a saved file holds; only a detector with a `config` needs it."""
+    """The wrapped model, whose state dict is saved; only a detector with a `config` needs one."""
 
     @property
     def input_size(self) -> int:
-        """Longer side, in pixels, that images are resized to: `image_size`, or the default of `DataConfig`."""
+        """Longer side that images are resized to, in pixels: `image_size`, or the default of `DataConfig`."""
         return self.image_size or DataConfig.image_size
 
     @abstractmethod
     def features(self, images: Tensor) -> FeaturePyramid:
-        """Run the model to its neck and no further: a teacher's path."""
+        """Run the model up to and including its neck, which is all that a teacher needs."""
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
-        """Give pyramid and named losses (scalars) of ONE forward pass: a student's path."""
+        """Return the pyramid and the named losses (scalars) of ONE forward pass; required for a student."""
 
     @abstractmethod
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -177,20 +112,20 @@ class Detector(nn.Module, ABC):
         return to_prediction(detections, image, batch.scales[0], self.class_names, score)
 
     def description(self) -> dict[str, Any]:
-        """Tell what a saved file needs, beside `config`, classes and levels, to build the model again, as JSON."""
+        """Return what else rebuilding the model needs besides `config`, classes and levels, as JSON types."""
         return {}
 
     @property
     def dense_head(self) -> DenseHead | None:
-        """The head, for losses on predictions; None, the default, where there is none that can be cut."""
+        """The head, for losses on predictions; None, the default, if it cannot be cut."""
         return None
 
     def forward_with_head(
         self, images: Tensor, targets: Sequence[Target], reused: int
     ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
-        """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
+        """Return the results of `forward` and, from the same pass, the head's features ``reused`` convolutions early.
 
         Raises:
-            DfmsdError: the detector has no `dense_head`.
+            DfmsdError: The detector has no `dense_head`.
         """
         raise DfmsdError(f"{type(self).__name__} has no dense head that can be cut; choose a loss on features")

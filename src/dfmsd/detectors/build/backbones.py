@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import timm
@@ -99,9 +101,9 @@ def timm_weights(name: str, pretrained: bool | str, remedy: str) -> tuple[nn.Mod
     path = pip_weights(name) if pretrained is True else pretrained
     if path is not None:
         return timm.create_model(name), read_state_dict(str(path))
-    timm.models.set_pretrained_check_hash()  # of a file of the web, whose name ends with it
     try:
-        classifier = timm.create_model(name, pretrained=True)
+        with _checking_hashes():
+            classifier = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub, the web and file readers raise any kind of exception
         config = timm.get_pretrained_cfg(name)
         origin = (config.hf_hub_id or config.url) if config else None
@@ -112,6 +114,18 @@ def timm_weights(name: str, pretrained: bool | str, remedy: str) -> tuple[nn.Mod
             f" model.safetensors of {origin} elsewhere and {remedy}"
         ) from error
     return classifier, classifier.state_dict()
+
+
+@contextmanager
+def _checking_hashes() -> Iterator[None]:
+    """Let timm check downloads against the hash in their names; its switch is global, so it is set back afterwards."""
+    builder = import_module("timm.models._builder")
+    before = builder._CHECK_HASH
+    timm.models.set_pretrained_check_hash(True)
+    try:
+        yield
+    finally:
+        timm.models.set_pretrained_check_hash(before)
 
 
 def _torchvision_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) -> Backbone:

@@ -1,10 +1,10 @@
-"""MMDetection without a compiler: mmcv's compiled operators, on torchvision's.
+"""mmcv's compiled operators, implemented with torchvision's.
 
-``mmcv-lite`` is all of mmcv but its compiled module, ``mmcv._ext``, which MMDetection imports. `install` puts a
-stand-in there that has what RetinaNet, FCOS, GFL, RepPoints, ATSS, Faster R-CNN and Cascade R-CNN need, on any
-backbone: suppression of overlapping boxes, averaging RoIAlign, both deformable convolutions and, on a GPU, the focal
-loss. Signatures are those by which mmcv's Python part calls them: results are written into tensors that it made. Every
-other operator says by its name that it is missing when it is called.
+``mmcv-lite`` is mmcv without its compiled module, ``mmcv._ext``, which MMDetection imports. `install` provides a
+substitute with the operators that RetinaNet, FCOS, GFL, RepPoints, ATSS, Faster R-CNN and Cascade R-CNN need, on any
+backbone: non-maximum suppression, average RoIAlign, both deformable convolutions and, on a GPU, the focal loss. Their
+signatures are those that mmcv's Python code calls: results are written into its tensors. All other operators raise an
+error with their name when they are called.
 
 Source: https://github.com/open-mmlab/mmcv, mmcv/ops/*.py and mmcv/ops/csrc.
 """
@@ -24,40 +24,40 @@ import torchvision
 from torch import Tensor
 
 COMPILED = "mmcv._ext"
-"""mmcv's name for its operators."""
+"""Name of mmcv's compiled module."""
 AVERAGE = 1
-"""mmcv's number for RoIAlign by averaging; 0 takes the maximum."""
+"""mmcv's pooling mode of an average RoIAlign; 0 is the maximum."""
 GEOMETRY = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "group", "deformable_group")
 """Options of a modulated deformable convolution, in torchvision's order."""
 GEOMETRY_V1 = ("dH", "dW", "padH", "padW", "dilationH", "dilationW", "group", "deformable_group")
-"""What the plain one calls them."""
+"""Names of the same options in the plain deformable convolution."""
 
 
 def install() -> None:
-    """Let mmcv find these operators, unless it has compiled ones.
+    """Register these operators as mmcv's compiled module for this process, unless mmcv has a compiled one.
 
     Raises:
-        ModuleNotFoundError: there is no mmcv at all.
+        ModuleNotFoundError: mmcv is not installed.
     """
     if find_spec(COMPILED) is None:
-        sys.modules[COMPILED] = _StandIn(COMPILED)
+        sys.modules[COMPILED] = _Substitute(COMPILED)
 
 
 def is_installed() -> bool:
-    """Whether mmcv's operators are those of this module."""
-    return isinstance(sys.modules.get(COMPILED), _StandIn)
+    """Return whether mmcv uses the operators of this module."""
+    return isinstance(sys.modules.get(COMPILED), _Substitute)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Give the indices of boxes that no better box overlaps by more than the threshold, best first.
+    """Return the indices of boxes that no better box overlaps by more than the threshold, best first.
 
     Args:
         boxes: ``N x 4``, xyxy.
         scores: ``N``.
-        iou_threshold: intersection over union.
-        offset: what a box is longer than the difference of its coordinates, 0 or 1.
+        iou_threshold: Highest IoU with a better box.
+        offset: Added to the difference of coordinates to get the length of a side, 0 or 1.
     """
-    # a far corner moved by the offset lengthens every box and every intersection by it
+    # moving the bottom right corners by the offset lengthens every box and every intersection by it
     corner = boxes.new_tensor([0, 0, offset, offset])
     kept: Tensor = torchvision.ops.nms(boxes + corner, scores, iou_threshold)
     return kept
@@ -70,15 +70,15 @@ def roi_align_forward(
 
     Args:
         features: ``N x C x H x W``.
-        rois: ``R x 5``: number of the image, then xyxy.
-        output: is written.
-        argmax_y: of the maximum alone.
-        argmax_x: of the maximum alone.
+        rois: ``R x 5``: index of the image, then xyxy.
+        output: Written to.
+        argmax_y: Unused; for maximum pooling only.
+        argmax_x: Unused; for maximum pooling only.
         options: ``spatial_scale``, ``aligned_height``, ``aligned_width``, ``sampling_ratio``, ``aligned``, and
             ``pool_mode``.
 
     Raises:
-        NotImplementedError: ``pool_mode`` asks for the maximum.
+        NotImplementedError: ``pool_mode`` is the maximum.
     """
     _check_average(options)
     pooled = torch.ops.torchvision.roi_align(_wide(features), _wide(rois), *_pooling(options), *_sampling(options))
@@ -88,27 +88,27 @@ def roi_align_forward(
 def roi_align_backward(
     gradient: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, **options: Any
 ) -> None:
-    """Write the gradient of what `roi_align_forward` was given into ``grad_input``, ``N x C x H x W``."""
+    """Write the gradient of `roi_align_forward` with respect to its features into ``grad_input``, ``N x C x H x W``."""
     _check_average(options)
     shape = grad_input.shape
-    found = torch.ops.torchvision._roi_align_backward(
+    gradients = torch.ops.torchvision._roi_align_backward(
         _wide(gradient), _wide(rois), *_pooling(options), *shape, *_sampling(options)
     )
-    grad_input.copy_(found)
+    grad_input.copy_(gradients)
 
 
 def deform_conv_forward(
     features: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **options: Any
 ) -> None:
-    """Convolve at sampling points that are moved by ``offset``, into ``output``; the buffers stay empty.
+    """Convolve at sampling points shifted by ``offset``, into ``output``; the buffers stay empty.
 
     Args:
         features: ``N x C x H x W``.
         weight: ``O x C/groups x kernel x kernel``.
         offset: ``N x 2 kernel kernel G x H' x W'``, y before x.
-        output: ``N x O x H' x W'``, is written.
-        columns: unused.
-        ones: unused.
+        output: ``N x O x H' x W'``, written to.
+        columns: Unused.
+        ones: Unused.
         options: `GEOMETRY_V1`.
     """
     none = features.new_zeros(0)
@@ -125,11 +125,11 @@ def deform_conv_backward_input(
     columns: Tensor,
     **options: Any,
 ) -> None:
-    """Write the gradients of features and offsets."""
+    """Write the gradients with respect to features and offsets."""
     none = features.new_zeros(0)
-    found = _convolve_backward(gradient, features, weight, offset, none, none, _geometry(options, GEOMETRY_V1))
-    grad_input.copy_(found[0])
-    grad_offset.copy_(found[2])
+    gradients = _convolve_backward(gradient, features, weight, offset, none, none, _geometry(options, GEOMETRY_V1))
+    grad_input.copy_(gradients[0])
+    grad_offset.copy_(gradients[2])
 
 
 def deform_conv_backward_parameters(
@@ -141,11 +141,11 @@ def deform_conv_backward_parameters(
     ones: Tensor,
     **options: Any,
 ) -> None:
-    """Add the gradient of the weights, ``scale`` times; it does not depend on them."""
+    """Add ``scale`` times the gradient with respect to the weights, which does not depend on their values."""
     none = features.new_zeros(0)
     weight = torch.zeros_like(grad_weight)
-    found = _convolve_backward(gradient, features, weight, offset, none, none, _geometry(options, GEOMETRY_V1))
-    grad_weight.add_(found[1], alpha=options["scale"])
+    gradients = _convolve_backward(gradient, features, weight, offset, none, none, _geometry(options, GEOMETRY_V1))
+    grad_weight.add_(gradients[1], alpha=options["scale"])
 
 
 def modulated_deform_conv_forward(
@@ -159,9 +159,9 @@ def modulated_deform_conv_forward(
     columns: Tensor,
     **options: Any,
 ) -> None:
-    """Convolve as `deform_conv_forward`, each sampling point times ``mask``, ``N x kernel kernel G x H' x W'``.
+    """Convolve like `deform_conv_forward`, with samples weighted by ``mask``, ``N x kernel kernel G x H' x W'``.
 
-    The bias is empty where ``with_bias`` is false.
+    The bias is empty if ``with_bias`` is false.
     """
     output.copy_(_convolve(features, weight, offset, mask, bias, _geometry(options, GEOMETRY)))
 
@@ -182,12 +182,12 @@ def modulated_deform_conv_backward(
     gradient: Tensor,
     **options: Any,
 ) -> None:
-    """Write the gradients of all that `modulated_deform_conv_forward` was given."""
-    found = _convolve_backward(gradient, features, weight, offset, mask, bias, _geometry(options, GEOMETRY))
+    """Write the gradients with respect to all inputs of `modulated_deform_conv_forward`."""
+    gradients = _convolve_backward(gradient, features, weight, offset, mask, bias, _geometry(options, GEOMETRY))
     written = [grad_input, grad_weight, grad_offset, grad_mask]
     if options["with_bias"]:
         written.append(grad_bias)
-    for target, value in zip(written, found, strict=False):
+    for target, value in zip(written, gradients, strict=False):
         target.copy_(value)
 
 
@@ -198,14 +198,14 @@ def sigmoid_focal_loss_forward(
 
     Args:
         logits: ``N x K``.
-        target: ``N``, the label; ``K`` is background.
-        weight: of classes; has to be empty.
-        output: is written.
-        gamma: how much good predictions are weighed down.
-        alpha: weight of objects, in 0..1; background has the rest.
+        target: Labels, ``N``; ``K`` is background.
+        weight: Weights of classes; must be empty.
+        output: Written to.
+        gamma: Exponent that reduces the loss of good predictions.
+        alpha: Weight of objects, 0..1; background has ``1 - alpha``.
 
     Raises:
-        NotImplementedError: classes are weighted.
+        NotImplementedError: Classes are weighted.
     """
     _check_unweighted(weight)
     output.copy_(_focal_loss(_wide(logits), target, gamma, alpha))
@@ -214,12 +214,12 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by its logit."""
+    """Write the derivative of each loss with respect to its logit."""
     _check_unweighted(weight)
     with torch.enable_grad():
         leaf = _wide(logits).detach().requires_grad_()
-        (found,) = torch.autograd.grad(_focal_loss(leaf, target, gamma, alpha).sum(), leaf)
-    grad_input.copy_(found)
+        (gradient,) = torch.autograd.grad(_focal_loss(leaf, target, gamma, alpha).sum(), leaf)
+    grad_input.copy_(gradient)
 
 
 OPERATORS: tuple[Callable[..., Any], ...] = (
@@ -236,8 +236,8 @@ OPERATORS: tuple[Callable[..., Any], ...] = (
 )
 
 
-class _StandIn(ModuleType):
-    """A module that has every operator: `OPERATORS`, and others that refuse to be called."""
+class _Substitute(ModuleType):
+    """A module with all operators: `OPERATORS`, and others that raise when called."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, __doc__)
@@ -253,8 +253,7 @@ class _StandIn(ModuleType):
 
 def _refuse(name: str, *_: Any, **__: Any) -> NoReturn:
     raise NotImplementedError(
-        f"mmcv's operator {name} is not among those that dfmsd has in place of compiled ones: put a compiled mmcv into "
-        "this environment instead of mmcv-lite"
+        f"mmcv's operator {name} needs a compiled mmcv: install one in this environment instead of mmcv-lite"
     )
 
 
@@ -269,7 +268,7 @@ def _check_unweighted(weight: Tensor) -> None:
 
 
 def _wide(value: Tensor) -> Tensor:
-    """Give half types as float32: torchvision has no kernel for bfloat16, and pixel coordinates need the digits."""
+    """Convert half precision to float32: torchvision has no bfloat16 kernels, and coordinates need the precision."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
@@ -288,26 +287,28 @@ def _geometry(options: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, 
 def _convolution(
     features: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, geometry: tuple[int, ...]
 ) -> tuple[Any, ...]:
-    """Give the arguments of torchvision's operator; an empty mask or bias is none."""
+    """Return the arguments of torchvision's operator; an empty mask or bias means none."""
     plain = mask.numel() == 0
     masked = features.new_zeros(len(features), 1) if plain else mask
     biased = bias if bias.numel() else features.new_zeros(len(weight))
     return (*map(_wide, (features, weight, offset, masked, biased)), *geometry, not plain)
 
 
-def _convolve(*given: Any) -> Tensor:
-    output: Tensor = torch.ops.torchvision.deform_conv2d(*_convolution(*given))
+def _convolve(*inputs: Any) -> Tensor:
+    output: Tensor = torch.ops.torchvision.deform_conv2d(*_convolution(*inputs))
     return output
 
 
-def _convolve_backward(gradient: Tensor, *given: Any) -> tuple[Tensor, ...]:
-    """Give the gradients of features, weight, offset, mask and bias."""
-    found: tuple[Tensor, ...] = torch.ops.torchvision._deform_conv2d_backward(_wide(gradient), *_convolution(*given))
-    return found
+def _convolve_backward(gradient: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """Return the gradients with respect to features, weight, offset, mask and bias."""
+    gradients: tuple[Tensor, ...] = torch.ops.torchvision._deform_conv2d_backward(
+        _wide(gradient), *_convolution(*inputs)
+    )
+    return gradients
 
 
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
     classes = torch.arange(logits.shape[1], device=logits.device)
-    hot = (target[:, None] == classes).to(logits.dtype)
-    losses: Tensor = torchvision.ops.sigmoid_focal_loss(logits, hot, alpha, gamma)
+    one_hot = (target[:, None] == classes).to(logits.dtype)
+    losses: Tensor = torchvision.ops.sigmoid_focal_loss(logits, one_hot, alpha, gamma)
     return losses

@@ -1,7 +1,7 @@
-"""What every torchvision detector has in common behind the contract.
+"""Base class of the adapters of torchvision's detectors.
 
-torchvision's own ``GeneralizedRCNNTransform`` is left out: batches arrive sized and padded. Everything else is
-torchvision's: the parts of a model are called one by one, so that one forward gives pyramid and losses.
+torchvision's ``GeneralizedRCNNTransform`` is skipped, since batches arrive resized and padded. All other parts of a
+model are torchvision's, called one by one, so that one forward pass returns pyramid and losses.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ TorchvisionTarget = dict[str, Tensor]
 
 
 class TorchvisionDetector(Detector):
-    """A torchvision detector behind the contract.
+    """A torchvision detector.
 
     Losses keep torchvision's names. Thresholds of :meth:`detect` are those of the wrapped model
     (``score_thresh``, ``nms_thresh``, ``detections_per_img``).
 
     Args:
-        model: the torchvision model, kept as ``model``; its ``transform`` tells mean and std of its pixels.
-        class_names: names of the classes, in the order of the labels.
-        label_ids: the model's own label of each class.
-        num_outputs: how many labels the model knows, background and unused ones included.
+        model: The torchvision model, kept as ``model``; its ``transform`` states mean and std of its pixels.
+        class_names: Names of the classes, in the order of the labels.
+        label_ids: The model's label of each class.
+        num_outputs: Number of the model's labels, including background and unused ones.
     """
 
     label_ids: Tensor
@@ -48,11 +48,11 @@ class TorchvisionDetector(Detector):
         self.class_names = tuple(class_names)
         class_of = torch.full((num_outputs,), -1)
         class_of[list(label_ids)] = torch.arange(len(label_ids))
-        # Not persistent: checkpoints hold torchvision's own state dict, and a model's description the rest.
+        # not persistent: checkpoints hold torchvision's state dict, and a model's description the rest
         self.register_buffer("label_ids", torch.tensor(list(label_ids)), persistent=False)
         self.register_buffer("class_of", class_of, persistent=False)
-        self.register_buffer("mean", torch.tensor(self.model.transform.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.model.transform.image_std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
+            self.register_buffer(name, torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.levels = self._read_levels()
 
     def features(self, images: Tensor) -> FeaturePyramid:
@@ -60,23 +60,23 @@ class TorchvisionDetector(Detector):
         return self._pyramid(self._maps(images))
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
-        """Give pyramid and torchvision's losses of one forward pass, in train and in eval mode.
+        """Return the pyramid and torchvision's losses of one forward pass, in train and in eval mode.
 
         Raises:
-            DfmsdError: if a box has no area; boxes on a GPU are not looked at.
+            DfmsdError: A box has no area; boxes on a GPU are not checked.
         """
         maps = self._maps(images)
-        losses = self._losses(whole(images), maps, self._own_targets(targets))
+        losses = self._losses(whole(images), maps, self._to_library_targets(targets))
         return self._pyramid(maps), losses
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects, best first; boxes are clipped to each image's unpadded ``(height, width)``."""
         image_list = ImageList(images, [(int(height), int(width)) for height, width in sizes])
-        return [self._own_detections(found) for found in self._found(image_list, self._maps(images))]
+        return [self._to_detections(result) for result in self._detect(image_list, self._maps(images))]
 
     def description(self) -> dict[str, Any]:
-        """Give mean and standard deviation of the pixels."""
+        """Return the mean and standard deviation of the pixels."""
         transform = self.model.transform
         return {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
 
@@ -89,7 +89,7 @@ class TorchvisionDetector(Detector):
     ) -> dict[str, Tensor]: ...
 
     @abstractmethod
-    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]: ...
+    def _detect(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]: ...
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = self.model.backbone((images - self.mean) / self.std)
@@ -98,45 +98,45 @@ class TorchvisionDetector(Detector):
     def _pyramid(self, maps: dict[str, Tensor]) -> FeaturePyramid:
         return {level.name: value for level, value in zip(self.levels, maps.values(), strict=True)}
 
-    def _own_targets(self, targets: Sequence[Target]) -> list[TorchvisionTarget]:
+    def _to_library_targets(self, targets: Sequence[Target]) -> list[TorchvisionTarget]:
         boxes = torch.cat([target["boxes"] for target in targets])
-        # a look at boxes on a GPU would make every step wait for it; those of a data set were checked on opening it
+        # checking boxes on a GPU would synchronize every step; those of a data set were checked when it was opened
         if boxes.device.type == "cpu" and bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DfmsdError("a target box has no area, expected x1 < x2 and y1 < y2: remove such boxes from the data")
         return [{"boxes": target["boxes"], "labels": self.label_ids[target["labels"]]} for target in targets]
 
-    def _own_detections(self, found: dict[str, Tensor]) -> Detections:
-        labels = self.class_of[found["labels"]]
+    def _to_detections(self, result: dict[str, Tensor]) -> Detections:
+        labels = self.class_of[result["labels"]]
         keep = labels >= 0
-        return {"boxes": found["boxes"][keep], "scores": found["scores"][keep], "labels": labels[keep]}
+        return {"boxes": result["boxes"][keep], "scores": result["scores"][keep], "labels": labels[keep]}
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
-    """Anchors in float32 whatever the feature maps' type: bfloat16 is off by pixels beyond coordinate 256."""
+    """Anchors in float32 for feature maps of any dtype: bfloat16 is off by pixels beyond coordinate 256."""
 
     def __init__(self, generator: AnchorGenerator) -> None:
         super().__init__(generator.sizes, generator.aspect_ratios)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Give the anchors of each image."""
+        """Return the anchors of each image."""
         anchors: list[Tensor] = super().forward(image_list, in_float32(feature_maps))
         return anchors
 
 
 def in_float32(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Give what an anchor generator reads of feature maps, device and shape, with float32 as their type."""
-    # an expanded scalar has them and costs nothing
+    """Return float32 stand-ins for feature maps, with the device and shape that an anchor generator reads."""
+    # expanded scalars take no memory
     return [value.new_empty((), dtype=torch.float32).expand(value.shape) for value in maps]
 
 
 def whole(images: Tensor) -> ImageList:
-    """Give images that fill the padded input."""
+    """Return an image list whose images fill the padded input."""
     height, width = images.shape[-2:]
     return ImageList(images, [(height, width)] * len(images))
 
 
 def _check_labels(class_names: Sequence[str], label_ids: Sequence[int], num_outputs: int) -> None:
     if not class_names or len(class_names) != len(set(label_ids)):
-        raise DfmsdError(f"expected one label id for each class, got {list(label_ids)} for {list(class_names)}")
+        raise DfmsdError(f"expected one label id per class, got {list(label_ids)} for {list(class_names)}")
     if min(label_ids) < 0 or max(label_ids) >= num_outputs:
         raise DfmsdError(f"label ids must lie in 0..{num_outputs - 1}, got {min(label_ids)}..{max(label_ids)}")

@@ -1,4 +1,4 @@
-"""GFL: a dense detector whose box sides are distributions, of the parts that torchvision has for RetinaNet and FCOS."""
+"""GFL: a dense detector that predicts a distribution of each box side, built from torchvision's RetinaNet and FCOS."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from dfmsd.detectors.torchvision.gfl_loss import (
 from dfmsd.utils.boxes import elementwise_iou
 
 BINS = 17
-"""Of a side's distribution: 0 to 16 strides."""
+"""Bins of a side's distribution: 0 to 16 strides."""
 NMS_THRESHOLD = 0.6
 BOX_WEIGHT = 2.0
 DISTRIBUTION_WEIGHT = 0.25
 END_MARGIN = 0.1
-"""By which a target stays below the last bin, so that there is a bin on either side of it."""
+"""Distance of a target from the last bin, so that it has a bin on either side."""
 
 Targets = Sequence[dict[str, Tensor]]
 
 
 class DistributionCoder:
-    """Boxes as four distances from an anchor's centre, each a distribution over ``bins`` strides.
+    """Boxes as four distances from an anchor's center, each a distribution over ``bins`` strides.
 
     Args:
-        anchor_scale: side of an anchor in strides.
-        bins: 0, 1, .. ``bins - 1`` strides.
+        anchor_scale: Side of an anchor in strides.
+        bins: Number of bins, at 0, 1, ... ``bins - 1`` strides.
     """
 
     def __init__(self, anchor_scale: float, bins: int = BINS) -> None:
@@ -44,35 +44,35 @@ class DistributionCoder:
         self.bins = bins
 
     def integral(self, box_deltas: Tensor) -> Tensor:
-        """Give the expected distances left, top, right, bottom in strides: ``... x 4`` of logits ``... x (4 bins)``."""
+        """Convert logits ``... x (4 bins)`` to expected distances left, top, right, bottom in strides, ``... x 4``."""
         steps = torch.arange(self.bins, dtype=box_deltas.dtype, device=box_deltas.device)
-        # no matrix product, which autocast would bring down to half precision
+        # not a matrix product, which autocast would run in half precision
         return (torch.unflatten(box_deltas, -1, (4, self.bins)).softmax(dim=-1) * steps).sum(dim=-1)
 
     def decode_single(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Give xyxy boxes in pixels, ``... x 4``.
+        """Decode xyxy boxes in pixels, ``... x 4``.
 
         Args:
-            box_deltas: logits, ``... x (4 bins)``.
+            box_deltas: Logits, ``... x (4 bins)``.
             anchors: ``... x 4``, xyxy in pixels.
         """
-        centres, stride = self._grid(anchors)
+        centers, stride = self._grid(anchors)
         near, far = (self.integral(box_deltas) * stride).chunk(2, dim=-1)
-        return torch.cat([centres - near, centres + far], dim=-1)
+        return torch.cat([centers - near, centers + far], dim=-1)
 
     def encode_single(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """Give the distances of a box's sides in strides, within the bins: ``... x 4``."""
-        centres, stride = self._grid(anchors)
-        distances = torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1) / stride
+        """Encode boxes as distances of their sides in strides, clamped to the bins, ``... x 4``."""
+        centers, stride = self._grid(anchors)
+        distances = torch.cat([centers - boxes[..., :2], boxes[..., 2:] - centers], dim=-1) / stride
         return distances.clamp(min=0, max=self.bins - 1 - END_MARGIN)
 
     def _grid(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Give centres ``... x 2`` and strides ``... x 1``, up to torchvision's rounding of anchors to pixels."""
+        """Return centers ``... x 2`` and strides ``... x 1``, up to torchvision's rounding of anchors to pixels."""
         return (anchors[..., :2] + anchors[..., 2:]) / 2, (anchors[..., 2:3] - anchors[..., :1]) / self.anchor_scale
 
 
 class GFLRegressionHead(FCOSRegressionHead):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's FCOS tower, and logits of the sides' distributions in place of boxes and centerness."""
+    """torchvision's FCOS tower with logits of the sides' distributions instead of boxes and centerness."""
 
     def __init__(self, channels: int, num_convs: int, levels: int, norm_layer: Callable[[int], nn.Module]) -> None:
         super().__init__(channels, 1, num_convs, norm_layer)
@@ -83,28 +83,28 @@ class GFLRegressionHead(FCOSRegressionHead):  # type: ignore[misc]  # torchvisio
         self.scales = nn.Parameter(torch.ones(levels))
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """Give the logits of all levels, ``N x A x (4 bins)``."""
+        """Return the logits of all levels, ``N x A x (4 bins)``."""
         maps = [self.predict(self.conv(level), index) for index, level in enumerate(x)]
         return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
 
     def predict(self, feature: Tensor, level: int) -> Tensor:
-        """Give the logits of one level, ``N x (4 bins) x H x W``, of its tower's last feature."""
+        """Return the logits of one level, ``N x (4 bins) x H x W``, from its tower's last feature."""
         logits: Tensor = self.scales[level] * self.bbox_reg(feature)
         return logits
 
 
 class GFLHead(nn.Module):
-    """Two towers on each level: one class score that is also the box's quality, and a distribution of each side.
+    """Two towers on each level: class scores, which are also the box's quality, and a distribution of each side.
 
-    Its parts have the names of torchvision's FCOS head.
+    Its branches have the names of torchvision's FCOS head.
 
     Args:
-        channels: of the pyramid and the towers.
-        num_classes: background not counted.
-        num_convs: in each tower.
-        levels: of the pyramid; each has a learnable scale of its logits of distances.
-        anchor_scale: side of an anchor in strides.
-        norm_layer: of the towers.
+        channels: Channels of the pyramid and the towers.
+        num_classes: Number of classes, without the background.
+        num_convs: Convolutions in each tower.
+        levels: Number of levels; each has a learnable scale of its distance logits.
+        anchor_scale: Side of an anchor in strides.
+        norm_layer: Normalization of the towers.
     """
 
     def __init__(
@@ -122,35 +122,36 @@ class GFLHead(nn.Module):
         self.regression_head = GFLRegressionHead(channels, num_convs, levels, norm_layer)
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """Give logits of all levels: ``cls_logits`` ``N x A x K``, ``bbox_regression`` ``N x A x (4 bins)``."""
+        """Return the logits of all levels: ``cls_logits`` ``N x A x K``, ``bbox_regression`` ``N x A x (4 bins)``."""
         return {"cls_logits": self.classification_head(x), "bbox_regression": self.regression_head(x)}
 
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
-        r"""Give the losses ``classification`` (quality focal), ``bbox_regression`` (GIoU) and ``distribution``.
+        r"""Compute the losses ``classification`` (quality focal), ``bbox_regression`` (GIoU) and ``distribution``.
 
-        The first is divided by the number of anchors with an object, at least 1 for each image; the other two weigh
-        each such anchor by its highest class score and are divided by the sum of the weights, at least 1. Everything
-        is computed for every anchor, so that no shape depends on a result: a GPU never waits for the host.
+        The first is divided by the number of anchors with an object, at least 1 per image; the other two weight each
+        such anchor by its highest class score and are divided by the sum of the weights, at least 1. All terms are
+        computed for every anchor, so that no shape depends on data and a GPU never synchronizes with the host.
 
         Args:
             targets: ``boxes`` and ``labels`` of each image.
-            head_outputs: what `forward` gives, in float32.
-            anchors: of each image ``A x 4``; all the same.
-            matched_idxs: of each image and anchor the index of its object, below 0 for background.
+            head_outputs: Result of `forward`, in float32.
+            anchors: Anchors of each image, ``A x 4``; all the same.
+            matched_idxs: Index of each anchor's object in each image, ``A``, below 0 for background.
         """
         logits, box_deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         boxes, labels = pad_objects([t["boxes"] for t in targets], [t["labels"] for t in targets])
         matched = torch.stack(matched_idxs)
         positive, index = matched >= 0, matched.clamp(min=0)
-        wanted = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        matched_boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         weight = logits.detach().sigmoid().amax(dim=2) * positive
-        overlap = elementwise_iou(self.box_coder.decode_single(box_deltas, anchors[0]), wanted)
+        overlap = elementwise_iou(self.box_coder.decode_single(box_deltas, anchors[0]), matched_boxes)
         quality = (overlap.iou.detach() * positive).unsqueeze(2)
         quality = torch.zeros_like(logits).scatter_(2, labels.gather(1, index).unsqueeze(2), quality)
         sides = torch.unflatten(box_deltas, 2, (4, self.box_coder.bins))
-        distribution = distribution_focal_loss(sides, self.box_coder.encode_single(wanted, anchors[0])).mean(dim=2)
+        distances = self.box_coder.encode_single(matched_boxes, anchors[0])
+        distribution = distribution_focal_loss(sides, distances).mean(dim=2)
         total = weight.sum().clamp(min=1)
         return {
             "classification": quality_focal_loss(logits, quality) / positive.sum(dim=1).clamp(min=1).sum(),
@@ -163,15 +164,15 @@ class GFL(RetinaNet):  # type: ignore[misc]  # torchvision is untyped
     """GFL with one square anchor on each cell; forward pass and detections are RetinaNet's.
 
     Args:
-        backbone: gives the pyramid.
-        num_classes: background not counted.
-        head: its coder is the model's.
-        anchor_generator: one anchor a cell, twice as large on each next level.
-        options: of torchvision's `RetinaNet`.
+        backbone: Backbone with a pyramid.
+        num_classes: Number of classes, without the background.
+        head: The head; its box coder becomes the model's.
+        anchor_generator: Generator of one anchor per cell, twice as large on each next level.
+        options: Options of torchvision's `RetinaNet`.
 
-    Source: GFL (arXiv 2006.04388, implus/GFocal and MMDetection's ``GFLHead``). Differs from the official code in how
-    the 1000 candidates of a level are chosen for suppression, as in torchvision: by the score of a box and a class, for
-    by the highest score of a box; and in counting positives over the batch of one process.
+    Source: GFL (arXiv 2006.04388, implus/GFocal and MMDetection's ``GFLHead``). Differs from the official code in
+    choosing the 1000 candidates of a level for suppression as torchvision does, by the score of a box and a class
+    instead of a box's highest score; and in counting positives over the batch of one process.
     """
 
     def __init__(
@@ -188,27 +189,27 @@ class GFL(RetinaNet):  # type: ignore[misc]  # torchvision is untyped
         self.box_coder = head.box_coder
 
     def match(self, targets: Targets, anchors: list[Tensor], counts: Sequence[int]) -> list[Tensor]:
-        """Give each image's object of each anchor: an index, or -1.
+        """Return the index of each anchor's object in each image, or -1.
 
         Args:
             targets: ``boxes`` and ``labels`` of each image.
-            anchors: of each image ``A x 4``; all the same.
-            counts: anchors of each level.
+            anchors: Anchors of each image, ``A x 4``; all the same.
+            counts: Number of anchors on each level.
         """
         return list(self._assign(targets, anchors, counts)[1].matched)
 
     def match_and_near(
         self, targets: Targets, anchors: list[Tensor], counts: Sequence[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Give what `match` gives, and the overlap of anchors that nearly match an object, see `valuable_region`."""
+        """Return the result of `match`, and the overlap of nearly matching anchors, see `valuable_region`."""
         boxes, assignment = self._assign(targets, anchors, counts)
         return list(assignment.matched), valuable_region(anchors[0], boxes, assignment.threshold)
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """Match, and give the head's losses."""
-        sides = anchors[0][:, 2] - anchors[0][:, 0]  # of another size on each level
+        """Match, and compute the head's losses."""
+        sides = anchors[0][:, 2] - anchors[0][:, 0]  # they differ between levels
         counts: list[int] = torch.unique_consecutive(sides, return_counts=True)[1].tolist()
         matched = self.match(targets, anchors, counts)
         losses: dict[str, Tensor] = self.head.compute_loss(targets, head_outputs, anchors, matched)

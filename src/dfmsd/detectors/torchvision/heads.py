@@ -1,4 +1,4 @@
-"""The dense heads of FCOS, RetinaNet and GFL, cut in two: towers, then the rest."""
+"""Dense heads of FCOS, RetinaNet and GFL, cut into towers and predictors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 from torchvision.models.detection.ssd import SSD
 
-from dfmsd.detectors.base import HeadSpec, Towers
+from dfmsd.detectors.dense import HeadSpec, Towers
 from dfmsd.detectors.torchvision.gfl import GFL, GFLRegressionHead
 
 _PARTS = {
@@ -29,20 +29,20 @@ ARCHS = {
     MaskRCNN: "mask_rcnn",
     SSD: "ssd",
 }
-"""Class of a torchvision model -> its family."""
+"""Class of a torchvision model -> its architecture."""
 
 
 class TorchvisionHead:
-    """The `DenseHead` of a model whose two parts are torchvision's own or GFL's, at any width and depth.
+    """The `DenseHead` of a model whose two branches are torchvision's or GFL's, at any width and depth.
 
-    A tower is a row of convolution, normalisation (if any) and ReLU. It is cut before a ReLU, as in the official
-    CrossKD, whose convolution modules hold the normalisation too.
+    A tower is a sequence of convolution, normalization (if any) and ReLU. It is cut before a ReLU, as in the official
+    CrossKD, whose convolution modules include the normalization.
 
     Args:
-        model: has the head.
-        class_names: of the detector.
-        strides: of the levels.
-        level: index of the one that it works on.
+        model: The model with the head.
+        class_names: Class names of the detector.
+        strides: Strides of the levels.
+        level: Index of the level to run on.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TorchvisionHead:
 
     @property
     def spec(self) -> HeadSpec:
-        """What it is made of."""
+        """Architecture of the head."""
         predictor: nn.Conv2d = self._classification.cls_logits
         convs = min(len(_cuts(_layers(part.conv))) for part in (self._classification, self._regression))
         anchors = anchors_of(self.model)
@@ -64,28 +64,28 @@ class TorchvisionHead:
         return HeadSpec(arch, self.class_names, self.strides, anchors, channels, convs, bins)
 
     def at(self, level: int) -> TorchvisionHead:
-        """Give the head of one level, by its index."""
+        """Return the head of one level, by its index."""
         return TorchvisionHead(self.model, self.class_names, self.strides, level)
 
     def towers(self, level: Tensor, reused: int) -> Towers:
-        """Run the towers of one level to the cut."""
+        """Run the towers of one level up to the cut."""
         return Towers(*(_split(part.conv, reused)[0](level) for part in (self._classification, self._regression)))
 
     def predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor]:
-        """Give logits ``N x A x K`` and encoded boxes ``N x A x E``."""
+        """Return logits ``N x A x K`` and encoded boxes ``N x A x E``."""
         logits, box_deltas, _ = self._predict(towers, reused)
         return logits, box_deltas
 
     def outputs(self, towers: Towers, reused: int) -> dict[str, Tensor]:
-        """Give what torchvision's head gives for one level: ``N x A x ...`` by name."""
+        """Return the outputs of torchvision's head for one level: ``N x A x ...`` by name."""
         logits, box_deltas, regression = self._predict(towers, reused)
-        found = {"cls_logits": logits, "bbox_regression": box_deltas}
+        outputs = {"cls_logits": logits, "bbox_regression": box_deltas}
         if isinstance(self.model, FCOS):
-            found["bbox_ctrness"] = _per_anchor(self._regression.bbox_ctrness(regression), 1)
-        return found
+            outputs["bbox_ctrness"] = _per_anchor(self._regression.bbox_ctrness(regression), 1)
+        return outputs
 
     def decode(self, box_deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Give xyxy boxes in input pixels, ``N x A x 4``."""
+        """Return xyxy boxes in input pixels, ``N x A x 4``."""
         anchors = anchors.to(box_deltas.dtype).expand(len(box_deltas), -1, -1)
         coder = self.model.box_coder
         if isinstance(self.model, FCOS):
@@ -96,14 +96,14 @@ class TorchvisionHead:
 
     def _predict(self, towers: Towers, reused: int) -> tuple[Tensor, Tensor, Tensor]:
         parts = zip((self._classification, self._regression), towers, strict=True)
-        # not the tower's own ReLU, which may work in place and would overwrite the feature that is compared
+        # not the tower's ReLU, which may work in place and would overwrite the compared feature
         classification, regression = (_split(part.conv, reused)[1](F.relu(value)) for part, value in parts)
         logits = self._classification.cls_logits(classification)
         box_deltas, values = self._box_deltas(regression)
         return _per_anchor(logits, self._classification.num_classes), _per_anchor(box_deltas, values), regression
 
     def _box_deltas(self, regression: Tensor) -> tuple[Tensor, int]:
-        """Give encoded boxes, ``N x (a E) x H x W``, and ``E``."""
+        """Return encoded boxes, ``N x (a E) x H x W``, and ``E``."""
         if isinstance(self.model, GFL):
             return self._regression.predict(regression, self.level), 4 * self.model.box_coder.bins
         box_deltas = self._regression.bbox_reg(regression)
@@ -119,19 +119,19 @@ class TorchvisionHead:
 
 
 def can_be_cut(model: FCOS | RetinaNet) -> bool:
-    """Whether the head's parts are torchvision's or GFL's, with towers of at least one convolution and ReLU each."""
+    """Return whether the head's branches are torchvision's or GFL's, with at least one convolution and ReLU each."""
     parts = (model.head.classification_head, model.head.regression_head)
-    ours = all(isinstance(part, kind) for part, kind in zip(parts, _PARTS[arch_of(model)], strict=True))
-    return ours and all(_cuts(_layers(part.conv)) for part in parts)
+    known = all(isinstance(part, kind) for part, kind in zip(parts, _PARTS[arch_of(model)], strict=True))
+    return known and all(_cuts(_layers(part.conv)) for part in parts)
 
 
 def arch_of(model: nn.Module) -> str:
-    """Name a torchvision model's family, as ``arch`` in `DetectorConfig` where that has it."""
+    """Return a torchvision model's architecture, as ``arch`` in `DetectorConfig` if that has it."""
     return ARCHS[type(model)]
 
 
 def anchors_of(model: Any) -> tuple[tuple[object, ...], ...]:
-    """Sizes and aspect ratios of a torchvision model's anchors, by level; SSD's sizes are fractions of the image."""
+    """Return sizes and aspect ratios of a model's anchors on each level; SSD's sizes are fractions of the image."""
     if isinstance(model, SSD):
         boxes = model.anchor_generator
         return tuple((scale, tuple(r)) for scale, r in zip(boxes.scales, boxes.aspect_ratios, strict=False))
@@ -143,10 +143,10 @@ def total_centerness(coder: Any, anchors: Tensor, boxes: Tensor, positive: Tenso
     r"""Sum $\sqrt{\frac{\min(l,r)}{\max(l,r)} \frac{\min(t,b)}{\max(t,b)}}$ over the points on objects.
 
     Args:
-        coder: FCOS's.
+        coder: FCOS's box coder.
         anchors: ``A x 4``.
-        boxes: of the object of each point, ``N x A x 4``; any where there is none.
-        positive: bool, ``N x A``.
+        boxes: Box of each point's object, ``N x A x 4``; any box for points without one.
+        positive: Bool, ``N x A``: points on objects.
     """
     left, top, right, bottom = coder.encode(anchors.expand_as(boxes), boxes).unbind(-1)
     sides = ((left, right), (top, bottom))
@@ -169,6 +169,6 @@ def _split(tower: nn.Module, reused: int) -> tuple[nn.Sequential, nn.Sequential]
 
 
 def _per_anchor(maps: Tensor, values: int) -> Tensor:
-    """Bring ``N x (a values) x H x W`` into torchvision's order ``N x (H W a) x values``."""
+    """Reorder ``N x (a values) x H x W`` to torchvision's ``N x (H W a) x values``."""
     batch, _, height, width = maps.shape
     return maps.view(batch, -1, values, height, width).permute(0, 3, 4, 1, 2).flatten(1, 3)

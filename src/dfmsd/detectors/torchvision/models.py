@@ -1,4 +1,4 @@
-"""torchvision's own detectors by the names of their builders, with fresh heads."""
+"""torchvision's own detectors by the names of their builders, with untrained heads."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from dfmsd.detectors.weights import download_weights, load_strictly, read_state_
 from dfmsd.errors import DfmsdError
 
 TorchvisionModel: TypeAlias = FCOS | RetinaNet | FasterRCNN | SSD
-"""A detector of torchvision or made of its parts."""
+"""A detector of torchvision, or built from its parts."""
 IMAGENET = {
     "resnet50": ResNet50_Weights.IMAGENET1K_V1,
     "mobilenet_v3_large": MobileNet_V3_Large_Weights.IMAGENET1K_V1,
     "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
 }
-"""Backbone, as it stands in the names, -> the weights that torchvision starts from."""
+"""Backbone, as in the names of the builders -> the weights that torchvision starts from."""
 REDUCED = "ssdlite320"
-"""Its backbone has half the channels at the end, which torchvision trained for detection alone."""
+"""Its backbone has half the channels in its last layers, which torchvision trained for detection only."""
 WITHOUT_BACKGROUND = ("fcos", "retinanet")
 
 
 def build_torchvision(config: DetectorConfig, num_classes: int) -> TorchvisionModel:
     """Build a torchvision detector for ``num_classes`` classes, background not counted.
 
-    Differs from torchvision in training all layers of the backbone and their batch normalisation, also with
-    ``pretrained``, where torchvision freezes some: so its layout does not depend on where its weights come from.
+    Differs from torchvision in training all layers of the backbone and their batch normalization, even with
+    ``pretrained``, where torchvision freezes some, so that its layout does not depend on its initial weights.
 
     Raises:
-        DfmsdError: a key that such a model has no use for, or ImageNet weights that there are not.
+        DfmsdError: The ImageNet weights are unavailable or do not fit.
     """
     outputs = num_classes + (not config.arch.startswith(WITHOUT_BACKGROUND))
     model: TorchvisionModel = torchvision.models.get_model(
@@ -47,19 +47,19 @@ def build_torchvision(config: DetectorConfig, num_classes: int) -> TorchvisionMo
 
 
 def _load_imagenet(backbone: nn.Module, config: DetectorConfig) -> None:
-    """Copy a classifier's convolutions and normalisation, the first of the backbone in the same order."""
+    """Copy a classifier's convolutions and normalization, which the backbone begins with in the same order."""
     if config.arch.startswith(REDUCED):
         raise DfmsdError(
-            f"pretrained: there are no ImageNet weights of {config.arch}, whose backbone has half the channels at its"
-            " end; set pretrained: false, or arch: ssdlite with backbone: torchvision/mobilenet_v3_large"
+            f"pretrained: there are no ImageNet weights of {config.arch}, whose backbone has half the channels in its"
+            " last layers; set pretrained: false, or arch: ssdlite with backbone: torchvision/mobilenet_v3_large"
         )
     name, weights = next((name, weights) for name, weights in IMAGENET.items() if name in config.arch)
-    with torch.device("meta"):  # no values are drawn that would be overwritten
+    with torch.device("meta"):  # without drawing random values that would be overwritten
         classifier = torchvision.models.get_model(name).to_empty(device="cpu")
     state = read_state_dict(config.pretrained) if isinstance(config.pretrained, str) else download_weights(weights)
     load_strictly(classifier, state, config.pretrained if isinstance(config.pretrained, str) else str(weights))
-    for own, given in zip(_layers(backbone), _layers(classifier), strict=False):  # the backbone goes on: its neck
-        own.load_state_dict(given.state_dict())
+    for layer, trained in zip(_layers(backbone), _layers(classifier), strict=False):  # the backbone continues: its neck
+        layer.load_state_dict(trained.state_dict())
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""FCOS, RetinaNet and GFL behind the contract."""
+"""Adapter of FCOS, RetinaNet and GFL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 
-from dfmsd.detectors.base import HeadPass
+from dfmsd.detectors.dense import HeadPass
 from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget, whole
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.heads import TorchvisionHead, can_be_cut, total_centerness
@@ -34,28 +34,28 @@ class OneStageDetector(TorchvisionDetector):
     def forward_with_head(
         self, images: Tensor, targets: Sequence[Target], reused: int
     ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
-        """Give what `forward` gives and, of the same pass, the features where ``reused`` convolutions are left.
+        """Return the results of `forward` and, from the same pass, the head's features ``reused`` convolutions early.
 
         Raises:
-            DfmsdError: a box has no area, or the head is of another make than torchvision's and GFL's.
+            DfmsdError: A box has no area, or the head is neither torchvision's nor GFL's.
         """
         head = self.dense_head
         if head is None:
             return super().forward_with_head(images, targets, reused)
-        own, pyramid = self._own_targets(targets), self._pyramid(self._maps(images))
+        library_targets, pyramid = self._to_library_targets(targets), self._pyramid(self._maps(images))
         towers = {name: head.towers(level, reused) for name, level in pyramid.items()}
         levels = [head.at(index).outputs(value, reused) for index, value in enumerate(towers.values())]
         outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
         anchors, counts = self._anchors(whole(images), list(pyramid.values()))
-        matched, near = self._match_and_near(own, outputs, anchors, counts)
-        losses: dict[str, Tensor] = self.model.head.compute_loss(own, outputs, anchors, matched)
+        matched, near = self._match_and_near(library_targets, outputs, anchors, counts)
+        losses: dict[str, Tensor] = self.model.head.compute_loss(library_targets, outputs, anchors, matched)
         assigned = torch.stack(matched)
         valid = assigned != Matcher.BETWEEN_THRESHOLDS
 
         def by_level(values: Tensor, dim: int = 1) -> dict[str, Tensor]:
             return dict(zip(pyramid, torch.split(values, counts, dim), strict=True))
 
-        found = HeadPass(
+        head_pass = HeadPass(
             towers,
             by_level(outputs["cls_logits"]),
             by_level(outputs["bbox_regression"]),
@@ -63,9 +63,9 @@ class OneStageDetector(TorchvisionDetector):
             by_level(valid),
             by_level(assigned >= 0),
             by_level(near),
-            self._positives(own, anchors[0], assigned),
+            self._positives(library_targets, anchors[0], assigned),
         )
-        return pyramid, losses, found
+        return pyramid, losses, head_pass
 
     def _losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
@@ -78,10 +78,9 @@ class OneStageDetector(TorchvisionDetector):
     def _match(
         self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
     ) -> list[Tensor]:
-        """Give each image's object of each anchor: an index, or below 0 for none.
+        """Return the index of each anchor's object in each image, below 0 for none.
 
-        torchvision's models match and hand the result on to their head's ``compute_loss``: here the hand-over is all
-        that is wanted.
+        torchvision's models pass the matches to their head's ``compute_loss``; a stand-in for the head returns them.
         """
         if isinstance(self.model, GFL):
             return self.model.match(targets, anchors, counts)
@@ -89,16 +88,16 @@ class OneStageDetector(TorchvisionDetector):
         model = SimpleNamespace(head=head)
         if isinstance(self.model, FCOS):
             model.center_sampling_radius = self.model.center_sampling_radius
-            found: list[Tensor] = FCOS.compute_loss(model, targets, outputs, anchors, counts)
+            matches: list[Tensor] = FCOS.compute_loss(model, targets, outputs, anchors, counts)
         else:
             model.proposal_matcher = self.model.proposal_matcher
-            found = RetinaNet.compute_loss(model, targets, outputs, anchors)
-        return found
+            matches = RetinaNet.compute_loss(model, targets, outputs, anchors)
+        return matches
 
     def _match_and_near(
         self, targets: list[TorchvisionTarget], outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Give what `_match` gives and, ``N x A``, how much an anchor overlaps an object that it nearly matches."""
+        """Return the result of `_match` and, ``N x A``, the overlap of anchors that nearly match an object."""
         if isinstance(self.model, GFL):
             return self.model.match_and_near(targets, anchors, counts)
         matched = self._match(targets, outputs, anchors, counts)
@@ -112,17 +111,17 @@ class OneStageDetector(TorchvisionDetector):
         boxes = [target["boxes"][index.clamp(min=0)] if len(target["boxes"]) else anchors for target, index in pairs]
         return total_centerness(self.model.box_coder, anchors, torch.stack(boxes), positive)
 
-    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def _detect(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         outputs, anchors, counts = self._heads(images, maps)
         split_outputs = {name: list(torch.split(output, counts, dim=1)) for name, output in outputs.items()}
         split_anchors = [list(torch.split(anchor, counts)) for anchor in anchors]
-        found: list[dict[str, Tensor]] = self.model.postprocess_detections(
+        results: list[dict[str, Tensor]] = self.model.postprocess_detections(
             split_outputs, split_anchors, images.image_sizes
         )
-        return found
+        return results
 
     def _heads(self, images: ImageList, maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
-        """Give head outputs ``N x anchors x ...``, anchors of each image, and the number of anchors of each level."""
+        """Return head outputs ``N x A x ...``, the anchors of each image, and the number of anchors on each level."""
         levels = list(maps.values())
         outputs = {name: output.float() for name, output in self.model.head(levels).items()}
         return outputs, *self._anchors(images, levels)

@@ -1,4 +1,4 @@
-"""SSD and SSDLite behind the contract."""
+"""Adapter of SSD and SSDLite."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
 DRY_RUN_SIDE = 512
-"""Large enough for the sixth level, of stride 512, to have a cell of its own."""
+"""Large enough for the sixth level, of stride 512, to have one cell."""
 TOO_SMALL = {
     "Kernel size can't be greater": "they are too small for its convolutions: raise data.image_size",
-    "Expected more than 1 value per channel": "one image is too few to normalise the cells of its coarsest level over:"
+    "Expected more than 1 value per channel": "one image is too few for the batch normalization of its coarsest level:"
     " raise data.batch_size to 2 or more",
 }
-"""What torch says of an input that is too small -> what to do."""
+"""PyTorch's message about an input that is too small -> what to do."""
 
 
 class SSDDetector(TorchvisionDetector):
-    """SSD or SSDLite: a head of its own on each of the backbone's maps, which are the levels.
+    """SSD or SSDLite: a separate head on each of the backbone's maps, which are the levels.
 
-    A level's stride is the step of its default boxes where the model tells them, as SSD300 does (8, 16, 32, 64, 100,
+    A level's stride is the step of its default boxes if the model states them, as SSD300 does (8, 16, 32, 64, 100,
     300), else that of its convolutions, as in SSDLite (16, 32, ..., 512).
 
-    Default boxes are fractions of the input's sides, whatever its size. torchvision stretches each image to a square of
-    the model's own size, 300 or 320 pixels. Here the padded batch is taken as it is. So boxes grow with the input, are
-    stretched with it where it is not square, and vary with the batch under ``data.pad: batch``. At another size than
-    the model's own, they are spread evenly over each map, as SSDLite's always are: SSD300's steps are right at 300
-    pixels only.
+    Default boxes are fractions of the input's sides. torchvision stretches each image to a square of the model's
+    original size, 300 or 320 pixels; here the padded batch is used unchanged, so boxes grow with the input, are
+    stretched with it if it is not square, and vary between batches with ``data.pad: batch``. At other sizes than the
+    original one, they are spread evenly over each map, as SSDLite's always are: SSD300's steps only fit 300 pixels.
     """
 
     def __init__(self, model: SSD, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
@@ -46,12 +45,12 @@ class SSDDetector(TorchvisionDetector):
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         steps = self.model.anchor_generator.steps
-        side = max(self._own_size) if steps else DRY_RUN_SIDE
+        side = max(self._original_size) if steps else DRY_RUN_SIDE
         return read_levels(self.model.backbone, side=side, strides=steps)
 
     @property
-    def _own_size(self) -> tuple[int, int]:
-        """Height and width that the model was made for."""
+    def _original_size(self) -> tuple[int, int]:
+        """Height and width that the model was designed for."""
         width, height = self.model.transform.fixed_size
         return height, width
 
@@ -59,7 +58,7 @@ class SSDDetector(TorchvisionDetector):
         try:
             return super()._maps(images)
         except (RuntimeError, ValueError) as error:
-            remedy = next((remedy for sign, remedy in TOO_SMALL.items() if sign in str(error)), None)
+            remedy = next((remedy for text, remedy in TOO_SMALL.items() if text in str(error)), None)
             if remedy is None:
                 raise
             raise DfmsdError(f"SSD got images of {'x'.join(map(str, images.shape))}; {remedy}") from error
@@ -73,24 +72,24 @@ class SSDDetector(TorchvisionDetector):
         return losses
 
     def _match(self, targets: list[TorchvisionTarget], boxes: list[Tensor]) -> list[Tensor]:
-        """Give each image's object of each default box: an index, or -1."""
+        """Return the index of each default box's object in each image, or -1."""
         return [
-            self.model.proposal_matcher(box_iou(target["boxes"], own))
+            self.model.proposal_matcher(box_iou(target["boxes"], default_boxes))
             if len(target["boxes"])
-            else torch.full((len(own),), -1, device=own.device)
-            for target, own in zip(targets, boxes, strict=True)
+            else torch.full((len(default_boxes),), -1, device=default_boxes.device)
+            for target, default_boxes in zip(targets, boxes, strict=True)
         ]
 
-    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        found: list[dict[str, Tensor]] = self.model.postprocess_detections(
+    def _detect(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        results: list[dict[str, Tensor]] = self.model.postprocess_detections(
             *self._heads(images, maps), images.image_sizes
         )
-        return found
+        return results
 
     def _heads(self, images: ImageList, maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Give head outputs ``N x boxes x ...`` and the default boxes of each image."""
+        """Return head outputs ``N x boxes x ...`` and the default boxes of each image."""
         levels = list(maps.values())
         outputs = {name: output.float() for name, output in self.model.head(levels).items()}
-        own_size = images.tensors.shape[-2:] == self._own_size
-        boxes = self.model.anchor_generator if own_size else self.spread_boxes
+        is_original = images.tensors.shape[-2:] == self._original_size
+        boxes = self.model.anchor_generator if is_original else self.spread_boxes
         return outputs, boxes(images, in_float32(levels))

@@ -1,10 +1,10 @@
-"""Faster R-CNN, and Mask R-CNN's boxes, behind the contract."""
+"""Adapter of Faster R-CNN, and of Mask R-CNN's boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -17,14 +17,14 @@ from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector
 class TwoStageDetector(TorchvisionDetector):
     """Faster R-CNN, or the boxes of Mask R-CNN: region proposals, then a head on each region.
 
-    Mask R-CNN's branch for masks is not run: its weights stay in the model as they are, frozen, and the model's
-    ``mask_roi_pool``, which has no weights, is taken out, so that torchvision's code passes over it.
+    Mask R-CNN's mask branch is not run: its weights stay in the model, frozen, and the model's ``mask_roi_pool``, which
+    has no weights, is removed, so that torchvision's code skips the branch.
     """
 
     def __init__(self, model: FasterRCNN, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
         super().__init__(model, class_names, label_ids, model.roi_heads.box_predictor.cls_score.out_features)
         self.model.rpn.anchor_generator = Float32Anchors(model.rpn.anchor_generator)
-        # Under autocast heads give bfloat16, and torchvision would decode pixel coordinates in it.
+        # under autocast, heads return bfloat16, and torchvision would decode pixel coordinates in it
         self.model.rpn.head.register_forward_hook(_float32_outputs)
         self.model.roi_heads.box_predictor.register_forward_hook(_float32_outputs)
         self._fix_pooling_scales()
@@ -35,10 +35,10 @@ class TwoStageDetector(TorchvisionDetector):
                 part.requires_grad_(False)
 
     def _fix_pooling_scales(self) -> None:
-        """Let the pooler infer its scales from an unpadded input.
+        """Make the pooler infer its scales from an unpadded input.
 
-        It infers them once, from the image sizes of the first call: with images that fill only half of the padded
-        input it would take wrong ones and keep them.
+        It infers them once, from the image sizes of the first call, and would keep wrong ones if these images filled
+        only half of the padded input.
         """
         pool = self.model.roi_heads.box_roi_pool
         pool.scales = pool.map_levels = None
@@ -49,21 +49,20 @@ class TwoStageDetector(TorchvisionDetector):
     def _losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]
     ) -> dict[str, Tensor]:
-        with self._branch(training=True):
+        with self._head_mode(training=True):
             proposals, losses = self.model.rpn(images, maps, targets)
             _, box_losses = self.model.roi_heads(maps, proposals, images.image_sizes, targets)
         return {**losses, **box_losses}
 
-    def _found(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        with self._branch(training=False):
+    def _detect(self, images: ImageList, maps: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        with self._head_mode(training=False):
             proposals, _ = self.model.rpn(images, maps)
-            found, _ = self.model.roi_heads(maps, proposals, images.image_sizes)
-        results: list[dict[str, Tensor]] = found
-        return results
+            results, _ = self.model.roi_heads(maps, proposals, images.image_sizes)
+        return cast(list[dict[str, Tensor]], results)
 
     @contextmanager
-    def _branch(self, training: bool) -> Iterator[None]:
-        """Choose between losses and detections, which torchvision reads off these two flags; layers keep theirs."""
+    def _head_mode(self, training: bool) -> Iterator[None]:
+        """Set the two flags by which torchvision chooses between losses and detections; layers keep theirs."""
         parts = (self.model.rpn, self.model.roi_heads)
         before = [part.training for part in parts]
         for part in parts:

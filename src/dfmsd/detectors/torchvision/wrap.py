@@ -1,4 +1,4 @@
-"""Any of torchvision's detectors, and GFL, which is made of their parts, behind the contract."""
+"""Adapter of any torchvision detector, and of GFL, which is built from their parts."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ WITH_BACKGROUND = {
     MaskRCNN: TwoStageDetector,
     SSD: SSDDetector,
 }
-"""Models whose label 0 is background -> the adapter of each."""
+"""Model whose label 0 is background -> its adapter."""
 
 
 def wrap_torchvision(
     model: nn.Module, class_names: Sequence[str], label_ids: Sequence[int] | None = None
 ) -> TorchvisionDetector:
-    """Put a torchvision detector behind the contract.
+    """Adapt a torchvision detector.
 
-    The model becomes a part of the result, and is changed: give a copy if you go on with it yourself. Of Mask R-CNN
-    only the boxes are run and trained.
+    The model becomes part of the result and is modified: pass a copy if you use it elsewhere. Of Mask R-CNN, only the
+    boxes are run and trained.
 
     Args:
-        model: an ``FCOS``, ``RetinaNet``, `GFL`, ``FasterRCNN``, ``MaskRCNN`` or ``SSD`` (SSD300, SSDLite) whose
-            backbone gives several maps.
-        class_names: names of the classes, in the order of the contract's labels.
-        label_ids: the model's own label of each class; by default 0.., and 1.. for Faster R-CNN, Mask R-CNN and SSD,
-            whose 0 is background.
+        model: An ``FCOS``, ``RetinaNet``, `GFL`, ``FasterRCNN``, ``MaskRCNN`` or ``SSD`` (SSD300, SSDLite) whose
+            backbone returns several maps.
+        class_names: Names of the classes, in the order of the detector's labels.
+        label_ids: The model's label of each class; by default from 0, and from 1 for Faster R-CNN, Mask R-CNN and SSD,
+            whose label 0 is background.
 
     Raises:
-        DfmsdError: if the model is of another kind, or names and labels do not fit it.
+        DfmsdError: The model is not supported, or names and labels do not fit it.
     """
     kind = type(model)
     ids = range(len(class_names)) if label_ids is None else label_ids
@@ -58,8 +58,8 @@ def wrap_torchvision(
 
 
 def keypoints_refused(name: str) -> DfmsdError:
-    """Say why a keypoint detector is not taken."""
+    """Return the error for keypoint detectors."""
     return DfmsdError(
-        f"{name} is not supported: Keypoint R-CNN knows persons alone and is trained for their keypoints, which no loss"
-        " and no metric here looks at; take a Faster R-CNN or Mask R-CNN"
+        f"{name} is not supported: Keypoint R-CNN detects persons alone and is trained for their keypoints, which"
+        " no loss and no metric here uses; choose a Faster R-CNN or Mask R-CNN"
     )
