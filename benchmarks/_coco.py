@@ -1,4 +1,4 @@
-"""A data set of random photographs in the COCO layout, so that benchmarks need no downloads."""
+"""Random photographs in the COCO layout, so that benchmarks need no downloads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 640, 480
 QUALITY = 90
 CLASSES = tuple(f"class {i}" for i in range(7))
 BOXES = 6
-"""Objects of an image."""
+"""Objects per image."""
 
 
 def write_coco(root: Path, train: int, val: int, seed: int = 0) -> Path:
@@ -38,11 +38,11 @@ def write_coco(root: Path, train: int, val: int, seed: int = 0) -> Path:
 
 
 def random_photo(rng: np.random.Generator) -> Image.Image:
-    """Draw smooth colours with a little grain: about as many bytes of JPEG as a photograph, some 100 kB."""
-    colours = Image.fromarray(rng.integers(256, size=(HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8))
-    smooth = np.asarray(colours.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
-    grain = rng.normal(0, 6, size=smooth.shape)
-    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+    """Draw smooth colors with some noise, which compress to about 100 kB like a photograph."""
+    colors = Image.fromarray(rng.integers(256, size=(HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8))
+    smooth = np.asarray(colors.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
+    noise = rng.normal(0, 6, size=smooth.shape)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
 
 
 def random_object(rng: np.random.Generator, number: int, image_id: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the benchmarks measure and report: interleaved times, the peak of live tensor bytes, JSON and tables."""
+"""Measuring and reporting of the benchmarks: interleaved timing, peak tensor bytes, JSON and tables."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Median(NamedTuple):
 
     wall: float
     cpu: float
-    """Processor time of the process: what other programs on the machine disturb least."""
+    """CPU time of the process, which other programs on the machine disturb least."""
 
 
 def interleaved_medians(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Median]:
-    """Time calls side by side: one of each per round, every round starting with another one.
+    """Time calls in turns: one of each per round, starting with a different one in every round.
 
-    A slow phase of the machine then meets all of them alike.
+    A slow phase of the machine then affects all of them equally.
     """
     names = list(calls)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -52,7 +52,7 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], repeats: int,
 
 
 def parse_arguments(description: str | None, name: str, repeats: int, **extra: Any) -> argparse.Namespace:
-    """Read ``--repeats``, ``--out`` and one option for each of ``extra``: its name and default."""
+    """Parse ``--repeats``, ``--out`` and the options ``extra``, given as name and default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds (default: %(default)s)")
     for option, default in extra.items():
@@ -63,14 +63,14 @@ def parse_arguments(description: str | None, name: str, repeats: int, **extra: A
 
 
 def write_results(file: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, with the machine and the number of threads that they depend on."""
+    """Write results as JSON, with the machine and the number of threads."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**results, "threads": torch.get_num_threads(), "environment": describe_environment()})
     print(file)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of the same keys as a table; floats with four significant digits."""
+    """Print rows with the same keys as a table, floats with four significant digits."""
     table = Table(title=title)
     for heading in rows[0]:
         table.add_column(heading.replace("_", " "), justify="right")

@@ -1,4 +1,4 @@
-"""What other projects release for the same losses, where it is installed.
+"""Reference implementations of the same losses: those of other projects, if installed, and plain formulas.
 
 pip install --no-deps --target build/peers -r benchmarks/peers.txt
 """
@@ -24,10 +24,10 @@ LevelLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def mmrazor_losses(channels: int) -> dict[str, tuple[LevelLoss, nn.Module]]:
-    """Give mmrazor's losses of one level with their published weights, by our names; empty where it is not installed.
+    """Return mmrazor's losses of one level with their published weights, by dfmsd's names; empty if not installed.
 
     Each comes with the module that holds its parameters. The packages' ``__init__`` files are bypassed: they import
-    parts that fail on current versions of torch, and none of them is needed by these losses.
+    modules that fail with current versions of PyTorch and are not needed by these losses.
     """
     if PEERS.is_dir() and str(PEERS) not in sys.path:
         sys.path.append(str(PEERS))
@@ -40,11 +40,11 @@ def mmrazor_losses(channels: int) -> dict[str, tuple[LevelLoss, nn.Module]]:
     mgd = importlib.import_module(f"{models}.losses.mgd_loss").MGDLoss()
     pkd = importlib.import_module(f"{models}.losses.pkd_loss").PKDLoss(loss_weight=10)
     cwd = importlib.import_module(f"{models}.losses.cwd").ChannelWiseDivergence(loss_weight=10)
-    nothing = nn.Module()
+    no_layers = nn.Module()
     return {
         "mgd": (lambda student, teacher: mgd(connector.forward_train(student), teacher), connector),
-        "pkd": (pkd, nothing),
-        "cwd": (cwd, nothing),
+        "pkd": (pkd, no_layers),
+        "cwd": (cwd, no_layers),
     }
 
 
@@ -61,7 +61,7 @@ def _register_packages() -> bool:
 
 
 class FGDFormula(nn.Module):
-    """The plain formula of FGD, with the loop over images and boxes of the official code.
+    """Plain formula of FGD, with the loops over images and boxes of the official code.
 
     Args:
         channels: of the feature map.
@@ -83,12 +83,12 @@ class FGDFormula(nn.Module):
         )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Give the weighted sum of the four terms."""
+        """Compute the weighted sum of the four terms."""
         (spatial_s, channel_s), (spatial_t, channel_t) = self._attentions(student), self._attentions(teacher)
-        own, other = (feature * spatial_t.sqrt() * channel_t.sqrt() for feature in (student, teacher))
+        weighted_s, weighted_t = (feature * spatial_t.sqrt() * channel_t.sqrt() for feature in (student, teacher))
         foreground, background = (mask.sqrt() for mask in self._masks(spatial_t))
-        fg = (own * foreground - other * foreground).square().sum()
-        bg = (own * background - other * background).square().sum()
+        fg = (weighted_s * foreground - weighted_t * foreground).square().sum()
+        bg = (weighted_s * background - weighted_t * background).square().sum()
         attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
         related = (self._relate(feature, net) for net, feature in enumerate((student, teacher)))
         relation = (next(related) - next(related)).square().sum()
@@ -123,7 +123,7 @@ class FGDFormula(nn.Module):
 
 
 def formula(name: str, channels: int, context: LossContext) -> tuple[LevelLoss, nn.Module]:
-    """Give the plain formula of a method, a line of autograd operations after the other, with its parameters."""
+    """Return the plain formula of a method in autograd operations, and the module that holds its parameters."""
     if name == "fgd":
         fgd = FGDFormula(channels, context)
         return fgd, fgd

@@ -1,7 +1,7 @@
-"""What it costs that glibc gives memory back to the kernel: page faults and time of a step, with and without.
+"""Cost of glibc returning memory to the kernel: page faults and time of a training step, with and without.
 
-Each setting lives in a process of its own, since setting any threshold ends glibc's habit of adapting the others: that
-habit is part of the default. The processes take turns, one step each.
+Each setting runs in its own process, because setting any threshold disables glibc's dynamic adaptation of the others,
+which is part of the default. The processes take turns, one step each.
 
     python benchmarks/allocator.py
 """
@@ -31,10 +31,10 @@ STAGE = 2
 
 
 def work(connection: Connection, setting: str) -> None:
-    """Serve steps: each message names one and is answered with its time, its page faults and the memory held."""
+    """Run the step named by each message, and answer with its time, page faults and peak memory."""
     torch.set_num_threads(THREADS)
     if setting == "kept" and not keep_freed_memory():
-        connection.send("glibc's thresholds cannot be set here: another C library, a GPU, or MALLOC_ variables")
+        connection.send("cannot set glibc's thresholds: another C library, a GPU, or MALLOC_ variables")
         return
     setup = build(STUDENTS[0], STAGE, GENERATIONS[0])
     steps = {
@@ -58,11 +58,11 @@ def _faults() -> int:
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """Give the medians of each step under each setting."""
+    """Return the medians of each step with each setting."""
     workers: dict[str, Connection] = {}
     for setting in SETTINGS:
-        workers[setting], theirs = mp.get_context("spawn").Pipe()
-        mp.get_context("spawn").Process(target=work, args=(theirs, setting), daemon=True).start()
+        workers[setting], remote = mp.get_context("spawn").Pipe()
+        mp.get_context("spawn").Process(target=work, args=(remote, setting), daemon=True).start()
     for connection in workers.values():
         if refusal := connection.recv():
             raise DfmsdError(refusal)

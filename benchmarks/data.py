@@ -1,4 +1,4 @@
-"""What the data path costs: its parts beside bare references, and loaders alone and in front of a training step.
+"""Cost of data loading: its parts compared with minimal references, and loaders with and without a training step.
 
 python benchmarks/data.py
 """
@@ -26,16 +26,17 @@ from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.images import read_image
 from dfmsd.data.transforms import Sample, collate, fit, hflip
 from dfmsd.types import Batch
+from dfmsd.utils.device import available_cores
 
 STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_convs=2)
 IMAGES, BATCH, SIDE = 64, 8, 192
 LOADERS = (("off", 0), ("off", 1), ("off", 2), ("ram", 0), ("disk", 0), ("disk", 1), ("disk", 2))
-"""Cache of resized images, and loader processes."""
+"""Cache of resized images, and number of loader processes."""
 THREADS = 1
 
 
 def measure_parts(root: Path, repeats: int) -> list[dict[str, Any]]:
-    """Time each part on one batch, in milliseconds an image, beside the least that it could cost."""
+    """Time each part on one batch, in milliseconds per image, and its minimal reference."""
     records = CocoDataModule(DataConfig(str(root), image_size=SIDE)).train.coco.records[:BATCH]
     paths, decoded = [record.path for record in records], [read_image(record.path) for record in records]
     targets = [{"boxes": record.boxes, "labels": record.labels} for record in records]
@@ -62,20 +63,20 @@ def measure_parts(root: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def pil_decode(path: Path) -> np.ndarray[Any, Any]:
-    """Decode with nothing around."""
+    """Decode with Pillow alone."""
     return np.array(Image.open(path).convert("RGB"))
 
 
 def bare_stack(samples: list[Sample]) -> Tensor:
-    """Stack images of one size and convert them: the least that collating can cost."""
+    """Stack and convert images of one size, the minimum cost of collating."""
     stacked = torch.stack([sample.image.permute(1, 2, 0) for sample in samples])
     return stacked.permute(0, 3, 1, 2).float().div_(255)
 
 
 def measure_loaders(root: Path, repeats: int) -> list[dict[str, Any]]:
-    """Time epochs of each loader, alone and with a training step on each batch, in images a second."""
+    """Time epochs of each loader, alone and with a training step on each batch, in images per second."""
     step = training_step()
-    ready = list(loader(root, "off", 0))  # the batches of every epoch: the sampler stays in epoch 0
+    ready = list(loader(root, "off", 0))  # the same batches in every epoch: the sampler stays in epoch 0
     calls: dict[str, Callable[[], object]] = {}
     for cache, workers in LOADERS:
         source = loader(root, cache, workers)
@@ -97,13 +98,13 @@ def measure_loaders(root: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def loader(root: Path, cache: str, workers: int) -> DataLoader[Sample]:
-    """Give the engine's own loader of training images."""
+    """Return the engine's loader of training images."""
     config = DataConfig(str(root), image_size=SIDE, batch_size=BATCH, cache=cache, workers=workers)
     return CocoDataModule(config).train_dataloader()
 
 
 def training_step() -> Callable[[Batch], None]:
-    """Build the student and give its training step, without the optimiser."""
+    """Build the student and return its training step, without the optimizer."""
     torch.manual_seed(0)
     student = build_detector(STUDENT, CLASSES).train().to(memory_format=torch.channels_last)
 
@@ -115,14 +116,14 @@ def training_step() -> Callable[[Batch], None]:
     return step
 
 
-def epoch(source: DataLoader[Sample], use: Callable[[Batch], None]) -> None:
-    """Go through the images once."""
+def epoch(source: DataLoader[Sample], step: Callable[[Batch], None]) -> None:
+    """Run one epoch."""
     for batch in source:
-        use(batch)
+        step(batch)
 
 
 def main() -> None:
-    """Measure both, print tables and write JSON."""
+    """Measure parts and loaders, print tables and write JSON."""
     options = parse_arguments(__doc__, "data", repeats=15)
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,11 +132,11 @@ def main() -> None:
         parts = measure_parts(root, options.repeats)
         print_rows(f"one image of {WIDTH} x {HEIGHT} to {SIDE} pixels, {THREADS} thread", parts)
         loaders = measure_loaders(root, options.repeats)
-    print_rows(f"loaders alone and before a training step, batch {BATCH}, {os.cpu_count()} cores", loaders)
+    print_rows(f"loaders alone and before a training step, batch {BATCH}, {available_cores()} cores", loaders)
     results = {
         "repeats": options.repeats,
         "configuration": {"images": IMAGES, "jpeg": [WIDTH, HEIGHT], "image_size": SIDE, "batch": BATCH},
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "parts": parts,
         "rows": loaders,
     }

@@ -1,4 +1,4 @@
-"""Epochs an hour of whole runs through the real engine: baseline, distillation, distillation with a teacher cache.
+"""Epochs per hour of whole runs: baseline, distillation, and distillation with a teacher cache.
 
 The teacher has random weights, which cost as much as trained ones.
 
@@ -41,21 +41,21 @@ RUNS: dict[str, dict[str, Any]] = {
     "disk": {"teacher_cache": "disk"},
     "disk, filled": {"teacher_cache": "disk"},
 }
-"""Options of each run; `disk, filled` finds what `disk` has stored just before."""
+"""Options of each run; `disk, filled` reads what `disk` has stored before."""
 THREADS = 1
 
 
 class Times(NamedTuple):
-    """In seconds."""
+    """Times in seconds."""
 
     wall: float
     cpu: float
-    """Processor time of the process."""
+    """CPU time of the process."""
 
 
 def time_epochs(config: DistillConfig, teacher: Detector, *, no_distill: bool = False, **options: Any) -> list[Times]:
-    """Run once and tell how long each epoch took, its evaluation included."""
-    with tempfile.TemporaryDirectory() as out, noted_times() as times, redirect_stderr(io.StringIO()):
+    """Run once and return the time of each epoch, including its evaluation."""
+    with tempfile.TemporaryDirectory() as out, recorded_times() as times, redirect_stderr(io.StringIO()):
         distill(
             replace(config, out=out, **options),
             no_distill=no_distill,
@@ -67,11 +67,11 @@ def time_epochs(config: DistillConfig, teacher: Detector, *, no_distill: bool = 
 
 
 @contextmanager
-def noted_times() -> Iterator[list[Times]]:
-    """Note when training starts, and when the evaluation after each epoch is over."""
+def recorded_times() -> Iterator[list[Times]]:
+    """Record when training starts, and when the evaluation after each epoch ends."""
     times: list[Times] = []
 
-    def noting(method: Callable[..., None]) -> Callable[..., None]:
+    def recording(method: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
             method(*arguments)
             times.append(Times(perf_counter(), process_time()))
@@ -79,13 +79,13 @@ def noted_times() -> Iterator[list[Times]]:
         return call
 
     names = ("on_train_start", "on_train_epoch_end")
-    start, end = (patch.object(EpochEnd, name, noting(getattr(EpochEnd, name))) for name in names)
+    start, end = (patch.object(EpochEnd, name, recording(getattr(EpochEnd, name))) for name in names)
     with start, end:
         yield times
 
 
 def measure(config: DistillConfig, teacher: Detector, rounds: int) -> list[dict[str, Any]]:
-    """Run everything in turns; a row of the results for each of `RUNS`."""
+    """Run everything in turns and return a row for each of `RUNS`."""
     runs: dict[str, list[list[Times]]] = {name: [] for name in RUNS}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, DFMSD_CACHE=cache):
@@ -99,7 +99,7 @@ def measure(config: DistillConfig, teacher: Detector, rounds: int) -> list[dict[
 
 
 def summarize(name: str, runs: list[list[Times]]) -> dict[str, Any]:
-    """Give the medians over the rounds; `later` is the mean of all epochs but the first."""
+    """Return the medians over the rounds; `later` is the mean of all epochs but the first."""
     wall, cpu = (
         [statistics.median(getattr(times, clock) for times in epoch) for epoch in zip(*runs, strict=True)]
         for clock in Times._fields
@@ -119,7 +119,7 @@ def main() -> None:
     """Measure every run, print a table and write JSON."""
     options = parse_arguments(__doc__, "end_to_end", repeats=2, data="../shared/data/bccd")
     if not Path(options.data).is_dir():
-        print(f"end_to_end: no folder {options.data}; give a data set in the COCO layout with --data")
+        print(f"end_to_end: no folder {options.data}; pass a data set in the COCO layout with --data")
         return
     torch.set_num_threads(THREADS)
     config = read_config(DistillConfig, CONFIG)

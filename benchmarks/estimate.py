@@ -1,7 +1,8 @@
-"""Whether `dfmsd estimate` tells the truth: predicted beside measured milliseconds of a training step.
+"""Accuracy of `dfmsd estimate`: predicted and measured milliseconds of a training step.
 
-A row is one epoch of a run: the prediction comes from `dfmsd.estimation.estimator`, the measurement from the real loop
-(Lightning, data, logs, optimiser) on the same config. The teachers have random weights, the data are drawn digits.
+Each row is one epoch of a run: the prediction comes from `dfmsd.estimation.estimator`, the measurement from the real
+loop (Lightning, data, logs, optimizer) with the same config. The teachers have random weights, the data are rendered
+digits.
 
     python benchmarks/estimate.py
 """
@@ -42,35 +43,35 @@ BATCH, EPOCHS, THREADS = 8, 3, 1
 
 
 def configs(folder: Path) -> dict[str, DistillConfig]:
-    """Give each pair of student and teacher with every kind of cache, the last of them starting empty."""
+    """Return the configs of each pair of student and teacher with every kind of cache, initially empty."""
     root = str(make_digits(folder / "digits", train=20 * BATCH, val=2 * BATCH))
-    found = {}
+    runs = {}
     for number, (name, (size, teacher)) in enumerate(TEACHERS.items()):
         data = DataConfig(root, image_size=size, batch_size=BATCH, flip=0)
         recipe = folder / f"teacher_{number}.yaml"
         recipe.write_text(to_yaml(TrainConfig(out=str(folder / "unused"), data=data, model=teacher)), encoding="utf-8")
         stages = [StageConfig(epochs=EPOCHS, teacher=str(recipe))]
         config = DistillConfig(out=str(folder / "unused"), data=data, student=STUDENT, stages=stages)
-        found |= {f"{name}, cache {cache}": replace(config, teacher_cache=cache) for cache in CACHES}
-    return found
+        runs |= {f"{name}, cache {cache}": replace(config, teacher_cache=cache) for cache in CACHES}
+    return runs
 
 
 class StepTimes(pl.Callback):
-    """Note the times from the end of one step to the end of the next, by epoch."""
+    """Record the times from the end of one step to the end of the next, by epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[list[tuple[float, float]]] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Begin a list."""
+        """Start a list."""
         self.epochs.append([])
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """Note the moment."""
+        """Record the time."""
         self.epochs[-1].append((time.perf_counter(), time.process_time()))
 
     def median_ms(self, epoch: int) -> Median:
-        """Give the median step of an epoch."""
+        """Return the median step of an epoch."""
         steps = pairwise(self.epochs[epoch])
         differences = [[after - before for before, after in zip(*pair, strict=True)] for pair in steps]
         return Median(*(1e3 * statistics.median(column) for column in zip(*differences, strict=True)))
@@ -102,15 +103,15 @@ def measure(config: DistillConfig, folder: Path) -> StepTimes:
 
 
 def rows(name: str, config: DistillConfig, seconds: float) -> list[dict[str, Any]]:
-    """Predict, by the clock and by processor time, and measure: a row for the first epoch and one for the last."""
+    """Predict and measure wall-clock and CPU time; returns a row for the first and for the last epoch."""
     wall, cpu = (estimate(config, seconds=seconds, clock=clock) for clock in (time.perf_counter, time.process_time))
     with tempfile.TemporaryDirectory() as folder:
         times = measure(config, Path(folder))
-    found = []
+    results = []
     for epoch, key, index in (("first", "first_step_ms", 0), ("last", "step_ms", -1)):
         predicted = Median(*(getattr(one.prediction.stages[0], key) for one in (wall, cpu)))
         measured = times.median_ms(index)
-        found.append(
+        results.append(
             {
                 "run": name,
                 "epoch": epoch,
@@ -124,18 +125,18 @@ def rows(name: str, config: DistillConfig, seconds: float) -> list[dict[str, Any
                 "parts_ms_cpu": cpu.parts_ms,
             }
         )
-    return found
+    return results
 
 
 def main() -> None:
     """Predict and measure every row, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each calibration (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per estimate (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS / "estimate.json", help="JSON file (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["DFMSD_CACHE"] = f"{folder}/cache"  # the caches of real runs stay as they are
+        os.environ["DFMSD_CACHE"] = f"{folder}/cache"  # leave the caches of real runs alone
         runs = configs(Path(folder))
         found = [row for name, config in runs.items() for row in rows(name, config, options.seconds)]
     shown = [{key: value for key, value in row.items() if not isinstance(value, dict)} for row in found]

@@ -1,4 +1,4 @@
-"""What an evaluation costs: the whole beside its parts, and beside bare detection and bare COCOeval.
+"""Cost of an evaluation compared with its parts, bare detection and bare COCOeval.
 
 python benchmarks/evaluation.py
 """
@@ -29,9 +29,9 @@ THREADS = 1
 
 
 def prepare_calls(root: Path) -> dict[str, Callable[[], object]]:
-    """Give the evaluation, its parts and the bare references as calls on the same images and detections.
+    """Return the evaluation, its parts and the bare references as calls on the same images and detections.
 
-    The student is untrained: as many detections in each image as there may be, the most expensive case.
+    The student is untrained, which results in the maximum number of detections, the most expensive case.
     """
     torch.manual_seed(0)
     student = build_detector(STUDENT, CLASSES).to(memory_format=torch.channels_last).eval()
@@ -73,7 +73,7 @@ def prepare_calls(root: Path) -> dict[str, Callable[[], object]]:
 
 
 def summarize(medians: dict[str, Median]) -> dict[str, Any]:
-    """Relate the whole to its floor, detection alone and COCOeval alone."""
+    """Compare the evaluation with detection alone plus COCOeval alone."""
     wall, cpu = ({name: getattr(median, clock) for name, median in medians.items()} for clock in Median._fields)
     return {
         "ratio_to_floor": wall["evaluate"] / (wall["detect"] + wall["COCOeval_faster"]),

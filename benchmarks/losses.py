@@ -1,8 +1,8 @@
-"""What each loss costs: forward and backward over a whole pyramid, beside its peers and beside its plain formula.
+"""Cost of each loss, forward and backward over a whole pyramid, compared with other projects and plain formulas.
 
     python benchmarks/losses.py
 
-Every loss gets the same tensors, in the memory layout that MMDetection gives; a peer that is not installed has no row
+All losses get the same tensors in the memory layout of MMDetection. Projects that are not installed have no rows
 (`benchmarks/peers.txt`).
 """
 
@@ -42,7 +42,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Pair(NamedTuple):
-    """Both pyramids of one shape, and boxes."""
+    """Pyramids of student and teacher with equal shapes, and boxes."""
 
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
@@ -50,14 +50,14 @@ class Pair(NamedTuple):
     size: tuple[int, int]
 
     def run(self, terms: list[Tensor]) -> None:
-        """Run backward from the sum, and drop the gradients of the features."""
+        """Run backward from the sum, and discard the gradients of the features."""
         torch.stack(terms).sum().backward()
         for level in self.student.values():
             level.grad = None
 
 
 def build_pair(batch: int, height: int, width: int) -> Pair:
-    """Draw two pyramids; a student's level wants a gradient, as in training."""
+    """Draw two random pyramids; the student's requires gradients, as in training."""
     torch.manual_seed(0)
     shapes = {f"p{i}": (batch, CHANNELS, -(-height // s), -(-width // s)) for i, s in enumerate(STRIDES, 3)}
     student = {name: torch.randn(shape).requires_grad_() for name, shape in shapes.items()}
@@ -70,8 +70,8 @@ def no_correlation(*_: Tensor) -> None:
     """Replace the correlations of `Criterion.diagnostics`, which the references do not compute."""
 
 
-def ours(row: str, pair: Pair) -> Callable[[], None]:
-    """Return a step of one of our losses: the whole criterion except its correlations."""
+def dfmsd_step(row: str, pair: Pair) -> Callable[[], None]:
+    """Return a step of one of dfmsd's losses, without the correlations, which other projects do not compute."""
     name, options = LOSSES[row]
     levels = [LevelSpec(level, CHANNELS, stride) for level, stride in zip(pair.student, STRIDES, strict=True)]
     criterion = dfmsd.losses.build(name, levels, levels, **options)
@@ -86,8 +86,8 @@ def ours(row: str, pair: Pair) -> Callable[[], None]:
     return step
 
 
-def theirs(build: Callable[[LossContext], tuple[LevelLoss, nn.Module]], pair: Pair) -> Callable[[], None]:
-    """Give the same step with a loss of one level of somebody else, one on each level."""
+def reference_step(build: Callable[[LossContext], tuple[LevelLoss, nn.Module]], pair: Pair) -> Callable[[], None]:
+    """Return the same step with a reference loss on each level."""
     contexts = {
         name: LossContext(pair.boxes, pair.size, stride) for name, stride in zip(pair.student, STRIDES, strict=True)
     }
@@ -102,19 +102,19 @@ def theirs(build: Callable[[LossContext], tuple[LevelLoss, nn.Module]], pair: Pa
 
 
 def references(pair: Pair) -> dict[tuple[str, str], Callable[[], None]]:
-    """Give what our losses are compared with: ``(our loss, whose)`` -> step."""
+    """Return the steps to compare with: ``(loss, source)`` -> step."""
     steps = {}
     for name in dict.fromkeys(name for name, _ in LOSSES.values()):
-        steps[name, "formula"] = theirs(lambda at, name=name: formula(name, CHANNELS, at), pair)  # type: ignore[misc]
+        steps[name, "formula"] = reference_step(lambda at, name=name: formula(name, CHANNELS, at), pair)  # type: ignore[misc]
     for name in mmrazor_losses(CHANNELS):
-        steps[name, "mmrazor"] = theirs(lambda _, name=name: mmrazor_losses(CHANNELS)[name], pair)  # type: ignore[misc]
+        steps[name, "mmrazor"] = reference_step(lambda _, name=name: mmrazor_losses(CHANNELS)[name], pair)  # type: ignore[misc]
     return steps
 
 
 def measure(shape: str, repeats: int) -> list[dict[str, Any]]:
     """Measure all losses at one shape, interleaved."""
     pair = build_pair(*SHAPES[shape])
-    own = {row: ours(row, pair) for row in LOSSES}
+    own = {row: dfmsd_step(row, pair) for row in LOSSES}
     other = references(pair)
     medians = interleaved_medians({**own, **other}, repeats)  # type: ignore[dict-item]
     peaks = {key: peak_bytes(call) for key, call in {**own, **other}.items()}  # type: ignore[dict-item]

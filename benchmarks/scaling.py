@@ -1,4 +1,4 @@
-"""How the cost of the dfmsd loss grows: time and memory of forward and backward against the sizes of its input.
+"""Scaling of the dfmsd loss: time and memory of forward and backward as a function of the input sizes.
 
 python benchmarks/scaling.py
 """
@@ -19,19 +19,19 @@ from dfmsd.types import FeaturePyramid
 
 THREADS = 1
 BOXES = 6
-"""Objects of an image."""
+"""Objects per image."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost depends on."""
+    """Input sizes that determine the cost."""
 
     image_size: int = 256
     batch: int = 4
     levels: int = 3
-    """Of stride 8, 16, ..."""
+    """With strides 8, 16, ..."""
     channels: int = 64
-    """Of student and teacher alike."""
+    """Of student and teacher."""
 
 
 SWEEPS = {
@@ -40,27 +40,27 @@ SWEEPS = {
     "levels": (2, 3, 4, 5),
     "channels": (16, 32, 64, 128, 256),
 }
-"""Values of one size each, the others as in `Shape`."""
+"""Values of one size, with the others as in `Shape`."""
 
 
 def loss_step(shape: Shape) -> Callable[[], object]:
-    """Give forward and backward of the loss on random pyramids as one call."""
+    """Return forward and backward of the loss on random pyramids as one call."""
     torch.manual_seed(0)
     levels = [LevelSpec(f"p{power}", shape.channels, 2**power) for power in range(3, 3 + shape.levels)]
     criterion = losses.build("dfmsd", levels, levels).to(memory_format=torch.channels_last)
     student, teacher = random_pyramid(shape, levels), random_pyramid(shape, levels)
     boxes = [random_boxes(shape.image_size) for _ in range(shape.batch)]
-    wanted = [value.requires_grad_() for value in student.values()] + list(criterion.parameters())
+    inputs = [value.requires_grad_() for value in student.values()] + list(criterion.parameters())
 
     def step() -> tuple[Tensor, ...]:
         terms = criterion(student, teacher, boxes=boxes, size=(shape.image_size,) * 2)
-        return torch.autograd.grad(torch.stack(list(terms.values())).sum(), wanted)
+        return torch.autograd.grad(torch.stack(list(terms.values())).sum(), inputs)
 
     return step
 
 
 def random_pyramid(shape: Shape, levels: list[LevelSpec]) -> FeaturePyramid:
-    """Draw features of each level in the layout of training."""
+    """Draw features of each level in the memory layout of training."""
     pyramid = {}
     for level in levels:
         side = shape.image_size // level.stride
@@ -77,7 +77,7 @@ def random_boxes(image_size: int) -> Tensor:
 
 
 def measure(size: str, repeats: int) -> list[dict[str, Any]]:
-    """Measure all values of one size: rows of the results."""
+    """Measure all values of one size and return rows."""
     shapes = [replace(Shape(), **{size: value}) for value in SWEEPS[size]]
     calls = {str(getattr(shape, size)): loss_step(shape) for shape in shapes}
     medians = interleaved_medians(calls, repeats)
@@ -88,7 +88,7 @@ def measure(size: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def exponent(rows: list[dict[str, Any]], size: str, cost: str) -> float:
-    """Fit ``cost ~ size ** exponent`` to the rows, least squares in logarithms."""
+    """Fit ``cost ~ size ** exponent`` to the rows by least squares in log space."""
     slope, _ = np.polyfit(np.log([row[size] for row in rows]), np.log([row[cost] for row in rows]), 1)
     return float(slope)
 

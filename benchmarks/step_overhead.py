@@ -1,8 +1,8 @@
-"""What distillation costs: a whole step beside the least that it could cost, in time and memory.
+"""Overhead of a distillation step in time and memory, compared with its minimum.
 
-The floor of a step is the student's own training step, the teacher's forward pass to its neck, and the bare
-convolutions of alignment and generation, forward and backward, on the same shapes; the rest is overhead. With a
-cache of the teacher's features its forward pass is no part of the floor. No optimiser step on either side.
+The minimum is the student's own training step, the teacher's forward pass up to its neck, and the bare convolutions of
+alignment and generation, forward and backward, with the same shapes; the rest is overhead. With a teacher cache, the
+teacher's forward pass is not part of the minimum. The optimizer step is excluded from both.
 
     python benchmarks/step_overhead.py
 """
@@ -43,10 +43,10 @@ THREADS = 1
 
 
 class Setup(NamedTuple):
-    """Everything that a step needs, on shared weights."""
+    """Inputs and tasks of a step, with shared weights."""
 
     plain: DistillationTask
-    """The student without a teacher: what ``--no-distill`` trains."""
+    """The student without a teacher, as with ``--no-distill``."""
     distilled: DistillationTask
     teacher: FrozenTeacher
     images: Tensor
@@ -54,7 +54,7 @@ class Setup(NamedTuple):
 
 
 def build(student_config: DetectorConfig, stage: int, generation: str) -> Setup:
-    """Build student, teacher and both tasks with random weights, and one batch, in the layout that training uses."""
+    """Build student, teacher and both tasks with random weights, and a batch in the memory layout of training."""
     loss = {"name": "dfmsd", "generation": generation}
     torch.manual_seed(0)
     student = dfmsd.build_detector(student_config, CLASSES)
@@ -79,22 +79,22 @@ def random_target() -> Target:
 
 
 def training_step(task: DistillationTask, setup: Setup, keys: tuple[str, ...] = ()) -> None:
-    """Run one step without the optimiser: forward, losses, backward, gradients dropped.
+    """Run one step without the optimizer: forward, losses and backward; the gradients are discarded.
 
-    With ``keys`` the teacher's features come from its cache.
+    With ``keys``, the teacher's features come from its cache.
     """
     torch.stack(list(task(setup.images, setup.targets, keys).values())).sum().backward()
     task.zero_grad()
 
 
 def teacher_then_plain_step(setup: Setup) -> None:
-    """Run what distillation needs at the very least; the teacher's pyramid is dropped at once."""
+    """Run the minimum of a distillation step; the teacher's pyramid is discarded."""
     setup.teacher.features(setup.images)
     training_step(setup.plain, setup)
 
 
 def record_convolutions(setup: Setup) -> list[tuple[nn.Conv2d, Tensor]]:
-    """Give each convolution of alignment and generation with the input of a real step."""
+    """Return each convolution of alignment and generation with its input in a real step."""
     calls: list[tuple[nn.Conv2d, Tensor]] = []
 
     def record(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
@@ -111,7 +111,7 @@ def record_convolutions(setup: Setup) -> list[tuple[nn.Conv2d, Tensor]]:
 
 
 def bare_convolutions(calls: list[tuple[nn.Conv2d, Tensor]]) -> Callable[[], None]:
-    """Give the forward and backward passes of these convolutions alone, as one call."""
+    """Return the forward and backward passes of these convolutions as one call."""
     upstream = [torch.ones_like(module(value)) for module, value in calls]
 
     def run() -> None:
@@ -122,7 +122,7 @@ def bare_convolutions(calls: list[tuple[nn.Conv2d, Tensor]]) -> Callable[[], Non
 
 
 def measure(student_config: DetectorConfig, stage: int, generation: str, repeats: int) -> dict[str, Any]:
-    """Measure one student in one stage: a row of the results."""
+    """Measure one student in one stage and return a row."""
     setup = build(student_config, stage, generation)
     convolutions = record_convolutions(setup)
     whole, plain = partial(training_step, setup.distilled, setup), partial(training_step, setup.plain, setup)
@@ -159,12 +159,12 @@ def measure(student_config: DetectorConfig, stage: int, generation: str, repeats
 
 
 def dimensions(value: Tensor) -> str:
-    """Write a shape as ``8x64x24x24``."""
+    """Format a shape as ``8x64x24x24``."""
     return "x".join(map(str, value.shape))
 
 
 def ratios(durations: dict[str, float]) -> dict[str, float]:
-    """Relate the whole step to its floor and to the student's own step."""
+    """Compare the whole step with its minimum and with the student's own step."""
     cached_floor = durations["student_step"] + durations["bare_convolutions"]
     whole, cached = durations["distillation_step"], durations["cached_step"]
     return {

@@ -1,11 +1,11 @@
-"""In which setting does distillation work? A few methods in one setting after another, on a held-out part of train.
+"""In which settings does distillation work? A few methods in several settings, on a held-out part of train.
 
     python benchmarks/experiments/pilot.py configs/aquarium/compare-methods.yaml --settings 1000_steps 3000_steps
     python benchmarks/experiments/pilot.py configs/bccd/compare-methods.yaml --methods 'pkd,dfmsd[beta=4]' --seeds 0,1,2
 
-The comparison's config is changed as SETTINGS says and a fifth of the training images takes the place of the validation
-images, which are not looked at. (The teachers were trained on that fifth too, so that their own AP here is too high.)
-Finished runs are taken as they are. Writes ``benchmarks/results/pilot-<data>.json``; other settings in it stay.
+The config of the comparison is changed as in SETTINGS, and a fifth of the training images replaces the validation
+images, which are not used. (The teachers were trained on that fifth too, so their own AP is too high here.) Finished
+runs are reused. Writes ``benchmarks/results/pilot-<data>.json`` and keeps its other settings.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "1000_steps_balance_2": {"steps": 1000, "balance": 2.0},
     "1000_steps_inherit": {"steps": 1000, "inherit": 1},
 }
-"""Name -> what it changes in the config; ``steps`` becomes whole epochs."""
+"""Name -> changes of the config; ``steps`` are rounded to whole epochs."""
 
 
 def changed(config: CompareConfig, setting: str, out: Path) -> CompareConfig:
-    """Give the config of a setting."""
+    """Return the config of a setting."""
     values = dict(SETTINGS[setting])
     steps = values.pop("steps")
     for name in ("student", "data", "optim"):
@@ -60,27 +60,28 @@ def changed(config: CompareConfig, setting: str, out: Path) -> CompareConfig:
 
 
 def main() -> None:
-    """Run what is missing and write the JSON."""
+    """Run missing experiments and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="of a comparison")
+    parser.add_argument("config", type=Path, help="config of a comparison")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["1000_steps"])
-    parser.add_argument("--pairs", nargs="+", help="of the config; all by default")
+    parser.add_argument("--pairs", nargs="+", help="pairs of the config; all by default")
     parser.add_argument("--methods", type=split_methods, default=["pkd", "mgd", "dfmsd"])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--jobs", type=int, default=1)
-    asked = parser.parse_args()
-    config = replace(read_config(CompareConfig, asked.config), methods=asked.methods, seeds=asked.seeds)
-    if asked.pairs:
-        config = replace(config, pairs={name: config.pairs[name] for name in asked.pairs})
-    data = asked.config.resolve().parent.name
+    options = parser.parse_args()
+    config = replace(read_config(CompareConfig, options.config), methods=options.methods, seeds=options.seeds)
+    if options.pairs:
+        config = replace(config, pairs={name: config.pairs[name] for name in options.pairs})
+    data = options.config.resolve().parent.name
     path = RESULTS / f"pilot-{data}.json"
-    for setting in asked.settings:
-        own = changed(config, setting, Path("runs", data, "pilot"))
-        pairs = {found.pair: found.as_json() for found in compare(own, jobs=asked.jobs)}
+    for setting in options.settings:
+        setting_config = changed(config, setting, Path("runs", data, "pilot"))
+        pairs = {results.pair: results.as_json() for results in compare(setting_config, jobs=options.jobs)}
         known = json.loads(path.read_text()) if path.exists() else {}
         before = known.get(setting, {}).get("pairs", {})
-        told = {"student": asdict(own.student), "epochs": own.epochs, "changes": SETTINGS[setting]}
-        write_json(path, {**known, setting: {**told, "pairs": {**before, **pairs}}})
+        described = {"student": asdict(setting_config.student), "epochs": setting_config.epochs}
+        described["changes"] = SETTINGS[setting]
+        write_json(path, {**known, setting: {**described, "pairs": {**before, **pairs}}})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""An RT-DETR to train: a small one of transformers, on the backbone that teacher A has learnt with.
+"""Initialize a small RT-DETR of transformers with the trained backbone of teacher A.
 
     dfmsd train --config configs/aquarium/teacher_a.yaml
     python benchmarks/experiments/rt_detr.py
     dfmsd train --config configs/aquarium/teacher_rt_detr.yaml
 
-From an ImageNet backbone it has 1 AP after 448 steps: a transformer learns slower than a dense head.
+With an ImageNet backbone it reaches 1 AP after 448 steps: a transformer learns more slowly than a dense head.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ WIDTH = 128
 
 
 def main() -> None:
-    """Write the folder that `save_pretrained` writes."""
+    """Write the model folder."""
     names = [category["name"] for category in json.loads(ANNOTATIONS.read_text())["categories"]]
     torch.manual_seed(0)
     model = AutoModelForObjectDetection.from_config(
         RTDetrConfig(
             backbone_config=TimmBackboneConfig(backbone=BACKBONE, out_indices=[2, 3, 4], use_pretrained_backbone=False),
-            # freezing them would replace timm's layers of normalisation *and* activation by the first alone
+            # freezing would replace timm's combined normalization and activation layers by normalization alone
             freeze_backbone_batch_norms=False,
             encoder_in_channels=timm.create_model(BACKBONE, features_only=True).feature_info.channels()[2:],
             decoder_in_channels=[WIDTH] * 3,

@@ -1,9 +1,9 @@
-"""Do images without annotations help? A quarter of aquarium's labels, with and without the other images.
+"""Do unlabeled images help? A quarter of aquarium's labels, with and without the other images.
 
     python benchmarks/experiments/unlabeled.py --jobs 2       # writes benchmarks/results/unlabeled.json
 
-Every fourth training image keeps its annotations. The teacher is the one of the whole training set: it has seen the
-labels that are taken from the student here. Finished runs are taken as they are.
+Every fourth training image keeps its annotations. The teacher was trained on the whole training set, including the
+labels withheld from the student. Finished runs are reused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def split(root: Path, rest: Path) -> None:
     whole = json.loads((SOURCE / "annotations/instances_train.json").read_text())
     kept = whole["images"][::4]
     ids = {image["id"] for image in kept}
-    own = [box for box in whole["annotations"] if box["image_id"] in ids]
+    annotations = [box for box in whole["annotations"] if box["image_id"] in ids]
     for folder in (root / "annotations", root / "train", rest):
         folder.mkdir(parents=True, exist_ok=True)
     for image in whole["images"]:
@@ -38,14 +38,14 @@ def split(root: Path, rest: Path) -> None:
         shutil.copy(SOURCE / "train" / image["file_name"], target)
     shutil.copytree(SOURCE / "val", root / "val", dirs_exist_ok=True)
     shutil.copy(SOURCE / "annotations/instances_val.json", root / "annotations")
-    write_json(root / "annotations/instances_train.json", {**whole, "images": kept, "annotations": own})
+    write_json(root / "annotations/instances_train.json", {**whole, "images": kept, "annotations": annotations})
 
 
 def main() -> None:
-    """Make the data, run what is missing, write the JSON."""
+    """Prepare the data, run missing experiments and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     config = read_config(CompareConfig, CONFIG)
     root = Path(config.data.root)
     rest = root.with_name(f"{root.name}_rest")
@@ -53,10 +53,10 @@ def main() -> None:
         split(root, rest)
     (teachers,) = config.pairs.values()
     more = replace(config, data=replace(config.data, unlabeled=str(rest)), pairs={"unlabeled": teachers})
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, one in (("labels alone", config), ("with the other images", more)):
-        found[name] = [pair.as_json() for pair in compare(one, jobs=asked.jobs)]
-        write_json(RESULTS, found)
+        results[name] = [pair.as_json() for pair in compare(one, jobs=options.jobs)]
+        write_json(RESULTS, results)
 
 
 if __name__ == "__main__":
