@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -77,6 +78,18 @@ def test_help_names_every_command(dfmsd: Command) -> None:
     assert set(cli.COMMANDS) <= set(out.split())
     assert "Train a detector on labels alone." in out
     assert "--debug" in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_is_plain(dfmsd: Command, command: str) -> None:
+    status, out, _ = dfmsd(command, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: dfmsd {command} ")
+    for noise in ("type:", "<class", "default: null", "default: False", "``", "Show program"):
+        assert noise not in out
+    flags = re.findall(r"^  (--[\w.-]+)", out, flags=re.MULTILINE)
+    keys = [field.name for field in fields(config)] if (config := cli.COMMANDS[command].config) else []
+    assert all("_" not in flag for flag in flags if flag[2:].partition(".")[0] not in keys)
 
 
 STARTUP = """

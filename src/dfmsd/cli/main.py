@@ -70,12 +70,15 @@ def run(arguments: Sequence[str]) -> None:
     parser.prog = "dfmsd"  # also for python -m dfmsd
     parser.add_argument("--version", action="version", version=f"dfmsd {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; works with all commands")
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    commands = parser.add_subcommands(
+        dest="command", title="commands", description="`dfmsd COMMAND --help` lists its flags.", metavar="COMMAND"
+    )
     subparsers = {command: COMMANDS[command].parser() for command in ([name] if name else COMMANDS)}
     for command, subparser in subparsers.items():
+        commands.add_subcommand(command, subparser, help=subparser.description)
+        subparser.prog = f"dfmsd {command}"
         if COMMANDS[command].config:
             subparser.usage = f"dfmsd {command} [--config FILE] [--KEY VALUE ...] [options]"
-        commands.add_subcommand(command, subparser, help=subparser.description)
     arguments = [re.sub("^--print_config", "--print-config", argument) for argument in arguments]  # its former name
     files = config_files(arguments)
     for file in files:

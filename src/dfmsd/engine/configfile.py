@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -29,17 +30,34 @@ PLAIN = {
 """Patterns of jsonargparse's messages -> plain text."""
 
 
+class HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Help without Python types, and without the defaults None and False."""
+
+    def _get_type_str(self, action: argparse.Action) -> None:
+        return None
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = super()._get_help_string(action).replace("``", "`")
+        silent = action.default is None or action.default is False
+        return text.removesuffix(" (default: %(default)s)") if silent else text
+
+
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
     """Build an empty parser that raises instead of exiting, and refuses abbreviated flags: they may be typos."""
     return jsonargparse.ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=description, print_config="--print-config"
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=description,
+        formatter_class=HelpFormatter,
+        print_config="--print-config",
     )
 
 
 def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
     """Build a parser whose flags are the keys of a config, plus ``--config FILE``."""
     parser = command_parser((config.__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", action="config", help="YAML file; flags after it override its values")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; flags override its values")
+    parser._option_string_actions["--print-config"].help = "print the resulting config as YAML and exit"
     parser.add_class_arguments(config, nested_key=None, fail_untyped=False)
     return parser
 
