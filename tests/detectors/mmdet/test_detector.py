@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dfmsd.detectors import load_detector
 from dfmsd.detectors.mmdet.detector import read_normalization, read_strides, scalars
+from dfmsd.detectors.mmdet.files import import_mmdet
 from dfmsd.errors import DfmsdError
 
 pytestmark = NEEDED
@@ -186,13 +187,14 @@ def test_losses_are_added_up_over_levels() -> None:
 
 
 def test_a_detector_without_priors_is_refused(saved_mmdet: Saved, tmp_path: Any) -> None:
+    import_mmdet("the test")
     from mmdet.models import DETR
 
-    with pytest.raises(DfmsdError, match=r"^DETR of mmdet has no prior_generator, .* those of hf:$"):
+    with pytest.raises(DfmsdError, match=r"^DETR of mmdet has no prior_generator, .* available with hf:$"):
         read_strides(DETR.__new__(DETR))
     save_config("retinanet", tmp_path / "config.py", {"model.neck.num_outs": 4})
     with pytest.raises(
-        DfmsdError, match=r"RetinaNet: its prior generator has strides \[8, 16, 32, 64, 128\], but its neck gives 4"
+        DfmsdError, match=r"RetinaNet: its prior generator has strides \[8, 16, 32, 64, 128\], but its neck returns 4"
     ):
         load_detector(f"mmdet:{tmp_path / 'config.py'}", trained=False)
 
