@@ -89,7 +89,7 @@ def test_flags_change_single_losses_of_a_list(file: Path) -> None:
     for flag, message in (
         ("--loss.weight", r"--loss\.weight: loss has 2 entries, counted from 0; pass --loss\.0\.KEY"),
         ("--loss.2.weight", r"--loss\.2\.weight: loss has 2 entries"),
-        ("--stages.0.loss.weight", r"stages\.0: loss\.name: missing; over a list of losses"),
+        ("--stages.0.loss.weight", r"stages\.0: loss\.name: missing; the loss of a stage replaces a list of losses"),
     ):
         with pytest.raises(DfmsdError, match=message):
             parse(file, flag, "2")
@@ -112,7 +112,7 @@ def test_a_printed_config_includes_flags_into_lists(file: Path, capsys: pytest.C
         (["--stages.0.epochs", "[1"], r"--stages\.0\.epochs: '\[1' is not valid YAML"),
         (["--stages.0.teacher.x", "1"], r"--stages\.0\.teacher\.x: teacher has no keys"),
         (["--stages.0x.epochs", "1"], r"--stages\.0x\.epochs: stages has 2 entries"),
-        (["--stages.0.loss.a.b", "1"], "loss.a: no option of dfmsd"),
+        (["--stages.0.loss.a.b", "1"], "loss.a: dfmsd has no such option"),
         (["--stages.epochs", "3"], r"--stages\.epochs: stages has 2 entries"),
         (["--stages", "[]", "--stages.0.epochs", "1"], r"stages has 0 entries, .*; pass a --config with stages"),
         (["--loss.0.alpha", "3"], r"--loss\.0\.alpha: loss is not a list"),
