@@ -1,4 +1,4 @@
-"""Damaged annotation files and images on the command line: exit status 2 and a one-line message."""
+"""Damaged annotation files and images: a one-line message, and exit status 2 on the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from PIL import Image
 from tests.helpers.bad_input import LONG, RESULTS, TRUTH, says, truth_file
 from tests.helpers.bad_input import dfmsd as dfmsd
 from tests.helpers.command import Command
+
+from dfmsd.data import CocoDetection
+from dfmsd.errors import DfmsdError
 
 Edit = Callable[[Any], object]
 
@@ -80,12 +84,26 @@ TRUTHS: dict[str, tuple[Edit | bytes, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "pieces"), TRUTHS.values(), ids=TRUTHS)
-def test_a_bad_annotation_file(dfmsd: Command, damage: Edit | bytes, pieces: tuple[str, ...]) -> None:
+def damage_truth(folder: Path, damage: Edit | bytes) -> None:
     content = copy.deepcopy(TRUTH)
     if not isinstance(damage, bytes):
         damage(content)
-    truth_file(dfmsd.folder).write_bytes(damage if isinstance(damage, bytes) else json.dumps(content).encode())
+    truth_file(folder).write_bytes(damage if isinstance(damage, bytes) else json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(("damage", "pieces"), TRUTHS.values(), ids=TRUTHS)
+def test_a_bad_annotation_file(dfmsd: Command, damage: Edit | bytes, pieces: tuple[str, ...]) -> None:
+    damage_truth(dfmsd.folder, damage)
+    with pytest.raises(DfmsdError) as caught:
+        CocoDetection("data", "train")
+    says(str(caught.value), ("instances_train.json", *pieces))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no text", "too deep", "class of half a character", "out by dots", "unknown image"])
+def test_a_bad_annotation_file_on_the_command_line(dfmsd: Command, name: str) -> None:
+    damage, pieces = TRUTHS[name]
+    damage_truth(dfmsd.folder, damage)
     says(dfmsd.refusal("distill", "--config", "good.yaml"), ("instances_train.json", *pieces))
 
 
