@@ -64,12 +64,10 @@ def test_page_has_gains_curves_sizes_and_failures(results: PairResults, tmp_path
 
 
 def test_summary(results: PairResults) -> None:
-    first = "The best method is pkd with 15.0 AP, +4.0 over the baseline (3 seeds). The best teacher reaches 50.0."
+    first = "The best method is pkd with 15.0 AP, 4.0 above the baseline (3 seeds). The best teacher reaches 50.0."
     assert page.summarize(results) == f"{first} Better than the baseline with every seed: pkd."
     losing = replace(results, rows=[row for row in results.rows if row.method != "pkd"])
-    first = (
-        "The best method is mgd[<b>=1] with 9.0 AP, -2.0 over the baseline (3 seeds). The best teacher reaches 50.0."
-    )
+    first = first.replace("pkd with 15.0 AP, 4.0 above", "mgd[<b>=1] with 9.0 AP, 2.0 below")
     assert page.summarize(losing) == f"{first} Better than the baseline with every seed: none."
     assert page.summarize(replace(results, rows=[])) == ""
 

@@ -45,7 +45,7 @@ def test_only_distilled_run_shows_training(four_runs, tmp_path):
 
 def test_gain_and_its_limits(four_runs, tmp_path):
     html = comparison_report(tmp_path / "report.html", four_runs).read_text(encoding="utf-8")
-    assert "reaches 32.3 AP, +2.3 over the baseline&#39;s 30.0." in html
+    assert "reaches 32.3 AP, 2.3 above the baseline (30.0)." in html
     assert "several seeds" in html
     assert "not fair" not in html
 
@@ -53,7 +53,7 @@ def test_gain_and_its_limits(four_runs, tmp_path):
 def test_different_epochs_are_unfair(four_runs, make_run, tmp_path):
     four_runs["baseline"] = make_run("short", ap=0.4, stages=1, distils=False)
     html = comparison_report(tmp_path / "report.html", four_runs).read_text(encoding="utf-8")
-    assert "reaches 32.3 AP, -7.7 over the baseline&#39;s 40.0." in html
+    assert "reaches 32.3 AP, 7.7 below the baseline (40.0)." in html
     assert "not fair" in html
 
 
@@ -62,7 +62,7 @@ def test_unfinished_run_is_named(four_runs, tmp_path):
     page = Page(comparison_report(tmp_path / "report.html", four_runs))
     assert "distilled has no metrics.json yet." in page.html
     assert page.cells[4][:3] == ["distilled", "–", "–"]
-    assert "over the baseline" not in page.html
+    assert "above the baseline" not in page.html
 
 
 def test_undefined_metrics_are_dashes(four_runs, tmp_path):
@@ -70,7 +70,7 @@ def test_undefined_metrics_are_dashes(four_runs, tmp_path):
     (four_runs["baseline"] / "metrics.json").write_text(json.dumps(metrics))
     page = Page(comparison_report(tmp_path / "report.html", four_runs))
     assert page.cells[3] == ["baseline", "–", "–", "1,234,567", "4"]
-    assert "over the baseline" not in page.html
+    assert "above the baseline" not in page.html
 
 
 def test_comparison_without_runs_is_rejected(tmp_path):

@@ -13,7 +13,7 @@ STRONG = ModelRow("strong", {"AP": 0.809}, parameters=1000, latency=40.0)
 
 def test_summary_has_gain_and_costs():
     assert summarize(STUDENT, BASELINE, [WEAK, STRONG]) == (
-        "The distilled student reaches 75.3 AP, +4.4 over the baseline's 70.9. The best teacher, strong, reaches 80.9; "
+        "The distilled student reaches 75.3 AP, 4.4 above the baseline (70.9). The best teacher, strong, reaches 80.9; "
         "the student has 20% of its parameters and takes 75% of its time on this CPU."
     )
 

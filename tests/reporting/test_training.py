@@ -37,7 +37,7 @@ def test_terms_with_and_without_weight(make_run, distill_config, tmp_path):
         "Losses without weights",
         "Correlation with the teacher",
     ]
-    assert "mask times 0.5; sfa times 0.5." in sections[1].notes[0]
+    assert "mask × 0.5; sfa × 0.5." in sections[1].notes[0]
     shown = figures(sections)
     assert set(shown["mask/p3"].traces[0]["y"]) == {0.5, None}
     assert set(shown["mask/p3 without weight"].traces[0]["y"]) == {1.0, None}
@@ -76,7 +76,7 @@ def test_weights_per_stage(make_run, distill_config, tmp_path, tiny_teachers):
         StageConfig(epochs=2, teacher=tiny_teachers[1], loss={"weight": 4.0}),
     ]
     sections = training_sections(read_run(make_run()), distill_config(tmp_path, stages=stages), "")
-    assert "mask times 1 (stage 1), 4 (stage 2)" in sections[1].notes[0]
+    assert "mask × 1 (stage 1), 4 (stage 2)" in sections[1].notes[0]
 
 
 def test_term_without_values_is_not_plotted(make_run, distill_config, tmp_path):

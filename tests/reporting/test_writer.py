@@ -80,7 +80,7 @@ def test_analysis_agrees_with_evaluation(runs, tiny_teachers):
 def test_report_of_a_folder_of_runs(runs):
     html = report(runs, None, [], 2).read_text(encoding="utf-8")
     assert (runs / "report.html").is_file()
-    assert "The distilled student reaches 25.0 AP, +0.0 over the baseline&#39;s 25.0." in html
+    assert "The distilled student reaches 25.0 AP, 0.0 above the baseline (25.0)." in html
     assert {"Classes", "Images", "Masks and attention"} <= set(headings(html))
 
 
@@ -97,7 +97,7 @@ def test_missing_teachers_and_data_are_left_out(runs, tmp_path, caplog):
     assert "Not analyzed: data.root: no folder /gone" in html
     assert "Images" not in headings(html)
     (run / "student.safetensors").unlink()
-    assert "holds no student.safetensors" in report(run, None, [], 1).read_text(encoding="utf-8")
+    assert "has no student.safetensors" in report(run, None, [], 1).read_text(encoding="utf-8")
     (run / "config.yaml").write_text("version: 0\n")
     assert "cannot read its config.yaml" in report(run, None, [], 1).read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.reporting.page import Figure, Section, Table
 from dfmsd.reporting.plots import bars, curves, escape_label
 from dfmsd.reporting.records import Column, RunRecord, read_run
-from dfmsd.reporting.results import SIZES, difference, percent
+from dfmsd.reporting.results import SIZES, describe_gain, difference, percent
 from dfmsd.runfolder import RunFolder
 
 SEEDS = "one seed"
@@ -45,7 +45,7 @@ def result_sections(results: PairResults, table: Table, notes: Sequence[str], fo
     lines = {method: line for method, line in lines.items() if len(line[0]) > 1}
     if lines:
         note = "Mean over the seeds, for epochs that all of them evaluated."
-        figure = curves("AP in percent", lines, "epochs trained", digits=1)
+        figure = curves("AP in percent", lines, "Epochs trained", digits=1)
         sections.append(Section("AP during training", [note], figures=[figure]))
     return [*sections, *_classes(records), *_sizes(records), *_runs(results, folder)]
 
@@ -61,10 +61,11 @@ def summarize(results: PairResults) -> str:
         return ""
     best = max(compared, key=lambda one: one.mean)
     seeds = "seed" if best.seeds == 1 else "seeds"
+    gain = describe_gain(100 * (best.difference or 0.0), "the baseline")
     consistent = [one.method for one in compared if min(one.differences.values()) > 0]
     return (
-        f"The best method is {best.method} with {100 * best.mean:.1f} AP, {100 * (best.difference or 0.0):+.1f} over "
-        f"the baseline ({best.seeds} {seeds}). The best teacher reaches {100 * max(results.teachers.values()):.1f}. "
+        f"The best method is {best.method} with {100 * best.mean:.1f} AP, {gain} ({best.seeds} {seeds}). "
+        f"The best teacher reaches {100 * max(results.teachers.values()):.1f}. "
         f"Better than the baseline with every seed: {', '.join(consistent) or 'none'}."
     )
 
@@ -168,7 +169,7 @@ def _groups(
     if BASELINE in known and len(known) > 1:
         before = known[BASELINE]
         gains = {method: difference(aps, before) for method, aps in known.items() if method != BASELINE}
-        figures.append(bars(f"AP gain over the baseline by {kind}", gains, "difference in AP", signed=True))
+        figures.append(bars(f"AP gain over the baseline by {kind}", gains, "Difference in AP", signed=True))
     return [Section(title, notes, figures=figures)]
 
 

@@ -103,7 +103,7 @@ def classes_section(models: Sequence[ModelRow], student: str, baseline: str | No
             figures.append(bars(f"AP by {kind}", groups, "AP in percent"))
             if reference:
                 gains = {"difference": difference(groups[student], groups[reference])}
-                figures.append(bars(f"AP gain over {reference} by {kind}", gains, "difference in AP", signed=True))
+                figures.append(bars(f"AP gain over {reference} by {kind}", gains, "Difference in AP", signed=True))
     absent = any(row[1] == "–" for row in rows)
     notes = ["A dash means that the validation images contain no object of the class."] if absent else []
     return Section("Classes", notes, Table(header, rows), figures)
@@ -117,6 +117,11 @@ def percent(value: float | None) -> float | None:
 def format_percent(value: float | None) -> str:
     """Format a percentage; a dash for None."""
     return "–" if value is None else f"{value:.1f}"
+
+
+def describe_gain(gain: float, reference: str) -> str:
+    """Describe a difference in AP to a reference, such as ``2.3 above the baseline``."""
+    return f"{abs(gain):.1f} {'below' if gain < 0 else 'above'} {reference}"
 
 
 def difference(after: Mapping[str, float | None], before: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfmsd.reporting.results import ModelRow
+from dfmsd.reporting.results import ModelRow, describe_gain
 
 
 def summarize(student: ModelRow, baseline: ModelRow | None, teachers: Sequence[ModelRow]) -> str:
@@ -19,7 +19,7 @@ def summarize(student: ModelRow, baseline: ModelRow | None, teachers: Sequence[M
     if after is None:
         return ""
     before = baseline.ap() if baseline else None
-    gain = "" if before is None else f", {after - before:+.1f} over the baseline's {before:.1f}"
+    gain = "" if before is None else f", {describe_gain(after - before, f'the baseline ({before:.1f})')}"
     return f"The distilled student reaches {after:.1f} AP{gain}.{_compare_teachers(student, teachers)}"
 
 

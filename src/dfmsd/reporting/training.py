@@ -38,7 +38,7 @@ def precision_section(records: Mapping[str, RunRecord], columns: Sequence[str]) 
     boundaries = {_stage_epochs(record.epochs) for record in records.values() if record.epochs} - {()}
     # runs with different stages have no common boundary
     starts = next(iter(boundaries)) if len(boundaries) == 1 else ()
-    figures = [curves("AP in percent", lines, "epochs trained", starts, digits=1)] if lines else []
+    figures = [curves("AP in percent", lines, "Epochs trained", starts, digits=1)] if lines else []
     return Section("AP during training", notes, figures=figures)
 
 
@@ -114,7 +114,7 @@ def _correlation(record: RunRecord, suffix: str) -> Section:
         "Pearson correlation of the aligned, unmasked student features with the teacher's, per level; 1 is perfect. "
         "If the loss falls while the correlation stays flat, the training-only layers learn instead of the student."
     )
-    return Section(title, [note], figures=[curves("", lines, "step", first_steps(record.log))])
+    return Section(title, [note], figures=[curves("", lines, "Step", first_steps(record.log))])
 
 
 def _figures(log: Series, terms: Sequence[str], suffix: str) -> list[Figure]:
@@ -124,7 +124,7 @@ def _figures(log: Series, terms: Sequence[str], suffix: str) -> list[Figure]:
         curves(
             (group if len(names) > 1 else names[0]) + suffix,
             {name.removeprefix(f"{group}/"): curve(log, name) for name in names},
-            "step",
+            "Step",
             starts,
             digits=6 if group == "lr" else 3,
         )
@@ -143,8 +143,8 @@ def _group_levels(names: Sequence[str]) -> dict[str, list[str]]:
 def _describe_factor(name: str, factors: Mapping[int, float]) -> str:
     texts = {stage: f"{factor:.4g}" for stage, factor in factors.items()}
     if len(set(texts.values())) == 1:
-        return f"{name} times {next(iter(texts.values()))}"
-    return f"{name} times {', '.join(f'{factor} (stage {stage})' for stage, factor in texts.items())}"
+        return f"{name} × {next(iter(texts.values()))}"
+    return f"{name} × {', '.join(f'{factor} (stage {stage})' for stage, factor in texts.items())}"
 
 
 def _percent_curve(epochs: Series, name: str) -> tuple[Column, Column]:
