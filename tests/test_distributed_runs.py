@@ -118,7 +118,7 @@ def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
         time.sleep(0.05)
 
 
-def test_both_ways_to_start_end_alike(start: Start, tmp_path: Path) -> None:
+def test_both_ways_to_start_give_the_same_bits(start: Start, tmp_path: Path) -> None:
     """And as one process sees it: the AP is that of the delivered file on every image once."""
     finish(start(*SPAWNED))
     run = tmp_path / "run"
@@ -135,7 +135,7 @@ def test_both_ways_to_start_end_alike(start: Start, tmp_path: Path) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_cache_and_the_best_weights_go_with_two_processes(start: Start, tmp_path: Path) -> None:
+def test_a_cache_and_the_best_weights_work_with_two_processes(start: Start, tmp_path: Path) -> None:
     finish(start(*SPAWNED, teacher_cache="disk", deliver="best"))
     state = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["state_dict"]
     weights = load_file(tmp_path / "run" / "student.safetensors")
@@ -143,7 +143,7 @@ def test_a_cache_and_the_best_weights_go_with_two_processes(start: Start, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_bits(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     finish(start(*SPAWNED))
     run.rename(tmp_path / "former")
@@ -164,14 +164,14 @@ def script(folder: Path, content: str) -> tuple[str, ...]:
     return ("changed.py", *SPAWNED[2:])
 
 
-def test_a_preempted_run_has_the_time_to_write(start: Start, tmp_path: Path) -> None:
+def test_a_preempted_run_has_time_to_write(start: Start, tmp_path: Path) -> None:
     process = start(*script(tmp_path, SLOW))
     wait_for_step(tmp_path / "run", process, 2)
     os.killpg(process.pid, signal.SIGTERM)
     assert "is the student so far" in finish(process, PREEMPTED)
 
 
-def test_a_teacher_that_is_made_on_the_way_is_written_before_it_is_read(start: Start, tmp_path: Path) -> None:
+def test_a_teacher_trained_on_first_use_is_written_before_it_is_read(start: Start, tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     keep = {key: written[key] for key in ("data", "optim")}
     teacher = {**keep, "model": {**written["student"], "arch": "fcos"}, "epochs": 1, "devices": 2, "out": "made"}
@@ -189,7 +189,7 @@ def test_the_error_of_any_process_is_one_line(start: Start, tmp_path: Path) -> N
     assert "Traceback" not in said
 
 
-def test_none_waits_for_a_process_that_is_no_more(start: Start, tmp_path: Path) -> None:
+def test_no_process_waits_for_a_dead_one(start: Start, tmp_path: Path) -> None:
     process = start(*SPAWNED, optim={"warmup": 1, "lr": 1e-4}, stages=[{"teacher": None, "epochs": 500}])
     wait_for_step(tmp_path / "run", process, 2)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "dfmsd"], capture_output=True, text=True)

@@ -32,7 +32,7 @@ def course(leak: float = 0.0, **changes: Callable[[int], int]) -> list[str]:
     return judge(changed).faults()
 
 
-def test_what_stays_the_same_has_no_fault() -> None:
+def test_constant_measurements_have_no_fault() -> None:
     assert course() == []
 
 
@@ -49,7 +49,7 @@ def test_open_files_logs_and_folders_that_grow_are_found() -> None:
 
 
 @pytest.mark.slow
-def test_a_short_run_holds_what_it_held() -> None:
+def test_a_short_run_does_not_leak() -> None:
     found, samples = soak(60.0, interval=0.5)
     assert samples[-1].step > 50
     # too short for the memory: caches fill for some hundreds of steps

@@ -70,12 +70,12 @@ def test_a_loss_that_is_balanced_as_a_whole_keeps_the_ratios_of_its_terms() -> N
     assert_close(terms["sfa/p3"], torch.tensor(factor * 0.1 * 25 / 2))
 
 
-def test_each_term_is_a_group_of_its_own_unless_the_loss_is_balanced_as_a_whole() -> None:
+def test_terms_are_balanced_alone_or_as_a_whole() -> None:
     assert balanced_groups(("mask", "sfa"), "term") == BOTH
     assert balanced_groups(("mask", "sfa"), "loss") == {"mask": "loss", "sfa": "loss"}
 
 
-def test_scaled_terms_pull_on_the_student_with_the_wanted_share() -> None:
+def test_scaled_terms_have_the_target_gradient_norm() -> None:
     balance = GradientBalance({"far": "far"}, ratio=0.25)
     levels = pyramid()
     task = quadratic(levels, 3.0)
@@ -122,14 +122,14 @@ def test_the_factors_carry_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("groups", [{"mask": "mask"}, {"mask": "loss"}, {}])
-def test_a_term_without_a_group_stays_as_it_is(groups: dict[str, str]) -> None:
+def test_a_term_without_a_group_is_not_scaled(groups: dict[str, str]) -> None:
     balance = GradientBalance(groups, ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
     assert balance.factors() == pytest.approx(dict.fromkeys(groups.values(), 1.5))
     assert_close(terms["sfa/p3"], torch.tensor(0.1 * 25 / 2))
 
 
-def test_the_task_counts_on_the_images_that_it_is_made_of(task: DistillationTask) -> None:
+def test_the_tasks_gradient_is_measured_on_labeled_images(task: DistillationTask) -> None:
     labeled, whole = pyramid(), {}
     for name, level in labeled.items():
         whole[name] = torch.cat([level, torch.zeros_like(level)])

@@ -102,7 +102,7 @@ def test_int8_by_hand() -> None:
 
 @pytest.mark.parametrize("layout", [HALF, INT8])
 @pytest.mark.parametrize("frame", [(32, 64), (40, 72)])
-def test_an_entry_has_the_size_that_the_layout_tells(layout: Layout, frame: tuple[int, int]) -> None:
+def test_an_entry_has_the_size_of_its_layout(layout: Layout, frame: tuple[int, int]) -> None:
     levels = (LevelSpec("p8", 5, 8), LevelSpec("p16", 3, 16))
     layout = layout._replace(frame=frame, levels=levels)
     pyramid = {
@@ -115,7 +115,7 @@ def test_an_entry_has_the_size_that_the_layout_tells(layout: Layout, frame: tupl
 
 
 @pytest.mark.parametrize("layout", [HALF, INT8])
-def test_features_come_as_float32_in_channels_last_memory(layout: Layout) -> None:
+def test_features_are_float32_in_channels_last_memory(layout: Layout) -> None:
     for value in cached(layout).features(IMAGES, KEYS).values():
         assert value.dtype == torch.float32
         assert value.is_contiguous(memory_format=torch.channels_last)
@@ -142,7 +142,7 @@ def test_values_beyond_float16_are_refused_by_level_and_fit_into_int8(layout: La
 
 @pytest.mark.parametrize("layout", [HALF, INT8])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_no_numbers_are_refused(layout: Layout, value: float) -> None:
+def test_non_finite_features_are_refused(layout: Layout, value: float) -> None:
     pyramid = {level.name: torch.rand(1, 3, 4, 4) for level in LEVELS}
     pyramid["p32"][0, 1, 2, 3] = value
     with pytest.raises(DfmsdError, match=r"level p32 has a value of (nan|inf)"):
@@ -153,7 +153,7 @@ def test_features_that_are_no_numbers_are_refused(layout: Layout, value: float) 
 
 
 @pytest.mark.parametrize("layout", [HALF, INT8])
-def test_a_hit_gives_the_bits_of_the_miss_without_the_teacher(layout: Layout) -> None:
+def test_a_hit_returns_the_bits_of_the_miss_without_the_teacher(layout: Layout) -> None:
     teacher = cached(layout)
     first = teacher.features(IMAGES, KEYS)
     assert counts(teacher) == (0, 4)
@@ -180,7 +180,7 @@ def test_a_feature_does_not_depend_on_the_other_images_of_its_batch(layout: Layo
     assert_close(found, {name: value[1:3] for name, value in expected.items()}, rtol=0, atol=0)
 
 
-def test_the_missing_images_of_a_batch_alone_are_computed() -> None:
+def test_only_the_missing_images_of_a_batch_are_computed() -> None:
     teacher, live = cached(), cached()
     teacher.features(IMAGES[1:3], KEYS[1:3])
     mixed = teacher.features(IMAGES, KEYS)
@@ -231,7 +231,7 @@ def test_ram_and_disk_agree_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("foreign", [{"p8": torch.zeros(4, 8, 3)}, {}, "torn"])
-def test_a_foreign_or_torn_file_is_computed_and_written_again(tmp_path: Path, foreign: object) -> None:
+def test_a_foreign_or_truncated_file_is_replaced(tmp_path: Path, foreign: object) -> None:
     teacher, store = cached(), DiskStore(tmp_path, ROOM)
     teacher.cache = TeacherCache(store, HALF)
     expected = teacher.features(IMAGES, KEYS)
@@ -252,7 +252,7 @@ def test_a_foreign_or_torn_file_is_computed_and_written_again(tmp_path: Path, fo
         {"storage": "int8"},
     ],
 )
-def test_an_entry_of_another_layout_is_not_taken(change: dict[str, object]) -> None:
+def test_an_entry_of_another_layout_is_not_used(change: dict[str, object]) -> None:
     other = HALF._replace(**change)  # type: ignore[arg-type]
     pyramid = {level.name: torch.rand(1, level.channels, 4, 4) for level in other.levels}
     (entry,) = encode(pyramid, other)
@@ -271,7 +271,7 @@ def test_another_frame_or_dtype_than_planned_is_refused() -> None:
         assert teacher.features(IMAGES, KEYS)["p8"].dtype == torch.float32
 
 
-def test_a_flipped_image_has_its_own_entry_and_that_is_not_the_mirrored_one() -> None:
+def test_a_flipped_image_has_its_own_entry() -> None:
     image = torch.randint(0, 256, (3, 32, 50), dtype=torch.uint8)
     target = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     sample = Sample(image, target, (1.0, 1.0), 0, digest=pixel_digest(image))
@@ -374,7 +374,7 @@ def test_a_stage_frees_the_ram_of_teachers_that_it_does_not_use() -> None:
     assert first.cache.store.used == 0  # type: ignore[union-attr]
 
 
-def test_a_teacher_that_gets_company_keeps_its_features() -> None:
+def test_features_stay_the_same_when_another_teacher_joins() -> None:
     first, second = cached(), cached(channels=3)
     stages = [StageConfig(1, "one"), StageConfig(1, ["one", "two"]), StageConfig(1, "two")]
     task = DistillationTask(Neurons(2), stages, [[first], [first, second], [second]], {"name": "dfmsd"})
@@ -385,7 +385,7 @@ def test_a_teacher_that_gets_company_keeps_its_features() -> None:
     assert (first.cache.store.used, second.cache.store.used) == (0, 4 * HALF.nbytes)  # type: ignore[union-attr]
 
 
-def test_a_stage_tells_whose_levels_it_looks_at() -> None:
+def test_a_stage_lists_the_levels_in_use() -> None:
     first, second = FrozenTeacher(Neurons(), "one"), FrozenTeacher(Neurons(), "two")
     second.detector.levels = (*LEVELS[:2], LevelSpec("p64", 3, 64))
     task = plan(first, None, second, second, first)

@@ -116,7 +116,7 @@ def test_a_long_list_of_known_classes_is_cut() -> None:
         (0.2, 0.25, r"below the student's start \(25\.0\)"),
     ],
 )
-def test_a_teacher_that_cannot_teach_is_refused(teacher: float, student: float, problem: str) -> None:
+def test_a_teacher_with_a_low_ap_is_refused(teacher: float, student: float, problem: str) -> None:
     with pytest.raises(DfmsdError, match=rf"teacher t measures AP .*{problem}.*--allow-weak-teacher") as caught:
         check_teacher_ap("t", teacher, student)
     assert one_line(caught)
@@ -149,14 +149,14 @@ def sgd(*parameters: nn.Parameter) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-def test_an_optimiser_of_the_trainable_part_is_accepted() -> None:
+def test_an_optimizer_of_the_trainable_part_is_accepted() -> None:
     task = build(big(), big(5))
     check_optimizer(sgd(*task.trainable.parameters()), task)
     groups = [{"params": [p]} for p in task.trainable.parameters()]
     check_optimizer(torch.optim.SGD(groups, lr=0.1), task)
 
 
-def test_a_forgotten_adapter_is_named() -> None:
+def test_a_missing_layer_is_named() -> None:
     task = build(big())
     kept = [p for name, p in task.trainable.named_parameters() if name != "criteria.0.align.1.project.weight"]
     with pytest.raises(DfmsdError, match=r"not in the optimizer: criteria\.0\.align\.1\.project\.weight;") as caught:
@@ -167,7 +167,7 @@ def test_a_forgotten_adapter_is_named() -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_teachers_parameter_in_the_optimiser_is_refused(frozen: bool) -> None:
+def test_a_teachers_parameter_in_the_optimizer_is_refused(frozen: bool) -> None:
     teacher = big()
     task = build(teacher)
     intruder = next(teacher.detector.parameters()).requires_grad_(not frozen)
@@ -176,7 +176,7 @@ def test_a_teachers_parameter_in_the_optimiser_is_refused(frozen: bool) -> None:
     assert one_line(caught)
 
 
-def test_frozen_parts_of_the_student_may_be_in_the_optimiser_or_not() -> None:
+def test_frozen_parts_of_the_student_may_be_in_the_optimizer() -> None:
     student = FewNeurons()
     student.stem.requires_grad_(False)
     task = build(big(), student=student)
@@ -228,7 +228,7 @@ def test_measuring_leaves_no_trace(training: bool) -> None:
     assert all(p.grad is None for p in task.parameters())
 
 
-def test_the_trace_is_removed_after_an_error_too() -> None:
+def test_the_state_is_restored_after_an_error() -> None:
     task = build(big(), big()).eval()
     before = copy.deepcopy(task.state_dict())
     with pytest.raises(RuntimeError, match="in the middle"), undisturbed(task):  # noqa: PT012
@@ -285,7 +285,7 @@ def test_a_detector_loss_of_zero_is_no_error() -> None:
 
 @pytest.mark.parametrize("channels", [2, 3])  # without and with an alignment layer
 @pytest.mark.parametrize(("alpha", "term"), [(1.0, "mask"), (0.0, "sfa")])
-def test_a_pyramid_cut_off_the_student_is_found(channels: int, alpha: float, term: str) -> None:
+def test_a_pyramid_detached_from_the_student_is_found(channels: int, alpha: float, term: str) -> None:
     with pytest.raises(DfmsdError, match=rf"stage 1: no gradient of {term} reaches the student") as caught:
         term_scales(build(big(channels), student=Detached(), alpha=alpha), BATCH)
     assert one_line(caught)

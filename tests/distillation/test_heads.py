@@ -139,7 +139,7 @@ def test_losses_on_features_run_no_teachers_head() -> None:
     task(IMAGES, TARGETS)
 
 
-def test_crosskd_is_a_part_of_a_sum() -> None:
+def test_crosskd_can_be_part_of_a_sum() -> None:
     student, teacher = detector(), detector()
     both = task_of(student, teacher, [{"name": "pkd"}, CROSSKD])
     named = both.eval()(IMAGES, TARGETS)
@@ -164,7 +164,7 @@ def test_the_head_runs_on_the_cached_pyramid() -> None:
         assert_close(cross(first, term), cross(fresh, term), rtol=0.01, atol=1e-5)  # float16
 
 
-def test_half_precision_around_it_leaves_the_terms_in_float32() -> None:
+def test_terms_are_float32_under_autocast() -> None:
     task = task_of(detector(), detector())
     with torch.autocast("cpu", torch.bfloat16):
         named = task(IMAGES, TARGETS)
@@ -172,7 +172,7 @@ def test_half_precision_around_it_leaves_the_terms_in_float32() -> None:
     torch.stack(list(named.values())).sum().backward()
 
 
-def test_the_preflight_takes_it_and_a_copy_stands_alone() -> None:
+def test_the_preflight_measures_crosskd_and_a_copy_is_independent() -> None:
     task = task_of(detector(), detector())
     scales = term_scales(task, Batch(IMAGES, TARGETS, [(64, 64)] * 2, [(1.0, 1.0)] * 2, [1, 2]))
     assert [scale.name for scale in scales] == ["task", "cross_cls", "cross_reg"]
@@ -208,13 +208,13 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("values", "message"), MISFITS)
-def test_unlike_heads_are_refused_when_the_task_is_built(values: dict[str, Any], message: str) -> None:
+def test_heads_that_do_not_match_are_refused_when_the_task_is_built(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=rf"stage 1, teacher big: .*{message}") as caught:
         task_of(detector(), detector(**values))
     assert "\n" not in str(caught.value)
 
 
-def test_unlike_anchors_and_too_long_a_rest_are_refused() -> None:
+def test_other_anchors_and_too_many_reused_convolutions_are_refused() -> None:
     with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale to the teacher's"):
         task_of(detector("retinanet"), detector("retinanet", anchor_scale=2.0))
     with pytest.raises(DfmsdError, match=r"loss\.reused must be below the 2 convolutions of the towers, got 2"):
@@ -285,7 +285,7 @@ def test_ld_without_any_object_is_zero() -> None:
     assert all(float(cross(named, term).detach()) == 0 for term in ("ld_main", "ld_valuable", "ld_cls"))
 
 
-def test_ld_is_a_part_of_a_sum_and_the_preflight_takes_it() -> None:
+def test_ld_can_be_part_of_a_sum_and_the_preflight_measures_it() -> None:
     task = task_of(detector("gfl"), detector("gfl"), [{"name": "pkd"}, {**LD, "valuable": 0}])
     with torch.autocast("cpu", torch.bfloat16):
         named = task(IMAGES, TARGETS)
@@ -339,7 +339,7 @@ def test_teachers_with_heads_of_the_students_kind_teach_at_once(
             assert cross(alone, term) > 0
 
 
-def test_unequally_deep_heads_at_once_are_refused_unless_the_cut_is_told() -> None:
+def test_teachers_with_heads_of_other_depths_need_an_explicit_cut() -> None:
     student, stage = detector(head_convs=4), [StageConfig(1, ["one", "two"])]
     teachers = [[FrozenTeacher(detector(head_convs=4), "one"), FrozenTeacher(detector(head_convs=2), "two")]]
     with pytest.raises(DfmsdError, match=r"^stage 1: the teachers' heads differ in depth.*set loss\.reused to 1"):

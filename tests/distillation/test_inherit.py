@@ -77,7 +77,7 @@ def test_gfl_inherits_its_neck_and_its_head_with_the_scales() -> None:
         inherit(student, detector("gfl", anchor_scale=8.0), "big")
 
 
-def test_levels_that_are_made_of_another_backbone_keep_their_start() -> None:
+def test_levels_derived_from_another_backbone_are_not_inherited() -> None:
     student, teacher = detector("retinanet"), detector("retinanet", backbone="tf_efficientnet_lite0")
     before = copy.deepcopy(student.model.state_dict())
     assert list(inherit(student, teacher, "big")) == [LAYERS, "head"]  # P6 is made of C5, as wide as the backbone
@@ -103,7 +103,7 @@ def test_two_stage_detectors_inherit_both_heads() -> None:
         ({"head_convs": 2}, r"conv\.3\.weight none and 16x16x3x3, .*set student\.fpn_channels and student\.head_convs"),
     ],
 )
-def test_what_does_not_agree_is_refused_and_nothing_copied(values: dict[str, Any], message: str) -> None:
+def test_detectors_that_do_not_match_are_refused_and_nothing_is_copied(values: dict[str, Any], message: str) -> None:
     student = detector()
     before = copy.deepcopy(student.model.state_dict())
     with pytest.raises(DfmsdError, match=rf"inherit: .*{message}") as caught:
@@ -112,7 +112,7 @@ def test_what_does_not_agree_is_refused_and_nothing_copied(values: dict[str, Any
     assert changed(student, before) == set()
 
 
-def test_unlike_anchors_and_labels_are_refused() -> None:
+def test_other_anchors_and_labels_are_refused() -> None:
     with pytest.raises(DfmsdError, match=r"anchors differ: .*set student\.anchor_scale"):
         inherit(detector("retinanet"), detector("retinanet", anchor_scale=2.0), "big")
     config = DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1)
@@ -121,6 +121,6 @@ def test_unlike_anchors_and_labels_are_refused() -> None:
         inherit(detector(), swapped, "big")
 
 
-def test_a_detector_of_another_make_has_nothing_to_give() -> None:
+def test_an_unknown_type_of_detector_is_refused() -> None:
     with pytest.raises(DfmsdError, match="the neck and head of FewNeurons are unknown"):
         inherit(detector(), FewNeurons(), "big")

@@ -75,12 +75,12 @@ def watch() -> Iterator[Watch]:
         lambda value: value.__setitem__(value > 0, torch.ones(())),
     ],
 )
-def test_the_watch_sees_what_waits(watch: Watch, wait: Any) -> None:
+def test_the_watch_finds_synchronizing_operations(watch: Watch, wait: Any) -> None:
     wait(torch.rand(4))
     assert len(watch.found) == 1
 
 
-def test_the_watch_lets_the_rest_pass(watch: Watch) -> None:
+def test_the_watch_ignores_other_operations(watch: Watch) -> None:
     value = torch.rand(4)
     torch.where(value > 0, value, 0.0)[torch.tensor([0, 2])].topk(1)
     assert watch.found == []

@@ -46,7 +46,7 @@ def test_the_teacher_is_in_no_state_dict_parameter_list_or_module_tree() -> None
     assert sum(p.numel() for p in task.parameters()) == sizes
 
 
-def test_the_teacher_stays_in_eval_mode_whatever_happens_around_it() -> None:
+def test_the_teacher_stays_in_eval_mode() -> None:
     teacher = frozen()
     task = one_stage(teacher=teacher)
     for disturb in (task.train, teacher.detector.train, teacher.detector.drop.train, teacher.detector.norm.train):
@@ -213,7 +213,7 @@ def test_a_stages_list_of_losses_stands_alone() -> None:
     assert task.lessons[0].criterion.terms == ("sfa",)
 
 
-def test_the_layers_of_a_sum_are_taken_over() -> None:
+def test_the_layers_of_a_sum_are_reused() -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
     task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], SUM)
     former = task.lessons[0].criterion
@@ -225,7 +225,7 @@ def test_the_layers_of_a_sum_are_taken_over() -> None:
         DistillationTask(FewNeurons(), one_less, [[frozen()], [frozen()]], SUM)
 
 
-def test_a_misfit_names_the_stage_and_the_teacher() -> None:
+def test_an_error_names_the_stage_and_the_teacher() -> None:
     with pytest.raises(DfmsdError, match=r"stage 2, teacher coarse: student and teacher share 1 pyramid") as caught:
         plan(frozen(), frozen(strides=(16, 32), name="coarse"))
     assert "\n" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_a_misfit_names_the_stage_and_the_teacher() -> None:
 @pytest.mark.parametrize(
     ("fresh", "begins", "taken"), [(False, True, True), (False, False, False), (True, True, False)]
 )
-def test_layers_are_taken_over_where_the_plan_says_so(fresh: bool, begins: bool, taken: bool) -> None:
+def test_layers_are_reused_if_the_plan_says_so(fresh: bool, begins: bool, taken: bool) -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=fresh)]
     task = DistillationTask(FewNeurons(), stages, [[frozen()], [frozen()]], LOSS)
     former = task.lessons[0].criterion
@@ -251,13 +251,13 @@ def test_layers_are_taken_over_where_the_plan_says_so(fresh: bool, begins: bool,
     )  # copied, not shared
 
 
-def test_layers_of_another_shape_are_not_taken_over() -> None:
+def test_layers_of_another_shape_cannot_be_reused() -> None:
     stages = [StageConfig(1, "a"), StageConfig(1, "b", fresh=False)]
     with pytest.raises(DfmsdError, match=r"stages\.1\.fresh: .* stages 1 and 2 differ in shape.*set fresh: true"):
         DistillationTask(FewNeurons(), stages, [[frozen(3)], [frozen(5)]], LOSS)
 
 
-def test_the_former_teacher_rests_where_no_term_asks_for_it() -> None:
+def test_the_former_teacher_does_not_run() -> None:
     former = frozen()
     task = plan(former, frozen())
     task.enter_stage(1)
@@ -306,7 +306,7 @@ def test_the_student_is_trained_in_place() -> None:
 # Images without annotations.
 
 
-def test_images_behind_those_with_targets_feed_the_distillation_terms_alone() -> None:
+def test_images_without_targets_are_used_by_the_distillation_terms_alone() -> None:
     more = torch.cat([IMAGES, torch.rand(3, 3, 32, 64)])
     task = one_stage(alpha=0.0).eval()
     named, alone = task(more, TARGETS), task(IMAGES, TARGETS)
@@ -320,7 +320,7 @@ def test_images_behind_those_with_targets_feed_the_distillation_terms_alone() ->
     assert_close({name: value for name, value in named.items() if name in expected}, expected)
 
 
-def test_a_stage_without_a_teacher_does_not_look_at_images_without_targets() -> None:
+def test_a_stage_without_a_teacher_ignores_images_without_targets() -> None:
     student = FewNeurons()
     task = DistillationTask(student, [StageConfig(1)], [[]], LOSS).eval()
     assert_close(task(torch.cat([IMAGES, IMAGES]), TARGETS), task(IMAGES, TARGETS))

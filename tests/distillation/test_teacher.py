@@ -29,7 +29,7 @@ def test_a_teacher_computes_in_its_own_dtype_whatever_the_autocast_around_it() -
 
 
 @pytest.mark.parametrize("part", ["model", "model.backbone.body", "model.head"])
-def test_a_part_that_somebody_switched_to_training_is_switched_back(part: str) -> None:
+def test_a_teacher_switched_to_training_is_switched_back(part: str) -> None:
     teacher = FrozenTeacher(build_detector(STUDENT, ("thing",)), "big")
     expected = teacher.features(IMAGES)["p3"]
     teacher.detector.get_submodule(part).train()

@@ -45,7 +45,7 @@ def step(task: DistillationTask) -> tuple[Named, Named]:
 
 @pytest.mark.parametrize("balance", [None, 0.5])
 @pytest.mark.parametrize("loss", [LOSS, SUM, {"name": "mgd", "ratio": 0.0, "weight": 1.0}], ids=["dfmsd", "sum", "mgd"])
-def test_both_at_once_is_the_sum_of_what_each_would_be_alone(loss: object, balance: float | None) -> None:
+def test_two_teachers_give_the_sum_of_their_losses(loss: object, balance: float | None) -> None:
     if loss is SUM:
         loss = [part if part["name"] != "mgd" else {**part, "ratio": 0.0} for part in SUM]  # which draws its masks
     teachers = pair()
@@ -71,7 +71,7 @@ def test_both_at_once_is_the_sum_of_what_each_would_be_alone(loss: object, balan
     assert_close(gradients, total, rtol=1e-9, atol=1e-12)
 
 
-def test_terms_and_correlations_tell_the_teachers_apart_where_there_are_several() -> None:
+def test_terms_and_correlations_are_numbered_with_several_teachers() -> None:
     task = plan(pair(), frozen())
     terms = [f"{term}/p{stride}" for stride in (8, 16) for term in ("mask", "sfa")]
     several = [f"T{number}.{term}" for number in (1, 2) for term in terms]
@@ -97,7 +97,7 @@ def test_the_layers_of_a_stages_only_teacher_keep_their_names() -> None:
     assert_close(dict(both.lessons[0].criterion.state_dict()), dict(one.lessons[0].criterion.state_dict()))
 
 
-def test_layers_are_taken_over_teacher_by_teacher() -> None:
+def test_layers_are_reused_teacher_by_teacher() -> None:
     (first, second), stages = pair(), [StageConfig(1, ["a", "b"]), StageConfig(1, ["c", "d"], fresh=False)]
     task = DistillationTask(FewNeurons(), stages, [[first, second], [frozen(3), frozen(5)]], LOSS)
     before = task.lessons
@@ -135,6 +135,6 @@ def test_the_checks_measure_each_teachers_terms() -> None:
         term_scales(task, BATCH)
 
 
-def test_a_misfit_names_the_teacher_that_it_is() -> None:
+def test_an_error_names_the_teacher_at_fault() -> None:
     with pytest.raises(DfmsdError, match=r"stage 1, teacher coarse: student and teacher share 1 pyramid"):
         plan((frozen(), frozen(strides=(16, 32), name="coarse")))

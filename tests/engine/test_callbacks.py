@@ -44,7 +44,13 @@ def trainer_at(step: int = 0, epoch: int = 0, max_epochs: int = 3, lr: float = 0
 
 
 @pytest.fixture
-def module(task: DistillationTask) -> DistillationModule:
+def module(small_task: DistillationTask) -> DistillationModule:
+    return DistillationModule(small_task, OptimConfig())
+
+
+@pytest.fixture
+def real_module(task: DistillationTask) -> DistillationModule:
+    """One whose student can be saved."""
     return DistillationModule(task, OptimConfig())
 
 
@@ -64,7 +70,7 @@ def test_a_table_grows_by_rows_and_by_columns(tmp_path: Path) -> None:
     assert len(again.rows()) == 4
 
 
-def test_a_resumed_table_drops_the_steps_that_come_again_and_a_row_that_a_kill_cut(tmp_path: Path) -> None:
+def test_a_resumed_table_drops_repeated_steps_and_incomplete_rows(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     table = CsvTable(path)
     table.append([{"step": step, "a": step * step} for step in range(14)])
@@ -76,7 +82,7 @@ def test_a_resumed_table_drops_the_steps_that_come_again_and_a_row_that_a_kill_c
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_table_that_does_not_exist_has_nothing_to_keep(tmp_path: Path) -> None:
+def test_truncating_a_missing_table_does_nothing(tmp_path: Path) -> None:
     CsvTable(tmp_path / "t.csv").truncate("step", 3)
     assert not (tmp_path / "t.csv").exists()
 
@@ -88,7 +94,7 @@ def note(log: StepLog, module: DistillationModule, step: int, **named: float) ->
     log.on_train_batch_end(trainer_at(step + 1, lr=99.0), module, outputs, None, 0)  # by now it is the next step's
 
 
-def test_steps_are_written_in_portions_and_at_the_end_of_the_epoch(module: DistillationModule, tmp_path: Path) -> None:
+def test_steps_are_written_in_batches_and_at_the_end_of_an_epoch(module: DistillationModule, tmp_path: Path) -> None:
     log = StepLog(tmp_path, interval=3)
     for step in range(4):
         note(log, module, step, loss=1.0 + step, mask=0.5)
@@ -119,29 +125,29 @@ def test_a_crash_leaves_the_steps_before_it_in_the_log(module: DistillationModul
     assert [row["step"] for row in read(tmp_path / "log.csv")] == ["0"]
 
 
-def test_an_epoch_without_objects_to_find_has_no_ap_but_goes_on(
-    module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_epoch_without_objects_has_no_ap(
+    real_module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "evaluate", lambda *_: NO_OBJECTS)
     logged: dict[str, float] = {}
-    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(real_module, "log", lambda name, value, **_: logged.update({name: value}))
     lines: list[str] = []
     end = EpochEnd(tmp_path, None, every=1, print_line=lines.append)  # type: ignore[arg-type]
-    end.on_train_epoch_end(trainer_at(2), module)
+    end.on_train_epoch_end(trainer_at(2), real_module)
     assert lines == ["epoch 1/3  stage 1  AP -  AP50 -"]
     assert logged == {"AP": 0.0}
     assert read(tmp_path / "epochs.csv")[0]["AP"] == ""
     assert (tmp_path / "student.safetensors").exists()
 
 
-def test_evaluation_comes_every_so_many_epochs_and_after_the_last_one(
-    module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_evaluation_follows_every_nth_and_the_last_epoch(
+    real_module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "evaluate", lambda *_: {**NO_OBJECTS, "AP": 0.25, "AP50": 0.5})
-    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(real_module, "log", lambda *_, **__: None)
     end = EpochEnd(tmp_path, None, every=3, print_line=lambda _: None)  # type: ignore[arg-type]
     for epoch in range(5):
-        end.on_train_epoch_end(trainer_at(2 * epoch + 2, epoch, max_epochs=5), module)
+        end.on_train_epoch_end(trainer_at(2 * epoch + 2, epoch, max_epochs=5), real_module)
     assert [(row["epoch"], row["step"], row["AP"]) for row in read(tmp_path / "epochs.csv")] == [
         ("2", "6", "0.25"),
         ("4", "10", "0.25"),
@@ -149,7 +155,7 @@ def test_evaluation_comes_every_so_many_epochs_and_after_the_last_one(
     resumed = EpochEnd(tmp_path, None, every=3)  # type: ignore[arg-type]
     resumed.load_state_dict(end.state_dict())
     assert resumed.metrics == end.metrics
-    resumed.on_train_start(trainer_at(6, epoch=3), module)
+    resumed.on_train_start(trainer_at(6, epoch=3), real_module)
     assert [row["epoch"] for row in read(tmp_path / "epochs.csv")] == ["2"]
 
 
@@ -162,7 +168,7 @@ def test_percent(value: float | None, text: str) -> None:
     ("number", "status"),
     [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, PREEMPTED), (signal.SIGUSR1, PREEMPTED)],
 )
-def test_signals_are_noted_and_only_a_second_ctrl_c_does_what_it_always_did(
+def test_signals_are_recorded_and_a_second_ctrl_c_is_not_handled(
     module: DistillationModule, number: signal.Signals, status: int
 ) -> None:
     assert (INTERRUPTED, PREEMPTED) == (130, 75)
@@ -178,7 +184,7 @@ def test_signals_are_noted_and_only_a_second_ctrl_c_does_what_it_always_did(
 
 
 @pytest.mark.parametrize("ending", ["on_train_end", "on_exception"])
-def test_signals_are_given_back_however_the_run_ends(module: DistillationModule, ending: str) -> None:
+def test_signal_handlers_are_restored_however_the_run_ends(module: DistillationModule, ending: str) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     former = [signal.getsignal(number) for number in numbers]
     stop = StopOnInterrupt()
@@ -188,7 +194,7 @@ def test_signals_are_given_back_however_the_run_ends(module: DistillationModule,
     assert [signal.getsignal(number) for number in numbers] == former
 
 
-def test_a_run_in_another_thread_leaves_ctrl_c_alone(module: DistillationModule) -> None:
+def test_a_run_in_another_thread_installs_no_handlers(module: DistillationModule) -> None:
     former, failures = signal.getsignal(signal.SIGINT), []
 
     def train() -> None:
@@ -206,7 +212,7 @@ def test_a_run_in_another_thread_leaves_ctrl_c_alone(module: DistillationModule)
     assert signal.getsignal(signal.SIGINT) is former
 
 
-def test_balanced_weights_are_written_and_told_once_a_stage(module: DistillationModule, tmp_path: Path) -> None:
+def test_balanced_weights_are_written_and_printed_once_per_stage(module: DistillationModule, tmp_path: Path) -> None:
     lines: list[str] = []
     report = BalanceReport(tmp_path, print_line=lines.append)
     (balance,) = (lesson.balance for lesson in module.task.lessons)

@@ -54,7 +54,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_the_checkpoint_before_the_last_one_is_kept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
         save(tmp_path, step, "best.ckpt")
@@ -78,7 +78,7 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: py
     assert saved_step(tmp_path / "last.ckpt") == 2
 
 
-def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     synchronise, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: events.append("fsync") or synchronise(file))
@@ -89,14 +89,14 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 10, 1000, -1, -22, -200])
-def test_a_torn_checkpoint_is_not_whole(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_checkpoint_is_not_intact(tmp_path: Path, kept: int) -> None:
     path = save(tmp_path, 1)
     assert is_intact(path)
     os.truncate(path, kept if kept >= 0 else path.stat().st_size + kept)
     assert not is_intact(path)
 
 
-def test_an_altered_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected_or_has_no_effect(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     original, expected = path.read_bytes(), content(path)
     rng = random.Random(0)
@@ -113,7 +113,7 @@ def test_an_altered_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     assert noticed > 150
 
 
-def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_found(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None
     last = save(tmp_path, 1)
     assert find_checkpoint(tmp_path) == last
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_does_not_become_the_previous_one(tmp_path: Path) -
     assert find_checkpoint(tmp_path) == last
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_with_the_same_id_do_no_harm(tmp_path: Path) -> None:
     save(tmp_path, 1)
     last = save(tmp_path, 2)
     os.link(last, tmp_path / f".previous.ckpt.{os.getpid()}.part")
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path) 
     assert {path.name: saved_step(path) for path in tmp_path.iterdir()} == {"last.ckpt": 2, "previous.ckpt": 1}
 
 
-def test_a_full_disk_is_also_recognised_in_what_safetensors_says(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognized_in_errors_of_safetensors(tmp_path: Path) -> None:
     with (
         pytest.raises(DfmsdError, match=r"no space left to write \(.+\); free some, then start again"),
         explain_full_disk(tmp_path),
@@ -172,18 +172,18 @@ def test_a_full_disk_is_also_recognised_in_what_safetensors_says(tmp_path: Path)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_every_kind_of_full_is_told(tmp_path: Path, code: int) -> None:
+def test_every_full_disk_error_is_explained(tmp_path: Path, code: int) -> None:
     with pytest.raises(DfmsdError, match="no space left") as caught, explain_full_disk(tmp_path):
         raise OSError(code, os.strerror(code))
     assert "\n" not in str(caught.value)
 
 
-def test_other_faults_are_left_alone(tmp_path: Path) -> None:
+def test_other_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), explain_full_disk(tmp_path):
         raise PermissionError(errno.EACCES, "not yours")
 
 
-def test_a_run_on_a_full_disk_stops_with_its_checkpoint_and_goes_on_when_there_is_room(
+def test_a_run_stopped_by_a_full_disk_can_be_resumed(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -244,7 +244,7 @@ def walk(last: LastCheckpoint, epochs: int, steps_per_epoch: int, each: Callable
         (7, [5, 10]),
     ],
 )
-def test_checkpoints_come_every_so_many_steps_and_at_the_end_of_an_epoch(
+def test_checkpoints_are_written_every_n_steps_and_at_the_end_of_an_epoch(
     tmp_path: Path, every: int, expected: list[int]
 ) -> None:
     saved = walk(LastCheckpoint(tmp_path, StopOnInterrupt(), every), 2, 5, lambda _: None)
@@ -252,7 +252,7 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end_of_an_epoch(
     assert max(b - a for a, b in zip([0, *saved], saved, strict=False)) <= every
 
 
-def test_without_a_number_they_come_every_ten_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_every_ten_minutes_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
 

@@ -104,7 +104,7 @@ def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: 
         DistillConfig(**{"out": "x", "stages": STAGES, **values})
 
 
-def test_training_without_epochs_is_refused_by_the_name_that_the_user_knows() -> None:
+def test_training_without_epochs_is_refused() -> None:
     with pytest.raises(DfmsdError, match=r"^epochs must be at least 1, got 0"):
         TrainConfig(out="x", epochs=0)
 
@@ -226,13 +226,13 @@ def test_a_run_stays_what_it_was_when_a_default_of_its_loss_changes(tmp_path: Pa
     assert same_run(baseline, place)  # where nobody teaches no loss is meant
 
 
-def test_a_run_with_an_option_that_is_no_more_is_another(tmp_path: Path) -> None:
+def test_a_run_with_a_removed_option_is_a_different_run(tmp_path: Path) -> None:
     config = DistillConfig(out="x", stages=STAGES)
     (tmp_path / "config.yaml").write_text(to_yaml(config).replace("  channel_ratio:", "  channel_share:"))
     assert not same_run(config, tmp_path)
 
 
-def test_a_run_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_location_of_a_run_does_not_matter(tmp_path: Path) -> None:
     config = TrainConfig(out="here", epochs=3)
     assert not RunFolder(tmp_path).exists
     write_config(config, tmp_path)
@@ -279,13 +279,13 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
         ({"teacher_cache_gib": float("nan")}, "teacher_cache_gib must be above 0, got nan"),
     ],
 )
-def test_a_cache_that_would_be_wrong_or_useless_is_refused(values: dict[str, Any], message: str) -> None:
+def test_an_impossible_teacher_cache_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         DistillConfig(out="x", stages=STAGES, **{"teacher_cache": "ram", **values})
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
-def test_a_cache_goes_with_every_flip_and_a_baseline_has_none(flip: float) -> None:
+def test_a_cache_works_with_flips_and_a_baseline_has_none(flip: float) -> None:
     config = DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip), teacher_cache="disk")
     assert config.without_teachers().teacher_cache is None
     DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip, scale_jitter=(0.5, 2.0), pad="batch"))
@@ -294,7 +294,7 @@ def test_a_cache_goes_with_every_flip_and_a_baseline_has_none(flip: float) -> No
 @pytest.mark.parametrize(
     ("written", "cache"), [("on", "ram"), ("off", "off"), ("true", "ram"), ("ram", "ram"), ("disk", "disk")]
 )
-def test_the_image_cache_is_a_word_or_a_truth_value(tmp_path: Path, written: str, cache: str) -> None:
+def test_the_image_cache_is_a_word_or_a_boolean(tmp_path: Path, written: str, cache: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"out: x\ndata: {{cache: {written}}}\nteacher_cache: null\nstages: [{{epochs: 1}}]\n")
     config = read_config(DistillConfig, file)

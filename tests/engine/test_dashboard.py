@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tests.engine.conftest import FinishedRun
 
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import dashboard
@@ -50,8 +51,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def module(task: DistillationTask) -> DistillationModule:
-    return DistillationModule(task, OptimConfig())
+def module(small_task: DistillationTask) -> DistillationModule:
+    return DistillationModule(small_task, OptimConfig())
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def train(shown: Dashboard, module: Any, clock: Clock, steps: range, seconds: fl
         shown.on_train_batch_end(at, module, named(float(step)), BATCH, (step - 1) % STEPS)
 
 
-def test_before_the_first_step_nothing_is_made_up(shown: Dashboard, module: DistillationModule) -> None:
+def test_nothing_is_estimated_before_the_first_step(shown: Dashboard, module: DistillationModule) -> None:
     assert "status preparing" in text(shown)
     shown.on_train_start(trainer_at(0), module)
     seen = text(shown)
@@ -111,7 +112,7 @@ def test_before_the_first_step_nothing_is_made_up(shown: Dashboard, module: Dist
     assert "images/s" not in seen
 
 
-def test_speed_and_time_to_the_end_count_steps_and_evaluations(
+def test_speed_and_remaining_time_include_steps_and_evaluations(
     shown: Dashboard, module: DistillationModule, clock: Clock
 ) -> None:
     shown.on_train_start(trainer_at(0), module)
@@ -139,7 +140,7 @@ def test_speed_and_time_to_the_end_count_steps_and_evaluations(
     assert "ETA 0:00:27 4.0 images/s" in text(shown)
 
 
-def test_values_are_fetched_every_so_many_steps(shown: Dashboard, module: DistillationModule, clock: Clock) -> None:
+def test_losses_are_copied_every_n_steps(shown: Dashboard, module: DistillationModule, clock: Clock) -> None:
     shown.on_train_start(trainer_at(0), module)
     seen = []
     for step in range(1, 6):
@@ -150,7 +151,7 @@ def test_values_are_fetched_every_so_many_steps(shown: Dashboard, module: Distil
         assert all(line in screen for line in lines)
 
 
-def test_several_teachers_are_told_apart(shown: Dashboard, module: DistillationModule, clock: Clock) -> None:
+def test_several_teachers_are_numbered(shown: Dashboard, module: DistillationModule, clock: Clock) -> None:
     values = {"loss": 3.0, "T1.pearson/p3": 0.25, "T2.pearson/p3": 0.5, "T2.pearson/p4": 1.0}
     shown.on_train_start(trainer_at(0), module)
     clock.now += 1
@@ -159,7 +160,7 @@ def test_several_teachers_are_told_apart(shown: Dashboard, module: DistillationM
     assert "pearson 0.250 (T1) 0.750 (T2)" in text(shown)
 
 
-def test_scores_are_those_of_the_table_before_a_resume_too(shown: Dashboard, module: DistillationModule) -> None:
+def test_scores_from_before_a_resume_are_shown(shown: Dashboard, module: DistillationModule) -> None:
     scores: list[float | None] = [0.25, 0.5, None, 0.375]
     shown.epoch_end.table.append([{"epoch": epoch, "AP": score} for epoch, score in enumerate(scores)])
     shown.on_train_start(trainer_at(20), module)
@@ -205,7 +206,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_terminal_shows_itself_and_survives_messages_ctrl_c_and_resume(
+def test_the_dashboard_survives_messages_ctrl_c_and_resuming(
     terminal: Terminal, distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert terminal.console.is_terminal
@@ -240,13 +241,8 @@ def test_a_run_on_a_terminal_shows_itself_and_survives_messages_ctrl_c_and_resum
     assert terminal.bytes.count(b"\x1b[?25l") == terminal.bytes.count(b"\x1b[?25h") > 0  # the cursor is back
 
 
-def test_without_a_terminal_there_is_no_dashboard(
-    distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = io.StringIO()
-    monkeypatch.setattr("dfmsd.engine.fit.console", Console(file=plain, width=200, markup=False, emoji=False))
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    distill(distill_config(tmp_path / "run"), allow_weak_teacher=True, check_images=1)
-    assert "ETA" not in plain.getvalue()
-    assert "\x1b" not in plain.getvalue()
-    assert len(re.findall(r"^epoch \d/3 ", plain.getvalue(), flags=re.MULTILINE)) == 3
+def test_without_a_terminal_there_is_no_dashboard(two_stage_run: FinishedRun) -> None:
+    printed = two_stage_run.printed
+    assert "ETA" not in printed
+    assert "\x1b" not in printed
+    assert len(re.findall(r"^epoch \d/3 ", printed, flags=re.MULTILINE)) == 3

@@ -19,8 +19,8 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture
-def module(task: DistillationTask) -> DistillationModule:
-    module = DistillationModule(task, OptimConfig())
+def module(small_task: DistillationTask) -> DistillationModule:
+    module = DistillationModule(small_task, OptimConfig())
     module.task.enter_stage(1)
     return module
 
@@ -36,9 +36,7 @@ def note(
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_a_term_that_is_not_finite_ends_the_run_with_its_name_level_stage_and_step(
-    module: DistillationModule, tmp_path: Path, value: float
-) -> None:
+def test_a_non_finite_term_ends_the_run_and_is_named(module: DistillationModule, tmp_path: Path, value: float) -> None:
     check = FiniteCheck(tmp_path)
     for step in range(4):
         note(check, module, step, **{"task/cls": 1.0, "mask/p3": 0.5})
@@ -58,14 +56,14 @@ def test_a_term_that_is_not_finite_ends_the_run_with_its_name_level_stage_and_st
     json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, which only Python reads
 
 
-def test_a_gradient_and_a_sum_that_are_not_finite_are_named_too(module: DistillationModule, tmp_path: Path) -> None:
+def test_a_non_finite_gradient_or_sum_is_named(module: DistillationModule, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"step 0 \(stage 2\): gradient is not finite"):
         note(FiniteCheck(tmp_path), module, 0, gradient=INF)
     with pytest.raises(DfmsdError, match=r"step 1 \(stage 2\): loss is not finite"):
         note(FiniteCheck(tmp_path), module, 1, gradient=None, loss=INF)
 
 
-def test_a_device_is_asked_only_now_and_then_but_before_every_checkpoint(
+def test_values_are_checked_every_n_steps_and_before_every_checkpoint(
     module: DistillationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
@@ -83,7 +81,7 @@ def test_a_device_is_asked_only_now_and_then_but_before_every_checkpoint(
         check.on_train_epoch_end(None, module)  # type: ignore[arg-type]
 
 
-def test_steps_that_were_left_out_are_counted_across_a_resume(
+def test_skipped_steps_are_counted_across_a_resume(
     module: DistillationModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check = FiniteCheck(tmp_path, skip=2)
@@ -101,7 +99,7 @@ def test_steps_that_were_left_out_are_counted_across_a_resume(
         note(resumed, module, 3, gradient=NAN)
 
 
-def test_each_process_writes_a_file_of_its_own(module: DistillationModule, tmp_path: Path) -> None:
+def test_each_process_writes_its_own_failure_file(module: DistillationModule, tmp_path: Path) -> None:
     check = FiniteCheck(tmp_path)
     check.on_train_start(SimpleNamespace(global_rank=3), module)  # type: ignore[arg-type]
     with pytest.raises(DfmsdError, match="step-0-rank-3"):

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfmsd.engine import module
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.fit import Result
 from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.run import distill
@@ -115,7 +116,7 @@ def check_curves(curves: Curves, run: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_every_logger_writes_the_numbers_of_the_run_into_its_folder_and_a_resumed_run_goes_on(
+def test_every_logger_stores_the_curves_in_the_run_folder_and_continues_them(
     kind: str, distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(kind, reason=f"needs pip install 'dfmsd[{kind}]'")
@@ -147,9 +148,9 @@ def _stopping_at(step: int) -> Callable[..., None]:
 
 
 def test_tensorboard_is_the_default_and_has_losses_correlations_rates_and_scores(
-    distill_config: MakeDistill, tmp_path: Path
+    distilled: Result,
 ) -> None:
-    run = distill(distill_config(tmp_path / "run"), allow_weak_teacher=True, check_images=1).run
+    run = distilled.run
     curves, hyperparameters = from_tensorboard(run)
     check_curves(curves, run)
     assert hyperparameters == yaml.safe_load((run / "config.yaml").read_text())
@@ -157,7 +158,7 @@ def test_tensorboard_is_the_default_and_has_losses_correlations_rates_and_scores
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_a_missing_extra_is_refused_before_anything_is_made(
+def test_a_missing_extra_is_refused_before_a_folder_is_created(
     kind: str, distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == kind else find_spec("json"))
@@ -168,7 +169,7 @@ def test_a_missing_extra_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_earlier_curves_is_not_taken_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_the_package_is_not_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: ModuleSpec(name, None))
     with pytest.raises(DfmsdError, match="logger: wandb needs wandb"):
         check_loggers(["wandb"])

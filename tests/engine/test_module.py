@@ -19,8 +19,8 @@ from dfmsd.types import Batch
 
 
 @pytest.fixture
-def module(task: DistillationTask) -> DistillationModule:
-    return DistillationModule(task, OptimConfig(), seed=3)
+def module(small_task: DistillationTask) -> DistillationModule:
+    return DistillationModule(small_task, OptimConfig(), seed=3)
 
 
 def optimizers(module: DistillationModule, **optim: Any) -> tuple[torch.optim.Optimizer, Any]:
@@ -32,7 +32,7 @@ def optimizers(module: DistillationModule, **optim: Any) -> tuple[torch.optim.Op
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_the_optimiser_owns_student_and_layers_and_no_teacher(module: DistillationModule, name: str) -> None:
+def test_the_optimizer_holds_student_and_layers_but_no_teacher(module: DistillationModule, name: str) -> None:
     optimizer, _ = optimizers(module, name=name, lr=0.25)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in module.parameters()}
@@ -41,7 +41,7 @@ def test_the_optimiser_owns_student_and_layers_and_no_teacher(module: Distillati
     assert not owned & {id(p) for p in frozen}
 
 
-def test_an_optimiser_that_forgets_a_parameter_is_refused(
+def test_an_optimizer_that_lacks_a_parameter_is_refused(
     module: DistillationModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = engine.param_groups_weight_decay
@@ -83,7 +83,7 @@ def test_an_epoch_enters_its_stage(module: DistillationModule) -> None:
     assert stages == [0, 0, 1]
 
 
-def test_a_run_that_goes_on_within_a_stage_finds_it_as_it_was(
+def test_a_run_resumed_within_a_stage_does_not_start_it_again(
     module: DistillationModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered: list[tuple[int, bool]] = []
@@ -99,7 +99,7 @@ def draw(module: DistillationModule, epoch: int, batch: int, rank: int = 0) -> t
     return float(torch.rand(())), float(np.random.rand()), random.random()
 
 
-def test_a_step_draws_numbers_that_follow_from_where_it_is_alone(module: DistillationModule) -> None:
+def test_random_numbers_depend_only_on_epoch_batch_and_rank(module: DistillationModule) -> None:
     places = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 1)]
     drawn = [draw(module, *place) for place in places]
     torch.rand(7), np.random.rand(7), random.random()
@@ -153,7 +153,7 @@ GOOD = torch.linspace(-1, 1, 4 * 3 * 4 * 4).view(4, 3, 4, 4)
 
 
 @pytest.mark.parametrize("bad", [GOOD / 0.0, GOOD * 10], ids=["the loss is not finite", "its gradient alone is not"])
-def test_a_step_that_is_left_out_changes_nothing(bad: torch.Tensor) -> None:
+def test_a_skipped_step_changes_nothing(bad: torch.Tensor) -> None:
     module, reference = poisoned_module(skip=True), poisoned_module(skip=True)
     optimizers = [torch.optim.AdamW(one.parameters(), lr=0.1, weight_decay=0.1) for one in (module, reference)]
     for images in (GOOD, bad, GOOD * 0.5):
@@ -167,7 +167,7 @@ def test_a_step_that_is_left_out_changes_nothing(bad: torch.Tensor) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_without_leave_a_bad_step_is_made_for_the_check_to_find() -> None:
+def test_without_skipping_a_bad_step_is_taken() -> None:
     module = poisoned_module(skip=False)
     step(module, torch.optim.SGD(module.parameters(), lr=0.1), GOOD * 10)
     assert not module.skipped
@@ -175,14 +175,14 @@ def test_without_leave_a_bad_step_is_made_for_the_check_to_find() -> None:
     assert module.gradient_norm.isnan()
 
 
-def test_an_overflow_is_the_loss_scalers_business() -> None:
+def test_overflows_are_left_to_the_loss_scaler() -> None:
     module = poisoned_module(skip=True, scaler=object())
     step(module, torch.optim.SGD(module.parameters(), lr=0.1), GOOD * 10)
     assert module.gradient_norm is None
     assert not module.skipped
 
 
-def test_gradients_are_clipped_as_torch_does_it() -> None:
+def test_gradients_are_clipped_as_in_torch() -> None:
     module = poisoned_module(skip=False)
     step(module, torch.optim.SGD(module.parameters(), lr=0.0), GOOD)
     before = [p.grad.clone() for p in module.parameters() if p.grad is not None]
@@ -199,7 +199,7 @@ def test_gradients_are_clipped_as_torch_does_it() -> None:
     ("schedule", "epoch", "kept"),
     [("restart", 0, True), ("restart", 1, True), ("restart", 2, False), ("continuous", 2, True)],
 )
-def test_a_restart_forgets_the_optimiser_state_where_a_stage_begins(
+def test_a_restart_clears_the_optimizer_state_at_a_new_stage(
     module: DistillationModule, schedule: Any, epoch: int, kept: bool
 ) -> None:
     module.optim = OptimConfig(schedule=schedule)

@@ -49,7 +49,7 @@ def differences(found: list[float], expected: list[float]) -> list[float]:
     return [abs(a - b) / max(abs(b), 0.1) for a, b in zip(found, expected, strict=True)]
 
 
-def test_a_run_in_bf16_goes_as_one_in_float32(longer: MakeDistill) -> None:
+def test_losses_in_bf16_follow_those_in_float32(longer: MakeDistill) -> None:
     runs = {}
     for precision in ("32", "bf16"):
         config = longer(precision, precision)
@@ -81,7 +81,7 @@ def test_on_a_cpu_fp16_is_run_as_bf16_and_says_so(longer: MakeDistill) -> None:
     assert max(differences(losses(Path(fp16.out))["loss"], losses(Path(bf16.out))["loss"])) < 0.05
 
 
-def test_fp16_with_a_loss_scaler_goes_as_float32(longer: MakeDistill, tmp_path: Path) -> None:
+def test_losses_in_fp16_with_a_loss_scaler_follow_those_in_float32(longer: MakeDistill, tmp_path: Path) -> None:
     """In a loop of torch's own autocast and scaler, since the trainer does not offer them on a CPU."""
     trails = {}
     for dtype in (torch.float32, torch.float16):
@@ -112,7 +112,7 @@ def test_fp16_with_a_loss_scaler_goes_as_float32(longer: MakeDistill, tmp_path: 
     assert max(differences(trails[torch.float16], trails[torch.float32])) < 0.05
 
 
-def test_no_advice_on_precision_without_need(longer: MakeDistill) -> None:
+def test_no_warning_about_precision_without_need(longer: MakeDistill) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*fp16")
         distill(longer("32", "32"), allow_weak_teacher=True, check_images=1)

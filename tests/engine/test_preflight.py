@@ -58,7 +58,7 @@ def printed(found: Preflight) -> str:
     return console.export_text()
 
 
-def test_the_tables_tell_levels_pairs_ap_owners_and_scales(
+def test_the_tables_list_levels_pairs_ap_parameters_and_terms(
     task: DistillationTask, data: CocoDataModule, measured: Callable[..., None], tiny_teachers: tuple[str, str]
 ) -> None:
     measured(0.125, 0.5, 0.25)
@@ -85,7 +85,7 @@ def test_the_tables_tell_levels_pairs_ap_owners_and_scales(
     assert f"{row.gradient / own.gradient:.2f}" in text
 
 
-def test_the_task_is_left_as_it_was(
+def test_the_preflight_does_not_change_the_task(
     task: DistillationTask, data: CocoDataModule, measured: Callable[..., None]
 ) -> None:
     measured(0.0, 0.5, 0.5)
@@ -164,7 +164,7 @@ def test_check_measures_and_writes_nothing(config: DistillConfig, tmp_path: Path
     assert (sorted(tmp_path.rglob("*")), sorted(tiny_root.rglob("*"))) == before
 
 
-def test_a_teacher_without_a_head_is_told_by_its_correlation(
+def test_a_teacher_without_a_head_is_measured_by_its_correlation(
     distill_config: Make, tmp_path: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In place of an AP, and it is not refused for having none."""

@@ -101,13 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def distilled(distill_config: MakeDistill, runs: Path) -> Result:
-    """The two-stage run that many tests look at."""
-    return quietly(distill_config(runs / "distilled"))
-
-
-def test_the_run_folder_is_complete_and_says_the_same_everywhere(
+def test_the_run_folder_is_complete_and_consistent(
     distilled: Result, distill_config: MakeDistill, tiny_teachers: tuple[str, str]
 ) -> None:
     run = distilled.run
@@ -189,52 +183,45 @@ def test_no_checkpoint_holds_a_teacher(distilled: Result, tiny_teachers: tuple[s
         assert trained <= environment["student"] + environment["layers"]
 
 
-def test_a_teacher_is_not_changed_by_teaching(
-    distilled: Result, tiny_teachers: tuple[str, str], distill_config: MakeDistill, tmp_path: Path
+def process_state() -> list[Any]:
+    """Everything that a library call must not change in its process."""
+    levels = [logging.getLogger(name).level for name in (None, "dfmsd", "pytorch_lightning.utilities.rank_zero")]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    numpy = np.random.get_state()
+    return [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        (numpy[0], numpy[1].tolist(), *numpy[2:]),  # type: ignore[index]
+        {name: value for name, value in os.environ.items() if name.startswith("PL_")},
+        list(warnings.filters),
+        levels,
+        logging.root.manager.disable,
+        handlers,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+    ]
+
+
+def test_a_run_changes_neither_its_teachers_nor_its_process(
+    tiny_teachers: tuple[str, str], distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (load_detector(folder) for folder in tiny_teachers)
     second.train()
     first.model.backbone.body.requires_grad_(False)
     flags = [[p.requires_grad for p in t.parameters()] for t in (first, second)]
-    before = [{name: value.clone() for name, value in t.state_dict().items()} for t in (first, second)]
+    weights = [{name: value.clone() for name, value in t.state_dict().items()} for t in (first, second)]
     stages = [StageConfig(epochs=1, teacher="one"), StageConfig(epochs=1, teacher="two")]
+    monkeypatch.setattr("dfmsd.engine.allocator.keep_freed_memory", lambda: pytest.fail("changed the allocator"))
+    before = process_state()
     quietly(distill_config(tmp_path / "run", stages=stages), teachers={"one": first, "two": second})
-    for teacher, weights in zip((first, second), before, strict=True):
-        assert identical(weights, teacher.state_dict())
+    assert process_state() == before
+    for teacher, former in zip((first, second), weights, strict=True):
+        assert identical(former, teacher.state_dict())
         assert all(p.grad is None for p in teacher.parameters())
     assert not any(module.training for module in first.modules())
     assert all(module.training for module in second.modules())
     assert [[p.requires_grad for p in t.parameters()] for t in (first, second)] == flags
-
-
-def test_a_run_leaves_no_trace_in_its_process(
-    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def state() -> list[Any]:
-        levels = [logging.getLogger(name).level for name in (None, "dfmsd", "pytorch_lightning.utilities.rank_zero")]
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-        numpy = np.random.get_state()
-        return [
-            torch.get_rng_state().tolist(),
-            random.getstate(),
-            (numpy[0], numpy[1].tolist(), *numpy[2:]),  # type: ignore[index]
-            {name: value for name, value in os.environ.items() if name.startswith("PL_")},
-            list(warnings.filters),
-            levels,
-            logging.root.manager.disable,
-            handlers,
-            torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cudnn.benchmark,
-            torch.get_num_threads(),
-        ]
-
-    monkeypatch.setattr("dfmsd.engine.allocator.keep_freed_memory", lambda: pytest.fail("changed the allocator"))
-    before = state()
-    train(train_config(tmp_path / "run"))
-    assert state() == before
-    with pytest.raises(DfmsdError):
-        train(train_config(tmp_path / "bad", epochs=2, optim=OptimConfig(lr=1e30, warmup=0, clip=0)))
-    assert state() == before
 
 
 def test_the_baseline_is_plain_training_to_the_bit(
@@ -258,7 +245,7 @@ def test_weights_follow_from_the_seed(distill_config: MakeDistill, tmp_path: Pat
     assert not identical(first, other)
 
 
-def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had_happened(
+def test_an_interrupted_run_delivers_its_student_and_resumes_to_the_same_bits(
     distilled: Result,
     distill_config: MakeDistill,
     runs: Path,
@@ -291,7 +278,7 @@ def test_an_interrupted_run_hands_over_the_student_and_goes_on_as_if_nothing_had
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
 
 
-def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_the_same_ones(
+def test_unlabeled_images_change_the_student_and_are_the_same_in_a_resumed_run(
     distilled: Result, distill_config: MakeDistill, tiny_root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = runs / "more"
@@ -300,11 +287,12 @@ def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_th
         with Image.open(image) as file:  # turned: other images than those of the data set
             file.rotate(180).save(folder / image.name)
     data = DataConfig(str(tiny_root), image_size=64, batch_size=4, unlabeled=str(folder), unlabeled_ratio=0.5)
-    whole = quietly(distill_config(runs / "unlabeled", data=data, teacher_cache="ram"))
+    settings: dict[str, Any] = {"data": data, "teacher_cache": "ram", "eval_every": 9}
+    whole = quietly(distill_config(runs / "unlabeled", **settings))
     assert len(rows(whole.run / "log.csv")) == len(rows(distilled.run / "log.csv"))
     assert not identical(delivered(whole.run), delivered(distilled.run))
 
-    config = distill_config(runs / "unlabeled_stopped", data=data, teacher_cache="ram")
+    config = distill_config(runs / "unlabeled_stopped", **settings)
     monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(3, press_ctrl_c))
     with pytest.raises(Stopped):
         quietly(config)
@@ -314,7 +302,7 @@ def test_images_without_annotations_change_the_student_and_a_resumed_run_sees_th
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_at_a_stage_that_restarts(
+def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
     distill_config: MakeDistill, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restart = OptimConfig(warmup=1, schedule="restart")
@@ -341,7 +329,7 @@ def test_a_killed_run_goes_on_at_a_stage_that_restarts(
 
 
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
-def test_a_preempted_run_is_saved_and_goes_on(
+def test_a_preempted_run_is_saved_and_can_be_resumed(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, at: int
 ) -> None:
     """In the middle of an epoch, and at its last step, which is evaluated and saved before the run ends."""
@@ -387,10 +375,12 @@ def test_the_best_epoch_is_delivered_on_request_and_the_last_one_stays_resumable
     assert evaluate(result.student, data.val_dataloader()) == result.metrics
 
 
-def test_a_loss_that_explodes_stops_the_run(train_config: MakeTrain, tmp_path: Path) -> None:
+def test_an_exploding_loss_ends_the_run(train_config: MakeTrain, tmp_path: Path) -> None:
     config = train_config(tmp_path / "run", epochs=2, optim=OptimConfig(lr=1e30, warmup=0, clip=0))
+    before = process_state()
     with pytest.raises(DfmsdError, match=r"step 1 \(stage 1\): task/.* is not finite; lower optim.lr"):
         train(config)
+    assert process_state() == before
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert not (tmp_path / "run" / "last.ckpt").exists()
     assert len(rows(tmp_path / "run" / "log.csv")) == 2
@@ -400,7 +390,7 @@ def test_a_loss_that_explodes_stops_the_run(train_config: MakeTrain, tmp_path: P
     assert failure["values"]["loss"] == "nan"
 
 
-def test_steps_that_may_be_left_out_are_and_a_resumed_run_counts_on(
+def test_bad_steps_are_skipped_and_counted_across_a_resume(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Poisoning(StopOnInterrupt):
@@ -422,7 +412,7 @@ def test_steps_that_may_be_left_out_are_and_a_resumed_run_counts_on(
     assert [row["step"] for row in rows(run / "log.csv")] == [str(step) for step in range(6)]
 
 
-def test_a_process_that_joins_later_neither_refuses_the_folder_nor_writes_there(
+def test_a_further_process_neither_checks_nor_writes_the_folder(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -442,7 +432,8 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
 ) -> None:
     first, second = tiny_teachers
     stages = [StageConfig(1, first, [{"name": "fgd"}, {"name": "cwd"}]), StageConfig(1, second)]
-    config = distill_config(tmp_path / "run", stages=stages, loss=[{"name": "pkd"}, {"name": "mgd", "ratio": 0.5}])
+    losses = [{"name": "pkd"}, {"name": "mgd", "ratio": 0.5}]
+    config = distill_config(tmp_path / "run", stages=stages, loss=losses, eval_every=9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(3, kill))
         with pytest.raises(RuntimeError, match="the power went off"):
@@ -458,7 +449,7 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_losses_go_with_a_balance_and_a_resumed_run(
+def test_compiled_losses_work_with_a_balance_and_resuming(
     distill_config: MakeDistill, tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:
     """20 steps are measured and four are not; the second stage measures again what the first one compiled."""

@@ -47,7 +47,7 @@ def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config:
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
-def test_a_refused_run_does_not_delete_what_it_was_to_overwrite(train_config: MakeTrain, folder: Path) -> None:
+def test_a_refused_run_does_not_overwrite_the_folder(train_config: MakeTrain, folder: Path) -> None:
     broken = train_config(folder, data=DataConfig(str(folder / "nowhere")))
     with pytest.raises(DfmsdError, match="no folder"):
         train(broken, overwrite=True)
@@ -57,13 +57,13 @@ def test_a_refused_run_does_not_delete_what_it_was_to_overwrite(train_config: Ma
     assert (folder / "config.yaml").exists()
 
 
-def test_there_is_nothing_to_resume_in_an_empty_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+def test_an_empty_folder_cannot_be_resumed(train_config: MakeTrain, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match="holds no run, so there is nothing to resume"):
         train(train_config(tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_file_is_no_run_folder(train_config: MakeTrain, tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_run_folder(train_config: MakeTrain, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DfmsdError, match="is a file; name a folder"):
         train(train_config(tmp_path / "file"))
@@ -94,7 +94,7 @@ def test_a_teacher_described_by_yaml_is_trained_once(
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
 
 
-def test_a_teacher_is_not_trained_by_processes_that_its_student_has_no_use_for(
+def test_a_teacher_with_another_number_of_processes_is_refused(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "teacher.yaml"
@@ -105,7 +105,7 @@ def test_a_teacher_is_not_trained_by_processes_that_its_student_has_no_use_for(
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", (2, 2), train=untrained)
 
 
-def test_every_teacher_is_looked_at_before_one_is_trained(
+def test_every_teacher_is_checked_before_one_is_trained(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
@@ -121,7 +121,7 @@ def test_every_teacher_is_looked_at_before_one_is_trained(
             load_teachers([str(good), other], ("square", "disc"), tmp_path / "out", train=untrained)
 
 
-def test_a_teacher_whose_training_is_interrupted_teaches_nobody(
+def test_an_interrupted_teacher_stops_the_student(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "teacher.yaml"

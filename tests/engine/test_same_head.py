@@ -81,7 +81,7 @@ def test_the_baseline_does_not_inherit(distill_config: MakeDistill, twin: str, t
     assert distill_config(tmp_path).ancestor is None
 
 
-def test_the_first_stages_teacher_is_the_ancestor(
+def test_the_student_inherits_from_the_first_stages_teacher(
     distill_config: MakeDistill, twin: str, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:
     later = [StageConfig(1, twin), StageConfig(1, tiny_teachers[1])]
@@ -95,14 +95,14 @@ def test_the_first_stages_teacher_is_the_ancestor(
 
 
 @pytest.mark.parametrize(("flag", "value"), [("true", True), ("false", False), ("runs/teacher", "runs/teacher")])
-def test_the_flag_takes_both_forms(flag: str, value: bool | str) -> None:
+def test_inherit_is_a_boolean_or_a_reference(flag: str, value: bool | str) -> None:
     parser = config_parser(DistillConfig)
     stages = '[{"epochs": 1, "teacher": "x"}]'
     values = parser.instantiate(parser.parse_args(["--out", "run", "--stages", stages, "--inherit", flag]))
     assert build_config(DistillConfig, values).inherit == value
 
 
-def test_a_misfit_is_refused_before_a_folder_is_made(
+def test_detectors_that_do_not_match_are_refused_before_a_folder_is_created(
     distill_config: MakeDistill, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -118,7 +118,7 @@ def test_a_misfit_is_refused_before_a_folder_is_made(
         distill(two_stage)
 
 
-def test_a_detector_given_in_python_can_be_the_ancestor(distill_config: MakeDistill, tmp_path: Path) -> None:
+def test_a_student_can_inherit_from_a_passed_detector(distill_config: MakeDistill, tmp_path: Path) -> None:
     given = build_detector(DetectorConfig(**vars(STUDENT)), CLASSES)
     config = distill_config(tmp_path, stages=[StageConfig(1, "python:teacher1")], inherit=True)
     task = build_task(config, CLASSES, teachers={"python:teacher1": given})

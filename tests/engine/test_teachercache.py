@@ -61,7 +61,7 @@ def test_the_plan_counts_images_flips_and_levels(planned: Callable[..., CachePla
     assert planned(precision="bf16").layouts[next(iter(plan.layouts))].compute_dtype == torch.bfloat16
 
 
-def test_no_cache_is_planned_where_none_is_asked_for_or_nobody_teaches(
+def test_no_cache_is_planned_without_a_setting_or_a_teacher(
     task: DistillationTask, distill_config: MakeDistill, tmp_path: Path
 ) -> None:
     assert plan_caches(task, distill_config(tmp_path), 8) is None
@@ -69,7 +69,7 @@ def test_no_cache_is_planned_where_none_is_asked_for_or_nobody_teaches(
     assert plan_caches(build_task(config, ("square", "disc")), config, 8) is None
 
 
-def test_the_line_tells_size_budget_and_what_is_kept(
+def test_the_summary_states_size_budget_and_kept_share(
     planned: Callable[..., CachePlan], monkeypatch: pytest.MonkeyPatch, tiny_teachers: tuple[str, str]
 ) -> None:
     line = str(planned())
@@ -109,9 +109,7 @@ def test_opening_divides_the_room_by_need(planned: Callable[..., CachePlan], cac
     assert all(isinstance(teacher.cache.store, RamStore) for teacher in plan.layouts if teacher.cache)
 
 
-def test_opening_evicts_other_teachers_only_where_room_is_needed(
-    planned: Callable[..., CachePlan], cache_folder: Path
-) -> None:
+def test_opening_evicts_other_teachers_only_if_needed(planned: Callable[..., CachePlan], cache_folder: Path) -> None:
     other = DiskStore(cache_folder / "other", 10**6)
     other.put("a", {"p8": torch.zeros(1000)})
     open_caches(planned("disk"))
@@ -123,7 +121,7 @@ def test_opening_evicts_other_teachers_only_where_room_is_needed(
     assert len(list(cache_folder.glob(f"*/{MARKER}"))) == 2
 
 
-def test_the_preflight_tells_the_cache_and_refuses_what_cannot_be_stored(
+def test_the_preflight_lists_the_cache_and_refuses_values_that_cannot_be_stored(
     planned: Callable[..., CachePlan], task: DistillationTask, tiny_root: Path, tiny_teachers: tuple[str, str]
 ) -> None:
     data = CocoDataModule(DataConfig(str(tiny_root), image_size=64, batch_size=4))
@@ -203,7 +201,7 @@ def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_cache_as_if_nothing_had_happened(
+def test_a_killed_run_with_a_cache_resumes_to_the_same_bits(
     short: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killing(StopOnInterrupt):

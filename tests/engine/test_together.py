@@ -66,7 +66,7 @@ def rows(result: Result) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_folder_tells_the_teachers_apart(distilled: Result, make: Make) -> None:
+def test_the_run_folder_numbers_the_teachers(distilled: Result, make: Make) -> None:
     log = rows(distilled)
     assert [row["stage"] for row in log] == ["1", "1", "2", "2", "2", "2"]
     alone = {f"{term}/p{level}" for term in ("mask", "sfa", "pearson") for level in (3, 4, 5, 6)}
@@ -91,9 +91,7 @@ def test_the_folder_tells_the_teachers_apart(distilled: Result, make: Make) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    distilled: Result, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(distilled: Result, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killing(StopOnInterrupt):
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
             if trainer.global_step == 5:  # in the last epoch

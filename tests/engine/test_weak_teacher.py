@@ -47,7 +47,7 @@ def config_of(teacher: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def test_a_teacher_with_its_own_pixels_is_accepted(
+def test_a_teacher_with_its_own_normalization_is_accepted(
     dfmsd: Command, teacher: tuple[Path, float], tiny_root: Path
 ) -> None:
     run, ap = teacher
@@ -61,7 +61,7 @@ def test_a_teacher_with_its_own_pixels_is_accepted(
     ("mean", "std"), [(0.0, 1 / 255), (0.0, 1.0), (120.0, 57.0)], ids=["0..255", "not normalised", "scaled twice"]
 )
 @pytest.mark.parametrize("command", ["check", "distill"])
-def test_a_teacher_with_foreign_pixels_is_refused_and_the_message_says_where_to_look(
+def test_a_teacher_with_the_wrong_normalization_is_refused_with_the_usual_causes(
     dfmsd: Command, teacher: tuple[Path, float], tiny_root: Path, mean: float, std: float, command: str
 ) -> None:
     spoilt = fed_otherwise(teacher[0], mean, std, dfmsd.folder / "teacher")
