@@ -42,6 +42,7 @@ class Car:
         (32, SIZE, "32"),
         ("small", SIZE | list[SIZE], "small"),
         ({"a": [1]}, dict[str, Any] | str, {"a": [1]}),
+        ([np.float64(0.5), 2], tuple[float, float] | None, (0.5, 2.0)),
         ({"radius": 1}, Wheel, Wheel(1.0)),
         ([{"radius": 1}, Wheel(2.0)], list[Wheel], [Wheel(1.0), Wheel(2.0)]),
     ],
@@ -57,6 +58,8 @@ def test_values_are_converted_to_the_annotated_type(value: object, kind: Any, ex
     [
         (1.5, int, "key must be an integer, got 1.5"),
         (True, int, "key must be an integer, got True"),
+        ((0.5, 1, 2), tuple[float, float], "key must be a list of 2 values, got"),
+        ("ab", tuple[float, float] | None, "key must be a list of 2 values or null, got 'ab'"),
         (1, bool, "key must be true or false, got 1"),
         ("x", float | None, "key must be a number or null, got 'x'"),
         (np.int64(3), str, "key must be a string, got 3"),

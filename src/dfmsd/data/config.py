@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import dataclass, fields
-from typing import Any, Literal
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Literal
 
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
 STRIDE = 32
@@ -61,35 +59,27 @@ class DataConfig:
         Raises:
             DfmsdError: A value is out of range or of the wrong type.
         """
-        for field in fields(self):
-            setattr(self, field.name, _to_builtin(getattr(self, field.name)))
+        coerce_fields(self, "data.")
         if isinstance(self.cache, bool):  # YAML reads `off` as false
             self.cache = "ram" if self.cache else "off"
-        _check_folder("root", self.root)
+        check_path("data.root", self.root)
         if self.unlabeled is not None:
-            _check_folder("unlabeled", self.unlabeled)
+            check_path("data.unlabeled", self.unlabeled)
         check_image_size(self.image_size)
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        jitter, unlabeled = self.scale_jitter, f"large enough for one unlabeled image per batch of {self.batch_size}"
+        check_range(self, ["batch_size"], "data.", minimum=1)
+        check_range(self, ["workers"], "data.", minimum=0)
+        low, high = self.scale_jitter or (1.0, 1.0)
+        unlabeled = self.unlabeled_ratio * self.batch_size
         requirements = {
-            "batch_size": (_is_int(self.batch_size, 1), "an integer of at least 1"),
-            "pad": (self.pad in ("square", "batch"), "`square` or `batch`"),
-            "flip": (_in_range(self.flip, 0, 1), "a probability, 0 to 1"),
-            "scale_jitter": (jitter is None or _is_jitter(jitter), "[low, high] with 0 < low <= high, or null"),
-            "holdout": (_in_range(self.holdout, 0, 0.5), "a share of the training images, 0 to 0.5"),
-            "workers": (self.workers is None or _is_int(self.workers, 0), "an integer of at least 0, or null"),
-            "cache": (self.cache in ("ram", "disk", "off"), "`ram`, `disk` or `off`"),
-            "cache_gib": (_in_range(self.cache_gib, 0) and self.cache_gib > 0, "a number above 0"),
-            "unlabeled_ratio": (_in_range(self.unlabeled_ratio, 0) and self._unlabeled_per_batch(), unlabeled),
+            "flip": (0 <= self.flip <= 1, "a probability, 0 to 1"),
+            "scale_jitter": (0 < low <= high < math.inf, "[low, high] with 0 < low <= high, or null"),
+            "holdout": (0 <= self.holdout <= 0.5, "a share of the training images, 0 to 0.5"),
+            "unlabeled_ratio": (0.5 < unlabeled < math.inf, "large enough for one unlabeled image per batch"),
+            "cache_gib": (self.cache_gib > 0, "above 0"),
         }
         for key, (valid, expected) in requirements.items():
             if not valid:
                 raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
-
-    def _unlabeled_per_batch(self) -> bool:
-        return 0.5 < self.unlabeled_ratio * self.batch_size < math.inf
 
 
 def check_image_size(image_size: int, name: str = "data.image_size") -> None:
@@ -102,36 +92,7 @@ def check_image_size(image_size: int, name: str = "data.image_size") -> None:
     Raises:
         DfmsdError: It is not a multiple of 32 from 32 to 16384.
     """
-    if not _is_int(image_size, STRIDE, MAX_IMAGE_SIZE) or image_size % STRIDE:
+    if not isinstance(image_size, int) or not STRIDE <= image_size <= MAX_IMAGE_SIZE or image_size % STRIDE:
         raise DfmsdError(
             f"{name} must be a multiple of {STRIDE}, at least {STRIDE} and at most {MAX_IMAGE_SIZE}, got {image_size!r}"
         )
-
-
-def _to_builtin(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(_to_builtin(item) for item in value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _check_folder(key: str, path: object) -> None:
-    if not isinstance(path, str):
-        raise DfmsdError(f"data.{key} must be the path of a folder, got {path!r}")
-    check_path(f"data.{key}", path)
-
-
-def _is_int(value: object, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, int) and _in_range(value, low, high)
-
-
-def _in_range(value: object, low: float, high: float = math.inf) -> bool:
-    """Return whether a value is a number in ``[low, high]``; NaN and booleans are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_jitter(value: object) -> bool:
-    if not isinstance(value, tuple) or len(value) != 2 or not all(_in_range(factor, 0) for factor in value):
-        return False
-    return bool(0 < value[0] <= value[1] < math.inf)

@@ -21,15 +21,15 @@ NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a st
 def coerce_fields(config: Any, prefix: str = "") -> None:
     """Convert every field of a dataclass instance to its annotated type.
 
-    Paths become strings, NumPy scalars Python numbers, integers floats where a float is annotated, tuples lists, and
-    mappings dataclasses. Frozen dataclasses are changed, too.
+    Paths become strings, NumPy scalars Python numbers, integers floats where a float is annotated, sequences lists or
+    tuples as annotated, and mappings dataclasses. Frozen dataclasses are modified, too.
 
     Args:
-        config: an instance, changed in place.
-        prefix: of the fields' names, for messages, such as ``optim.``.
+        config: Dataclass instance, modified in place.
+        prefix: Prefix of the field names in messages, such as ``optim.``.
 
     Raises:
-        DfmsdError: a value has another type, or a mapping an unknown key.
+        DfmsdError: A value has another type, or a mapping an unknown key.
     """
     kinds = get_type_hints(type(config))
     for field in fields(config):
@@ -41,12 +41,12 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     """Convert a value to a type.
 
     Args:
-        value: the value.
-        kind: a plain type, a dataclass, or a ``Literal``, ``list``, ``dict`` or union of such.
-        where: name of the value, for messages.
+        value: Value to convert.
+        kind: Plain type, dataclass, or a ``Literal``, ``list``, ``tuple``, ``dict`` or union of these.
+        where: Name of the value, for messages.
 
     Raises:
-        DfmsdError: the value does not fit.
+        DfmsdError: The value does not fit the type.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     value = value.item() if isinstance(value, np.generic) else value
@@ -55,10 +55,13 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     for option in _options(kind):
         if is_dataclass(option) and isinstance(value, Mapping):
             return build(option, value, where)
-        if get_origin(option) is list and isinstance(value, Sequence) and not isinstance(value, str):
+        if get_origin(option) is list and _is_sequence(value):
             (item,) = get_args(option)
             return [coerce(part, item, f"{where}.{index}") for index, part in enumerate(value)]
-        if _fits(value, option):
+        if get_origin(option) is tuple:
+            if _is_sequence(value) and len(value) == len(get_args(option)):
+                return tuple(coerce(part, item, where) for part, item in zip(value, get_args(option), strict=True))
+        elif _fits(value, option):
             return float(value) if option is float else value
     raise DfmsdError(f"{where} must be {' or '.join(_describe(option) for option in _options(kind))}, got {value!r}")
 
@@ -67,12 +70,12 @@ def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """Build a dataclass from a mapping.
 
     Args:
-        kind: the dataclass.
-        values: field name -> value.
-        where: name of the mapping, for messages.
+        kind: Dataclass to build.
+        values: Field name -> value.
+        where: Name of the mapping, for messages.
 
     Raises:
-        DfmsdError: a key is unknown; the nearest one is named.
+        DfmsdError: A key is unknown or missing; the message suggests the closest one.
     """
     known = [field.name for field in fields(kind)]
     for key in values:
@@ -90,7 +93,7 @@ def check_range(config: Any, names: Sequence[str], prefix: str = "", *, minimum:
     """Check that fields are finite numbers of at least ``minimum``, or None.
 
     Raises:
-        DfmsdError: a value is out of range.
+        DfmsdError: A value is out of range.
     """
     for name in names:
         value = getattr(config, name)
@@ -102,7 +105,7 @@ def check_positive(config: Any, names: Sequence[str], prefix: str = "") -> None:
     """Check that fields are finite numbers above 0.
 
     Raises:
-        DfmsdError: a value is out of range.
+        DfmsdError: A value is out of range.
     """
     for name in names:
         value = getattr(config, name)
@@ -112,6 +115,10 @@ def check_positive(config: Any, names: Sequence[str], prefix: str = "") -> None:
 
 def _options(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -130,6 +137,8 @@ def _describe(kind: Any) -> str:
     origin = get_origin(kind) or kind
     if origin is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
+    if origin is tuple:
+        return f"a list of {len(get_args(kind))} values"
     if origin is list:
         return "a list"
     return NAMES.get(origin, f"a {origin.__name__}")
