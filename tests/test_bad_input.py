@@ -154,9 +154,9 @@ LINES: list[tuple[list[str], tuple[str, ...]]] = [
     (["evaluate", "--model", "timm:resnet19", "--data", "data"], ("unknown backbone 'resnet19'",)),
     (["evaluate", "--model", "mmdet:,", "--data", "data"], ("mmdet:CONFIG.py,CHECKPOINT.pth",)),
     (["evaluate", "--model", "gopher:x", "--data", "data"], ("unknown prefix 'gopher:'",)),
-    (["compare", "--out", "x", "--pairs", "{../a: [b]}", "--methods", "pkd"], ("pairs: '../a' is no name", "letters")),
+    (["compare", "--out", "x", "--pairs", "{../a: [b]}", "--methods", "pkd"], ("pairs: '../a' cannot be used", "letters")),
     (["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd["], ("'pkd['", "position 5")),
-    (["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd", "--seeds", "-1"], ("seeds: -1", "other")),
+    (["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd", "--seeds", "-1"], ("seeds must be at least 0", "-1")),
     (["compare", "--out", "", "--pairs", "{a: [b]}", "--methods", "pkd"], ("out: ''", "empty")),
     (["list", "all"], ("invalid choice: 'all'",)),
 ]
@@ -196,7 +196,7 @@ DETECTOR = {"arch": "fcos", **STUDENT}
 MODELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), (WEIGHTS, "pass the folder of a finished run")),
     "no description": (lambda folder: (folder / WORDS).unlink(), (WORDS, "is missing", "copy both files")),
-    "empty weights": (written(WEIGHTS, b""), (WEIGHTS, "not a checkpoint", "give a .safetensors file")),
+    "empty weights": (written(WEIGHTS, b""), (WEIGHTS, "not a checkpoint", "pass a .safetensors file")),
     "weights of noise": (written(WEIGHTS, bytes(range(256))), (WEIGHTS, "not a checkpoint")),
     "header without end": (written(WEIGHTS, b"\xff" * 8 + b"{}"), (WEIGHTS, "not a checkpoint")),
     "other weights": (renamed, (WEIGHTS, "does not fit the model", "other")),
@@ -242,7 +242,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bad_file_of_pretrained_weights(dfmsd: Command, name: str, content: bytes) -> None:
     (dfmsd.folder / name).write_bytes(content)
     error = dfmsd.refusal("distill", "--config", "good.yaml", "--student.pretrained", name)
-    says(error, (name, "is not a checkpoint", "give a .safetensors file"))
+    says(error, (name, "is not a checkpoint", "pass a .safetensors file"))
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"model": {"weight": torch.zeros(1)}}, torch.zeros(1), 7])

@@ -38,7 +38,7 @@ SOURCE = Path(package.__file__).parent
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
 SHELLS = ("os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "torch.hub.load")
 ALLOWED = {
-    ("detectors/checkpoints.py", "get_model(weights=...)"): "the file has just been read by `download_weights`, which "
+    ("detectors/torchvision/pretrained.py", "get_model(weights=...)"): "the file has just been read by `download_weights`, which "
     "runs no code in it and checks a download's hash",
 }
 """File and call -> why it is no danger."""
@@ -168,7 +168,7 @@ def test_the_pickles_are_live(target: Path, tmp_path: Path, write: Write) -> Non
 def test_a_pickle_of_pretrained_weights_is_refused(dfmsd: Command, target: Path, write: Write, name: str) -> None:
     write(Bomb(target), dfmsd.folder / name)
     error = dfmsd.refusal("distill", "--config", "good.yaml", "--student.pretrained", name)
-    says(error, (name, "not a checkpoint that can be read safely", "give a .safetensors file"))
+    says(error, (name, "not a checkpoint that can be read safely", "pass a .safetensors file"))
     assert "weights_only" not in error  # torch's own advice is to run it
     assert not target.exists()
 
@@ -215,7 +215,7 @@ def test_a_pickle_is_no_model_of_transformers(tmp_path: Path, target: Path) -> N
 def test_a_pickle_is_no_state_to_go_on_from(dfmsd: Command, target: Path, write: Write) -> None:
     write(Bomb(target), unfinished_run(dfmsd.folder) / "last.ckpt")
     error = dfmsd.refusal("train", "--config", "run/config.yaml", "--resume")
-    says(error, ("run/last.ckpt is damaged or none of dfmsd's",))
+    says(error, ("run/last.ckpt is damaged or not written by dfmsd",))
     assert not target.exists()
 
 
