@@ -22,7 +22,7 @@ from tests.helpers.command import STUDENT, Command
 
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 
-# Config files: what is wrong, and what the line has to name besides the file.
+# Config files: content, and what the error has to name in addition to the file.
 
 BOMB = "loss: {name: dfmsd, a: &a0 [x,x,x,x,x,x,x,x,x,x], " + "".join(
     f"b{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}], " for i in range(1, 9)
@@ -48,7 +48,7 @@ TEXTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("text", "pieces"), TEXTS.values(), ids=TEXTS)
-def test_a_file_that_is_no_config(dfmsd: Command, text: bytes, pieces: tuple[str, ...]) -> None:
+def test_a_file_that_is_not_a_config(dfmsd: Command, text: bytes, pieces: tuple[str, ...]) -> None:
     (dfmsd.folder / "bad.yaml").write_bytes(text)
     says(dfmsd.refusal("distill", "--config", "bad.yaml"), ("bad.yaml", *pieces))
 
@@ -118,7 +118,7 @@ def test_a_config_with_a_bad_value(dfmsd: Command, key: str, value: Any, pieces:
     says(dfmsd.refusal("distill", "--config", "bad.yaml"), pieces)
 
 
-def test_a_refused_value_is_told_with_the_file_that_it_may_come_from(dfmsd: Command) -> None:
+def test_a_refused_value_is_reported_with_its_file(dfmsd: Command) -> None:
     assert "(in good.yaml or the flags)" in dfmsd.refusal("distill", "--config", "good.yaml", "--optim.lr", "0")
     assert "dfmsd distill --help and good.yaml" in dfmsd.refusal("distill", "--config=good.yaml", "--seed", "x")
     dfmsd.write("teacher.yaml", {"out": "teacher", "optim": {"lr": 0}})
@@ -154,9 +154,12 @@ LINES: list[tuple[list[str], tuple[str, ...]]] = [
     (["evaluate", "--model", "timm:resnet19", "--data", "data"], ("unknown backbone 'resnet19'",)),
     (["evaluate", "--model", "mmdet:,", "--data", "data"], ("mmdet:CONFIG.py,CHECKPOINT.pth",)),
     (["evaluate", "--model", "gopher:x", "--data", "data"], ("unknown prefix 'gopher:'",)),
-    (["compare", "--out", "x", "--pairs", "{../a: [b]}", "--methods", "pkd"], ("pairs: '../a' cannot be used", "letters")),
+    (["compare", "--out", "x", "--pairs", "{../a: [b]}", "--methods", "pkd"], ("pairs: '../a'", "letters")),
     (["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd["], ("'pkd['", "position 5")),
-    (["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd", "--seeds", "-1"], ("seeds must be at least 0", "-1")),
+    (
+        ["compare", "--out", "x", "--pairs", "{a: [b]}", "--methods", "pkd", "--seeds", "-1"],
+        ("seeds must be at least 0",),
+    ),
     (["compare", "--out", "", "--pairs", "{a: [b]}", "--methods", "pkd"], ("out: ''", "empty")),
     (["list", "all"], ("invalid choice: 'all'",)),
 ]
@@ -253,13 +256,13 @@ def test_pretrained_weights_of_another_kind(dfmsd: Command, content: object) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04" + b"\0" * 200], ids=["empty", "text", "zip"])
-def test_a_bad_state_to_go_on_from(dfmsd: Command, content: bytes) -> None:
+def test_a_bad_checkpoint_is_not_resumed(dfmsd: Command, content: bytes) -> None:
     (unfinished_run(dfmsd.folder) / "last.ckpt").write_bytes(content)
     error = dfmsd.refusal("train", "--config", "run/config.yaml", "--resume")
     says(error, ("run/last.ckpt is damaged", "--resume starts the run again"))
 
 
-# The same in processes of their own.
+# In new processes.
 
 
 @pytest.mark.slow

@@ -32,14 +32,16 @@ from dfmsd.errors import DfmsdError
 from dfmsd.reporting import comparison_report, run_report
 from dfmsd.utils.store import DiskStore
 
-# What the source calls.
+# Calls in the source.
 
 SOURCE = Path(package.__file__).parent
 UNPICKLERS = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
 SHELLS = ("os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "torch.hub.load")
 ALLOWED = {
-    ("detectors/torchvision/pretrained.py", "get_model(weights=...)"): "the file has just been read by `download_weights`, which "
-    "runs no code in it and checks a download's hash",
+    (
+        "detectors/torchvision/pretrained.py",
+        "get_model(weights=...)",
+    ): "`download_weights` has just read the file, without running code in it, and checks a download's hash",
 }
 """File and call -> why it is no danger."""
 
@@ -103,16 +105,16 @@ def test_no_call_in_the_source_runs_code_out_of_a_file() -> None:
         "get_model(x, weights=y)",
     ],
 )
-def test_the_search_finds_such_calls(code: str) -> None:
+def test_the_search_finds_unsafe_calls(code: str) -> None:
     assert list(dangers(ast.parse(code)))
 
 
-def test_everything_that_the_source_names_on_the_web_is_encrypted() -> None:
+def test_every_url_in_the_source_is_encrypted() -> None:
     for path in SOURCE.rglob("*.py"):
         assert not re.search(r"\bhttp://(?!www\.w3\.org/)", path.read_text(encoding="utf-8")), path
 
 
-def test_weights_come_encrypted_and_torchvisions_with_a_hash() -> None:
+def test_weights_are_downloaded_encrypted_and_torchvisions_with_a_hash() -> None:
     names = torchvision.models.list_models(exclude=["quantized*"])
     urls = [weights.url for name in names for weights in torchvision.models.get_model_weights(name)]
     assert len(urls) > 100
@@ -174,7 +176,7 @@ def test_a_pickle_of_pretrained_weights_is_refused(dfmsd: Command, target: Path,
 
 
 @WRITERS
-def test_a_pickle_is_no_teacher(dfmsd: Command, target: Path, write: Write) -> None:
+def test_a_pickle_is_refused_as_teacher(dfmsd: Command, target: Path, write: Write) -> None:
     write(Bomb(target), dfmsd.folder / "bomb.pth")
     write(Bomb(target), dfmsd.folder / "bomb.safetensors")
     folder = dfmsd.folder / "teacher"
@@ -192,7 +194,7 @@ def test_a_pickle_is_no_teacher(dfmsd: Command, target: Path, write: Write) -> N
 
 
 @WRITERS
-def test_a_pickle_is_no_checkpoint_of_mmdetection(tmp_path: Path, target: Path, write: Write) -> None:
+def test_a_pickle_is_refused_as_mmdetection_checkpoint(tmp_path: Path, target: Path, write: Write) -> None:
     write(Bomb(target), tmp_path / "bomb.pth")
     with pytest.raises(DfmsdError, match=r"bomb\.pth cannot be read without running code in it"):
         read_checkpoint(tmp_path / "bomb.pth")
@@ -201,7 +203,7 @@ def test_a_pickle_is_no_checkpoint_of_mmdetection(tmp_path: Path, target: Path, 
 
 @needs_transformers
 @pytest.mark.transformers
-def test_a_pickle_is_no_model_of_transformers(tmp_path: Path, target: Path) -> None:
+def test_a_pickle_is_refused_as_transformers_model(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "model"
     save_model("rt_detr", folder)
     (folder / "model.safetensors").unlink()
@@ -212,7 +214,7 @@ def test_a_pickle_is_no_model_of_transformers(tmp_path: Path, target: Path) -> N
 
 
 @WRITERS
-def test_a_pickle_is_no_state_to_go_on_from(dfmsd: Command, target: Path, write: Write) -> None:
+def test_a_pickle_is_not_resumed(dfmsd: Command, target: Path, write: Write) -> None:
     write(Bomb(target), unfinished_run(dfmsd.folder) / "last.ckpt")
     error = dfmsd.refusal("train", "--config", "run/config.yaml", "--resume")
     says(error, ("run/last.ckpt is damaged or not written by dfmsd",))
@@ -275,7 +277,7 @@ def test_a_link_out_of_the_data_is_refused(dfmsd: Command, kind: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-def test_links_within_the_data_and_to_it_are_fine(dfmsd: Command) -> None:
+def test_links_within_the_data_and_to_it_are_followed(dfmsd: Command) -> None:
     train = dfmsd.folder / "data" / "train"
     (train / "0.png").rename(dfmsd.folder / "data" / "blob")
     (train / "0.png").symlink_to("../blob")
@@ -373,7 +375,7 @@ def test_names_stay_text_in_reports(tmp_path: Path, name: str) -> None:
             assert all(each in page.text for each in NAMES[:5])
 
 
-def test_brackets_in_a_name_are_no_markup_on_the_terminal(dfmsd: Command) -> None:
+def test_brackets_in_a_name_are_printed_literally(dfmsd: Command) -> None:
     status, out, error = dfmsd("distill", "--config", "good.yaml", "--out", "[/run]")
     assert (status, out) == (0, "[/run]/report.html\n"), error
     assert "[/run]" in error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -106,6 +106,7 @@ def distill(
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
     """
     from dfmsd.engine import run as engine
+    from dfmsd.engine.folder import check_folder
 
     check_names(settings, DistillConfig, distill)
     objects: dict[str, Any] = {}
@@ -115,11 +116,15 @@ def distill(
             raise DfmsdError("epochs: the config states those of each stage; replace them with stages=[...]")
         config = resolve_config(DistillConfig, config, settings)
     else:
+        _refuse(settings, "stages", "teachers and epochs")
+        _refuse(settings if config is not None else {}, "student", "the student as first argument")
         student = settings.pop("student", config)
         _require(DistillConfig, student=student, teachers=teachers, data=data, out=out)
         plan = plan_stages(teachers, 12 if epochs is None else epochs)
         built, detector = resolve_student(student)
         config = build_config(DistillConfig, {**settings, "student": built, "stages": plan.stages})
+        if plan.recipes:
+            check_folder(RunFolder(Path(config.out)), config, resume=resume, overwrite=overwrite)
         for recipe in plan.recipes:
             _train_once(recipe)
         objects = {"student": detector, "teachers": plan.detectors}
@@ -294,6 +299,11 @@ def compare(
 
 def _is_whole_run(value: object, kind: type[Any]) -> bool:
     return isinstance(value, kind) or str(value).endswith((".yaml", ".yml"))
+
+
+def _refuse(settings: Mapping[str, object], name: str, others: str) -> None:
+    if name in settings:
+        raise DfmsdError(f"{name}: already described by {others}; leave one of them out")
 
 
 def _require(kind: type[Any], **arguments: object) -> None:
