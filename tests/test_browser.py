@@ -1,4 +1,4 @@
-"""The reports as a reader's browser shows them: Chromium without network, in light and dark, wide and on a phone."""
+"""Reports in Chromium without network, in light and dark schemes, at desktop and phone widths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVIL = "<b>evil</b> \"'`--><img src=x onerror=document.title='hacked'></script><
 
 @pytest.fixture(scope="module")
 def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
-    """Pages of a real run and its baseline, whose data have a class with a hostile name, and of a comparison."""
+    """Reports of a trained run with its baseline, on data with a malicious class name, and of a comparison."""
     folder = tmp_path_factory.mktemp("browser")
     runs = {name: folder / "runs" / name for name in ("baseline", "distilled")}
     config: DistillConfig = distill_config(runs["distilled"])
@@ -70,7 +70,7 @@ def see(browser, reports, request) -> Iterator[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE])
 @pytest.mark.parametrize("name", ["run", "runs", "comparison"])
-def test_the_page_is_drawn_without_a_word(see, name, width, scheme):
+def test_page_renders_without_console_messages(see, name, width, scheme):
     page, said = see(name, width, scheme)
     assert said == []
     plots = page.locator("[data-plot]")
@@ -80,7 +80,7 @@ def test_the_page_is_drawn_without_a_word(see, name, width, scheme):
         box = plot.bounding_box()
         assert box["width"] > 200
         assert box["height"] > 100
-        # something is drawn in it: lines, points or bars
+        # it contains lines, points or bars
         assert plot.locator(".scatterlayer path, .barlayer path").count() > 0
         assert plot.get_attribute("aria-label")
     assert page.evaluate(SIDEWAYS) == 0
@@ -91,14 +91,14 @@ def test_the_page_is_drawn_without_a_word(see, name, width, scheme):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE])
 @pytest.mark.parametrize("name", ["run", "comparison"])
-def test_axe_finds_nothing_serious(see, name, width, scheme):
-    page, _ = see(name, width, scheme, bypass_csp=True)  # axe is a script that the page does not allow
+def test_axe_finds_no_serious_issues(see, name, width, scheme):
+    page, _ = see(name, width, scheme, bypass_csp=True)  # the page's policy would block axe
     for summary in page.locator("summary").all():
         summary.click()
     assert serious_findings(page) == []
 
 
-def test_the_scheme_is_followed_while_the_page_is_open(see):
+def test_page_follows_scheme_changes(see):
     page, _ = see("run", DESK, "light")
     ink = "getComputedStyle(document.querySelector('[data-plot] .xtick text')).fill"
     paper = "getComputedStyle(document.body).backgroundColor"
@@ -110,7 +110,7 @@ def test_the_scheme_is_followed_while_the_page_is_open(see):
     assert sum(dark[1]) < 150 < 500 < sum(dark[0])
 
 
-def test_names_are_shown_as_they_are(see):
+def test_names_are_escaped(see):
     page, said = see("run", DESK, "light")
     names = page.locator("[data-plot] .ytick text").all_text_contents()
     assert any("<b>evil</b>" in name for name in names)
@@ -119,7 +119,7 @@ def test_names_are_shown_as_they_are(see):
     assert said == []
 
 
-def test_no_other_script_runs(see):
+def test_other_scripts_are_blocked(see):
     page, said = see("run", DESK, "light")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\" onerror=\"document.title=1\">')")
     page.wait_for_timeout(200)
@@ -127,7 +127,7 @@ def test_no_other_script_runs(see):
     assert page.title() != "1"
 
 
-def test_the_keyboard_reaches_links_tables_and_numbers(see):
+def test_keyboard_reaches_links_tables_and_numbers(see):
     page, _ = see("run", PHONE, "light")
     reached = set()
     for _ in range(80):
@@ -136,7 +136,7 @@ def test_the_keyboard_reaches_links_tables_and_numbers(see):
     assert {"A.", "SUMMARY.", "DIV.wide"} <= reached
 
 
-def test_without_javascript_numbers_and_pictures_are_left(browser, reports):
+def test_numbers_and_pictures_without_javascript(browser, reports):
     context = browser.new_context(java_script_enabled=False, viewport={"width": PHONE, "height": 900})
     page = context.new_page()
     page.goto(reports["run"].as_uri())

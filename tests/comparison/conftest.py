@@ -14,7 +14,7 @@ from dfmsd.engine.optim import OptimConfig
 
 @pytest.fixture(scope="session")
 def compare_config(tiny_root: Path, tiny_teachers: tuple[str, str]) -> Callable[..., CompareConfig]:
-    """Two epochs of two steps, under an FCOS and a Faster R-CNN."""
+    """Return a function that builds configs of two epochs of two steps, with an FCOS and a Faster R-CNN as teachers."""
 
     def build(out: Path, **values: Any) -> CompareConfig:
         defaults: dict[str, Any] = {

@@ -106,6 +106,12 @@ def test_page_without_run_folders_has_table_and_gains(results: PairResults, tmp_
     assert titles == ["Methods", "Warnings", "Gain over the baseline"]
 
 
+def test_page_does_not_read_the_logs_of_steps(results: PairResults, tmp_path: Path) -> None:
+    for row in results.rows:
+        (Path(row.run) / "log.csv").write_text("no log")
+    assert "AP during training" in [section.title for section in result_sections(results, TABLE, [], tmp_path)]
+
+
 def test_rewritten_tables_are_identical(results: PairResults, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "pair"
     write_results(results, folder)

@@ -25,7 +25,7 @@ CLASSES = ("square", "disc")
 
 @pytest.fixture(scope="module")
 def found(distill_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
-    """Two stages with the teacher cached in RAM, each part timed once."""
+    """Estimate of two stages with the teachers cached in RAM, each part timed once."""
     out = tmp_path_factory.mktemp("estimate") / "run"
     result = estimate(distill_config(out, teacher_cache="ram"), seconds=0)
     assert not out.exists()
@@ -56,7 +56,7 @@ def test_step_is_predicted_from_timed_parts(found: Estimate) -> None:
     last = ms["student"] + ms["1/loss"] + ms["1/update"] + ms["load"]
     step = found.prediction.stages[0].step_ms
     flips = found.config.data.flip
-    missing = 2 * flips * (1 - flips)  # the second epoch shows the version that the first did not
+    missing = 2 * flips * (1 - flips)  # images that the second epoch flips for the first time
     teacher = missing * ms["1/stored"] + (1 - missing) * ms["1/cached"]
     assert step == pytest.approx(last + teacher)
 

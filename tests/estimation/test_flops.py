@@ -23,7 +23,7 @@ BATCH, SIDE, CLASSES = 2, 64, 3
 
 @pytest.fixture(scope="module")
 def shared_task() -> DistillationTask:
-    """A stage without teacher, then one with a Faster R-CNN of another width."""
+    """Return a task with a stage without teacher, and one with a Faster R-CNN of another width."""
     torch.manual_seed(0)
     student = build_detector(STUDENT, ("a", "b", "c"))
     teacher = build_detector(replace(STUDENT, arch="faster_rcnn", fpn_channels=32), ("a", "b", "c"))
@@ -39,7 +39,7 @@ def task(shared_task: DistillationTask) -> DistillationTask:
 
 
 def multiply_adds(module: nn.Module, run: object) -> int:
-    """Sum kernel x output of every convolution and linear layer, by hooks on the layers: an independent count."""
+    """Count the FLOPs of every convolution and linear layer independently, with hooks."""
     total = 0
 
     def add(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -87,7 +87,7 @@ def test_generation_block_is_two_convolutions() -> None:
     cost = count(lambda: block(feature), block, inputs=feature)
     one = 2 * (2 * 16 * 8 * 8) * (16 * 9)
     assert (cost.forward, cost.backward) == (2 * one, 4 * one)
-    assert cost.kept_bytes == feature.nbytes  # the ReLU works in place; the input was there anyhow
+    assert cost.kept_bytes == feature.nbytes  # the ReLU works in place; the input exists anyway
 
 
 def test_elementwise_operations() -> None:
@@ -117,7 +117,7 @@ def test_student_step_is_the_sum_of_its_layers(task: DistillationTask) -> None:
     expected = multiply_adds(task.student, lambda: task.student(batch.images, batch.targets))
     assert cost.forward == 2 * expected
     stem = task.student.model.backbone.body.conv_stem
-    without_image = 2 * stem.weight.numel() * BATCH * (SIDE // 2) ** 2  # the images need no gradient
+    without_image = 2 * stem.weight.numel() * BATCH * (SIDE // 2) ** 2  # no gradient for the images
     assert cost.backward == 2 * cost.forward - without_image
     assert cost.parameter_bytes == sum(4 * weight.numel() for weight in task.student.parameters())
     assert cost.kept_bytes > batch.images.nbytes

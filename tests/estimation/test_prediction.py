@@ -27,7 +27,7 @@ SIZES = {"train_images": 35, "val_images": 9}
 
 
 def config(flip: float = 0.0, **values: Any) -> DistillConfig:
-    """A plain stage of two epochs, then one of three with a teacher; eight steps of four images."""
+    """Return a stage of two epochs without teacher and one of three with a teacher; eight steps of four images."""
     stages = [StageConfig(epochs=2), StageConfig(epochs=3, teacher="t")]
     data = DataConfig(batch_size=4, flip=flip)
     return DistillConfig(**{"out": "run", "data": data, "stages": stages, **values})

@@ -14,7 +14,7 @@ from dfmsd.estimation.timing import step_parts, time_in_turns
 
 
 class Clock:
-    """Time that passes only while parts run."""
+    """Clock that only advances while parts run."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
     def part(self, name: str, *seconds: float) -> Callable[[], None]:
-        """Take these times, the last one again and again."""
+        """Use these times, repeating the last one."""
         remaining = list(seconds)
 
         def run() -> None:
@@ -38,7 +38,7 @@ def test_parts_take_turns_and_the_first_round_is_a_warm_up() -> None:
     clock = Clock()
     parts = {"a": clock.part("a", 9.0, 1.0, 3.0, 1.0), "b": clock.part("b", 0.5)}
     assert time_in_turns(parts, seconds=18, clock=clock) == {"a": 1000.0, "b": 500.0}
-    assert clock.order == ["a", "b"] * 5  # 9.5 + 1.5 + 3.5 + 1.5 + 1.5 = 17.5: no sixth one of 1.5
+    assert clock.order == ["a", "b"] * 5  # 9.5 + 1.5 + 3.5 + 1.5 + 1.5 = 17.5: no time for a sixth of 1.5
 
 
 def test_at_least_one_round_is_timed() -> None:
@@ -93,7 +93,7 @@ def test_cached_features_are_not_computed_and_stored_ones_are(
         calls.clear()
         for _ in range(3):
             parts["1/cached"]()
-        assert calls == [1, 1, 1, 1]  # the first look fills the cache, image by image
+        assert calls == [1, 1, 1, 1]  # the warm-up fills the cache, image by image
         for _ in range(2):
             parts["1/stored"]()
         assert calls == [1] * 12

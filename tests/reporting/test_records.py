@@ -66,9 +66,9 @@ def test_student_json_overrides_environment(make_run):
     assert read_run(folder).parameters == 99
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_distillation_is_recognized_by_its_terms(make_run, distils):
-    assert read_run(make_run(distils=distils)).distills is distils
+@pytest.mark.parametrize("distills", [True, False])
+def test_distillation_is_recognized_by_its_terms(make_run, distills):
+    assert read_run(make_run(distills=distills)).distills is distills
 
 
 def test_nan_is_counted_but_empty_cells_are_not(make_run):

@@ -26,7 +26,7 @@ def test_distilled_run_without_baseline_suggests_one(make_run):
     alone, beside = (run_report(run, baseline=other).read_text(encoding="utf-8") for other in (None, make_run("other")))
     assert "--baseline" in alone
     assert "--baseline" not in beside
-    assert "--baseline" not in run_report(make_run("bare", distils=False)).read_text(encoding="utf-8")
+    assert "--baseline" not in run_report(make_run("bare", distills=False)).read_text(encoding="utf-8")
 
 
 def test_run_of_a_comparison_is_named_after_its_method(make_run, tmp_path):

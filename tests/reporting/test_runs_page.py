@@ -12,9 +12,9 @@ from dfmsd.reporting import comparison_report
 @pytest.fixture
 def four_runs(make_run):
     return {
-        "teacher_a": make_run("teacher_a", ap=0.5, stages=1, distils=False),
-        "teacher_b": make_run("teacher_b", ap=0.45, stages=1, distils=False),
-        "baseline": make_run("baseline", ap=0.3, distils=False),
+        "teacher_a": make_run("teacher_a", ap=0.5, stages=1, distills=False),
+        "teacher_b": make_run("teacher_b", ap=0.45, stages=1, distills=False),
+        "baseline": make_run("baseline", ap=0.3, distills=False),
         "distilled": make_run("distilled", ap=0.323),
     }
 
@@ -51,7 +51,7 @@ def test_gain_and_its_limits(four_runs, tmp_path):
 
 
 def test_different_epochs_are_unfair(four_runs, make_run, tmp_path):
-    four_runs["baseline"] = make_run("short", ap=0.4, stages=1, distils=False)
+    four_runs["baseline"] = make_run("short", ap=0.4, stages=1, distills=False)
     html = comparison_report(tmp_path / "report.html", four_runs).read_text(encoding="utf-8")
     assert "reaches 32.3 AP, 7.7 below the baseline (40.0)." in html
     assert "not fair" in html

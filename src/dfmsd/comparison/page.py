@@ -109,7 +109,7 @@ def _records(results: PairResults) -> dict[str, list[RunRecord]]:
     folders: dict[str, list[RunRecord]] = {method: [] for method in methods}
     for row in results.rows:
         try:
-            folders[row.method].append(read_run(Path(row.run)))
+            folders[row.method].append(read_run(row.run, log=False))
         except DfmsdError:  # moved or damaged in the meantime
             continue
     return {method: records for method, records in folders.items() if records}

@@ -93,8 +93,12 @@ class RunRecord:
         return [name for name in (self.log.columns if self.log else {}) if _is_correlation(name)]
 
 
-def read_run(folder: str | Path) -> RunRecord:
+def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
     """Read a run folder.
+
+    Args:
+        folder: run folder.
+        log: whether to read the log of every step, which can be long.
 
     Raises:
         DfmsdError: the folder does not exist, or one of its files is damaged.
@@ -108,7 +112,7 @@ def read_run(folder: str | Path) -> RunRecord:
         student=run.read_description(),
         environment=run.read_environment(),
         config=run.config_file.read_text(encoding="utf-8") if run.exists else None,
-        log=_read_csv(run.log_file, required=("step", "epoch", "stage")),
+        log=_read_csv(run.log_file, required=("step", "epoch", "stage")) if log else None,
         epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
         balance=run.read_balance(),
     )
