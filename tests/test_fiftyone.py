@@ -46,7 +46,7 @@ def predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out" / "predictions.json"
 
 
-def test_it_holds_what_the_reader_takes(predictions: Path) -> None:
+def test_the_file_contains_what_the_reader_expects(predictions: Path) -> None:
     """The reader's rule, written out: file by name below the folder, label by id, box divided by the image's size."""
     content: dict[str, list[dict[str, Any]]] = json.loads(predictions.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in content["categories"]}

@@ -1,4 +1,4 @@
-"""Tiny detectors of Hugging Face transformers and of MMDetection, each made once."""
+"""Tiny detectors of Hugging Face transformers and of MMDetection, each built once."""
 
 from __future__ import annotations
 

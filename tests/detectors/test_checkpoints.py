@@ -1,4 +1,4 @@
-"""Saving and loading: the same detections come back, and every wrong reference says what to do."""
+"""Saving and loading: equal detections afterwards, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_file_is_torchvisions_own_state_dict(tmp_path: Path) -> None:
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in detector.model.state_dict().items())
 
 
-def test_the_description_tells_everything_but_the_weights(run: Path) -> None:
+def test_the_description_contains_everything_except_the_weights(run: Path) -> None:
     description = json.loads((run / "student.json").read_text(encoding="utf-8"))
     assert description["format_version"] == 1
     assert description["class_names"] == NAMES
@@ -77,13 +77,13 @@ def test_the_description_tells_everything_but_the_weights(run: Path) -> None:
     assert description["levels"][0] == {"name": "p3", "channels": 16, "stride": 8}
 
 
-def test_normalization_is_the_files_own(run: Path) -> None:
+def test_normalization_is_read_from_the_file(run: Path) -> None:
     description = json.loads((run / "student.json").read_text(encoding="utf-8"))
     (run / "student.json").write_text(json.dumps({**description, "image_mean": [0.1, 0.2, 0.3]}), encoding="utf-8")
     assert load_detector(run).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
-def test_loading_fetches_no_imagenet_weights(run: Path) -> None:
+def test_loading_downloads_no_imagenet_weights(run: Path) -> None:
     description = json.loads((run / "student.json").read_text(encoding="utf-8"))
     description["detector"]["pretrained"] = "gone.pth"
     (run / "student.json").write_text(json.dumps(description), encoding="utf-8")
@@ -167,7 +167,7 @@ def test_a_detector_without_a_configuration_is_not_saved(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torchvision_weights_out_of_reach_say_where_to_put_the_file(
+def test_unavailable_torchvision_weights_name_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_args: object, **_options: object) -> None:
@@ -211,6 +211,6 @@ def test_files_copied_without_their_run_keep_the_image_size(run: Path, tmp_path:
     assert load_detector(run).image_size is None  # neither its description nor a config states one
 
 
-def test_a_run_whose_description_is_older_takes_the_image_size_of_its_config(run: Path) -> None:
+def test_older_descriptions_take_the_image_size_of_the_config(run: Path) -> None:
     (run / "config.yaml").write_text("data: {image_size: 160}")
     assert load_detector(run).input_size == 160

@@ -1,4 +1,4 @@
-"""A detector of no framework, behind the contract by paths and functions."""
+"""ModuleDetector: any module as a detector, by paths and functions."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def test_paths_lead_through_modules_and_into_their_outputs(features: Sequence[st
         assert_close(pyramid[specs[level].name], maps[level])
 
 
-def test_numbers_alone_pick_from_what_the_model_gives() -> None:
+def test_a_plain_number_indexes_the_models_output() -> None:
     net = Net()
     assert_close(detector(net.neck, ("0", "2")).features(IMAGES)["p5"], expected(net)[2])
 
 
-def test_a_teacher_stops_behind_the_last_map_and_a_student_runs_once() -> None:
+def test_a_teacher_stops_after_the_last_map_and_a_student_runs_once() -> None:
     net = Net()
     wrapped = detector(net, loss=loss)
     net.heads_run = 0
@@ -126,7 +126,7 @@ def test_a_teacher_stops_behind_the_last_map_and_a_student_runs_once() -> None:
     assert_close(torch.autograd.grad(pyramid["p3"].sum() + losses["cls"], net.neck.outs[0].weight), wanted)
 
 
-def test_pixels_are_those_that_the_model_wants() -> None:
+def test_images_are_normalized_for_the_model() -> None:
     net = Net()
     images = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     detector(net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), bgr=True).features(images)
@@ -135,19 +135,19 @@ def test_pixels_are_those_that_the_model_wants() -> None:
     assert net.seen[0, :, 0, 0].tolist() == pytest.approx([25.5, 127.5, 229.5])
 
 
-def test_numpy_means_do_not_turn_images_into_float64() -> None:
+def test_numpy_means_keep_images_float32() -> None:
     net = Net()
     detector(net, mean=np.array([0.5, 0.4, 0.3]), std=np.array([0.2, 0.25, 0.5])).features(IMAGES)
     assert net.seen.dtype == torch.float32
 
 
-def test_run_says_how_far_the_model_runs() -> None:
+def test_run_decides_how_far_the_model_runs() -> None:
     net = Net()
     wrapped = detector(net, run=lambda model, pixels: model.neck(pixels))
     assert (net.heads_run, len(wrapped.levels)) == (0, 3)
 
 
-def test_no_hook_is_left_even_where_the_model_fails() -> None:
+def test_hooks_are_removed_even_if_the_model_fails() -> None:
     net = Net()
     wrapped = detector(net, loss=loss)
     wrapped(IMAGES, TARGETS)
@@ -156,7 +156,7 @@ def test_no_hook_is_left_even_where_the_model_fails() -> None:
     assert not any(module._forward_hooks for name, module in net.named_modules() if name != "head")
 
 
-def test_a_copy_watches_itself() -> None:
+def test_a_copy_observes_its_own_modules() -> None:
     wrapped = detector(Net())
     twin = copy.deepcopy(wrapped)
     nn.init.zeros_(twin.model.neck.outs[0].weight)
@@ -184,13 +184,13 @@ def test_a_copy_watches_itself() -> None:
         ((), r"expected maps, finest first, got strides of none"),
     ],
 )
-def test_paths_that_lead_nowhere_are_refused_with_the_nearest(features: Sequence[str], message: str) -> None:
+def test_wrong_paths_are_refused_with_the_nearest_names(features: Sequence[str], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as error:
         detector(Net(), features)
     assert "\n" not in str(error.value)
 
 
-def test_maps_with_channels_last_or_of_resized_images_are_no_maps() -> None:
+def test_channels_last_maps_and_fractional_strides_are_refused() -> None:
     class Last(nn.Conv2d):
         def forward(self, pixels: Tensor) -> Tensor:
             return super().forward(pixels).permute(0, 2, 3, 1)
@@ -223,7 +223,7 @@ def test_pixels_of_0_to_255_are_refused(pixels: dict[str, Any]) -> None:
         detector(Net(), **pixels)
 
 
-def test_what_is_missing_is_refused_only_when_it_is_needed() -> None:
+def test_missing_functions_are_refused_only_when_needed() -> None:
     wrapped = detector(Net())
     wrapped.features(IMAGES)
     with pytest.raises(DfmsdError, match=r"Net can only teach: .*loss=function\(model, pixels, targets\)"):
@@ -261,7 +261,7 @@ def _found(**changes: Any) -> Callable[..., list[Any]]:
         ({"decode": _found(scores=torch.rand(3))}, "expected boxes K x 4, scores K, labels K, got a tensor 2 x 4"),
     ],
 )
-def test_results_of_another_kind_are_refused(functions: dict[str, Any], message: str) -> None:
+def test_wrong_results_of_functions_are_refused(functions: dict[str, Any], message: str) -> None:
     def run(model: nn.Module, pixels: Tensor, targets: Sequence[Target]) -> Mapping[str, Tensor]:
         model(pixels)
         return functions["loss"](model, pixels, targets)  # type: ignore[no-any-return]
@@ -285,7 +285,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_compiled_module_is_watched_in_every_pass() -> None:
+def test_a_compiled_module_is_observed_in_every_pass() -> None:
     """Detecting without a look at the maps comes between the others: its graph must not serve them."""
     net = Plain()
     compiled: Any = torch.compile(net, backend="eager")
@@ -320,7 +320,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("wrap", [DistributedDataParallel, DataParallel])
-def test_paths_are_those_of_the_module_inside_of_data_parallelism(wrap: type[Any], tmp_path: Path) -> None:
+def test_paths_refer_to_the_module_inside_data_parallelism(wrap: type[Any], tmp_path: Path) -> None:
     net = Net()
     wrapped = detector(wrap(net), loss=loss)
     assert_close(wrapped.features(IMAGES)["p4"], expected(net)[1])
@@ -348,7 +348,7 @@ def test_saved_weights_go_back_into_the_module(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_no_config_builds_somebodys_module() -> None:
+def test_a_config_cannot_build_a_custom_module() -> None:
     config = detector(Net()).config
     assert config == DetectorConfig(f"python:{Net.__module__}.Net")
     with pytest.raises(DfmsdError, match=r"is a module of another program, which a config cannot build"):

@@ -1,4 +1,4 @@
-"""Whole runs with a module of one's own as student and a backbone as teacher."""
+"""Whole runs with a custom module as student and a backbone as teacher."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OneBox(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         predicted = self.head(self.body(pixels).mean((2, 3)))
-        centre, size = predicted[:, :2].sigmoid() * 64, predicted[:, 2:4].sigmoid() * 64
-        return torch.cat([centre - size / 2, centre + size / 2], 1), predicted[:, 4:]
+        center, size = predicted[:, :2].sigmoid() * 64, predicted[:, 2:4].sigmoid() * 64
+        return torch.cat([center - size / 2, center + size / 2], 1), predicted[:, 4:]
 
 
 def loss(model: nn.Module, pixels: Tensor, targets: Sequence[dfmsd.Target]) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def teacher(tmp_path: Path) -> str:
     return f"timm:test_resnet?weights={tmp_path}/resnet.safetensors"
 
 
-def test_a_foreign_student_learns_from_a_backbone_and_is_delivered(
+def test_a_custom_student_learns_from_a_backbone_and_is_saved(
     tiny_root: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Backbones of timm and of transformers as teachers: the right maps, the right pixels, and no head."""
+"""Backbones of timm and transformers as teachers: their maps and normalization, without a head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dfmsd.types import LevelSpec
 IMAGES = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
 
 
-def normalised(model: Any, images: Tensor = IMAGES) -> Tensor:
+def normalized(model: Any, images: Tensor = IMAGES) -> Tensor:
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     return (images - mean) / std
 
@@ -50,7 +50,7 @@ def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
-def test_a_pyramid_is_that_of_timm_with_the_weights_of_the_file(name: str, tmp_path: Path) -> None:
+def test_a_pyramid_equals_timms_with_the_weights_of_the_file(name: str, tmp_path: Path) -> None:
     state = timm.create_model(name).state_dict()
     save_file(state, tmp_path / "weights.safetensors")
     teacher = load_detector(f"timm:{name}?weights={tmp_path}/weights.safetensors")
@@ -58,7 +58,7 @@ def test_a_pyramid_is_that_of_timm_with_the_weights_of_the_file(name: str, tmp_p
     body.load_state_dict(
         {key: state[key.replace("stages_", "stages.").replace("stem_", "stem.")] for key in body.state_dict()}
     )
-    maps = [value for value in body(normalised(body)) if IMAGES.shape[-1] // value.shape[-1] >= 4]
+    maps = [value for value in body(normalized(body)) if IMAGES.shape[-1] // value.shape[-1] >= 4]
     assert [level.stride for level in teacher.levels] == [4, 8, 16, 32]
     assert [level.channels for level in teacher.levels] == [value.shape[1] for value in maps]
     assert_close(list(teacher.features(IMAGES).values()), maps)
@@ -70,14 +70,14 @@ def test_the_map_of_a_plain_transformer_becomes_a_pyramid(tmp_path: Path) -> Non
     model: Any = timm.create_model("test_vit", dynamic_img_size=True).eval()
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     teacher = load_detector(f"timm:test_vit?weights={tmp_path}/vit.safetensors")
-    value = model.forward_intermediates(normalised(model), indices=1, norm=True, intermediates_only=True)[-1]
+    value = model.forward_intermediates(normalized(model), indices=1, norm=True, intermediates_only=True)[-1]
     width = value.shape[1]
     assert teacher.levels == tuple(LevelSpec(f"p{n}", width, 2**n) for n in (3, 4, 5))
     pyramid = teacher.features(IMAGES)
     assert_close(pyramid["p4"], value)
     assert_close(pyramid["p5"], averaged(value, 2))
     assert pyramid["p3"].shape == (2, width, 12, 8)
-    # halfway between the centres of two cells and of the next two: 9/16, 3/16, 3/16 and 1/16 of them
+    # halfway between the centers of two cells and of the next two: 9/16, 3/16, 3/16 and 1/16 of them
     inner = (9 * value[..., 1, 1] + 3 * value[..., 1, 2] + 3 * value[..., 2, 1] + value[..., 2, 2]) / 16
     assert_close(pyramid["p3"][..., 3, 3], inner)
 
@@ -101,12 +101,12 @@ def test_a_patch_of_any_size_covers_the_cells_of_a_stride(patch: int, stride: in
     assert seen[0].shape[-2:] == (96 * patch // stride, 128 * patch // stride)
     for value, width in zip(levels, (8, 16, 32), strict=True):
         assert value.shape == (1, 1, 96 // width, 128 // width)
-        centres = torch.arange(width / 2, 128, width)
-        inside = slice(stride // width // 2, len(centres) - stride // width // 2)  # of the outermost cells' centres
-        assert_close(value[0, 0, 0][inside], centres[inside], rtol=0, atol=0.05)
+        centers = torch.arange(width / 2, 128, width)
+        inside = slice(stride // width // 2, len(centers) - stride // width // 2)  # of the outermost cells' centers
+        assert_close(value[0, 0, 0][inside], centers[inside], rtol=0, atol=0.05)
 
 
-def test_maps_with_channels_last_are_turned() -> None:
+def test_channels_last_maps_are_permuted() -> None:
     class Body(nn.Module):
         output_fmt = "NHWC"
 
@@ -116,7 +116,7 @@ def test_maps_with_channels_last_are_turned() -> None:
     assert_close(TimmPyramid(Body())(IMAGES)[0], IMAGES)
 
 
-def test_it_teaches_and_nothing_else(resnet_file: Path) -> None:
+def test_a_backbone_can_only_teach(resnet_file: Path) -> None:
     teacher = load_detector(f"timm:test_resnet?weights={resnet_file}")
     for use in (lambda: teacher(IMAGES, []), lambda: teacher.detect(IMAGES, [(96, 64)] * 2)):
         with pytest.raises(DfmsdError, match=r"timm:test_resnet\?weights=\S+ has no detection head"):
@@ -208,7 +208,7 @@ def test_a_backbone_of_transformers_teaches_with_its_classifiers_weights(
     with torch.no_grad():
         if kind == "dinov2":
             resized = nn.functional.interpolate(pixels, scale_factor=14 / 16, mode="bilinear")
-            tokens = plain(pixel_values=resized).last_hidden_state[:, 1:]  # behind the class token, normalised
+            tokens = plain(pixel_values=resized).last_hidden_state[:, 1:]  # behind the class token, normalized
             assert_close(pyramid[1], tokens.mT.unflatten(2, (8, 8)))
             assert_close(pyramid[2], averaged(pyramid[1], 2))
         else:
@@ -222,7 +222,7 @@ def test_a_backbone_of_transformers_teaches_with_its_classifiers_weights(
 
 @needs_transformers
 @pytest.mark.transformers
-def test_what_a_backbones_folder_lacks_is_told(classifier: Callable[[str], Path], tmp_path: Path) -> None:
+def test_missing_files_of_a_backbone_are_named(classifier: Callable[[str], Path], tmp_path: Path) -> None:
     source = classifier("convnext")
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes((source / file).read_bytes())

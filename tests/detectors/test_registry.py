@@ -1,4 +1,4 @@
-"""The registry: dispatch to the families, and import arrows that point one way."""
+"""The registry: dispatch to families, and imports between them in one direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights: strict loading, foreign layouts, files that are refused."""
+"""Weights: strict loading, other layouts, and refused files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _save(state: dict[str, Tensor], path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "mobilenetv3_small_050"])
-def test_a_classifiers_file_gives_its_features(name: str, tmp_path: Path) -> None:
+def test_a_classifiers_file_loads_into_its_features(name: str, tmp_path: Path) -> None:
     classifier = timm.create_model(name).eval()
     save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
     body = build_backbone(name, STRIDES, pretrained=str(tmp_path / "classifier.safetensors")).body.eval()

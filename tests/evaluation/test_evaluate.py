@@ -96,7 +96,7 @@ def test_perfect_detections_have_ap_1(val: DetectionDataset) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])  # the last train image has no box
-def test_loader_and_data_set_give_the_same(tiny_coco: Path, split: str) -> None:
+def test_loader_and_data_set_have_the_same_metrics(tiny_coco: Path, split: str) -> None:
     data = CocoDataModule(DataConfig(root=str(tiny_coco), image_size=96, batch_size=3, pad="batch"))
     loader, names = data.val_dataloader(), data.class_names
     dataset = DetectionDataset(CocoDetection(tiny_coco, split), 96)
@@ -185,7 +185,7 @@ def test_boxes_map_back_to_original_pixels(tiny_coco: Path, image_size: int) -> 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_limit_looks_at_the_first_images_only(val: DetectionDataset, batch_size: int) -> None:
+def test_limit_uses_the_first_images_only(val: DetectionDataset, batch_size: int) -> None:
     answers = [*perfect(val)[:3], NOTHING]
     detector = FakeDetector(val.coco.class_names, answers)
     assert evaluate(detector, val, limit=3, batch_size=batch_size)["AP"] == 1.0
@@ -203,7 +203,7 @@ def test_augmented_data_are_refused(val: DetectionDataset) -> None:
         evaluate(FakeDetector(val.coco.class_names, []), DetectionDataset(val.coco, 64, Augmentation(64)))
 
 
-def test_detector_is_in_eval_mode_without_gradients_and_left_as_it_was(val: DetectionDataset) -> None:
+def test_the_detector_runs_in_eval_mode_without_gradients_and_is_restored(val: DetectionDataset) -> None:
     detector = FakeDetector(val.coco.class_names, perfect(val))
     detector.train()
     detector.norm.eval()  # a frozen part of a detector in training
@@ -213,7 +213,7 @@ def test_detector_is_in_eval_mode_without_gradients_and_left_as_it_was(val: Dete
     assert not detector.norm.training
 
 
-def test_training_flags_come_back_after_a_failure(val: DetectionDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_flags_are_restored_after_an_error(val: DetectionDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = FakeDetector(val.coco.class_names, [])
 
     def fail(*_: object) -> None:
@@ -241,7 +241,7 @@ def test_amp_reaches_the_detector(val: DetectionDataset, monkeypatch: pytest.Mon
     assert seen == [torch.float32, torch.bfloat16]
 
 
-def test_eval_mode_is_entered_once_an_evaluation_and_never_where_it_holds_already(
+def test_eval_mode_is_entered_once_and_not_if_it_is_set_already(
     val: DetectionDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered: list[FakeDetector] = []
@@ -274,7 +274,7 @@ def test_detections_on_a_device_without_float64_are_moved_off_it_first(val: Dete
     assert coco_results([on_mps], batch, category_of) == coco_results([plain], batch, category_of)
 
 
-def test_metrics_are_those_of_a_plain_coco_evaluation_on_copies(tiny_coco: Path) -> None:
+def test_metrics_equal_a_plain_coco_evaluation(tiny_coco: Path) -> None:
     coco = CocoDetection(tiny_coco, "train")
     rng = np.random.default_rng(0)
     results: list[Any] = [
@@ -298,7 +298,7 @@ def test_metrics_are_those_of_a_plain_coco_evaluation_on_copies(tiny_coco: Path)
     assert 0 < metrics["AP"] < 1
 
 
-def test_evaluation_prints_nothing_and_leaves_the_global_generator_and_its_inputs_alone(
+def test_evaluation_has_no_side_effects(
     val: DetectionDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers, state = perfect(val), torch.get_rng_state()

@@ -40,9 +40,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return inputs
 
 
-def save(path: Path, width: int, height: int, colour: tuple[int, int, int] = (200, 100, 50), **options: object) -> Path:
+def save(path: Path, width: int, height: int, color: tuple[int, int, int] = (200, 100, 50), **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, height), colour).save(path, **options)  # type: ignore[arg-type]
+    Image.new("RGB", (width, height), color).save(path, **options)  # type: ignore[arg-type]
     return path
 
 
@@ -69,7 +69,7 @@ def test_boxes_are_in_pixels_of_the_original(tmp_path: Path) -> None:
     assert scores == pytest.approx([0.9, 0.5])
 
 
-def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, seen: list[torch.Tensor]) -> None:
+def test_exif_orientations_are_applied(tmp_path: Path, seen: list[torch.Tensor]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     save(tmp_path / "a.jpg", 128, 64, exif=exif)
@@ -80,14 +80,14 @@ def test_the_orientation_of_a_camera_is_applied(tmp_path: Path, seen: list[torch
 
 
 @pytest.mark.parametrize(("score", "count"), [(0.0, 3), (0.3, 2), (0.5, 2), (0.6, 1), (1.0, 0)])
-def test_low_scores_are_left_out(tmp_path: Path, score: float, count: int) -> None:
+def test_low_scores_are_dropped(tmp_path: Path, score: float, count: int) -> None:
     run([save(tmp_path / "a.png", 64, 64)], tmp_path / "out", score=score)
     assert len(content(tmp_path / "out")["annotations"]) == count
     changed = np.asarray(Image.open(tmp_path / "out" / "a.png")) != (200, 100, 50)
     assert changed.any() == (count > 0)
 
 
-def test_boxes_are_drawn_and_the_rest_keeps_its_colour(tmp_path: Path) -> None:
+def test_boxes_are_drawn_and_other_pixels_are_unchanged(tmp_path: Path) -> None:
     run([save(tmp_path / "a.png", 256, 256)], tmp_path / "out", score=0.8)
     drawn = np.asarray(Image.open(tmp_path / "out" / "a.png"))
     changed = (drawn != (200, 100, 50)).any(axis=2)
@@ -97,7 +97,7 @@ def test_boxes_are_drawn_and_the_rest_keeps_its_colour(tmp_path: Path) -> None:
     assert not changed[30:70, 45:85].any()
 
 
-def test_the_file_is_read_by_others(tmp_path: Path) -> None:
+def test_supervision_and_coco_read_the_file(tmp_path: Path) -> None:
     for name in ("a.png", "deep/b.jpg", "c.webp"):
         save(tmp_path / "in" / name, 64, 64)
     run([tmp_path / "in"], tmp_path / "out")
@@ -119,7 +119,7 @@ def test_the_file_is_read_by_others(tmp_path: Path) -> None:
     assert len(truth.loadRes(content(tmp_path / "out")["annotations"]).anns) == 6
 
 
-def test_a_second_run_into_a_folder_of_the_images_sees_no_drawings(tmp_path: Path) -> None:
+def test_a_second_run_ignores_the_drawings_of_the_first(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 64, 64)
     for _ in range(2):
         assert run([tmp_path], tmp_path / "drawn").images == 1

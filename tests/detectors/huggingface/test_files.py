@@ -1,4 +1,4 @@
-"""Folders, the hub, saved students, and all that can be wrong with them."""
+"""Folders, the hub and saved students of Hugging Face transformers, intact and damaged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_saved_student_comes_back_without_the_folder(
 ) -> None:
     folder = Path(shutil.copytree(saved(model_type), tmp_path / "model"))
     detector = student(folder, pretrained, ("a", "b", "c"))
-    detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalisation
+    detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalization
     detector.eval()
     save_detector(detector, tmp_path / "run")
     shutil.rmtree(folder)
@@ -52,7 +52,7 @@ def _give_up(seen: list[Tensor], pixel_values: Tensor, *_: Any) -> None:
     raise NotImplementedError
 
 
-def test_a_saved_student_keeps_its_pixels(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_student_keeps_its_normalization(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     settings.update(do_normalize=True, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.5, 0.25], rescale_factor=1 / 127.5)
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
@@ -68,7 +68,7 @@ def test_a_saved_student_keeps_its_pixels(folder: Path, tmp_path: Path, monkeypa
         assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1.9 / 0.5, 1.8 / 0.5, 1.7 / 0.25])
 
 
-def test_only_the_class_layers_of_other_classes_are_fresh(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_class_layers_are_reset_for_other_classes(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
     """The checkpoint knows three labels: as many other ones need fresh layers too."""
     theirs = load_detector(f"hf:{saved('rt_detr')}").model.state_dict()
     with caplog.at_level(logging.INFO, "dfmsd"):
@@ -97,7 +97,7 @@ def test_a_config_alone_is_enough_for_random_weights(folder: Path) -> None:
     assert untrained.levels == PYRAMID
 
 
-def test_pretrained_batch_normalisation_stays_frozen(learning: Built) -> None:
+def test_pretrained_batch_normalization_stays_frozen(learning: Built) -> None:
     detector = learning("rt_detr")
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in detector.model.model.backbone.modules())
     before = {name: value.clone() for name, value in detector.model.model.backbone.named_buffers()}
@@ -164,13 +164,13 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: Callable[
     assert "\n" not in str(error.value)
 
 
-def test_a_student_is_not_started_from_half_of_the_weights(folder: Path) -> None:
+def test_incomplete_weights_are_refused(folder: Path) -> None:
     _without(folder, "lateral_convs.0")
     with pytest.raises(DfmsdError, match="do not fit"):
         student(folder)
 
 
-def test_a_hub_out_of_reach_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DfmsdError) as error:
         load_detector("hf:nobody/nothing")
@@ -182,7 +182,7 @@ def test_a_hub_out_of_reach_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("reference", ["hf:runs/hf/none", "hf:", "hf:./none"])
-def test_what_is_no_hub_id_is_not_looked_up(reference: str) -> None:
+def test_invalid_hub_ids_are_not_looked_up(reference: str) -> None:
     with pytest.raises(DfmsdError, match=r"there is no folder .*, and an id on the hub has the form owner/model"):
         load_detector(reference)
 
@@ -201,7 +201,7 @@ def test_a_missing_library_names_the_extra(learning: Built, tmp_path: Path, monk
         ({"pretrained": "weights.pth"}, r"pretrained: 'weights\.pth' is a file; hf:\S+ takes true"),
     ],
 )
-def test_keys_that_mean_nothing_are_refused(saved: Saved, options: dict[str, Any], message: str) -> None:
+def test_a_file_of_pretrained_weights_is_refused(saved: Saved, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         build_detector(DetectorConfig(f"hf:{saved('rt_detr')}", **options), CLASSES)
 

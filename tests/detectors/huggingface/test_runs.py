@@ -1,4 +1,4 @@
-"""Runs with detectors of Hugging Face transformers on either side."""
+"""Runs with detectors of Hugging Face transformers as teachers and students."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_run_is_checked_before_it_starts(saved: Saved, distill_config: Config,
     assert all(term.gradient > 0 for term in found.terms)
 
 
-def test_what_a_step_costs_is_counted(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
+def test_the_cost_of_a_step_is_counted(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
     """Both sides are one model: the student pays its decoder, the loss and the backward pass besides."""
     reference = f"hf:{saved('rt_detr')}"
     stages = [StageConfig(epochs=1, teacher=reference)]

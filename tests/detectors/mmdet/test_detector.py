@@ -1,4 +1,4 @@
-"""Tiny random detectors of MMDetection's shipped configs, against the library's own loading, pixels and passes."""
+"""Tiny random detectors of MMDetection's shipped configs, against the library's loading, normalization and passes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def library_batch(model: Any, images: Tensor, sizes: list[tuple[int, int]]) -> d
     return batch
 
 
-def test_levels_are_read_off_the_priors(saved_mmdet: Saved, family: str) -> None:
+def test_levels_are_read_from_the_priors(saved_mmdet: Saved, family: str) -> None:
     detector = load_detector(saved_mmdet(family).reference)
     assert not any(module.training for module in detector.modules())
     assert detector.class_names == CLASSES
@@ -135,7 +135,7 @@ def test_a_batch_without_boxes_has_losses(saved_mmdet: Saved, family: str) -> No
 
 
 @pytest.mark.parametrize("family", ["retinanet", "reppoints", "faster_rcnn_dcn"])
-def test_autocast_loses_little(saved_mmdet: Saved, family: str) -> None:
+def test_autocast_is_close_to_float32(saved_mmdet: Saved, family: str) -> None:
     detector = student(saved_mmdet(family), pretrained=True)
     images = torch.rand(2, 3, 96, 64)
     with torch.random.fork_rng():
@@ -164,7 +164,7 @@ def test_autocast_loses_little(saved_mmdet: Saved, family: str) -> None:
         ({"type": "DetDataPreprocessor"}, [0.0, 0.0, 255.0]),
     ],
 )
-def test_pixels_are_those_of_the_preprocessor(told: dict[str, Any], red: list[float]) -> None:
+def test_normalization_equals_the_preprocessors(told: dict[str, Any], red: list[float]) -> None:
     from mmdet.models import DetDataPreprocessor
 
     image = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
@@ -175,12 +175,12 @@ def test_pixels_are_those_of_the_preprocessor(told: dict[str, Any], red: list[fl
     torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_pixels_that_nobody_tells_are_refused() -> None:
+def test_a_missing_normalization_is_refused() -> None:
     with pytest.raises(DfmsdError, match=r"no model\.data_preprocessor, which states mean, std"):
         read_normalization({"data_preprocessor": {}})
 
 
-def test_losses_are_added_up_over_levels() -> None:
+def test_losses_are_summed_over_levels() -> None:
     losses = {"loss_a": [torch.tensor(1.0), torch.tensor([1.0, 3.0])], "s0.loss_b": torch.tensor([4.0, 6.0])}
     found = scalars({**losses, "s0.acc": torch.tensor([97.0])})
     assert {name: float(value) for name, value in found.items()} == {"loss_a": 3.0, "s0.loss_b": 5.0}
@@ -209,7 +209,7 @@ def test_detections_do_not_depend_on_the_mode_of_a_head(saved_mmdet: Saved, fami
     assert detector.model.bbox_head.training
 
 
-def test_copies_do_not_share_anything(saved_mmdet: Saved) -> None:
+def test_copies_share_nothing(saved_mmdet: Saved) -> None:
     detector = load_detector(saved_mmdet("faster_rcnn").reference)
     twin = copy.deepcopy(detector)
     images = torch.rand(1, 3, 64, 64)
@@ -219,7 +219,7 @@ def test_copies_do_not_share_anything(saved_mmdet: Saved) -> None:
     assert torch.equal(twin.detect(images, [(64, 64)])[0]["boxes"], expected)
 
 
-def test_mmcv_reaches_the_operators_in_place_of_compiled_ones() -> None:
+def test_mmcv_calls_the_substituted_operators() -> None:
     """Its autograd functions pass what they should: the derivatives that they give are right."""
     from mmcv import ops
 

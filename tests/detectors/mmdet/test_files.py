@@ -1,4 +1,4 @@
-"""Configs, checkpoints, saved students, whole runs, and all that can be wrong with them."""
+"""Configs, checkpoints, saved students and whole runs of MMDetection, intact and damaged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_saved_student_comes_back_without_the_config(saved_mmdet: Saved, tmp_p
     theirs = saved_mmdet(family)
     folder = Path(shutil.copytree(theirs.config.parent, tmp_path / "model"))
     detector = student(Files(folder / "config.py", folder / "epoch_1.pth"), classes=("a", "b", "c"))
-    detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalisation
+    detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalization
     detector.eval()
     save_detector(detector, tmp_path / "run")
     shutil.rmtree(folder)
@@ -52,7 +52,7 @@ def test_a_saved_student_comes_back_without_the_config(saved_mmdet: Saved, tmp_p
     _detects_alike(loaded, detector)
 
 
-def test_a_saved_student_keeps_its_pixels(files: Files, tmp_path: Path) -> None:
+def test_a_saved_student_keeps_its_normalization(files: Files, tmp_path: Path) -> None:
     pixels = {"mean": [10.0, 20.0, 30.0], "std": [2.0, 4.0, 5.0], "bgr_to_rgb": False}
     save_config("retinanet", files.config, {"model.data_preprocessor": {"type": "DetDataPreprocessor", **pixels}})
     save_detector(student(files), tmp_path / "run")
@@ -60,7 +60,7 @@ def test_a_saved_student_keeps_its_pixels(files: Files, tmp_path: Path) -> None:
     assert red.flatten().tolist() == pytest.approx([-10 / 2, -20 / 4, 225 / 5], abs=1e-4)
 
 
-def test_a_saved_student_has_no_branch_for_masks(saved_mmdet: Saved) -> None:
+def test_a_saved_student_has_no_mask_branch(saved_mmdet: Saved) -> None:
     theirs = saved_mmdet("cascade_mask_rcnn")
     assert any("mask_head" in key for key in torch.load(theirs.checkpoint, weights_only=True)["state_dict"])
     assert not any("mask" in key for key in student(theirs, pretrained=True).model.state_dict())
@@ -92,7 +92,7 @@ def test_settings_survive_writing() -> None:
     assert parse(write(settings), "a test") == settings
 
 
-def test_every_head_learns_the_number_of_classes() -> None:
+def test_every_head_gets_the_number_of_classes() -> None:
     loss = {"type": "SeesawLoss", "num_classes": 80}
     regions = {"bbox_head": [{"loss_cls": loss}, {"num_classes": 80}]}
     found = with_classes({"bbox_head": {"type": "X"}, "rpn_head": {"num_classes": 1}, "roi_head": regions}, 7)
@@ -104,7 +104,7 @@ def test_every_head_learns_the_number_of_classes() -> None:
 
 
 @pytest.mark.parametrize("family", ["retinanet", "faster_rcnn"])
-def test_only_layers_that_depend_on_the_classes_are_fresh(
+def test_only_layers_that_depend_on_the_classes_are_reset(
     saved_mmdet: Saved, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other classes need fresh layers also if they are as many."""
@@ -152,7 +152,7 @@ def test_class_names_come_from_the_checkpoint_or_the_config(files: Files) -> Non
     assert load_detector(files.reference).class_names == ("c", "d")
 
 
-def test_class_names_of_a_config_are_those_of_its_data_set() -> None:
+def test_class_names_of_a_config_come_from_its_data_set() -> None:
     repeated = {"type": "RepeatDataset", "dataset": {"type": "mmdet.CocoDataset"}}
     assert classes_of({"train_dataloader": {"dataset": repeated}})[:2] == ("person", "bicycle")
     own = {"type": "CocoDataset", "metainfo": {"classes": ("crab",)}}
@@ -161,7 +161,7 @@ def test_class_names_of_a_config_are_those_of_its_data_set() -> None:
     assert classes_of({"train_dataloader": {"dataset": {"type": "Mine"}}}) == ()
 
 
-def test_classes_that_nobody_names_are_asked_for(files: Files) -> None:
+def test_missing_class_names_are_refused(files: Files) -> None:
     torch.save(torch.load(files.checkpoint, weights_only=True)["state_dict"], files.checkpoint)
     text = re.sub(r"(?m)^dataset_type.*\n", "", files.config.read_text()).replace("'CocoDataset'", "'Mine'")
     files.config.write_text(text)
@@ -232,7 +232,7 @@ def test_missing_files_are_named(files: Files) -> None:
             load_detector(text)
 
 
-def test_a_config_of_classes_is_a_config(tmp_path: Path) -> None:
+def test_configs_may_contain_classes(tmp_path: Path) -> None:
     """Configs may name what they build by importing it."""
     save_config("retinanet", tmp_path / "old.py")
     text = (tmp_path / "old.py").read_text().replace("type='RetinaNet'", "type=RetinaNet")
@@ -243,7 +243,7 @@ def test_a_config_of_classes_is_a_config(tmp_path: Path) -> None:
     _detects_alike(load_detector(tmp_path / "run"), detector.eval())
 
 
-def test_a_library_that_is_not_there_is_named(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mmdet.models", "mmcv"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
@@ -252,7 +252,7 @@ def test_a_library_that_is_not_there_is_named(files: Files, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("family", ["gfl", "faster_rcnn"])
-def test_it_teaches_a_student_of_torchvision(
+def test_it_teaches_a_torchvision_student(
     saved_mmdet: Saved, distill_config: Config, tmp_path: Path, family: str
 ) -> None:
     stages = [StageConfig(epochs=1, teacher=saved_mmdet(family).reference)]
@@ -261,7 +261,7 @@ def test_it_teaches_a_student_of_torchvision(
 
 
 @pytest.mark.parametrize("family", ["fcos", "cascade_mask_rcnn"])
-def test_it_learns_and_is_delivered(
+def test_it_is_trained_and_saved(
     saved_mmdet: Saved, distill_config: Config, tiny_teachers: tuple[str, str], tmp_path: Path, family: str
 ) -> None:
     config = distill_config(

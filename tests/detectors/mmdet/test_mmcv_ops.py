@@ -1,4 +1,4 @@
-"""The stand-in for mmcv's compiled operators against literal loops; neither mmcv nor MMDetection is needed."""
+"""The substitutes for mmcv's compiled operators against literal loops, without mmcv and MMDetection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_it_stands_in_where_mmcv_has_no_compiled_module(package: Path) -> None:
+def test_operators_are_substituted_if_mmcv_is_not_compiled(package: Path) -> None:
     mmcv_ops.install()
     assert mmcv_ops.is_installed()
     module = importlib.import_module("mmcv._ext")
@@ -46,14 +46,14 @@ def test_it_stands_in_where_mmcv_has_no_compiled_module(package: Path) -> None:
     assert importlib.import_module("mmcv._ext") is module
 
 
-def test_compiled_operators_are_left_alone(package: Path) -> None:
+def test_compiled_operators_are_not_replaced(package: Path) -> None:
     (package / "_ext.py").write_text("nms = 'compiled'\n")
     mmcv_ops.install()
     assert not mmcv_ops.is_installed()
     assert importlib.import_module("mmcv._ext").nms == "compiled"
 
 
-def test_other_operators_are_there_until_they_are_called(package: Path) -> None:
+def test_other_operators_raise_when_called(package: Path) -> None:
     mmcv_ops.install()
     module = importlib.import_module("mmcv._ext")
     assert hasattr(module, "softnms")
@@ -68,7 +68,7 @@ def test_other_operators_are_there_until_they_are_called(package: Path) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-def test_nms_keeps_what_no_better_box_overlaps(offset: int) -> None:
+def test_nms_keeps_boxes_that_no_better_box_overlaps(offset: int) -> None:
     corners = torch.randint(0, 12, (60, 2)).double()
     boxes = torch.cat([corners, corners + torch.randint(1, 9, (60, 2))], dim=1)
     scores = torch.rand(60).double()
@@ -142,7 +142,7 @@ def test_modulated_deformable_convolution_and_its_gradients(dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     features, weight, _, offset, _ = (value.detach().to(dtype) for value in _convolution_inputs())
     expected = _convolve(features.double(), weight.double(), None, offset.double(), None)
     output = torch.zeros_like(expected, dtype=dtype)

@@ -1,4 +1,4 @@
-"""GFL: boxes as distributions, its losses, what it detects and how it is saved."""
+"""GFL: boxes as distributions, losses, detections and saving."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def test_the_integral_is_the_expectation() -> None:
     assert_close(DistributionCoder(4.0).integral(one_hot(0, 1, 16, 5)), torch.tensor([0.0, 1, 16, 5]).double())
 
 
-def test_boxes_are_distances_from_the_centre_in_strides() -> None:
+def test_boxes_are_distances_from_the_center_in_strides() -> None:
     coder = DistributionCoder(anchor_scale=4.0)
-    anchor = torch.tensor([[16.0, 0.0, 48.0, 32.0]]).double()  # stride 8, centre (32, 16)
+    anchor = torch.tensor([[16.0, 0.0, 48.0, 32.0]]).double()  # stride 8, center (32, 16)
     box = coder.decode_single(one_hot(1, 2, 3, 0)[None], anchor)
     assert_close(box, torch.tensor([[24.0, 0.0, 56.0, 16.0]]).double())
     assert_close(coder.encode_single(box, anchor), torch.tensor([[1.0, 2.0, 3.0, 0.0]]).double())
-    far = torch.tensor([[40.0, -500.0, 500.0, 20.0]]).double()  # its left side is right of the centre
+    far = torch.tensor([[40.0, -500.0, 500.0, 20.0]]).double()  # its left side is right of the center
     assert_close(coder.encode_single(far, anchor), torch.tensor([[0.0, 15.9, 15.9, 0.5]]).double())
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0, 8.0])
-def test_a_stride_is_a_stride_whatever_the_anchors(scale: float) -> None:
+def test_distances_do_not_depend_on_the_anchor_scale(scale: float) -> None:
     found = detector(anchor_scale=scale)
     assert [sizes for (sizes,) in found.model.anchor_generator.sizes] == [scale * 2**i for i in range(3, 8)]
     pyramid, _, seen = found.forward_with_head(torch.rand(1, 3, 128, 128), TARGETS[:1], 0)
@@ -124,7 +124,7 @@ def test_the_losses_are_the_published_sums() -> None:
     assert_close({name: float(value.detach()) for name, value in losses.items()}, expected, rtol=1e-5, atol=0)
 
 
-def test_a_batch_without_objects_moves_the_scores_alone() -> None:
+def test_a_batch_without_objects_trains_only_the_scores() -> None:
     found = detector()
     _, losses = found(torch.rand(2, 3, SIDE, SIDE), [target(), target()])
     assert losses["bbox_regression"] == losses["distribution"] == 0
@@ -146,7 +146,7 @@ def test_an_object_beyond_the_image_and_huge_logits_stay_finite() -> None:
     assert all(value.grad.isfinite().all() for value in found.parameters())
 
 
-def test_tower_and_prior_are_those_of_fcos() -> None:
+def test_tower_and_prior_equal_fcos() -> None:
     ours, theirs = detector(head_convs=2), detector(arch="fcos", head_convs=2)
     shapes = [{key: value.shape for key, value in found.model.state_dict().items()} for found in (ours, theirs)]
     differing = {key for key in shapes[0].keys() | shapes[1].keys() if shapes[0].get(key) != shapes[1].get(key)}
@@ -158,7 +158,7 @@ def test_tower_and_prior_are_those_of_fcos() -> None:
     assert isinstance(ours.model, RetinaNet)
 
 
-def test_matching_reads_the_levels_off_the_anchors() -> None:
+def test_matching_reads_the_levels_from_the_anchors() -> None:
     """The plain model, called as torchvision's are, knows no counts."""
     found = detector()
     images = torch.rand(2, 3, SIDE, SIDE)

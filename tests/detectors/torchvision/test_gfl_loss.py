@@ -1,4 +1,4 @@
-"""The assignment and the losses of GFL equal literal renderings of their rules."""
+"""Assignment and losses of GFL against literal implementations of their rules."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COUNTS = [64, 16, 4]
 
 
 def grid(side: int = 64, scale: float = 4.0) -> Tensor:
-    """Square anchors of 8 to 32 pixels' stride on an image of ``side``, centred on the corners of the cells."""
+    """Square anchors of 8 to 32 pixels' stride on an image of ``side``, centerd on the corners of the cells."""
     levels = []
     for stride in (8, 16, 32):
         y, x = torch.meshgrid(*[torch.arange(0.0, side, stride)] * 2, indexing="ij")
-        centres = torch.stack([x, y], dim=-1).reshape(-1, 2)
-        levels.append(torch.cat([centres - scale * stride / 2, centres + scale * stride / 2], dim=1))
+        centers = torch.stack([x, y], dim=-1).reshape(-1, 2)
+        levels.append(torch.cat([centers - scale * stride / 2, centers + scale * stride / 2], dim=1))
     return torch.cat(levels).double()
 
 
@@ -107,14 +107,14 @@ def test_an_assignment_by_hand() -> None:
     assert found.matched.tolist() == [[-1, 0, -1]]
 
 
-def test_a_centre_outside_of_its_object_learns_nothing() -> None:
+def test_anchors_with_a_center_outside_the_object_are_background() -> None:
     anchors = torch.tensor([[0.0, 0, 8, 8], [100, 100, 108, 108], [200, 200, 208, 208]])
-    box = torch.tensor([[[4.0, 4.0, 8.0, 8.0]]])  # the centre (4, 4) of the only anchor that overlaps is its corner
+    box = torch.tensor([[[4.0, 4.0, 8.0, 8.0]]])  # the center (4, 4) of the only anchor that overlaps is its corner
     assert assign(anchors, [1, 2], box).matched.tolist() == [[-1, -1, -1]]
     assert assign(anchors, [1, 2], box - 0.1).matched.tolist() == [[0, -1, -1]]
 
 
-def test_an_anchor_of_two_objects_learns_the_one_that_it_overlaps_most() -> None:
+def test_an_anchor_of_two_objects_gets_the_one_it_overlaps_most() -> None:
     anchors = torch.tensor([[0.0, 0, 8, 8], [100, 100, 108, 108], [200, 200, 208, 208]])
     boxes = torch.tensor([[[0.0, 0, 8, 6], [0, 0, 8, 7], [0, 0, 8, 5]]])
     assert assign(anchors, [1, 2], boxes).matched.tolist() == [[1, -1, -1]]
@@ -153,7 +153,7 @@ def test_distribution_focal_loss_equals_the_literal_formula(dtype: torch.dtype) 
     both(fast, slow, source, dtype)
 
 
-def test_a_distribution_on_the_two_bins_beside_its_target_is_the_best() -> None:
+def test_the_best_distribution_is_on_the_two_bins_around_the_target() -> None:
     target = torch.tensor([3.25])
     best = torch.full((1, 17), -30.0)
     best[0, 3:5] = torch.tensor([0.75, 0.25]).log()

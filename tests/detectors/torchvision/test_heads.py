@@ -1,4 +1,4 @@
-"""The cut heads equal torchvision's own, whole heads."""
+"""Cut heads against torchvision's whole heads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def detector(arch: str, head_convs: int = 2) -> TorchvisionDetector:
 
 
 @pytest.mark.parametrize("arch", DENSE)
-def test_the_head_says_what_it_is_made_of(arch: str) -> None:
+def test_the_spec_describes_the_head(arch: str) -> None:
     spec = detector(arch, 3).dense_head.spec
     assert (spec.arch, spec.classes, spec.channels, spec.convs) == (arch, NAMES, 16, 3)
     assert spec.strides == (8, 16, 32, 64, 128)
@@ -52,7 +52,7 @@ def test_the_head_says_what_it_is_made_of(arch: str) -> None:
 
 @pytest.mark.parametrize("reused", [0, 1, 2])
 @pytest.mark.parametrize("arch", DENSE)
-def test_a_cut_head_predicts_what_the_whole_one_does(arch: str, reused: int) -> None:
+def test_a_cut_head_predicts_the_same_as_the_whole_one(arch: str, reused: int) -> None:
     found = detector(arch, 3)
     head = found.dense_head
     for level in found.features(IMAGES).values():
@@ -70,7 +70,7 @@ def test_a_cut_head_predicts_what_the_whole_one_does(arch: str, reused: int) -> 
 @pytest.mark.parametrize("reused", [0, 1])
 @pytest.mark.parametrize("targets", [TARGETS, EMPTY], ids=["boxes", "empty"])
 @pytest.mark.parametrize("arch", DENSE)
-def test_the_pass_with_the_head_is_the_plain_one(arch: str, targets: list[Target], reused: int) -> None:
+def test_the_pass_with_the_head_equals_the_plain_one(arch: str, targets: list[Target], reused: int) -> None:
     found = detector(arch)
     pyramid, own, _ = found.forward_with_head(IMAGES, targets, reused)
     plain_pyramid, plain = found(IMAGES, targets)
@@ -86,7 +86,7 @@ def test_the_pass_with_the_head_is_the_plain_one(arch: str, targets: list[Target
 
 
 @pytest.mark.parametrize("arch", DENSE)
-def test_decoded_boxes_are_those_of_the_detections(arch: str) -> None:
+def test_decoded_boxes_equal_those_of_the_detections(arch: str) -> None:
     found = detector(arch)
     found.model.score_thresh, found.model.nms_thresh, found.model.detections_per_img = 0.0, 1.0, 10**6
     found.model.topk_candidates = 10**6
@@ -103,7 +103,7 @@ def test_decoded_boxes_are_those_of_the_detections(arch: str) -> None:
         assert distance.max() < 1e-2
 
 
-def test_the_pass_tells_anchors_and_their_objects() -> None:
+def test_the_pass_records_anchors_and_their_objects() -> None:
     found = detector("retinanet")
     pyramid, _, seen = found.forward_with_head(IMAGES, TARGETS, 1)
     anchors = torch.cat(list(seen.anchors.values()))
@@ -149,7 +149,7 @@ def test_centerness_by_hand() -> None:
     assert_close(weigh(torch.tensor([[False, False]])), torch.tensor(0.0))
 
 
-def test_where_there_is_no_dense_head() -> None:
+def test_other_detectors_have_no_dense_head() -> None:
     two_stage = build_detector(DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16), NAMES)
     assert two_stage.dense_head is None
     with pytest.raises(DfmsdError, match="has no dense head that can be cut"):
@@ -158,7 +158,7 @@ def test_where_there_is_no_dense_head() -> None:
     assert len(anchors_of(two_stage.model)) == 5
 
 
-def test_a_head_of_another_make_cannot_be_cut() -> None:
+def test_custom_heads_cannot_be_cut() -> None:
     model = build_model(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=16, head_convs=1), len(NAMES))
 
     class Other(nn.Module):
@@ -172,7 +172,7 @@ def test_a_head_of_another_make_cannot_be_cut() -> None:
     assert wrap_torchvision(model, NAMES).dense_head is None
 
 
-def test_towers_without_normalisation_are_cut_behind_the_convolution() -> None:
+def test_towers_without_normalization_are_cut_after_the_convolution() -> None:
     built = build_model(DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=16), len(NAMES))
     head = RetinaNetHead(16, 9, len(NAMES))  # as in torchvision's first RetinaNet: conv, ReLU in place
     plain = RetinaNet(built.backbone, len(NAMES), anchor_generator=AnchorGenerator(*_grid(built)), head=head)
@@ -199,7 +199,7 @@ def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("arch", DENSE)
-def test_the_pass_holds_the_heads_own_predictions(arch: str) -> None:
+def test_the_pass_records_the_heads_predictions(arch: str) -> None:
     found = detector(arch)
     pyramid, _, seen = found.forward_with_head(IMAGES, TARGETS, 1)
     for index, name in enumerate(pyramid):

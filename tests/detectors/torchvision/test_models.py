@@ -1,4 +1,4 @@
-"""torchvision's detectors by name: as students with fresh heads, and with their published weights."""
+"""torchvision's detectors by name: as students with untrained heads, and with their published weights."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_there_are_all_but_the_keypoints() -> None:
+def test_all_detectors_except_keypoint_ones_are_listed() -> None:
     theirs = torchvision.models.list_models(module=torchvision.models.detection)
     assert set(theirs) - set(torchvision_archs()) == {"keypointrcnn_resnet50_fpn"}
     assert set(torchvision_archs()) <= set(theirs)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_is_a_student_that_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+def test_each_student_is_restored_from_its_file(name: str, tmp_path: Path) -> None:
     detector = build_detector(DetectorConfig(name), NAMES)
     assert detector.training
     assert [level.stride for level in detector.levels] == next(
@@ -96,7 +96,7 @@ def test_imagenet_weights_go_where_torchvision_puts_them(
         assert all(torch.equal(state[key], theirs[key]) for key in given)
 
 
-def test_weights_that_there_are_not_are_refused(cache: Path) -> None:
+def test_missing_imagenet_weights_are_refused(cache: Path) -> None:
     with pytest.raises(DfmsdError, match=r"no ImageNet weights of ssdlite320.*set pretrained: false, or arch: ssdlite"):
         build_detector(DetectorConfig("ssdlite320_mobilenet_v3_large", pretrained=True), NAMES)
     wrong = cache / "wrong.pth"

@@ -1,4 +1,4 @@
-"""SSD's levels and default boxes, where they differ from torchvision's, and what it refuses."""
+"""SSD: levels, default boxes where they differ from torchvision's, and errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def default_boxes(detector: TorchvisionDetector, images: Tensor) -> Tensor:
 
 
 def by_hand(size: tuple[int, int], cells: list[tuple[int, int]], steps: list[int] | None) -> Tensor:
-    """The boxes of `with_steps`, from the paper: centre (i + 1/2) / (size / step), scales s and sqrt(s s')."""
+    """The boxes of `with_steps`, from the paper: center (i + 1/2) / (size / step), scales s and sqrt(s s')."""
     scales, ratios = [0.2, 0.4, 0.6], [[2], [2, 3]]
     boxes = []
     for level, (rows, columns) in enumerate(cells):
@@ -77,11 +77,11 @@ def test_levels_of_ssdlite_double_their_stride() -> None:
     assert detector.training
 
 
-def test_steps_are_the_strides_of_the_levels_that_have_them() -> None:
+def test_steps_of_default_boxes_are_the_strides() -> None:
     assert with_steps().levels == (LevelSpec("p4", 4, 16), LevelSpec("p5", 4, 40))
 
 
-def test_at_its_own_size_default_boxes_keep_their_steps() -> None:
+def test_at_the_original_size_default_boxes_keep_their_steps() -> None:
     got = default_boxes(with_steps(), torch.rand(1, 3, SIDE, SIDE))
     assert_close(got, by_hand((SIDE, SIDE), [(6, 6), (4, 4)], STEPS))
     assert got.max() > 1.2 * SIDE  # four steps of 40
@@ -91,9 +91,9 @@ def test_at_another_size_default_boxes_are_spread_over_the_image() -> None:
     size = (64, 160)
     got = default_boxes(with_steps(), torch.rand(1, 3, *size))
     assert_close(got, by_hand(size, [(4, 10), (2, 8)], None))
-    centres = (got[:, :2] + got[:, 2:]) / 2
-    assert centres.min() > 0
-    assert (centres < torch.tensor([160, 64])).all()
+    centers = (got[:, :2] + got[:, 2:]) / 2
+    assert centers.min() > 0
+    assert (centers < torch.tensor([160, 64])).all()
 
 
 def test_default_boxes_grow_with_the_image() -> None:
@@ -114,7 +114,7 @@ def test_default_boxes_stay_exact_on_bfloat16_maps() -> None:
     assert {value.dtype for value in outputs.values()} == {torch.float32}
 
 
-def test_ssdlite_is_torchvisions_at_its_width() -> None:
+def test_ssdlite_equals_torchvisions_at_its_width() -> None:
     """Default boxes, widths of the further levels and layers of the head, for 90 classes."""
     theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     config = DetectorConfig("ssdlite", "torchvision/mobilenet_v3_large", fpn_channels=128)
@@ -147,12 +147,12 @@ def test_anchor_scale_is_the_smallest_box() -> None:
         ({"backbone": "vit_tiny_patch16_224"}, "has no feature maps at strides 16, 32"),
     ],
 )
-def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:
+def test_impossible_configurations_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         build_detector(DetectorConfig("ssdlite", **change), ["a"])  # type: ignore[arg-type]
 
 
-def test_frozen_layers_stay_as_they_are() -> None:
+def test_frozen_layers_do_not_change() -> None:
     detector = build_detector(DetectorConfig("ssdlite", fpn_channels=8, frozen_stride=4), ["a"]).eval().train()
     body = detector.model.backbone.body
     assert not body.bn1.training
@@ -172,7 +172,7 @@ def test_images_below_the_kernel_are_refused() -> None:
         with_steps().features(torch.rand(1, 3, 32, 32))
 
 
-def test_other_failures_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_images: Tensor) -> dict[str, Tensor]:
         raise RuntimeError("out of memory")
 
@@ -182,7 +182,7 @@ def test_other_failures_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
         detector.features(torch.rand(1, 3, SIDE, SIDE))
 
 
-def test_what_others_ask_of_it() -> None:
+def test_it_has_no_dense_head_and_exact_anchors() -> None:
     detector = with_steps()
     assert detector.dense_head is None
     assert arch_of(detector.model) == "ssd"

@@ -1,4 +1,4 @@
-"""The adapters equal torchvision's own forward on the same pixels, and keep the contract where it has none."""
+"""The adapters against torchvision's own forward pass, and the contract beyond it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _reference(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _padded(images: list[Tensor], mean: Tensor) -> Tensor:
-    """Pad as torchvision does after its normalisation: with the mean colour."""
+    """Pad as torchvision does after its normalization: with the mean color."""
     batch = mean.repeat(len(images), 1, SIDE, SIDE)
     for canvas, image in zip(batch, images, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
@@ -214,7 +214,7 @@ def test_forward_and_features_give_one_pyramid(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_parameter_learns(arch: str) -> None:
+def test_every_parameter_gets_a_gradient(arch: str) -> None:
     detector = _detector(arch)
     images = torch.rand(2, 3, SIDE, SIDE)
     targets = _targets_on_default_boxes(detector, images) if arch in SSDS else _targets()
@@ -272,7 +272,7 @@ def test_anchors_stay_exact_on_bfloat16_maps() -> None:
     assert not torch.equal(generator(images, [maps.bfloat16()])[0].float(), expected)
 
 
-def test_regions_are_pooled_at_the_true_scale_whatever_the_padding() -> None:
+def test_regions_are_pooled_at_the_true_scale_with_any_padding() -> None:
     detector = _as_detector("faster_rcnn")
     detector.detect(torch.rand(1, 3, 128, 128), [(32, 128)])
     assert detector.model.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -323,14 +323,14 @@ def test_boxes_without_area_are_refused() -> None:
         _as_detector("retinanet")(torch.rand(1, 3, 64, 64), [_target([[5, 5, 5, 20]], [0])])
 
 
-def test_boxes_on_a_gpu_are_not_waited_for() -> None:
+def test_boxes_on_a_gpu_are_not_synchronized() -> None:
     detector = _detector("fcos").to("meta")  # whose values cannot be looked at, or it would raise
     targets = [{name: value.to("meta") for name, value in target.items()} for target in _targets()]
     own = detector._to_library_targets(targets)  # type: ignore[arg-type]
     assert [target["boxes"].shape for target in own] == [(2, 4), (1, 4)]
 
 
-def test_refuses_models_and_labels_that_do_not_fit() -> None:
+def test_unsupported_models_and_wrong_labels_are_refused() -> None:
     model = build_model(_config("fcos"), 2)
     assert isinstance(model, FCOS)
     with pytest.raises(DfmsdError, match="one label id per class"):
