@@ -167,9 +167,7 @@ def test_a_detector_without_a_configuration_is_not_saved(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unavailable_torchvision_weights_name_the_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_torchvision_weights_name_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_args: object, **_options: object) -> None:
         raise urllib.error.URLError("no route to host")
 
