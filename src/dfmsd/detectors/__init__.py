@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dfmsd.detectors.build.backbones import build_backbone, list_backbones
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.prediction import Prediction
     from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
     from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 else:  # torch, torchvision and timm take seconds to import
@@ -22,6 +23,7 @@ __all__ = [
     "Detector",
     "DetectorConfig",
     "ModuleDetector",
+    "Prediction",
     "TorchvisionDetector",
     "build_backbone",
     "build_detector",

@@ -10,11 +10,8 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from dfmsd.detectors.build.backbones import build_backbone, list_backbones, timm_weights
-from dfmsd.detectors.build.pyramid import PyramidBackbone, layers_up_to
-from dfmsd.detectors.levels import dry_run
 from dfmsd.errors import DfmsdError
 
 TIMM = ["mobilenetv3_small_050", "resnet10t", "convnext_atto"]
@@ -65,51 +62,6 @@ def test_normalization_belongs_to_the_backbone() -> None:
     resnet = built("torchvision/resnet18", (8, 16, 32))
     assert (lite.mean, lite.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert (resnet.mean, resnet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def test_a_dry_run_keeps_flags_and_buffers() -> None:
-    backbone = build_backbone("resnet10t", (8, 16, 32))
-    pyramid = PyramidBackbone(backbone.body, backbone.channels, 16, LastLevelMaxPool()).train()
-    pyramid.body.bn1.eval()
-    before = {name: value.clone() for name, value in pyramid.named_buffers()}
-    flags = [module.training for module in pyramid.modules()]
-    assert list(dry_run(pyramid)) == ["0", "1", "2", "pool"]
-    assert [module.training for module in pyramid.modules()] == flags
-    assert all(torch.equal(value, before[name]) for name, value in pyramid.named_buffers())
-
-
-@pytest.mark.parametrize("name", [*TIMM, *TORCHVISION])
-def test_layers_up_to_a_stride_include_their_submodules(name: str) -> None:
-    body = built(name, (8, 16, 32)).body
-    at_4, at_8 = ({id(p) for module in layers_up_to(body, s) for p in module.parameters()} for s in (4, 8))
-    first = [id(parameter) in at_4 for parameter in body.parameters()]
-    assert first == sorted(first, reverse=True)
-    assert 0 < sum(first) < len(first)
-    assert at_4 < at_8
-
-
-def test_the_layers_up_to_stride_4_of_a_resnet_are_its_stem_and_first_stage() -> None:
-    body = build_backbone("resnet18", (8, 16, 32)).body
-    layers = layers_up_to(body, 4)
-    ends = [name for name, module in body.named_children() if module in layers]
-    assert ends == ["conv1", "bn1", "act1", "maxpool", "layer1"]
-
-
-def test_frozen_layers_keep_weights_and_statistics_in_training() -> None:
-    backbone = build_backbone("mobilenetv3_small_050", (8, 16, 32))
-    extra = LastLevelMaxPool()
-    pyramid = PyramidBackbone(backbone.body, backbone.channels, 16, extra, frozen_stride=4).train()
-    before = {name: value.clone() for name, value in pyramid.state_dict().items()}
-    frozen = {name for name, p in pyramid.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.SGD([p for p in pyramid.parameters() if p.requires_grad], lr=0.1)
-    sum(value.square().mean() for value in pyramid(torch.rand(2, 3, 64, 64)).values()).backward()
-    optimizer.step()
-    changed = {name for name, value in pyramid.state_dict().items() if not torch.equal(value, before[name])}
-    # the second stage widens the map before it makes it coarser
-    first = ("body.conv_stem.", "body.bn1.", "body.blocks.0.", "body.blocks.1.0.conv_pw.", "body.blocks.1.0.bn1.")
-    assert frozen == {name for name in frozen if name.startswith(first)} != set()
-    assert not {name for name in changed if name.startswith(first)}
-    assert {"body.blocks.1.0.conv_dw.weight", "body.blocks.1.0.bn2.running_mean"} < changed
 
 
 def test_backbones_of_both_libraries_are_listed() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers.fixtures import TINY_BACKBONE
@@ -296,6 +297,15 @@ def test_normalization_differs_from_model_to_model() -> None:
             got = detector.features(images)
         for value, reference in zip(got.values(), expected.values(), strict=True):
             torch.testing.assert_close(value, reference)
+
+
+def test_numpy_statistics_keep_images_float32() -> None:
+    model: Any = _model("fcos")
+    model.transform.image_mean = np.array([0.5, 0.5, 0.5])
+    model.transform.image_std = np.array([0.25, 0.25, 0.25])
+    detector = wrap_torchvision(model, NAMES)
+    assert detector.mean.dtype == detector.std.dtype == torch.float32
+    assert detector.features(torch.rand(1, 3, 64, 64))["p3"].dtype == torch.float32
 
 
 def test_labels_of_a_model_with_gaps() -> None:
