@@ -22,21 +22,21 @@ from dfmsd.errors import DfmsdError
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
 def test_every_pixel_format_becomes_rgb_of_the_same_brightness(tmp_path: Path, mode: str) -> None:
-    grey = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    gray = np.array([[0, 255], [255, 0]], dtype=np.uint8)
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
     elif mode == "I":
-        image = Image.fromarray(grey.astype(np.int32) * 257)
+        image = Image.fromarray(gray.astype(np.int32) * 257)
     else:
-        image = Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+        image = Image.fromarray(gray).convert("RGB" if mode == "CMYK" else "L").convert(mode)
     file = tmp_path / ("image.tif" if mode in ("CMYK", "I") else "image.png")
     image.save(file)
-    assert torch.equal(read_image(file), torch.from_numpy(grey).expand(3, 2, 2))
+    assert torch.equal(read_image(file), torch.from_numpy(gray).expand(3, 2, 2))
 
 
 def test_16_bit_gray_keeps_its_midtones(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png").unique().tolist() == [128]
+    Image.fromarray(np.full((4, 4), 128 * 256, dtype=np.uint16)).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png").unique().tolist() == [128]
 
 
 def test_transparency_of_palettes_is_dropped(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_transparency_of_palettes_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
 def test_the_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
-    first, *rest = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    first, *rest = [Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue")]
     first.save(
         tmp_path / f"image.{suffix}",
         save_all=True,
