@@ -173,7 +173,7 @@ def test_equal_channels_are_projected_on_request() -> None:
 def test_other_sizes_are_resized_bilinearly() -> None:
     align = Align(LevelPair(LevelSpec("s", 1, 16), LevelSpec("t", 1, 8)))
     resized, _ = align(torch.tensor([[[[0.0, 4.0]]]]), torch.zeros(1, 1, 1, 4))
-    assert_close(resized, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))  # cell centres at -1/4, 1/4, 3/4, 5/4
+    assert_close(resized, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))  # cell centers at -1/4, 1/4, 3/4, 5/4
 
 
 def test_channels_and_sizes_together() -> None:
@@ -195,7 +195,7 @@ def test_the_teacher_is_resized_on_request() -> None:
     )
 
 
-def test_what_differs_within_a_cell_is_no_loss_when_the_teacher_is_resized() -> None:
+def test_differences_within_a_cell_are_no_loss_when_the_teacher_is_resized() -> None:
     student, teacher = [LevelSpec("p3", 4, 8), LevelSpec("p4", 4, 16)], [LevelSpec("p2", 4, 4), LevelSpec("p3", 4, 8)]
     pyramid = {level.name: torch.randn(2, 4, 64 // level.stride, 64 // level.stride) for level in student}
     finer = {

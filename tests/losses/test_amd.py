@@ -102,6 +102,6 @@ def test_an_open_gate_changes_nothing_and_a_closed_one_leaves_the_target() -> No
         ({"target": "teacher"}, r"loss\.target must be one of raw, standardized, got 'teacher'"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         losses.check_options("amd", **options)

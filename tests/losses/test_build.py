@@ -40,7 +40,7 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
         pytest.param("dfmsd", {"weight": -1.0}, r"loss\.weight must be above 0, got -1\.0", id="negative weight"),
     ],
 )
-def test_mistakes_are_named_in_one_line(name: str, options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_named_in_one_line(name: str, options: dict[str, object], message: str) -> None:
     for call in (
         lambda: losses.check_options(name, **options),
         lambda: losses.build(name, LEVELS, LEVELS, **options),

@@ -84,7 +84,7 @@ def test_alpha_and_beta_scale_their_own_term() -> None:
     assert_close(more, {name: (3 if name.startswith("mask") else 0.5) * value for name, value in once.items()})
 
 
-def test_the_sum_trains_student_and_layers_and_leaves_the_teacher_alone() -> None:
+def test_the_sum_trains_the_student_and_the_layers_but_not_the_teacher() -> None:
     criterion = losses.build("dfmsd", STUDENT, TEACHER)
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)
     sum(run(criterion, student, teacher, stage=2).values()).backward()
@@ -150,7 +150,7 @@ def test_double_features_stay_double() -> None:
     assert all(value.dtype == torch.float64 for value in terms.values())
 
 
-def test_boxes_move_the_masks_of_a_later_stage_only() -> None:
+def test_boxes_change_the_masks_of_later_stages_only() -> None:
     criterion = losses.build("dfmsd", STUDENT, TEACHER, delta=10.0)
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)
     none = [torch.zeros(0, 4)] * 2

@@ -60,9 +60,9 @@ def slow_rescaling(student: Tensor, teacher: Tensor, eps: float) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def boxes_near(centre: Tensor) -> Tensor:
-    """Boxes of 4 to 12 pixels around points that are at most 2 pixels from ``centre``."""
-    points = centre + 2 * torch.rand_like(centre)
+def boxes_near(center: Tensor) -> Tensor:
+    """Boxes of 4 to 12 pixels around points that are at most 2 pixels from ``center``."""
+    points = center + 2 * torch.rand_like(center)
     return torch.cat([points - 2 - 4 * torch.rand_like(points), points + 2 + 4 * torch.rand_like(points)], dim=-1)
 
 
@@ -80,8 +80,8 @@ def test_classification_equals_the_literal_formula(beta: float, dtype: torch.dty
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("generalized", [True, False])
 def test_regression_equals_the_literal_formula(generalized: bool, dtype: torch.dtype) -> None:
-    centre = 50 * torch.rand(N, A, 2)
-    source, teacher = (boxes_near(centre).double() for _ in range(2))
+    center = 50 * torch.rand(N, A, 2)
+    source, teacher = (boxes_near(center).double() for _ in range(2))
     source.requires_grad_()
     weight = torch.rand(N, A).double()
     fast = crosskd_reg(source.to(dtype), teacher.to(dtype), weight.to(dtype), generalized=generalized)
@@ -97,14 +97,14 @@ def test_the_rescaling_equals_the_literal_formula(dtype: torch.dtype) -> None:
     assert_close(fast.mean((0, 2, 3)), teacher.mean((0, 2, 3)).to(dtype))
 
 
-def test_gradients_of_the_written_out_term() -> None:
+def test_gradcheck_of_the_classification() -> None:
     logits = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
     teacher, valid = torch.randn(1, 3, 2, dtype=torch.float64), torch.tensor([[True, False, True]])
     for beta in (1.0, 1.5):
         assert torch.autograd.gradcheck(lambda x, b=beta: crosskd_cls(x, teacher, valid, b), logits)
 
 
-def test_a_hand_computed_case() -> None:
+def test_values_computed_by_hand() -> None:
     logits, teacher = torch.zeros(1, 1, 1), torch.full((1, 1, 1), math.log(3))  # probabilities 1/2 and 3/4
     assert_close(crosskd_cls(logits, teacher, torch.ones(1, 1, dtype=torch.bool)), torch.tensor(math.log(2) / 4))
     boxes, target = torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([[2.0, 0.0, 6.0, 4.0]])  # IoU 8/24, hull 24
@@ -160,7 +160,7 @@ def terms(head: HeadLevel, **options: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("arch", "cls", "reg"), [("retinanet", 1.0, 1.0), ("fcos", 0.4, 0.75)])
-def test_the_terms_are_the_published_sums(arch: str, cls: float, reg: float) -> None:
+def test_the_terms_equal_the_published_sums(arch: str, cls: float, reg: float) -> None:
     head, student = matrix_head(arch)
     found = terms(head)
     cross = slow_rescaling(student, head.teacher.towers[0], 1e-3)
@@ -175,7 +175,7 @@ def test_the_terms_are_the_published_sums(arch: str, cls: float, reg: float) -> 
 
 
 @pytest.mark.parametrize("arch", ["retinanet", "fcos"])
-def test_equal_features_give_nothing_to_learn(arch: str) -> None:
+def test_equal_features_have_no_loss(arch: str) -> None:
     head, _ = matrix_head(arch)
     same, copied = matrix_head(arch, student=head.teacher.towers[0].clone())
     found = terms(same, eps=1e-12, beta=2.0)  # with beta 1 the minimum is a kink
@@ -185,7 +185,7 @@ def test_equal_features_give_nothing_to_learn(arch: str) -> None:
     assert all(float(value.detach()) > 1e-3 for value in terms(head).values())
 
 
-def test_scale_and_shift_of_a_students_channel_do_not_matter() -> None:
+def test_scale_and_shift_of_the_students_channels_do_not_matter() -> None:
     head, student = matrix_head("fcos")
     factor = torch.tensor([0.5, 2.0, 3.0, 10.0], dtype=torch.float64).view(1, C, 1, 1)
     moved, _ = matrix_head("fcos", student=(student.detach() * factor - 7))
@@ -239,13 +239,13 @@ def test_a_cut_can_be_chosen_where_the_tower_is_long_enough() -> None:
         ({"regression": "x"}, r"loss\.regression must be a number, got 'x'"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         losses.check_options("crosskd", **options)
     assert "\n" not in str(caught.value)
 
 
-def test_without_heads_there_is_nothing_to_compare() -> None:
+def test_missing_heads_are_refused() -> None:
     levels = [LevelSpec(f"p{i}", C, 2**i) for i in (3, 4)]
     pyramid = {"p3": torch.randn(N, C, 8, 8), "p4": torch.randn(N, C, 4, 4)}
     criterion = losses.build("crosskd", levels, levels)

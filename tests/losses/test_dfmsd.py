@@ -68,8 +68,8 @@ def cells() -> list[tuple[int, int]]:
 def slow_enhanced(n: int, attention: list[float], student: Tensor, teacher: Tensor, o: DFMSDOptions) -> list[float]:
     distance = (slow_standardized(teacher, teacher, o.eps) - slow_standardized(student, student, o.eps)).abs()
     error = [float(distance[n, :, i, j].sum()) / C for i, j in cells()]
-    centres = [((j + 0.5) * STRIDE, (i + 0.5) * STRIDE) for i, j in cells()]
-    inside = [any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in BOXES[n].tolist()) for x, y in centres]
+    centers = [((j + 0.5) * STRIDE, (i + 0.5) * STRIDE) for i, j in cells()]
+    inside = [any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in BOXES[n].tolist()) for x, y in centers]
     rules = {
         "error": lambda k: 1 + o.gamma * error[k] / (sum(error) / len(error)),
         "object": lambda k: 1 + o.delta * inside[k],
@@ -179,7 +179,7 @@ def rebuilt_from(loss: DFMSD, branch: str, student: Tensor, teacher: Tensor) -> 
 
 
 @pytest.mark.parametrize(("off", "left"), [("spatial", "channel"), ("channel", "spatial")])
-def test_without_one_branch_the_other_rebuilds_alone(off: str, left: str) -> None:
+def test_one_branch_alone_generates_the_feature(off: str, left: str) -> None:
     both, single = method(alpha=1.0), method(alpha=1.0, **{off: False})
     single.generation[left].load_state_dict(both.generation[left].state_dict())
     student, teacher = pair()
@@ -229,7 +229,7 @@ def test_a_later_stage_masks_more_positions_and_as_many_channels() -> None:
         assert (masks["channel"] == 0).flatten(1).sum(1).tolist() == [2] * N
 
 
-def test_objects_draw_the_mask_in_a_later_stage() -> None:
+def test_objects_attract_the_mask_in_a_later_stage() -> None:
     loss = method(enhancement="object", delta=1e6, ratio=0.1, ratio_step=0.0)
     _, teacher = pair()
     box = torch.tensor([[8.0, 8.0, 24.0, 16.0]])  # cells (1, 1) and (1, 2)
@@ -247,7 +247,7 @@ def test_a_student_equal_to_its_teacher_has_no_alignment_error() -> None:
     assert terms["mask"] > 0  # the layers have not learnt to rebuild it yet
 
 
-def test_standardized_terms_are_blind_to_scale_and_shift_of_the_teachers_channels() -> None:
+def test_standardized_terms_ignore_scale_and_shift_of_the_teachers_channels() -> None:
     loss = method(direction="random", eps=1e-12)
     student, teacher = pair()
     scale, shift = 10 ** torch.randn(2, 1, C, 1, 1, dtype=torch.float64)
@@ -259,7 +259,7 @@ def test_standardized_terms_are_blind_to_scale_and_shift_of_the_teachers_channel
 
 
 @pytest.mark.parametrize("target", ["raw", "teacher"])
-def test_other_targets_keep_what_standardising_takes_away(target: str) -> None:
+def test_other_targets_keep_scale_and_shift(target: str) -> None:
     loss = method(direction="random", target=target)
     student, teacher = pair()
     values = []
@@ -269,7 +269,7 @@ def test_other_targets_keep_what_standardising_takes_away(target: str) -> None:
     assert not torch.isclose(*values)
 
 
-def test_target_teacher_puts_both_on_the_teachers_statistics() -> None:
+def test_target_teacher_applies_the_teachers_statistics_to_both() -> None:
     loss = method(target="teacher", ratio=0.0, channel_ratio=0.0, direction="random", eps=1e-12)
     student, teacher = pair()
     scale, shift = 10 ** torch.randn(2, 1, C, 1, 1, dtype=torch.float64)
@@ -279,7 +279,7 @@ def test_target_teacher_puts_both_on_the_teachers_statistics() -> None:
     assert not torch.isclose(moved["mask"], same["mask"])
 
 
-def test_random_masks_are_drawn_anew_at_every_step() -> None:
+def test_random_masks_differ_between_steps() -> None:
     loss = method(direction="random")
     _, teacher = pair()
     first, second = (loss.masks(teacher, context()) for _ in range(2))
@@ -289,14 +289,14 @@ def test_random_masks_are_drawn_anew_at_every_step() -> None:
 # Gradients.
 
 
-def test_the_alignment_reaches_every_value_of_the_student() -> None:
+def test_the_alignment_has_a_gradient_everywhere() -> None:
     student, teacher = pair()
     (gradient,) = torch.autograd.grad(method()(student, teacher, context())["sfa"], student)
     assert (gradient != 0).all()
 
 
 @pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
-def test_the_reconstruction_reaches_the_student_wherever_a_branch_still_sees_it(target: str) -> None:
+def test_the_mask_term_has_a_gradient_where_a_branch_is_not_masked(target: str) -> None:
     loss = method(target=target, generation="full")  # so few hidden channels of 1x1 kernels may all be 0
     student, teacher = pair()
     masks = loss.masks(teacher, context())
@@ -359,7 +359,7 @@ def test_degenerate_levels_stay_finite(size: tuple[int, ...], target: str) -> No
         ({"selection": "threshold", "direction": "random"}, r"'threshold' has no random direction"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         DFMSDOptions(**options)
     assert "\n" not in str(caught.value)
@@ -381,7 +381,7 @@ def test_a_level_weighs_as_much_as_it_has_cells(stride: int, share: float) -> No
         assert_close(cells[name], share * value)
 
 
-def test_a_cell_pulls_alike_on_all_levels() -> None:
+def test_a_cell_has_the_same_gradient_on_all_levels() -> None:
     """The gradient of one cell, of a feature that repeats itself, does not depend on how many cells its level has."""
     tile_student, tile_teacher = torch.randn(2, 1, C, 4, 4, dtype=torch.float64)
     pulls = []

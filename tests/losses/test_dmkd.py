@@ -40,12 +40,12 @@ def test_with_enhancement_a_later_stage_would_differ() -> None:
 
 
 @pytest.mark.parametrize("option", ["alpha", "beta", "enhancement", "gamma", "delta", "ratio_step", "ratio_max"])
-def test_what_would_make_it_another_method_is_no_option(option: str) -> None:
+def test_fixed_values_are_not_options(option: str) -> None:
     with pytest.raises(DfmsdError, match=rf"loss\.{option}: dmkd has no such option"):
         losses.check_options("dmkd", **{option: 0.5})
 
 
-def test_its_own_switches_are_checked_as_those_of_dfmsd() -> None:
+def test_options_are_checked_as_those_of_dfmsd() -> None:
     for options, message in (({"ratio": 2.0}, r"loss\.ratio"), ({"spatial": False, "channel": False}, "both off")):
         with pytest.raises(DfmsdError, match=message):
             losses.check_options("dmkd", **options)

@@ -130,7 +130,7 @@ def test_every_term_equals_its_formula(dtype: torch.dtype, rtol: float, tau: flo
                 assert (got - expected).norm() <= rtol * expected.norm()
 
 
-def test_masks_equal_their_rule() -> None:
+def test_masks_equal_their_definition() -> None:
     fast, slow = object_masks(BOXES, STRIDE, (H, W)), slow_masks(BOXES)
     for got, expected in zip(fast, slow, strict=True):
         assert_close(got.double(), expected, rtol=1e-6, atol=0)
@@ -148,13 +148,13 @@ def test_gradcheck_of_each_term(term: str) -> None:
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher, context)[term], student.requires_grad_())
 
 
-def test_a_fresh_relation_is_the_error_of_the_features() -> None:
+def test_the_relation_is_the_error_of_the_features_at_initialization() -> None:
     loss, (student, teacher) = FGD(C, FGDOptions()).double(), pair()
     expected = 5e-6 * (student - teacher).square().sum() / N
     assert_close(loss(student, teacher, CONTEXT)["relation"], expected)
 
 
-def test_an_equal_student_has_nothing_to_learn_at_first() -> None:
+def test_an_equal_student_has_no_loss_at_initialization() -> None:
     _, teacher = pair()
     student = teacher.clone().requires_grad_()
     terms = FGD(C, FGDOptions()).double()(student, teacher, CONTEXT)
@@ -210,7 +210,7 @@ def test_only_the_sums_over_the_whole_map_grow_with_it() -> None:
         ({"forground": 1.0}, r"loss\.forground: fgd has no such option"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, float], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         losses.check_options("fgd", **options)
     assert "\n" not in str(caught.value)

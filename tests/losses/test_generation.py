@@ -45,7 +45,7 @@ def test_fusion_weights_are_a_softmax_and_sum_to_one() -> None:
         assert_close(fusion(ones, ones), ones)  # a shared factor below 1 would shrink the loss
 
 
-def test_the_gradient_turns_the_weights_towards_the_better_reconstruction() -> None:
+def test_the_gradient_favors_the_better_branch() -> None:
     fusion = SelfAdjustingFusion()
     target = torch.randn(1, 2, 3, 3)
     nn.functional.mse_loss(fusion(target, target + 1), target).backward()
@@ -60,7 +60,7 @@ def test_full_generation_is_mgds_block_in_every_branch() -> None:
     assert shapes == [(6, 6, 3, 3)] * 4
 
 
-def test_light_generation_halves_the_width_and_looks_at_other_channels_only_in_the_channel_branch() -> None:
+def test_light_generation_halves_the_width_and_has_pointwise_kernels_in_the_channel_branch() -> None:
     blocks = generation_blocks(["spatial", "channel"], 6, "light")
     shapes = {name: [tuple(p.shape) for p in block.parameters() if p.ndim == 4] for name, block in blocks.items()}
     assert shapes == {"spatial": [(3, 6, 3, 3), (6, 3, 3, 3)], "channel": [(3, 6, 1, 1), (6, 3, 1, 1)]}

@@ -68,7 +68,7 @@ def values(dtype: torch.dtype = torch.float64) -> tuple[HeadLevel, Tensor, Tenso
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_the_terms_are_the_published_sums(dtype: torch.dtype) -> None:
+def test_the_terms_equal_the_published_sums(dtype: torch.dtype) -> None:
     head, logits, box_deltas = values(dtype)
     teacher = [value.double() for value in (head.teacher.logits, head.teacher.box_deltas)]
     main = valuable = classes = torch.zeros((), dtype=torch.float64)
@@ -89,20 +89,20 @@ def test_the_terms_are_the_published_sums(dtype: torch.dtype) -> None:
     assert torch.autograd.grad(found["ld_main"], logits, allow_unused=True)[0] is None
 
 
-def test_gradient_of_the_written_out_divergence() -> None:
+def test_gradcheck_of_the_divergence() -> None:
     student, teacher = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 5).double()
     weight = torch.rand(2, 3).double()
     assert torch.autograd.gradcheck(lambda x: ld(x, teacher, weight, 3.0), student)
 
 
-def test_a_hand_computed_case() -> None:
+def test_values_computed_by_hand() -> None:
     """Probabilities 1/2, 1/2 and 1/4, 3/4 at temperature 2."""
     student, teacher = torch.zeros(1, 2), 2 * torch.tensor([[0.25, 0.75]]).log()
     wanted = 4 * (0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()) / 2
     assert_close(ld(student, teacher, torch.ones(1), 2.0), wanted)
 
 
-def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
+def test_an_equal_student_has_no_loss() -> None:
     head, _, _ = values()
     same = head._replace(student=head.teacher)
     assert all(float(value) < 1e-12 for value in terms(same).values())
@@ -115,7 +115,7 @@ def test_the_shift_of_logits_does_not_matter() -> None:
     assert_close(terms(moved), {name: value.detach() for name, value in terms(head).items()})
 
 
-def test_a_batch_twice_as_large_is_no_larger_loss() -> None:
+def test_the_loss_does_not_grow_with_the_batch() -> None:
     head, _, _ = values()
 
     def twice(value: Tensor) -> Tensor:
@@ -153,13 +153,13 @@ def test_a_factor_of_0_drops_the_term_and_others_scale() -> None:
         ({"region": 1}, r"region"),
     ],
 )
-def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         losses.check_options("ld", **options)
     assert "\n" not in str(caught.value)
 
 
-def test_without_heads_there_is_nothing_to_compare() -> None:
+def test_missing_heads_are_refused() -> None:
     levels = [LevelSpec(f"p{i}", 4, 2**i) for i in (3, 4)]
     pyramid = {"p3": torch.randn(N, 4, 8, 8), "p4": torch.randn(N, 4, 4, 4)}
     criterion = losses.build("ld", levels, levels)

@@ -117,7 +117,7 @@ def test_mgd_without_a_mask_is_the_error_of_the_generation_alone() -> None:
     assert_close(loss(student, teacher, CONTEXT)["mgd"], expected)
 
 
-def test_mgd_masks_the_stated_share_anew_at_every_step() -> None:
+def test_mgd_masks_the_given_share_with_a_new_mask_in_every_step() -> None:
     loss = method("mgd", ratio=0.65)
     masked: list[Tensor] = []
     loss.generation.register_forward_pre_hook(lambda _, inputs: masked.append(inputs[0]))
@@ -142,7 +142,7 @@ def test_gradcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)
-def test_every_method_works_on_a_pair_of_unlike_pyramids_and_tells_the_correlation(name: str) -> None:
+def test_every_method_trains_on_different_pyramids_and_reports_the_correlation(name: str) -> None:
     student_levels = [LevelSpec(f"p{i}", 2, 2**i) for i in (3, 4, 5)]
     teacher_levels = [LevelSpec(f"t{i}", 8, 2**i) for i in (2, 3, 4)]
     criterion = losses.build(name, student_levels, teacher_levels)
@@ -165,13 +165,13 @@ def test_every_method_works_on_a_pair_of_unlike_pyramids_and_tells_the_correlati
 @pytest.mark.parametrize(
     ("name", "weight"), [("fitnet", 1.0), ("pkd", 10.0), ("cwd", 10.0), ("mgd", 2e-5), ("fgd", 1.0)]
 )
-def test_the_published_weight_holds_until_another_one_is_stated(name: str, weight: float) -> None:
+def test_the_published_weight_is_the_default(name: str, weight: float) -> None:
     levels = [LevelSpec(f"p{i}", 2, 2**i) for i in (3, 4)]
     assert losses.build(name, levels, levels).weight == weight
     assert losses.build(name, levels, levels, weight=3.0).weight == 3.0
 
 
 @pytest.mark.parametrize(("name", "options"), [("pkd", {"eps": 0}), ("cwd", {"tau": 0}), ("mgd", {"ratio": 1.5})])
-def test_what_cannot_work_is_refused(name: str, options: dict[str, float]) -> None:
+def test_invalid_options_are_refused(name: str, options: dict[str, float]) -> None:
     with pytest.raises(DfmsdError, match=rf"loss\.{next(iter(options))}"):
         losses.check_options(name, **options)

@@ -116,7 +116,7 @@ def test_sample_changes_from_draw_to_draw_and_topk_does_not() -> None:
     assert (select_mask(attention, 0.5, selection="sample") != select_mask(attention, 0.5, selection="sample")).any()
 
 
-def test_threshold_masks_what_reaches_it() -> None:
+def test_threshold_masks_attention_at_or_above_it() -> None:
     options = {"selection": "threshold", "threshold": 1.2}
     assert masked_values(select_mask(RANKED, 0.0, **options), RANKED) == pytest.approx([1.2, 1.6])
     below = select_mask(RANKED, 0.0, direction="unimportant", **options)
@@ -154,14 +154,14 @@ def test_enhancement_by_hand(inputs: dict[str, Tensor], unnormalised: list[float
     assert_close(enhance_attention(ATTENTION, **inputs), expected / expected.mean())
 
 
-def test_enhancement_is_normalised_within_each_image() -> None:
+def test_enhancement_is_normalized_within_each_image() -> None:
     attention, error = spatial_attention(torch.randn(3, 2, 4, 4)), torch.rand(3, 1, 4, 4) * torch.rand(3, 1, 1, 1)
     enhanced = enhance_attention(attention, error=error)
     assert_close(enhanced.mean((1, 2, 3)), torch.ones(3))
     assert_close(enhanced[1:2], enhance_attention(attention[1:2], error=error[1:2]))
 
 
-def test_a_student_without_error_leaves_the_attention_as_it_is() -> None:
+def test_a_student_without_error_leaves_the_attention_unchanged() -> None:
     assert_close(enhance_attention(ATTENTION, error=torch.zeros_like(ERROR)), ATTENTION)
 
 

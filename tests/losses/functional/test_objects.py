@@ -12,8 +12,8 @@ from dfmsd.losses.functional import object_cells, object_focus, object_masks
 TWO_IMAGES = [torch.tensor([[8.0, 0.0, 16.0, 8.0], [20.0, 4.0, 23.0, 7.0]]), torch.tensor([[30.0, 10.0, 40.0, 30.0]])]
 
 
-def test_cells_whose_centre_lies_in_a_box_are_object_cells() -> None:
-    # A padded input of 32 x 48 at stride 8: 4 x 6 cells with centres 4, 12, 20, ...
+def test_cells_whose_center_lies_in_a_box_are_object_cells() -> None:
+    # A padded input of 32 x 48 at stride 8: 4 x 6 cells with centers 4, 12, 20, ...
     # x: 12 is in [12, 29) and 28 as well, 4 is not; y: 4 in [0, 12), 12 is not.
     boxes = torch.tensor([[12.0, 0.0, 29.0, 12.0]])
     expected = torch.zeros(4, 6)
@@ -33,7 +33,7 @@ def test_overlapping_boxes_count_once() -> None:
     assert object_cells([boxes], 8, (2, 2)).unique().tolist() == [1.0]
 
 
-def test_a_box_between_the_centres_marks_nothing() -> None:
+def test_a_box_between_centers_marks_nothing() -> None:
     assert object_cells([torch.tensor([[5.0, 5.0, 11.0, 11.0]])], 8, (4, 4)).sum() == 0
 
 
@@ -99,7 +99,7 @@ def test_focus_by_hand() -> None:
     assert_close(weight, 0.5 + 0.5 * inside * 12 / 4)
 
 
-def test_every_object_has_the_same_part_of_the_focus() -> None:
+def test_every_object_has_the_same_share_of_the_focus() -> None:
     boxes = [torch.tensor([[0.0, 0.0, 23.0, 23.0], [50.0, 50.0, 51.0, 51.0]])]
     weight = object_focus(boxes, 8, (8, 8), 1.0)[0, 0]
     assert_close(weight[:4, :4].sum(), weight[6:, 6:].sum())

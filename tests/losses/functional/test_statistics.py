@@ -16,7 +16,7 @@ from dfmsd.losses.functional import (
 )
 
 
-def test_standardize_gives_each_channel_mean_zero_and_unbiased_deviation_one() -> None:
+def test_standardized_channels_have_mean_zero_and_unbiased_deviation_one() -> None:
     feature = torch.tensor([1.0, 3.0, 10.0, 30.0]).view(2, 2, 1, 1)  # channels (1, 10) and (3, 30)
     half = 1 / math.sqrt(2)  # the std of (1, 10) is 9 / sqrt(2), so z = -+ 4.5 sqrt(2) / 9
     expected = torch.tensor([-half, -half, half, half]).view(2, 2, 1, 1)
@@ -47,7 +47,7 @@ def test_standardize_is_exact_where_a_channels_mean_dwarfs_its_deviation() -> No
 
 
 @given(scale=st.floats(0.1, 100), shift=st.floats(-50, 50))
-def test_standardize_is_blind_to_scale_and_shift_of_a_channel(scale: float, shift: float) -> None:
+def test_standardize_ignores_scale_and_shift_of_a_channel(scale: float, shift: float) -> None:
     feature = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     changed = feature.clone()
     changed[:, 1] = scale * changed[:, 1] + shift
@@ -62,7 +62,7 @@ def test_standardize_is_blind_to_scale_and_shift_of_a_channel(scale: float, shif
         pytest.param(torch.full((2, 2, 3, 3), 0.1), id="constant channels"),
     ],
 )
-def test_channels_without_variation_give_zeros_and_finite_gradients(feature: torch.Tensor) -> None:
+def test_constant_channels_become_zeros_with_finite_gradients(feature: torch.Tensor) -> None:
     feature = feature.requires_grad_()
     standard = standardize(feature)
     target = torch.ones_like(standard)
