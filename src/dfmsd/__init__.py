@@ -12,7 +12,8 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd import data, detectors, losses
     from dfmsd.api.models import convert, evaluate, export, predict, report, share, visualize
-    from dfmsd.api.runs import check, compare, distill, estimate, train
+    from dfmsd.api.planning import check, compare, estimate
+    from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.data.config import DataConfig
     from dfmsd.data.datamodule import CocoDataModule

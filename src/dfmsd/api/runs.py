@@ -1,4 +1,4 @@
-"""Functions that train, or plan a training: distill, train, check, estimate and compare."""
+"""Functions that train a detector: distill and train."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from dfmsd.api.settings import DistillChanges, DistillSettings, build_config, check_names, resolve_config
+from dfmsd.api.settings import build_config, check_names, resolve_config
 from dfmsd.api.students import Student, Teachers, plan_stages, resolve_student
-from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import DataConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.errors import DfmsdError
@@ -18,12 +17,9 @@ from dfmsd.runfolder import RunFolder
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dfmsd.api.settings import RunSettings, TrainChanges
-    from dfmsd.comparison.results import PairResults
+    from dfmsd.api.settings import DistillChanges, DistillSettings, RunSettings, TrainChanges
     from dfmsd.detectors import Detector
-    from dfmsd.engine.preflight import Preflight
     from dfmsd.engine.run import Result
-    from dfmsd.estimation.estimator import Estimate
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
@@ -211,90 +207,6 @@ def train(
         config.as_distillation(), resume=resume, overwrite=overwrite, student=detector, saved_as=config
     )
     return _reported(result, report)
-
-
-def check(
-    config: DistillConfig | str | Path,
-    *,
-    allow_weak_teacher: bool = False,
-    check_images: int | None = None,
-    **settings: Unpack[DistillChanges],
-) -> Preflight:
-    """Run the pre-flight of a distillation: level pairs, the teachers' AP, parameters and loss scales.
-
-    Nothing is trained, except teachers described by a training run that has not been started yet.
-
-    Args:
-        config: a `DistillConfig`, or the path of its YAML file.
-        allow_weak_teacher: accept a teacher with a low AP.
-        check_images: validation images to measure the teachers on; None uses all.
-        **settings: keys of `DistillConfig` that replace the config's.
-
-    Raises:
-        DfmsdError: the run would be refused.
-    """
-    from dfmsd.engine import run as engine
-
-    check_names(settings, DistillConfig, check)
-    resolved = resolve_config(DistillConfig, config, settings)
-    return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
-
-
-def estimate(
-    config: DistillConfig | str | Path, *, json: str | Path | None = None, **settings: Unpack[DistillChanges]
-) -> Estimate:
-    """Estimate the cost of a distillation: FLOPs, memory, time on this machine and GPU hours on COCO.
-
-    Nothing is trained or downloaded.
-
-    Args:
-        config: a `DistillConfig`, or the path of its YAML file.
-        json: file to write the estimate to.
-        **settings: keys of `DistillConfig` that replace the config's.
-
-    Raises:
-        DfmsdError: the run would be refused.
-    """
-    from dfmsd.estimation import estimator
-    from dfmsd.utils.files import write_json
-
-    check_names(settings, DistillConfig, estimate)
-    found = estimator.estimate(resolve_config(DistillConfig, config, settings))
-    if json is not None:
-        write_json(Path(json), found.as_json())
-    return found
-
-
-def compare(
-    config: CompareConfig | str | Path,
-    *,
-    jobs: int = 1,
-    dry_run: bool = False,
-    allow_weak_teacher: bool = False,
-    **settings: Any,
-) -> list[PairResults]:
-    """Compare distillation methods over seeds and teacher-student pairs, at an equal budget.
-
-    Finished runs in the output folder are reused and unfinished ones are continued.
-
-    Args:
-        config: a `CompareConfig`, or the path of its YAML file.
-        jobs: runs at a time, each in a process with its share of the cores.
-        dry_run: print the runs and their budgets, and do nothing.
-        allow_weak_teacher: accept a teacher that lacks classes or has an AP near 0.
-        **settings: keys of `CompareConfig` that replace the config's.
-
-    Returns:
-        The results of each pair; runs that failed are listed in ``failed``. Empty for a dry run.
-
-    Raises:
-        DfmsdError: bad input, or a folder that holds other runs.
-    """
-    from dfmsd.comparison import runner
-
-    check_names(settings, CompareConfig, compare)
-    resolved = resolve_config(CompareConfig, config, settings)
-    return runner.compare(resolved, jobs=jobs, allow_weak_teacher=allow_weak_teacher, dry_run=dry_run)
 
 
 def _is_whole_run(value: object, kind: type[Any]) -> bool:

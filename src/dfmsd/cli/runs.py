@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from dfmsd.api import runs as api
+from dfmsd.api import planning, runs
 from dfmsd.cli.flags import parsed_config
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -45,7 +45,7 @@ def train_parser() -> ArgumentParser:
 def train_command(values: Namespace) -> None:
     """Run ``dfmsd train``."""
     config = parsed_config(TrainConfig, values)
-    _print_report(api.train(config, resume=values.resume, overwrite=values.overwrite))
+    _print_report(runs.train(config, resume=values.resume, overwrite=values.overwrite))
 
 
 def distill_parser() -> ArgumentParser:
@@ -61,7 +61,7 @@ def distill_parser() -> ArgumentParser:
 
 def distill_command(values: Namespace) -> None:
     """Run ``dfmsd distill``."""
-    result = api.distill(
+    result = runs.distill(
         parsed_config(DistillConfig, values),
         no_distill=values.no_distill,
         resume=values.resume,
@@ -83,7 +83,7 @@ def check_parser() -> ArgumentParser:
 def check_command(values: Namespace) -> None:
     """Run ``dfmsd check``."""
     config = parsed_config(DistillConfig, values)
-    api.check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
+    planning.check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
 
 
 def estimate_parser() -> ArgumentParser:
@@ -98,7 +98,7 @@ def estimate_command(values: Namespace) -> None:
     """Run ``dfmsd estimate``."""
     from dfmsd.estimation.tables import print_estimate
 
-    print_estimate(api.estimate(parsed_config(DistillConfig, values), json=values.json), Console())
+    print_estimate(planning.estimate(parsed_config(DistillConfig, values), json=values.json), Console())
 
 
 def compare_parser() -> ArgumentParser:
@@ -114,7 +114,7 @@ def compare_parser() -> ArgumentParser:
 def compare_command(values: Namespace) -> None:
     """Run ``dfmsd compare``; exit with status 1 if a run has failed."""
     config = parsed_config(CompareConfig, values)
-    results = api.compare(
+    results = planning.compare(
         config, jobs=values.jobs, dry_run=values.dry_run, allow_weak_teacher=values.allow_weak_teacher
     )
     if any(pair.failed for pair in results):

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -212,8 +209,8 @@ def test_bad_arguments_are_refused_before_any_work(calls: Calls, call: Callable[
     assert not calls
 
 
-NAMES = ("distill", "train", "check", "compare", "evaluate")
-distill, train, check, compare, evaluate = (getattr(dfmsd, name) for name in NAMES)
+NAMES = ("distill", "train", "check", "compare")
+distill, train, check, compare = (getattr(dfmsd, name) for name in NAMES)
 """Untyped, for arguments that a type checker would refuse."""
 
 
@@ -242,71 +239,3 @@ def test_typed_settings_are_the_keys_of_the_configs(typed: Any, config: Any, wit
     expected, found = get_type_hints(config), get_type_hints(typed)
     assert found.keys() == expected.keys() - without
     assert all(found[name] == expected[name] or expected[name] in (*get_args(found[name]), str) for name in found)
-
-
-def test_evaluate_takes_a_detector_or_a_reference(
-    tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
-) -> None:
-    detector = dfmsd.load_detector(tiny_teachers[0])
-    data = dfmsd.DataConfig(str(tiny_root), image_size=64)
-    metrics = dfmsd.evaluate(tiny_teachers[0], tiny_root, image_size=64, limit=2, out=tmp_path / "metrics.json")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert dfmsd.evaluate(detector, data, limit=2) == metrics
-    assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
-
-
-def test_evaluate_refuses_another_type() -> None:
-    with pytest.raises(DfmsdError, match="model: expected a Detector or a reference such as a run folder, got int"):
-        evaluate(3, "data")
-
-
-def test_predict_takes_a_detector(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("supervision")
-    detector = dfmsd.load_detector(tiny_teachers[0])
-    speed = dfmsd.predict(detector, tiny_root / "val" / "val_0.jpg", tmp_path / "out", image_size=64)
-    assert speed.images == 1
-    assert (tmp_path / "out" / "predictions.json").is_file()
-
-
-def test_all_files_state_the_same_version() -> None:
-    root = Path(__file__).parents[1]
-    assert f'\nversion = "{dfmsd.__version__}"\n' in (root / "pyproject.toml").read_text()
-    assert f"\nversion: {dfmsd.__version__}\n" in (root / "CITATION.cff").read_text()
-
-
-def test_every_public_name_exists() -> None:
-    assert dfmsd.__all__ == sorted(dfmsd.__all__)
-    assert all(hasattr(dfmsd, name) for name in dfmsd.__all__)
-    assert set(dfmsd.__all__) <= set(dir(dfmsd))
-    with pytest.raises(AttributeError, match="no attribute 'mgd'"):
-        _ = dfmsd.mgd  # type: ignore[attr-defined]
-
-
-IMPORT = """
-import sys, time
-start = time.process_time()
-import dfmsd
-assert time.process_time() - start < 1
-assert "torch" not in sys.modules
-assert dfmsd.DetectorConfig().arch == "fcos"
-assert "torchvision" not in sys.modules
-"""
-
-
-def test_the_import_is_fast_and_loads_no_torch() -> None:
-    subprocess.run([sys.executable, "-c", IMPORT], check=True)
-
-
-def test_no_function_shadows_a_module() -> None:
-    root = Path(str(dfmsd.__file__)).parent
-    modules = [path.parent.name for path in root.glob("*/__init__.py")]
-    modules += [path.stem for path in root.glob("*.py") if not path.stem.startswith("__")]
-    for name in modules:
-        module = import_module(f"dfmsd.{name}")
-        assert getattr(dfmsd, name) is module
-    functions = [name for name in dfmsd.__all__ if name.islower() and name not in modules]
-    assert all(callable(getattr(dfmsd, name)) for name in functions)
-
-    import dfmsd.distillation.task as task
-
-    assert task.DistillationTask is dfmsd.DistillationTask

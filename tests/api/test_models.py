@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dfmsd
+from dfmsd.errors import DfmsdError
+
+
+def test_evaluate_takes_a_detector_or_a_reference(
+    tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    detector = dfmsd.load_detector(tiny_teachers[0])
+    data = dfmsd.DataConfig(str(tiny_root), image_size=64)
+    metrics = dfmsd.evaluate(tiny_teachers[0], tiny_root, image_size=64, limit=2, out=tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert dfmsd.evaluate(detector, data, limit=2) == metrics
+    assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
+
+
+def test_evaluate_refuses_another_type() -> None:
+    with pytest.raises(DfmsdError, match="model: expected a Detector or a reference such as a run folder, got int"):
+        dfmsd.evaluate(3, "data")  # type: ignore[arg-type]
+
+
+def test_predict_takes_a_detector(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("supervision")
+    detector = dfmsd.load_detector(tiny_teachers[0])
+    speed = dfmsd.predict(detector, tiny_root / "val" / "val_0.jpg", tmp_path / "out", image_size=64)
+    assert speed.images == 1
+    assert (tmp_path / "out" / "predictions.json").is_file()
