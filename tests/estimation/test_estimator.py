@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.saved_config import to_yaml
 from dfmsd.errors import DfmsdError
+from dfmsd.estimation import schedules
 from dfmsd.estimation.assumptions import assumptions
 from dfmsd.estimation.estimator import Estimate, estimate, untrained_task
 from dfmsd.estimation.schedules import GPUS, ImageFlops
@@ -23,8 +24,15 @@ Make = Callable[..., DistillConfig]
 CLASSES = ("square", "disc")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_images() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "SIDES", (64, 128))
+        yield
+
+
 @pytest.fixture(scope="module")
-def found(distill_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
+def found(_small_images: None, distill_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
     """Estimate of two stages with the teachers cached in RAM, each part timed once."""
     out = tmp_path_factory.mktemp("estimate") / "run"
     result = estimate(distill_config(out, teacher_cache="ram"), seconds=0)

@@ -11,6 +11,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
+from dfmsd.estimation import schedules
 from dfmsd.estimation.flops import count
 from dfmsd.estimation.schedules import (
     COCO_IMAGES,
@@ -24,7 +25,8 @@ from dfmsd.estimation.schedules import (
 )
 
 
-def test_extrapolation_matches_exact_count_of_a_coco_image() -> None:
+def test_extrapolation_matches_exact_count_of_a_coco_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "SIDES", (128, 256))
     student = build_detector(DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16), ("a",))
     teacher = build_detector(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=32, head_convs=1), ("a",))
     stages = [StageConfig(epochs=1, teacher="t")]
