@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector
-from dfmsd.detectors.headless import SingleScalePyramid, TimmPyramid
+from dfmsd.detectors.headless import SingleScalePyramid
+from dfmsd.detectors.timm_backbone import TimmPyramid
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.frameworks import FRAMEWORKS
-from dfmsd.detectors.headless import TIMM, load_timm
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
+from dfmsd.detectors.timm_backbone import TIMM, load_timm
 from dfmsd.detectors.torchvision.pretrained import is_weights_name, load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 from dfmsd.detectors.weights import load_strictly, read_state_dict

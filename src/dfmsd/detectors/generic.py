@@ -44,8 +44,8 @@ class ModuleDetector(Detector):
     ``torch.compile`` and ``DistributedDataParallel``.
 
     Every forward pass checks that each of these modules runs once and returns a map. As a teacher, the model runs until
-    the last of them has run, a compiled one to its end; as a student, as far as ``loss`` runs it. The module is left as
-    it was, except that a compiled one keeps its hooks.
+    the last of them has run, a compiled one to its end; as a student, as far as ``loss`` runs it. No hooks stay
+    on the module, except on a compiled one.
 
     Args:
         module: The model, which may be compiled or wrapped for data parallelism; kept as ``model``.

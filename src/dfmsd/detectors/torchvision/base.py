@@ -78,7 +78,8 @@ class TorchvisionDetector(Detector):
     def description(self) -> dict[str, Any]:
         """Return the mean and standard deviation of the pixels."""
         transform = self.model.transform
-        return {"image_mean": list(transform.image_mean), "image_std": list(transform.image_std)}
+        mean, std = ([float(value) for value in values] for values in (transform.image_mean, transform.image_std))
+        return {"image_mean": mean, "image_std": std}
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         return read_levels(self.model.backbone)
