@@ -34,15 +34,15 @@ SLOW = """
 import time
 from pathlib import Path
 from dfmsd.cli.main import main
-from dfmsd.engine import run
-write, read = run.save_detector, run.load_detector
+from dfmsd.engine import fit, teachers
+write, read = fit.save_detector, teachers.load_detector
 def slow_write(*arguments):
     time.sleep(8)
     write(*arguments)
 def late_read(folder):
     assert (Path(folder) / "metrics.json").exists() or Path(folder).name != "made", "read before it was written"
     return read(folder)
-run.save_detector, run.load_detector = slow_write, late_read
+fit.save_detector, teachers.load_detector = slow_write, late_read
 main()
 """
 """A disk that takes longer than Lightning waits for a process when another one has ended with an error: 5 s."""
