@@ -11,7 +11,7 @@ loss = sum(terms.values())
 
 from dfmsd.losses import functional
 from dfmsd.losses.amd import AMD, AMDOptions
-from dfmsd.losses.build import build
+from dfmsd.losses.builder import build
 from dfmsd.losses.config import (
     DEFAULT_LOSS,
     LossConfig,
