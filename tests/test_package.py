@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -52,3 +53,9 @@ def test_no_function_shadows_a_module() -> None:
     import dfmsd.distillation.task as task
 
     assert task.DistillationTask is dfmsd.DistillationTask
+
+
+def test_no_test_module_imports_another() -> None:
+    shared = re.compile(r"^\s*(?:from|import) tests\.(?!helpers|fuzz|soak)", flags=re.MULTILINE)
+    tests = Path(__file__).parent
+    assert not [path for path in tests.rglob("*.py") if shared.search(path.read_text(encoding="utf-8"))]
