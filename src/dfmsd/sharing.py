@@ -21,7 +21,9 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import is_taken, write_text
 
-FILES = ("student.safetensors", "student.json", "config.yaml", "metrics.json")
+_RUN = RunFolder(Path())
+FILES = tuple(file.name for file in (_RUN.weights_file, _RUN.description_file, _RUN.config_file, _RUN.metrics_file))
+"""Files of a run that are shared."""
 CARD = "README.md"
 SCORES = {"AP": "AP at IoU 0.50:0.95", "AP50": "AP at IoU 0.50", "AP75": "AP at IoU 0.75"}
 TEMPLATE = """\
