@@ -18,7 +18,7 @@ from dfmsd.exporting.verify import ExportedDetector
 pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict]'")
 
 FIELDS = {"id", "image_id", "category_id", "bbox", "segmentation", "keypoints", "score", "area", "iscrowd"}
-"""What FiftyOne's `COCOObject` takes by name; any other key would become an attribute of the label."""
+"""Arguments of FiftyOne's `COCOObject`; other keys would become attributes of the label."""
 RawDetections = dict[str, list[tuple[str, list[float], float]]]
 WANTED: RawDetections = {
     # 64 pixels of the frame are 128 of the image, whose lower half is padding: y is relative to its 64 pixels

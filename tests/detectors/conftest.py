@@ -36,7 +36,7 @@ def folder(saved: Saved, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(saved: Saved) -> Built:
-    """A teacher of a type, made once: do not change it."""
+    """A teacher of a type, built once: do not change it."""
     return cache(lambda model_type: load_detector(f"hf:{saved(model_type)}"))
 
 

@@ -25,7 +25,7 @@ COCO_FASTER = "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1"
 
 
 def _trained(config: DetectorConfig) -> Detector:
-    """A detector whose buffers and scores are not those of a fresh one."""
+    """A detector whose buffers and scores differ from a newly built one."""
     detector = build_detector(config, NAMES)
     for name, parameter in detector.named_parameters():
         if "cls_logits" in name or "cls_score" in name:

@@ -273,7 +273,7 @@ def test_wrong_results_of_functions_are_refused(functions: dict[str, Any], messa
 
 
 class Plain(nn.Module):
-    """What a compiler can take as one graph."""
+    """A model that compiles to a single graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Plain(nn.Module):
 
 @pytest.mark.slow
 def test_a_compiled_module_is_observed_in_every_pass() -> None:
-    """Detecting without a look at the maps comes between the others: its graph must not serve them."""
+    """Detecting, which reads no maps, runs in between: its graph must not be reused for passes that do."""
     net = Plain()
     compiled: Any = torch.compile(net, backend="eager")
     plain = detector(net, ("neck",), loss=loss, decode=decode)

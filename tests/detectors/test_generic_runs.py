@@ -24,7 +24,7 @@ CLASSES = ("square", "disc")
 
 
 class OneBox(nn.Module):
-    """One box an image, the mean of all: a detector that no library knows."""
+    """A custom detector of one box per image, from the mean of all cells."""
 
     def __init__(self) -> None:
         super().__init__()

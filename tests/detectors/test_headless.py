@@ -85,7 +85,7 @@ def test_the_map_of_a_plain_transformer_becomes_a_pyramid(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("patch", "stride"), [(14, 16), (16, 16), (8, 8), (32, 32)])
 def test_a_patch_of_any_size_covers_the_cells_of_a_stride(patch: int, stride: int) -> None:
-    """Patches that tell the mean of a ramp tell the place of each cell, in pixels of the image."""
+    """The mean of a ramp over a patch is the position of its cell, in pixels of the image."""
     body = nn.Conv2d(3, 1, patch, patch, bias=False)
     nn.init.constant_(body.weight, 1 / (3 * patch**2))
     seen: list[Tensor] = []
@@ -209,7 +209,7 @@ def test_a_backbone_of_transformers_teaches_with_its_classifiers_weights(
     with torch.no_grad():
         if kind == "dinov2":
             resized = nn.functional.interpolate(pixels, scale_factor=14 / 16, mode="bilinear")
-            tokens = plain(pixel_values=resized).last_hidden_state[:, 1:]  # behind the class token, normalized
+            tokens = plain(pixel_values=resized).last_hidden_state[:, 1:]  # after the class token, normalized
             assert_close(pyramid[1], tokens.mT.unflatten(2, (8, 8)))
             assert_close(pyramid[2], averaged(pyramid[1], 2))
         else:

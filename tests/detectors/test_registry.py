@@ -48,7 +48,7 @@ def test_families_do_not_import_each_other_in_circles() -> None:
 
 
 def test_only_the_registry_and_what_uses_it_import_frameworks() -> None:
-    """A new framework is a folder and one line: no module outside of the folders imports one by name."""
+    """A new framework is a folder and one line: no other module of the room imports one by name."""
     for file in ROOT.glob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert "from dfmsd.detectors.huggingface" not in text

@@ -21,7 +21,7 @@ from dfmsd.types import Detections, FeaturePyramid, Target
 
 
 class FakeDetector(Detector):
-    """Gives prepared detections, one an image, in the order in which it is shown the images."""
+    """Returns prepared detections, one per image, in the order of the images."""
 
     levels = ()
 

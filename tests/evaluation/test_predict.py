@@ -20,12 +20,12 @@ sv = pytest.importorskip("supervision", reason="needs pip install 'dfmsd[predict
 
 CLASSES = ("square", "disc")
 FOUND = [([8.0, 4.0, 24.0, 20.0], 0.9, 1), ([0.0, 0.0, 64.0, 64.0], 0.5, 0), ([1.0, 1.0, 2.0, 2.0], 0.2, 0)]
-"""What the detector sees in every frame of 64 x 64 pixels."""
+"""Detections in every input of 64 x 64 pixels."""
 
 
 @pytest.fixture(autouse=True)
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Put a detector of fixed answers in place of a loaded one; gives the inputs that it gets."""
+    """Replace the loaded detector by one with fixed detections; return its inputs."""
     inputs: list[torch.Tensor] = []
 
     def run(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -143,6 +143,15 @@ def test_videos_are_drawn_frame_by_frame(tmp_path: Path, ending: str) -> None:
     assert [frame.shape for frame in frames] == [(96, 128, 3)] * 5
     assert np.abs(frames[2][70:, 80:].mean(axis=(0, 1)) - (50, 100, 200)).max() < 20
     assert np.abs(frames[2][20:30, 16].mean(axis=0) - (50, 100, 200)).max() > 40
+
+
+def test_a_video_without_frames_has_no_detections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "clip.mp4"
+    with sv.VideoSink(str(file), sv.VideoInfo(width=64, height=64, fps=10, total_frames=1)) as sink:
+        sink.write_frame(np.zeros((64, 64, 3), dtype=np.uint8))
+    monkeypatch.setattr(sv, "get_video_frames_generator", lambda _: iter(()))
+    assert run([file], tmp_path / "out").images == 0
+    assert content(tmp_path / "out")["annotations"] == []
 
 
 def test_the_summary_states_the_median(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def predict(
             recorder.predict(read_image(file), name).plot().save(target)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / PREDICTIONS, recorder.as_coco())
-    return Speed(len(recorder.times), median(recorder.times), time.perf_counter() - start)
+    return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)
 
 
 def output_paths(files: Sequence[Path], out: Path) -> list[Path]:

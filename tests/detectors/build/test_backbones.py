@@ -92,7 +92,7 @@ def test_backbones_without_a_pyramid_are_refused(name: str, message: str) -> Non
 
 @pytest.fixture
 def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let timm behave as where no hub is reachable."""
+    """Make timm behave as if no hub were reachable."""
     create = timm.create_model
 
     def offline(name: str, pretrained: bool = False, **options: object) -> nn.Module:

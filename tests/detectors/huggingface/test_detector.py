@@ -32,7 +32,7 @@ EMPTY = [TARGETS[1], TARGETS[1]]
 
 
 def pixels(model_type: str, images: Tensor) -> Tensor:
-    """What the library's processor makes of uint8 images."""
+    """Preprocess uint8 images with the library's processor."""
     made = processor(model_type)(images=list(images), do_resize=False, do_pad=False, return_tensors="pt")
     values: Tensor = made["pixel_values"]
     return values
@@ -76,7 +76,7 @@ def test_levels_are_read_from_the_model(loaded: Built, model_type: str, strides:
 
 
 def test_memory_is_reshaped_row_by_row(loaded: Built) -> None:
-    """A cell of a map is the memory's at ``row * width + column``, and looks at its own place in the image."""
+    """A cell of a map is the memory's at ``row * width + column``, and depends on its place in the image."""
     detector = loaded("deformable_detr")
     torch.manual_seed(0)  # the fixture may have drawn
     image = torch.rand(1, 3, 128, 64)
@@ -162,7 +162,7 @@ def test_losses_equal_the_librarys_on_the_processors_batch(learning: Built, mode
 @pytest.mark.parametrize("model_type", STUDENTS)
 def test_gradients_reach_every_trainable_parameter(learning: Built, model_type: str) -> None:
     detector = learning(model_type)
-    for parameter in detector.parameters():  # some last layers start with zeros, which blocks the gradients behind
+    for parameter in detector.parameters():  # some last layers start with zeros, which blocks gradients
         if parameter.ndim == 2 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     _, losses = detector(torch.rand(2, 3, 64, 64), TARGETS)

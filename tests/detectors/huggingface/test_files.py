@@ -69,7 +69,7 @@ def test_a_saved_student_keeps_its_normalization(folder: Path, tmp_path: Path, m
 
 
 def test_only_the_class_layers_are_reset_for_other_classes(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
-    """The checkpoint knows three labels: as many other ones need fresh layers too."""
+    """The checkpoint has three labels: three other ones reset layers too."""
     theirs = load_detector(f"hf:{saved('rt_detr')}").model.state_dict()
     with caplog.at_level(logging.INFO, "dfmsd"):
         detector = student(saved("rt_detr"), classes=("x", "y", "z"))

@@ -56,7 +56,7 @@ def test_a_run_is_checked_before_it_starts(saved: Saved, distill_config: Config,
 
 
 def test_the_cost_of_a_step_is_counted(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
-    """Both sides are one model: the student pays its decoder, the loss and the backward pass besides."""
+    """Teacher and student are one model; only the student runs its decoder, the loss and the backward pass."""
     reference = f"hf:{saved('rt_detr')}"
     stages = [StageConfig(epochs=1, teacher=reference)]
     config = distill_config(tmp_path / "run", student=DetectorConfig(reference), stages=stages)

@@ -29,7 +29,7 @@ def uint8_images(height: int = 96, width: int = 64) -> Tensor:
 
 
 def library_model(files: Any) -> Any:
-    """The model as the library's own function loads it, without its branch for masks."""
+    """The model as the library loads it, without its mask branch."""
     from mmdet.apis import init_detector
 
     model = init_detector(str(files.config), str(files.checkpoint), device="cpu", palette="random")
@@ -39,7 +39,7 @@ def library_model(files: Any) -> Any:
 
 
 def library_batch(model: Any, images: Tensor, sizes: list[tuple[int, int]]) -> dict[str, Any]:
-    """What the library's preprocessor makes of images as the library loads them: blue first, 0..255."""
+    """Preprocess images as the library loads them: BGR, 0..255."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
@@ -114,7 +114,7 @@ def test_losses_are_the_librarys_and_reach_every_parameter(saved_mmdet: Saved, f
 
 
 def test_gradients_reach_every_parameter_of_a_student_without_weights(saved_mmdet: Saved, family: str) -> None:
-    """Nothing of its backbone is frozen, whatever the config freezes for its pretrained one."""
+    """No layer of the backbone is frozen, even if the config freezes some of a pretrained one."""
     detector = student(saved_mmdet(family))
     before = {name: value.clone() for name, value in detector.model.named_buffers() if "running_mean" in name}
     pyramid, losses = detector(torch.rand(2, 3, 96, 96), TARGETS)
@@ -220,7 +220,7 @@ def test_copies_share_nothing(saved_mmdet: Saved) -> None:
 
 
 def test_mmcv_calls_the_substituted_operators() -> None:
-    """Its autograd functions pass what they should: the derivatives that they give are right."""
+    """mmcv's autograd functions call the operators correctly: their gradients are right."""
     from mmcv import ops
 
     from dfmsd.detectors.mmdet import mmcv_ops

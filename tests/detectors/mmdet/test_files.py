@@ -107,7 +107,7 @@ def test_every_head_gets_the_number_of_classes() -> None:
 def test_only_layers_that_depend_on_the_classes_are_reset(
     saved_mmdet: Saved, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other classes need fresh layers also if they are as many."""
+    """Other classes reset layers even if their number is the same."""
     theirs = load_detector(saved_mmdet(family).reference).model.state_dict()
     with caplog.at_level(logging.INFO, "dfmsd"):
         own = student(saved_mmdet(family), True, ("x", "y")).model.state_dict()
@@ -170,7 +170,7 @@ def test_missing_class_names_are_refused(files: Files) -> None:
 
 
 def test_a_checkpoint_with_code_is_refused_and_can_be_converted(files: Files) -> None:
-    """What a training of the library leaves behind: its message hub keeps functions."""
+    """A checkpoint of the library's own training, whose message hub contains functions."""
     from mmengine.logging import MessageHub
 
     hub = MessageHub("a test")
@@ -233,7 +233,7 @@ def test_missing_files_are_named(files: Files) -> None:
 
 
 def test_configs_may_contain_classes(tmp_path: Path) -> None:
-    """Configs may name what they build by importing it."""
+    """Configs may import the classes that they build."""
     save_config("retinanet", tmp_path / "old.py")
     text = (tmp_path / "old.py").read_text().replace("type='RetinaNet'", "type=RetinaNet")
     (tmp_path / "new.py").write_text(f"from mmdet.models import RetinaNet\n{text}")

@@ -25,7 +25,7 @@ GROUPS, KERNEL = 2, 3
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An mmcv without anything in it."""
+    """An empty mmcv package."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mmcv"]:
         monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "mmcv"
@@ -177,7 +177,7 @@ def _close(got: Tensor, want: Tensor) -> None:
 
 
 def _overlap(one: Tensor, other: Tensor, offset: int) -> float:
-    """Intersection over union where a box has ``offset`` more pixels than its coordinates differ by."""
+    """Intersection over union of boxes that are ``offset`` pixels longer than their coordinates' difference."""
 
     def area(box: Tensor) -> float:
         width, height = (box[2:] - box[:2] + offset).clamp(min=0).tolist()
@@ -188,7 +188,7 @@ def _overlap(one: Tensor, other: Tensor, offset: int) -> float:
 
 
 def _bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Sample ``C x H x W`` at a point; nothing is beyond the edges."""
+    """Sample ``C x H x W`` at a point; values beyond the edges are 0."""
     height, width = image.shape[-2:]
     top, left = math.floor(y.detach()), math.floor(x.detach())
     total = torch.zeros(len(image), dtype=image.dtype)
@@ -223,7 +223,7 @@ def _roi_align(features: Tensor, rois: Tensor, ratio: int, aligned: bool) -> Ten
 
 
 def _clamped(image: Tensor, y: float, x: float) -> Tensor:
-    """Sample where points up to one cell outside count as the edge, those further away as nothing."""
+    """Sample with points up to one cell outside clamped to the edge; points farther away are 0."""
     height, width = image.shape[-2:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return image[:, 0, 0] * 0

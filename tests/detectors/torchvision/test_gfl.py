@@ -28,7 +28,7 @@ def detector(**values: object) -> TorchvisionDetector:
 
 
 def lively(**values: object) -> TorchvisionDetector:
-    """One whose predictions differ from anchor to anchor."""
+    """A detector whose predictions differ between anchors."""
     found = detector(**values)
     for parameter in found.model.head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -46,7 +46,7 @@ TARGETS = [target(([8, 8, 40, 44], 0), ([30, 20, 62, 50], 1)), target()]
 
 
 def one_hot(*bins: int) -> Tensor:
-    """Logits of distributions that are sure."""
+    """Logits of one-hot distributions."""
     return 100 * torch.nn.functional.one_hot(torch.tensor(bins), 17).double().flatten()
 
 
@@ -159,7 +159,7 @@ def test_tower_and_prior_equal_fcos() -> None:
 
 
 def test_matching_reads_the_levels_from_the_anchors() -> None:
-    """The plain model, called as torchvision's are, knows no counts."""
+    """The plain model, called like torchvision's, gets no counts."""
     found = detector()
     images = torch.rand(2, 3, SIDE, SIDE)
     maps = found._maps(images)
@@ -168,7 +168,7 @@ def test_matching_reads_the_levels_from_the_anchors() -> None:
 
 
 def test_it_learns_to_find_boxes() -> None:
-    """Two images of a bright box each: the loss falls, and both boxes come out first and well placed."""
+    """Train on two images with one bright box each: the loss falls, and both boxes are detected."""
     boxes = torch.tensor([[8.0, 12.0, 36.0, 40.0], [24.0, 20.0, 58.0, 60.0]])
     images = torch.zeros(2, 3, SIDE, SIDE)
     targets: list[Target] = []

@@ -23,7 +23,7 @@ COUNTS = [64, 16, 4]
 
 
 def grid(side: int = 64, scale: float = 4.0) -> Tensor:
-    """Square anchors of 8 to 32 pixels' stride on an image of ``side``, centerd on the corners of the cells."""
+    """Square anchors of 8 to 32 pixels' stride on an image of ``side``, centered on the corners of the cells."""
     levels = []
     for stride in (8, 16, 32):
         y, x = torch.meshgrid(*[torch.arange(0.0, side, stride)] * 2, indexing="ij")

@@ -115,7 +115,7 @@ def test_default_boxes_stay_exact_on_bfloat16_maps() -> None:
 
 
 def test_ssdlite_equals_torchvisions_at_its_width() -> None:
-    """Default boxes, widths of the further levels and layers of the head, for 90 classes."""
+    """Default boxes, widths of the extra levels and layers of the head, for 90 classes."""
     theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     config = DetectorConfig("ssdlite", "torchvision/mobilenet_v3_large", fpn_channels=128)
     own = build_detector(config, [str(label) for label in range(90)]).model

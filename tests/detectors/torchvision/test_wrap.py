@@ -122,7 +122,7 @@ def _targets_on_default_boxes(detector: TorchvisionDetector, images: Tensor) -> 
 
 
 def _lively(model: torch.nn.Module, low_bias: float = -1.0) -> torch.nn.Module:
-    """Give classification layers spread scores, so that detections of every class come out."""
+    """Spread the scores of classification layers, so that every class is detected."""
     for name, parameter in model.named_parameters():
         if "cls_logits" in name:
             torch.nn.init.normal_(parameter, low_bias if name.endswith("bias") else 0.0, 0.5)
@@ -132,7 +132,7 @@ def _lively(model: torch.nn.Module, low_bias: float = -1.0) -> torch.nn.Module:
 
 
 def _reference(model: torch.nn.Module) -> torch.nn.Module:
-    """Let torchvision's transform do nothing but normalise and pad."""
+    """Make torchvision's transform only normalize and pad."""
     reference = copy.deepcopy(model)
     reference.transform.min_size, reference.transform.max_size = (min(SIZES[0]),), SIDE
     if isinstance(model, SSD):
@@ -178,7 +178,7 @@ def test_losses_equal_torchvisions_own(arch: str, training: bool) -> None:
     reference.transform.min_size = (SIDE,)
     reference.train()
     reference.transform.eval()  # in train mode it draws a size at random
-    if not training:  # torchvision gives losses in train mode only: freeze what behaves otherwise
+    if not training:  # torchvision returns losses in train mode only: freeze layers that behave differently
         for module in reference.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
