@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends as the run that never was, to the bit."""
+"""A run that is killed at any moment and resumed ends with the bits of one that was not."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def killable(distill_config: MakeDistill, tiny_root: Path) -> MakeDistill:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a file, but only link one that is never written to again; pictures would take too much room."""
+    """Copy a file, or link one that is never written to again, to save space."""
     (LINK if Path(source).suffix in (".ckpt", ".safetensors") else shutil.copy)(source, target)
 
 
 class Camera:
-    """Copies of a run's folder: what a kill at that moment leaves behind."""
+    """Snapshots of a run folder: what a kill at that moment leaves behind."""
 
     def __init__(self, run: Path, folder: Path) -> None:
         self.run = run
@@ -63,18 +63,18 @@ class Camera:
         self.moments: list[str] = []
 
     def __call__(self, moment: str) -> None:
-        """Copy the folder as it is."""
+        """Take a snapshot."""
         shutil.copytree(self.run, self.folder / moment, copy_function=_copy)
         self.moments.append(moment)
 
     def put_back(self, moment: str) -> None:
-        """Make the folder what it was."""
+        """Restore a snapshot."""
         shutil.rmtree(self.run)
         shutil.copytree(self.folder / moment, self.run)
 
 
 def photographing(camera: Camera) -> type[StopOnInterrupt]:
-    """Give a callback that takes a picture in the middle of every step, and where an epoch begins."""
+    """Return a callback that takes a snapshot in the middle of every step and at the start of every epoch."""
 
     class Photographing(StopOnInterrupt):
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
@@ -87,7 +87,7 @@ def photographing(camera: Camera) -> type[StopOnInterrupt]:
 
 
 def photograph_files(camera: Camera, patch: pytest.MonkeyPatch) -> None:
-    """Take pictures while a checkpoint is half written, and before and between its two renames."""
+    """Take snapshots while a checkpoint is half written, and before and between its two renames."""
     replace, synchronise, link = os.replace, os.fsync, os.link
     writes = iter(range(1000))
 
@@ -118,7 +118,7 @@ def photograph_files(camera: Camera, patch: pytest.MonkeyPatch) -> None:
 def whole(
     killable: MakeDistill, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[DistillConfig, Camera, dict[str, Any]]]:
-    """A run that nobody killed, pictures of it on its way, and how it ended."""
+    """An uninterrupted run, snapshots taken during it, and its outcome."""
     folder = tmp_path_factory.mktemp("whole")
     config = killable(folder / "run")
     camera = Camera(Path(config.out), folder / "pictures")
@@ -138,7 +138,7 @@ def whole(
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Give all that a finished run is made of."""
+    """Load everything that a finished run consists of."""
     last, best = (torch.load(run / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
     return {
         "student": load_file(run / "student.safetensors"),
@@ -167,7 +167,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 
 def resume(config: DistillConfig) -> list[int]:
-    """Go on with a run; gives the steps that it made."""
+    """Resume a run, and return the steps that it took."""
     steps: list[int] = []
 
     class Counting(StopOnInterrupt):
@@ -181,7 +181,7 @@ def resume(config: DistillConfig) -> list[int]:
 
 
 def first_step(camera: Camera, moment: str) -> int:
-    """Step that a run killed at this moment goes on with, read from the picture."""
+    """Return the step that a run killed at this moment resumes from."""
     path = checkpoint.find_checkpoint(camera.folder / moment)
     return checkpoint.saved_step(path) if path else 0
 
@@ -284,7 +284,7 @@ def start(config: Path, resumed: bool) -> subprocess.Popen[bytes]:
 
 
 def series(config: DistillConfig, file: Path, delays: Iterator[float]) -> int:
-    """Make a run that is killed again and again; gives how often that came before its end."""
+    """Run and kill processes until one finishes, and return the number of kills."""
     kills = 0
     while True:
         process = start(file, resumed=(Path(config.out) / "config.yaml").exists())

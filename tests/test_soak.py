@@ -1,4 +1,4 @@
-"""The soak finds what it shall find, and finds nothing in a short run."""
+"""The soak test finds growth, and finds none in a short run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on predictions through a task: both heads run, once each, and only the student learns."""
+"""Losses on predictions in a task: both heads run, once each, and only the student learns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cross(named: dict[str, Tensor], term: str) -> Tensor:
 
 @pytest.mark.parametrize("arch", ["fcos", "retinanet"])
 def test_the_terms_are_those_of_the_whole_heads(arch: str) -> None:
-    """Against both models run whole, on concatenated levels, with torchvision's own head behind the cut."""
+    """Compared with both complete models on concatenated levels, and torchvision's own head after the cut."""
     student, teacher = detector(arch), detector(arch, head_convs=3)
     named = task_of(student, teacher)(IMAGES, TARGETS)
     features, theirs = student.features(IMAGES), teacher.features(IMAGES)

@@ -1,4 +1,4 @@
-"""A GPU is never made to wait for the host by what distillation adds to a step."""
+"""Distillation never makes a GPU wait for the host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TARGETS = [
 
 
 class Watch(TorchDispatchMode):
-    """Note operations for whose result or shape a GPU's host has to wait."""
+    """Record operations for whose result or shape the host has to wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Watch(TorchDispatchMode):
         return any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))
 
     def leave_out(self, module: torch.nn.Module) -> None:
-        """Look away while this module runs."""
+        """Ignore operations of this module."""
 
         def pause(*_: Any) -> None:
             self.paused = True

@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def trainer_at(step: int = 0, epoch: int = 0, max_epochs: int = 3, lr: float = 0.125) -> Any:
-    """What the callbacks look at in a trainer of one process."""
+    """The parts of a trainer that the callbacks use, with one process."""
     strategy = SimpleNamespace(broadcast=lambda value: value, reduce_boolean_decision=lambda value, all: value)
     optimizer = SimpleNamespace(param_groups=[{"lr": lr}])
     return SimpleNamespace(
@@ -88,7 +88,7 @@ def test_truncating_a_missing_table_does_nothing(tmp_path: Path) -> None:
 
 
 def note(log: StepLog, module: DistillationModule, step: int, **named: float) -> None:
-    """Tell the log of the step that has just ended."""
+    """Report a finished step to the log."""
     outputs = {"named": {name: torch.tensor(value) for name, value in named.items()}}
     log.on_train_batch_start(trainer_at(step, lr=0.125 / (step + 1)), module, None, 0)
     log.on_train_batch_end(trainer_at(step + 1, lr=99.0), module, outputs, None, 0)  # by now it is the next step's
@@ -220,7 +220,7 @@ def test_balanced_weights_are_written_and_printed_once_per_stage(module: Distill
     assert balance.groups == ("mask", "sfa")
     report.on_train_batch_end(trainer_at(1), module)
     assert not (tmp_path / "balance.json").exists()
-    balance.sums.copy_(torch.tensor([8.0, 2.0, 16.0]))  # norms of task, mask, sfa; the wanted ratio is 0.5
+    balance.sums.copy_(torch.tensor([8.0, 2.0, 16.0]))  # norms of task, mask, sfa; the target ratio is 0.5
     balance.count = balance.batches
     for _ in range(2):
         report.on_train_batch_end(trainer_at(2), module)

@@ -45,7 +45,7 @@ def content(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let the system refuse to make a file longer than this, as it does on a full disk."""
+    """Limit the size of files, which fails as on a full disk."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
     try:

@@ -35,7 +35,7 @@ BATCH = SimpleNamespace(images=torch.zeros(8, 3, 4, 4))
 
 
 class Clock:
-    """Seconds as the test says."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -82,7 +82,7 @@ def named(value: float) -> dict[str, Any]:
 
 
 def text(shown: Dashboard) -> str:
-    """What stands on a screen of 80 columns."""
+    """Return the screen at 80 columns."""
     console = Console(record=True, width=80, force_terminal=True, file=io.StringIO())
     console.print(shown.render())
     written = console.export_text()
@@ -91,7 +91,7 @@ def text(shown: Dashboard) -> str:
 
 
 def train(shown: Dashboard, module: Any, clock: Clock, steps: range, seconds: float = 0.5, **trainer: Any) -> None:
-    """Let steps pass, each of so many seconds."""
+    """Run steps of the given duration."""
     for step in steps:
         clock.now += seconds
         at = trainer_at(step, **trainer)
@@ -187,7 +187,7 @@ class Terminal:
             self.bytes += part
 
     def close(self) -> str:
-        """Give the lines without colours and movements, runs of blanks as one."""
+        """Return the lines without colors and cursor movements, with single blanks."""
         self.file.close()
         self.reader.join(10)
         os.close(self.master)

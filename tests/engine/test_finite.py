@@ -28,7 +28,7 @@ def module(small_task: DistillationTask) -> DistillationModule:
 def note(
     check: FiniteCheck, module: DistillationModule, step: int, gradient: float | None = 1.0, **values: float
 ) -> None:
-    """Tell the check of the step that has just ended."""
+    """Report a finished step to the check."""
     module.gradient_norm = None if gradient is None else torch.tensor(gradient)
     outputs = {"named": {name: torch.tensor(value) for name, value in {"loss": 1.0, **values}.items()}}
     trainer: Any = SimpleNamespace(global_step=step + 1, current_epoch=2, global_rank=0)

@@ -64,7 +64,7 @@ def from_mlflow(run: Path) -> tuple[Curves, dict[str, Any]]:
 
 
 def records(content: bytes, block: int = 32768) -> Iterator[bytes]:
-    """Give the records of a file in LevelDB's log format, behind the seven bytes that W&B puts first."""
+    """Yield the records of a file in LevelDB's log format, after the seven bytes that W&B puts first."""
     place, record = 7, b""
     while place + 7 <= len(content):
         if block - place % block < 7:
@@ -99,7 +99,7 @@ def from_wandb(run: Path) -> tuple[Curves, dict[str, Any]]:
 
 
 def check_curves(curves: Curves, run: Path) -> None:
-    """Hold curves against the run's own tables."""
+    """Compare curves with the run's tables."""
     rows = [row for row in table(run / "log.csv") if (int(row["step"]) + 1) % 2 == 0]
     assert len(rows) == 3
     for name in rows[0].keys() - {"step", "epoch", "stage"}:

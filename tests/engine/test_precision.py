@@ -1,4 +1,4 @@
-"""Whole short runs in half precision, beside the same run in float32."""
+"""Short runs in half precision, compared with the same run in float32."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def data(config: DistillConfig) -> CocoDataModule:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, task: DistillationTask) -> Callable[..., None]:
-    """Make the evaluation find these APs: of the student, and of both teachers."""
+    """Fix the APs that the evaluation returns: of the student, and of both teachers."""
 
     def measure(student: float | None, first: float | None, second: float | None) -> None:
         detectors = [task.student, *(teacher.detector for teacher in task.every_teacher)]

@@ -77,7 +77,7 @@ def identical(a: Weights, b: Weights) -> bool:
 
 
 def stopping(at: int, how: Callable[[], None]) -> type[StopOnInterrupt]:
-    """Give a callback that does something when the step ``at``, from 1, has ended."""
+    """Return a callback that calls ``how`` after step ``at``, counted from 1."""
 
     class Stopping(StopOnInterrupt):
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A tiny distillation of many steps, watched from outside: memory, open files and logs have to stay what they are.
+"""Soak test: a long run of a tiny distillation whose memory, open files and log growth must stay constant.
 
 python -m tests.soak --seconds 7200
 """
@@ -26,11 +26,11 @@ OUT = Path(__file__).resolve().parents[2] / "build" / "soak.json"
 INTERVAL = 2.0
 """Seconds between two samples."""
 START_SECONDS = 600.0
-"""In which a run has to make its first step; the time of the soak begins with it."""
+"""Time limit for the first step, which starts the clock of the soak test."""
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a run that has more epochs than it will see: flips, random masks, balance, evaluations, checkpoints."""
+    """Start an endless run with flips, random masks, balance, evaluations and checkpoints."""
     write_tiny(folder / "data")
     torch.manual_seed(0)
     tiny = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=16, head_convs=1)
@@ -60,10 +60,10 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def soak(seconds: float, interval: float = INTERVAL) -> tuple[Course, list[Sample]]:
-    """Let a run go on for a time and watch it.
+    """Watch a run for a while.
 
     Raises:
-        RuntimeError: it ended by itself, or made too few steps to say anything.
+        RuntimeError: the run ended, or took too few steps.
     """
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as place:
@@ -83,16 +83,16 @@ def soak(seconds: float, interval: float = INTERVAL) -> tuple[Course, list[Sampl
             process.kill()
             process.wait()
     if len(samples) < 8:
-        raise RuntimeError(f"{len(samples)} samples in {seconds:.0f} s tell nothing; give more time")
+        raise RuntimeError(f"{len(samples)} samples in {seconds:.0f} s are too few; give more time")
     return judge(samples), samples
 
 
 def main() -> int:
-    """Run, print, write the JSON; status 1 where something grows."""
+    """Run, print the summary and write it as JSON; return status 1 if something grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=7200.0)
     seconds = parser.parse_args().seconds
-    OUT.parent.mkdir(exist_ok=True)  # before the hours, not after them
+    OUT.parent.mkdir(exist_ok=True)  # fail now rather than after hours
     course, samples = soak(seconds)
     print(f"{samples[-1].step} steps, {len(samples)} samples; second half, {course.steps} steps:")
     print(

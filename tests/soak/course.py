@@ -1,4 +1,4 @@
-"""Whether what a long run holds stays the same: samples of a process over time, and what is to be said of them."""
+"""Samples of a long run's memory, files and logs over time, and whether they stay constant."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 GROWTH = 0.01
-"""Of the memory over the second half, which is no leak yet: allocators and caches breathe."""
+"""Relative growth of memory in the second half that is not considered a leak."""
 PAIRS = 20_000
-"""Pairs of samples at most that a slope is the median of."""
+"""Maximum number of pairs of samples for the median slope."""
 
 
 class Sample(NamedTuple):
-    """A moment of a run."""
+    """Measurements at one moment of a run."""
 
     step: int
     memory: int
-    """Bytes of RAM that the process holds."""
+    """Resident memory of the process in bytes."""
     handles: int
     """Open files, sockets and pipes."""
     logs: int
-    """Bytes of the files that grow with the steps."""
+    """Total size of the log files in bytes."""
     folder: int
-    """Files of the run folder."""
+    """Number of files in the run folder."""
 
 
 def look(process: int, run: Path) -> Sample | None:
-    """Take a sample; None where the process is no more, or has not made a step."""
+    """Take a sample; None if the process has ended or has not taken a step yet."""
     try:
         status = Path(f"/proc/{process}/statm").read_text().split()
         handles = len(os.listdir(f"/proc/{process}/fd"))
@@ -50,16 +50,16 @@ def look(process: int, run: Path) -> Sample | None:
 
 @dataclass(frozen=True)
 class Course:
-    """What the second half of the samples says.
+    """Summary of the second half of the samples.
 
     Attributes:
-        steps: of the second half.
-        memory: bytes, median.
-        growth: bytes a step: the median slope between two samples (Theil and Sen).
-        noise: bytes: the median distance from that line.
-        handles: medians of its two halves.
-        bytes_a_step: of the logs, in the first and in the second half of all samples.
-        files: of the run folder, at the middle and at the end.
+        steps: number of steps.
+        memory: median in bytes.
+        growth: median slope of memory between two samples (Theil-Sen) in bytes per step.
+        noise: median distance from that line in bytes.
+        handles: median number of open files in each half of it.
+        bytes_a_step: growth of the logs in the first and in the second half of all samples.
+        files: number of files in the run folder at the middle and at the end.
     """
 
     steps: int
@@ -71,7 +71,7 @@ class Course:
     files: tuple[int, int]
 
     def faults(self) -> list[str]:
-        """Say what does not stay the same."""
+        """Return the measurements that do not stay constant."""
         gained = self.growth * self.steps
         found = []
         if gained > max(GROWTH * self.memory, 2 * self.noise):
@@ -86,7 +86,7 @@ class Course:
 
 
 def judge(samples: list[Sample]) -> Course:
-    """Sum up a run; its first half, in which caches fill, only tells how fast the logs grow."""
+    """Summarize a run; of the first half, in which caches fill up, only the growth of the logs counts."""
     middle = len(samples) // 2
     half = samples[middle:]
     pairs = list(combinations(half, 2))
