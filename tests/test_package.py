@@ -56,6 +56,6 @@ def test_no_function_shadows_a_module() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    shared = re.compile(r"^\s*(?:from|import) tests\.(?!helpers|fuzz|soak)", flags=re.MULTILINE)
+    shared = re.compile(r"^\s*(?:from|import) tests\.(?!helpers|fuzz|soak|\w+\.conftest)", flags=re.MULTILINE)
     tests = Path(__file__).parent
     assert not [path for path in tests.rglob("*.py") if shared.search(path.read_text(encoding="utf-8"))]

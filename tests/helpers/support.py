@@ -13,7 +13,7 @@ from typing import NamedTuple, TypedDict
 
 import torch
 from safetensors.torch import load_file
-from tests.detectors.test_generic_runs import OneBox, decode, loss
+from tests.helpers.one_box import OneBox, decode, loss
 from tests.helpers.tiny_transformers import save_model
 from torch import nn
 
