@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "balance.json"
 
     @property
+    def basis_file(self) -> Path:
+        """Correlations before and after the rotations into another basis, per stage."""
+        return self.path / "basis.json"
+
+    @property
     def environment_file(self) -> Path:
         """Versions, machine and parameter counts."""
         return self.path / "environment.json"
@@ -142,6 +147,10 @@ class RunFolder:
     def read_balance(self) -> dict[str, Any] | None:
         """Read the balance factors, ``stage -> group -> factor``, or return None where there are none."""
         return _read_json(self.balance_file)
+
+    def read_basis(self) -> dict[str, Any] | None:
+        """Read ``basis.json``: stage -> level -> correlation before and after; None if it is missing."""
+        return _read_json(self.basis_file)
 
     def image_size(self) -> int | None:
         """Return the image size of the run's training in pixels; None where the folder holds no run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.transforms import Augmentation, Sample, collate, fitted_size
 from dfmsd.data.unlabeled import unlabeled_records
 from dfmsd.errors import DfmsdError
+from dfmsd.types import Batch
 from dfmsd.utils.cachedir import GIB, cache_root, make_room
 from dfmsd.utils.device import available_cores
 from dfmsd.utils.store import DiskStore
@@ -106,6 +107,19 @@ class CocoDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return the loader of every val image once, in the order of the annotation file, without augmentation."""
         return DataLoader(self.val, self.config.batch_size, **self._options)
+
+    def sample_batches(self, images: int) -> Iterator[Batch]:
+        """Iterate over training images that are evenly spread over the data set, without augmentation.
+
+        Args:
+            images: how many, at most.
+        """
+        step = max(1, self.num_labeled // images)
+        plain = DetectionDataset(self.train.coco, self.config.image_size)
+        indices = range(0, self.num_labeled, step)[:images]
+        collate_fn = self._options["collate_fn"]
+        for start in range(0, len(indices), self.config.batch_size):
+            yield collate_fn([plain[index] for index in indices[start : start + self.config.batch_size]])
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
+from dfmsd.losses.basis import BasisName
 from dfmsd.utils.coerce import coerce_fields
 
 Schedule = Literal["restart", "continuous"]
@@ -29,12 +30,16 @@ class StageConfig:
             stage's own loss alone.
         fresh: start with new alignment and generation layers; false reuses those of the previous stage, teacher by
             teacher in their order.
+        basis: channels that the teachers' features are rotated into before the student imitates them: the teacher's
+            ``own`` (no rotation), those of the ``former`` stage's teacher, or those of the ``student`` as it enters the
+            stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen.
     """
 
     epochs: int
     teacher: str | list[str] | None = None
     loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
+    basis: BasisName = "own"
 
     def __post_init__(self) -> None:
         """Convert the values to their types, and check them.
@@ -85,12 +90,24 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
             raise DfmsdError(
                 f"stages.{index}.fresh: false reuses the layers of the stage before, so both need a teacher"
             )
+        if stage.basis != "own" and not stage.teachers:
+            raise DfmsdError(f"stages.{index}.basis: {stage.basis} rotates a teacher, but the stage has none")
+        if stage.basis == "former" and (index == 0 or len(stages[index - 1].teachers) != 1):
+            raise DfmsdError(
+                f"stages.{index}.basis: former needs a stage before it with exactly one teacher; choose student or own"
+            )
 
 
 def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:
     """Return the index of the stage that an epoch, counted from 0, belongs to; past the end it is the last stage."""
     ends = accumulate(stage.epochs for stage in stages)
     return next((index for index, end in enumerate(ends) if epoch < end), len(stages) - 1)
+
+
+def steps_into_stage(stages: Sequence[StageConfig], epoch: int, batch: int, steps_per_epoch: int) -> int:
+    """Return how many steps of its stage come before a batch of an epoch, both counted from 0."""
+    first = sum(stage.epochs for stage in stages[: stage_of_epoch(stages, epoch)])
+    return (epoch - first) * steps_per_epoch + batch
 
 
 def starts_stage(stages: Sequence[StageConfig], epoch: int) -> bool:

@@ -13,10 +13,12 @@ from torch import Size, Tensor, nn
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
 from dfmsd.distillation.balance import BalanceBy, GradientBalance, balanced_groups
+from dfmsd.distillation.basis import build_basis
 from dfmsd.distillation.heads import HeadPair
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.basis import Correlation
 from dfmsd.types import FeaturePyramid, LevelSpec, Target
 
 
@@ -35,6 +37,11 @@ class Lesson(NamedTuple):
     def measuring(self) -> bool:
         """Whether the balance still measures the gradients of the terms."""
         return self.balance is not None and not self.balance.settled
+
+    def target(self, images: Tensor) -> FeaturePyramid:
+        """Return the features that the student imitates: the teacher's, in the basis of the lesson."""
+        pyramid = self.teacher.features(images)
+        return pyramid if self.criterion.basis is None else self.criterion.basis(pyramid)
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Prefix names with the label, if the stage has other teachers: ``mask/p3`` -> ``T2.mask/p3``."""
@@ -73,6 +80,7 @@ class DistillationTask(nn.Module):
             that an optimizer, DDP and checkpoints use.
         stage: index of the current stage, from 0.
         compiled: whether `compile_losses` was called.
+        warming_up: whether the student learns without the teachers whose basis is not fitted yet.
 
     Raises:
         DfmsdError: student, teachers and losses do not fit together.
@@ -92,13 +100,19 @@ class DistillationTask(nn.Module):
         self.teachers = tuple(tuple(of_stage) for of_stage in teachers)
         self.stage = 0
         self.compiled = False
+        self.warming_up = False
         self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
         for index, (stage, of_stage) in enumerate(zip(self.stages, self.teachers, strict=True)):
             for number, teacher in enumerate(of_stage):
                 key = layers_name(index, number)
                 try:
-                    criterion = losses.build(losses.replace_loss(loss, stage.loss), student.levels, teacher.levels)
+                    own_loss = losses.replace_loss(loss, stage.loss)
+                    criterion = losses.build(own_loss, student.levels, teacher.levels)
+                    if stage.basis != "own":
+                        former = criteria[layers_name(index - 1, 0)] if stage.basis == "former" else None
+                        basis = build_basis(criterion, teacher.levels, former)
+                        criterion = losses.build(own_loss, student.levels, teacher.levels, basis=basis)
                     methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
                     if methods:
                         self.heads[key] = HeadPair(student, teacher, methods)
@@ -203,6 +217,8 @@ class DistillationTask(nn.Module):
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
         for lesson, paired in zip(lessons, heads, strict=True):
+            if self.warming_up and lesson.criterion.basis is not None:
+                continue
             with self.uncompiled() if lesson.measuring else nullcontext():
                 terms = lesson.criterion(
                     pyramid,
@@ -225,8 +241,49 @@ class DistillationTask(nn.Module):
         """
         used: dict[FrozenTeacher, set[LevelSpec]] = {}
         for lesson in self.lessons_of(index):
-            used.setdefault(lesson.teacher, set()).update(pair.teacher for pair in lesson.criterion.pairs)
+            names = {pair.teacher.name for pair in lesson.criterion.pairs}
+            used.setdefault(lesson.teacher, set()).update(
+                level for level in lesson.teacher.levels if level.name in names
+            )
         return used
+
+    @property
+    def unfitted(self) -> tuple[Lesson, ...]:
+        """The lessons of the current stage whose basis is not fitted yet."""
+        return tuple(
+            lesson
+            for lesson in self.lessons
+            if lesson.criterion.basis is not None and not lesson.criterion.basis.fitted
+        )
+
+    def fit_bases(self, images: Sequence[Tensor]) -> dict[str, dict[str, Correlation]]:
+        """Fit the bases of the current stage.
+
+        Args:
+            images: batches, ``N x 3 x H x W``, on the device of the student and the teachers.
+
+        Returns:
+            Label of the teacher -> its level -> correlation of equal channels with the reference, before and after.
+        """
+        if self.stages[self.stage].basis == "former":
+            former = self.lessons_of(self.stage - 1)[0]
+            former.teacher.to(images[0].device)
+            reference = former.target
+        else:
+            reference = self._student_features
+        fits = {}
+        for lesson in self.unfitted:
+            assert lesson.criterion.basis is not None
+            fits[lesson.label] = lesson.criterion.basis.fit_to(images, lesson.teacher.features, reference)
+        return fits
+
+    @torch.no_grad()
+    def _student_features(self, images: Tensor) -> FeaturePyramid:
+        training = self.student.training
+        self.student.eval()
+        pyramid = self.student.features(images)
+        self.student.train(training)
+        return pyramid
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the last batch's ``pearson/<level>``, or ``T<number>.pearson/<level>`` with several teachers."""

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.basis import BasisFit
 from dfmsd.engine.callbacks import BalanceReport, EpochEnd
 from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
 from dfmsd.engine.config import DistillConfig
@@ -124,6 +125,7 @@ def _build_callbacks(
         FiniteCheck(run.path, config.skip_nonfinite),
         epoch_end,
         *([dashboard] if dashboard else []),
+        BasisFit(run.path, _print),
         BalanceReport(run.path, _print),
         stop,
         ModelCheckpoint(run.path, run.best_checkpoint.stem, monitor="AP", mode="max", **save),

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dfmsd.data import DataConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss, resolve_loss
@@ -42,7 +43,8 @@ def same_run(config: RunConfig, run: Path) -> bool:
     try:
         nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
         nested["data"]["cache"] = DataConfig(cache=nested["data"]["cache"]).cache  # a bool in older files
-        former = _with_loss_options({**defaults, **saved, **nested})
+        stages = [{**asdict(StageConfig(epochs=1)), **stage} for stage in saved.get("stages", [])]
+        former = _with_loss_options({**defaults, **saved, **nested, **({"stages": stages} if stages else {})})
         return {**current, **FREE_ON_RESUME} == {**former, **FREE_ON_RESUME}
     except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
         return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.config import CRITERION_OPTIONS, LossConfig, check_loss, check_options, loss_parts, method_options
 from dfmsd.losses.criterion import Criterion, CriterionSum
 from dfmsd.losses.registry import LOSSES
@@ -14,18 +15,33 @@ from dfmsd.types import LevelSpec
 
 @overload
 def build(
-    loss: str, student_levels: Sequence[LevelSpec], teacher_levels: Sequence[LevelSpec], **options: Any
+    loss: str,
+    student_levels: Sequence[LevelSpec],
+    teacher_levels: Sequence[LevelSpec],
+    *,
+    basis: PyramidBasis | None = None,
+    **options: Any,
 ) -> Criterion: ...
 
 
 @overload
 def build(
-    loss: LossConfig, student_levels: Sequence[LevelSpec], teacher_levels: Sequence[LevelSpec], **options: Any
+    loss: LossConfig,
+    student_levels: Sequence[LevelSpec],
+    teacher_levels: Sequence[LevelSpec],
+    *,
+    basis: PyramidBasis | None = None,
+    **options: Any,
 ) -> Criterion | CriterionSum: ...
 
 
 def build(
-    loss: LossConfig, student_levels: Sequence[LevelSpec], teacher_levels: Sequence[LevelSpec], **options: Any
+    loss: LossConfig,
+    student_levels: Sequence[LevelSpec],
+    teacher_levels: Sequence[LevelSpec],
+    *,
+    basis: PyramidBasis | None = None,
+    **options: Any,
 ) -> Criterion | CriterionSum:
     """Build a loss, or a sum of losses, between the pyramids of a student and a teacher.
 
@@ -39,6 +55,7 @@ def build(
         loss: a key of `dfmsd.losses.LOSSES`; or a mapping with ``name`` and options, or a list of these.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
+        basis: maps the teacher's pyramid before it is compared, to be fitted by `PyramidBasis.fit_to`.
         **options: of a single loss: ``pairing``, ``weight``, ``project`` and ``resize`` of `Criterion`, and those of
             the method (for ``dfmsd`` the fields of `DFMSDOptions`).
 
@@ -55,8 +72,11 @@ def build(
     elif options:
         raise DfmsdError(f"loss: {', '.join(options)} could belong to any loss of the list; set options in its entries")
     check_loss(loss)
-    parts = {name: _build_one(name, student_levels, teacher_levels, part) for name, part in loss_parts(loss).items()}
-    return CriterionSum(parts) if len(parts) > 1 else next(iter(parts.values()))
+    levels = teacher_levels if basis is None else basis.levels
+    parts = {name: _build_one(name, student_levels, levels, part) for name, part in loss_parts(loss).items()}
+    criterion = CriterionSum(parts) if len(parts) > 1 else next(iter(parts.values()))
+    criterion.basis = basis
+    return criterion
 
 
 def _build_one(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels
+from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.functional import full_precision, pearson
 from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
 from dfmsd.types import FeaturePyramid, LevelSpec
@@ -32,6 +33,7 @@ class Criterion(nn.Module):
         resize: see `dfmsd.losses.align.Align`.
 
     Attributes:
+        basis: maps the teacher's pyramid before it is compared, see `PyramidBasis`; None compares it as it is.
         pairs: the paired levels.
         terms: names of the terms of each level.
         diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached. It measures the
@@ -52,6 +54,7 @@ class Criterion(nn.Module):
         resize: Resize = "student",
     ) -> None:
         super().__init__()
+        self.basis: PyramidBasis | None = None
         self.pairs = pair_levels(student_levels, teacher_levels, pairing)
         self.resize: Resize = resize
         self.weight = method.default_weight if weight is None else weight
@@ -93,6 +96,7 @@ class Criterion(nn.Module):
             DfmsdError: the loss requires an argument that is None.
         """
         terms: dict[str, Tensor] = {}
+        teacher = teacher if self.basis is None else self.basis(teacher)
         with torch.autocast(next(iter(student.values())).device.type, enabled=False):
             for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
                 aligned, target = align(
@@ -121,6 +125,7 @@ class CriterionSum(nn.Module):
         parts: name -> criterion; the names become part of the parameters' names.
 
     Attributes:
+        basis: as in `Criterion`, for all parts.
         pairs: the paired levels of all parts, one part after the other; a pair appears once for each part that has it.
         terms: names of the terms of all parts.
 
@@ -130,6 +135,7 @@ class CriterionSum(nn.Module):
 
     def __init__(self, parts: Mapping[str, Criterion]) -> None:
         super().__init__()
+        self.basis: PyramidBasis | None = None
         self.parts = nn.ModuleDict(parts)
         self.pairs: tuple[LevelPair, ...] = tuple(chain.from_iterable(part.pairs for part in parts.values()))
         self.terms: tuple[str, ...] = tuple(chain.from_iterable(part.terms for part in parts.values()))
@@ -162,6 +168,7 @@ class CriterionSum(nn.Module):
 
     def forward(self, student: FeaturePyramid, teacher: FeaturePyramid, **context: Any) -> dict[str, Tensor]:
         """Compute the terms of all parts; arguments and result are those of `Criterion.forward`."""
+        teacher = teacher if self.basis is None else self.basis(teacher)
         return {name: term for part in self.criteria for name, term in part(student, teacher, **context).items()}
 
 

@@ -16,6 +16,7 @@ from dfmsd.distillation.task import layers_name
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.basis import PyramidBasis
 from dfmsd.runfolder import RunFolder
 
 PREFIX = "task.trainable.criteria."
@@ -104,11 +105,28 @@ def _select_layers(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
 
 
 def _untrained(
-    stage: int, loss: losses.LossConfig, teacher: str, student: Detector, detector: Detector, note: str
+    stage: int,
+    loss: losses.LossConfig,
+    teacher: str,
+    student: Detector,
+    detector: Detector,
+    note: str,
+    basis: PyramidBasis | None = None,
 ) -> StageCriterion:
-    criterion = losses.build(loss, student.levels, detector.levels).eval()
+    criterion = losses.build(loss, student.levels, detector.levels, basis=basis).eval()
     # a loss without parameters needs no training
     return StageCriterion(stage, teacher, criterion, not any(True for _ in criterion.parameters()), note)
+
+
+def _basis_of(state: Mapping[str, Tensor], detector: Detector) -> PyramidBasis | None:
+    """Build the basis that a checkpoint's layers contain, if they do."""
+    channels = {level.name: state.get(f"basis.maps.{level.name}.weight") for level in detector.levels}
+    references = {
+        level.name: level._replace(channels=len(weight))
+        for level in detector.levels
+        if (weight := channels[level.name]) is not None
+    }
+    return PyramidBasis(detector.levels, references) if references else None
 
 
 def _restored(
@@ -120,8 +138,9 @@ def _restored(
     state: Mapping[str, Tensor],
     reason: str,
 ) -> StageCriterion:
-    untrained = _untrained(stage, loss, teacher, student, detector, reason)
-    if untrained.trained:
+    basis = _basis_of(state, detector)
+    untrained = _untrained(stage, loss, teacher, student, detector, reason, basis)
+    if untrained.trained and basis is None:
         return replace(untrained, note="")
     if not state:
         return replace(untrained, note=reason or "the checkpoint does not contain these layers")

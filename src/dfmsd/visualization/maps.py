@@ -69,6 +69,7 @@ def level_maps(
         size: height and width of the padded input.
     """
     criterion = stage.criterion
+    teacher = teacher if criterion.basis is None else criterion.basis(teacher)
     methods: dict[LevelPair, tuple[nn.Module, nn.Module]] = {}
     for pair, align, method in zip(criterion.pairs, criterion.align, criterion.methods, strict=True):
         if pair not in methods or isinstance(method, DFMSD):  # of several losses, prefer the one with masks

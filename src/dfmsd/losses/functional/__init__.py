@@ -6,6 +6,7 @@ pyramids.
 
 from dfmsd.losses.functional.alignment import Alignment, align_distributions
 from dfmsd.losses.functional.attention import Attention, channel_attention, feature_attention, spatial_attention
+from dfmsd.losses.functional.basis import procrustes
 from dfmsd.losses.functional.dfmsd import dfmsd_alignment, dfmsd_mask
 from dfmsd.losses.functional.divergence import cwd
 from dfmsd.losses.functional.features import amd, fitnet, mgd, pkd, random_mask
@@ -42,6 +43,7 @@ __all__ = [
     "object_masks",
     "pearson",
     "pkd",
+    "procrustes",
     "random_mask",
     "select_mask",
     "spatial_attention",

@@ -1,0 +1,77 @@
+"""Fit of the bases that a stage's teachers are rotated into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.distillation.stages import steps_into_stage
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.module import DistillationModule
+from dfmsd.losses.basis import FIT_IMAGES, Correlation
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.files import write_json
+
+WARMUP = 20
+"""Steps that a student from the start of a run learns alone before its basis means something."""
+
+
+class BasisFit(pl.Callback):
+    """Fit the bases of a stage before its first step, in the student's basis of a new run after `WARMUP` steps.
+
+    The correlations before and after are printed and written to ``basis.json``. Every process fits on the same images.
+
+    Args:
+        run: run folder.
+        print_line: prints a line.
+    """
+
+    def __init__(self, run: Path, print_line: Callable[[str], None] = print) -> None:
+        self.run = RunFolder(run)
+        self.print_line = print_line
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Fit when it is time to."""
+        assert isinstance(pl_module, DistillationModule)
+        task = pl_module.task
+        if task.stages[task.stage].basis == "own" or not task.unfitted:
+            return
+        steps = int(trainer.num_training_batches)
+        done = steps_into_stage(task.stages, trainer.current_epoch, batch_idx, steps)
+        task.warming_up = done < _warmup(task, steps)
+        if task.warming_up:
+            return
+        data: CocoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        images = [
+            batch.images.to(pl_module.device, memory_format=torch.channels_last)
+            for batch in data.sample_batches(FIT_IMAGES)
+        ]
+        fits = task.fit_bases(images)
+        if trainer.is_global_zero:
+            self._report(task, fits)
+
+    def _report(self, task: DistillationTask, fits: dict[str, dict[str, Correlation]]) -> None:
+        levels: dict[str, Correlation] = {}
+        for lesson in task.lessons:
+            levels |= lesson.named(fits.get(lesson.label, {}))
+        values = {name: fit._asdict() for name, fit in levels.items()}
+        write_json(self.run.basis_file, {**(self.run.read_basis() or {}), str(task.stage + 1): values})
+        changes = ", ".join(f"{name} {fit.before:.2f} -> {fit.after:.2f}" for name, fit in levels.items())
+        self.print_line(f"stage {task.stage + 1}: correlation in the basis of the {_reference(task)}: {changes}")
+
+
+def _warmup(task: DistillationTask, steps_per_epoch: int) -> int:
+    """Return the steps before the fit: none after an earlier stage, and at most a quarter of the first one."""
+    stage = task.stages[task.stage]
+    return 0 if task.stage or stage.basis != "student" else min(WARMUP, stage.epochs * steps_per_epoch // 4)
+
+
+def _reference(task: DistillationTask) -> str:
+    return "student" if task.stages[task.stage].basis == "student" else "former teacher"

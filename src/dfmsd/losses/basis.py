@@ -1,0 +1,162 @@
+"""Bases: a teacher's channels rotated into those of another detector, so that a change of teacher changes little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfmsd.losses.functional import procrustes
+from dfmsd.types import FeaturePyramid, LevelSpec
+
+BasisName = Literal["own", "former", "student"]
+FIT_IMAGES = 200
+"""Training images that a basis is fitted on."""
+EPS = 1e-3
+"""Added to the deviations, as in the losses' standardization."""
+
+
+class Correlation(NamedTuple):
+    """Mean correlation of equal channels of a teacher's level and of the reference."""
+
+    before: float
+    after: float
+
+
+class LevelMoments:
+    """Running means and covariance of the channels of two levels, in float64.
+
+    Args:
+        teacher: number of channels of the teacher's level.
+        reference: number of channels of the reference.
+    """
+
+    def __init__(self, teacher: int, reference: int) -> None:
+        self.split = teacher
+        self.cells = 0
+        self.total = torch.zeros(teacher + reference, dtype=torch.float64)
+        self.products = torch.zeros(teacher + reference, teacher + reference, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, teacher: Tensor, reference: Tensor) -> None:
+        """Add the cells of a batch; the finer of the two maps is averaged to the size of the coarser one.
+
+        Args:
+            teacher: ``N x C_T x H x W``.
+            reference: ``N x C_N x H' x W'``.
+        """
+        size = (min(teacher.shape[2], reference.shape[2]), min(teacher.shape[3], reference.shape[3]))
+        maps = [F.adaptive_avg_pool2d(feature.float(), size) for feature in (teacher, reference)]
+        cells = torch.cat(maps, dim=1).movedim(1, -1).flatten(0, -2).cpu().double()  # MPS has no float64
+        self.cells += len(cells)
+        self.total += cells.sum(dim=0)
+        self.products += cells.T @ cells
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the teacher's channels, then of the reference's."""
+        return self.total / self.cells
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the teacher's and the reference's channels."""
+        return self.products / self.cells - torch.outer(self.mean, self.mean)
+
+
+class LevelBasis(nn.Module):
+    r"""A frozen affine map of one teacher level: $z(T) R$, and the identity until it is fitted.
+
+    $z$ standardizes each channel with its mean and deviation over the images of the fit. $R$ is the `procrustes`
+    rotation of these features into those of the reference.
+
+    Args:
+        teacher: number of channels of the teacher's level.
+        reference: number of channels of the reference.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, teacher: int, reference: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(reference, teacher))
+        self.register_buffer("bias", torch.zeros(reference))
+
+    @torch.no_grad()
+    def fit_to(self, moments: LevelMoments) -> Correlation:
+        """Fit the map, and return the correlations that it changed."""
+        split, covariance = moments.split, moments.covariance
+        std = covariance.diagonal().clamp_min(0).sqrt() + EPS
+        correlation = covariance / torch.outer(std, std)
+        cross = correlation[:split, split:]
+        rotation = procrustes(cross)
+        rotated_std = (rotation.T @ correlation[:split, :split] @ rotation).diagonal().clamp_min(0).sqrt() + EPS
+        weight = (rotation / std[:split, None]).T
+        self.weight.copy_(weight)
+        self.bias.copy_(-weight @ moments.mean[:split])
+        return Correlation(
+            before=cross.diagonal().mean().item(),
+            after=((rotation * cross).sum(dim=0) / rotated_std).mean().item(),
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map ``N x C_T x H x W`` to ``N x C_N x H x W``."""
+        weight = self.weight[:, :, None, None].to(feature.dtype)
+        return F.conv2d(feature, weight, self.bias.to(feature.dtype))
+
+
+class PyramidBasis(nn.Module):
+    """The bases of a teacher's levels.
+
+    Args:
+        levels: levels of the teacher that the loss uses.
+        references: name of each of these levels -> level of the reference.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, levels: Sequence[LevelSpec], references: Mapping[str, LevelSpec]) -> None:
+        super().__init__()
+        self.references = dict(references)
+        self.channels = {level.name: level.channels for level in levels if level.name in references}
+        self.levels = tuple(
+            level._replace(channels=references[level.name].channels) for level in levels if level.name in references
+        )
+        self.maps = nn.ModuleDict(
+            {name: LevelBasis(channels, references[name].channels) for name, channels in self.channels.items()}
+        )
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, pyramid: FeaturePyramid) -> FeaturePyramid:
+        """Map a teacher's pyramid; without gradient, and in float32 also under autocast."""
+        with torch.no_grad(), torch.autocast(next(iter(pyramid.values())).device.type, enabled=False):
+            return {name: basis(pyramid[name].float()) for name, basis in self.maps.items()}
+
+    def fit_to(
+        self,
+        batches: Iterable[Tensor],
+        teacher: Callable[[Tensor], FeaturePyramid],
+        reference: Callable[[Tensor], FeaturePyramid],
+    ) -> dict[str, Correlation]:
+        """Fit all levels on some images.
+
+        Args:
+            batches: images, ``N x 3 x H x W``.
+            teacher: images -> pyramid of the teacher.
+            reference: images -> pyramid of the reference.
+
+        Returns:
+            Teacher's level -> mean correlation of equal channels, before and after.
+        """
+        moments = {
+            name: LevelMoments(channels, self.references[name].channels) for name, channels in self.channels.items()
+        }
+        for images in batches:
+            source, target = teacher(images), reference(images)
+            for name, level in self.references.items():
+                moments[name].add(source[name], target[level.name])
+        self.fitted.fill_(True)
+        return {name: basis.fit_to(moments[name]) for name, basis in self.maps.items() if isinstance(basis, LevelBasis)}
