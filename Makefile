@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 7200
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test coverage test-slow test-browser test-mmdet fuzz soak lint docs bench support clean
+.PHONY: help install demo test test-transformers coverage test-slow test-browser test-mmdet fuzz soak lint docs bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,8 +24,11 @@ demo: $(INSTALLED) ## digits: teachers, baseline, distilled student, runs/demo/r
 test: $(INSTALLED) ## the unit tests: offline, no data needed
 	$(BIN)/python -m pytest -n auto
 
+test-transformers: $(INSTALLED) ## the tests of Hugging Face transformers
+	$(BIN)/python -m pytest -n auto -m "transformers and not slow"
+
 coverage: $(INSTALLED) ## the unit tests with their coverage of lines; below 92 % is an error
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=92
+	$(BIN)/python -m pytest -n auto -m "not slow and not network" --cov --cov-report=term --cov-fail-under=92
 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow

@@ -25,6 +25,7 @@ def test_every_example_is_listed_and_run() -> None:
     assert all(f"]({name}.py)" in listed for name in names)
 
 
+@pytest.mark.slow
 def test_the_loss_in_a_loop_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run("loss_in_your_loop", monkeypatch)
     assert capsys.readouterr().out.count("of which distillation") == 4

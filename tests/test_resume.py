@@ -207,6 +207,7 @@ def check_moment(whole: tuple[DistillConfig, Camera, dict[str, Any]], moment: st
         ("writing last", 5),
     ],
 )
+@pytest.mark.slow
 def test_a_run_killed_at_this_moment_resumes_to_the_same_bits(
     whole: tuple[DistillConfig, Camera, dict[str, Any]], start: str, number: int
 ) -> None:

@@ -15,6 +15,7 @@ from dfmsd.data import CocoDataModule
 MakeCompare = Callable[..., CompareConfig]
 
 
+@pytest.mark.slow
 def test_costs_cover_teachers_and_leave_student_unchanged(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["pkd", "dfmsd@T1+T2", "pkd@T1&T2"], epochs=3)
     config.data.image_size = 32

@@ -123,6 +123,7 @@ def fit(tiny_root: Path, tmp_path: Path) -> Callable[..., list[tuple[int, ...]]]
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_resumed_training_sees_the_images_of_an_uninterrupted_one(

@@ -283,6 +283,7 @@ def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
     assert any("balance" in name for name in task.state_dict())
 
 
+@pytest.mark.slow
 def test_compiled_losses_can_be_measured_after_a_step_that_was_not() -> None:
     """As in a run that is resumed, or finds on the disk what another one compiled."""
     task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[frozen()]], {"name": "fitnet"}, balance=0.5)

@@ -278,6 +278,7 @@ def test_an_interrupted_run_delivers_its_student_and_resumes_to_the_same_bits(
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
 
 
+@pytest.mark.slow
 def test_unlabeled_images_change_the_student_and_are_the_same_in_a_resumed_run(
     distilled: Result, distill_config: MakeDistill, tiny_root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +428,7 @@ def test_a_further_process_neither_checks_nor_writes_the_folder(
     assert not (run / "environment.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
     distill_config: MakeDistill, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:

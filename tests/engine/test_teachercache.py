@@ -177,6 +177,7 @@ def short(distill_config: MakeDistill, tiny_root: Path, tmp_path: Path) -> Calla
     return build
 
 
+@pytest.mark.slow
 def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
     short: Callable[..., DistillConfig],
     cache_folder: Path,

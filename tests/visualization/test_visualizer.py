@@ -138,6 +138,7 @@ def test_detector_that_is_not_a_teacher_is_shown(run, tmp_path):
     assert seen.maps[0][0].teacher.mean() == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pkd", "mgd", "crosskd", [{"name": "pkd"}, {"name": "dmkd"}]])
 def test_every_kind_of_loss_has_a_picture(finished_run, tiny_teachers, loss):
     name = loss if isinstance(loss, str) else "sum"

@@ -49,6 +49,7 @@ def test_all_detectors_except_keypoint_ones_are_listed() -> None:
     assert set(torchvision_archs()) <= set(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_each_student_is_restored_from_its_file(name: str, tmp_path: Path) -> None:
     detector = build_detector(DetectorConfig(name), NAMES)
@@ -111,6 +112,7 @@ def test_unknown_archs_are_refused_with_the_list() -> None:
         DetectorConfig("yolo")
 
 
+@pytest.mark.slow
 def test_published_weights_of_ssdlite_load_from_the_cache(cache: Path) -> None:
     saved = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
     for parameter in saved.head.classification_head.parameters():
