@@ -99,7 +99,7 @@ def test_a_failed_write_leaves_the_old_files(run: Path, monkeypatch: pytest.Monk
         file.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dfmsd.detectors.checkpoints.save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_detector(build_detector(SMALL, NAMES), run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

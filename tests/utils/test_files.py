@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.files import check_path, is_taken, write_atomically, write_json, write_text
+from dfmsd.utils.files import check_path, is_taken, write_atomically, write_json, write_tensors, write_text
 
 
 @pytest.mark.parametrize("path", [".", "nowhere", "nowhere/below", __file__, f"{__file__}/below"])
@@ -52,3 +53,10 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -
     write_json(file, {"key": [1, None]})
     assert json.loads(file.read_text()) == {"key": [1, None]}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_tensors_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a")
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.txt").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2

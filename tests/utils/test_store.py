@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from tests.helpers.entries import BYTES, entry, same
 
 from dfmsd.errors import DfmsdError
-from dfmsd.utils import store as module
 from dfmsd.utils.cachedir import MARKER, folder_bytes
 from dfmsd.utils.store import DiskStore, Entry, RamStore, Store, entry_bytes
 
@@ -102,7 +101,7 @@ def test_a_full_disk_is_reported_once_and_stops_writing(
         file.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with caplog.at_level(logging.WARNING, "dfmsd"):
         store.put("b", entry())
         store.put("c", entry())

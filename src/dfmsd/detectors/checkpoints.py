@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig
@@ -23,7 +22,7 @@ from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvisi
 from dfmsd.detectors.weights import load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.files import check_path, write_atomically, write_json
+from dfmsd.utils.files import check_path, write_json, write_tensors
 
 FORMAT_VERSION = 1
 
@@ -56,7 +55,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in unwrap(detector.model).state_dict().items()
     }
-    write_atomically(weights, lambda file: save_file(state, file))
+    write_tensors(weights, state)
     write_json(weights.with_suffix(".json"), _describe(detector, detector.config))
     return weights
 

@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfmsd.errors import DfmsdError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_path(name: str, path: str) -> None:
@@ -62,3 +65,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically, with the permissions of any other new file.
+
+    safetensors itself creates files that only their owner can read.
+    """
+    from safetensors.torch import save_file  # here, since torch takes seconds to import
+
+    def write(file: Path) -> None:
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(tensors, file)
+        file.chmod(mode)
+
+    write_atomically(path, write)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.cachedir import folder_bytes, open_folder
-from dfmsd.utils.files import write_atomically
+from dfmsd.utils.files import write_tensors
 
 logger = logging.getLogger("dfmsd")
 
@@ -109,7 +109,7 @@ class DiskStore:
         if self.used + size > self.budget:
             return
         try:
-            write_atomically(self._path(key), lambda file: save_file(entry, file))
+            write_tensors(self._path(key), entry)
         except (OSError, SafetensorError) as error:
             logger.warning("cache: cannot write to %s (%s); nothing more is cached there", self.folder, error)
             self.budget = 0
