@@ -143,6 +143,7 @@ def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message
     [
         ("nowhere/run", r"no detector at 'nowhere/run': expected a run folder, a student file"),
         ("mmdet:faster_rcnn", r"there is no file 'faster_rcnn'; expected mmdet:CONFIG\.py,CHECKPOINT\.pth"),
+        ("python:teacher1", "'python:teacher1' stands for a detector passed from Python, which no file holds"),
         ("ftp:model", r"unknown prefix 'ftp:'"),
         ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*FCOS_ResNet50_FPN_Weights\.COCO_V1"),
         ("KeypointRCNN_ResNet50_FPN_Weights.COCO_V1", r"COCO_V1 is not supported: Keypoint R-CNN detects persons"),

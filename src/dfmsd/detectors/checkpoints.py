@@ -92,6 +92,11 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
 
 
 def _unknown_reference(text: str) -> DfmsdError:
+    if text.startswith(PYTHON):
+        return DfmsdError(
+            f"{text!r} stands for a detector passed from Python, which no file holds: pass it again there, with"
+            " resume=True to continue a run"
+        )
     prefix = re.match(r"(\w+):", text)
     if prefix:
         return DfmsdError(
