@@ -34,6 +34,16 @@ def run(
     return criterion(student, teacher, boxes=BOXES, size=SIZE, stage=stage)
 
 
+def test_features_unlike_their_levels_are_refused() -> None:
+    criterion = losses.build("fitnet", STUDENT, TEACHER)
+    with pytest.raises(
+        DfmsdError, match="the teacher's features have no level '1', but p3, p4, p5; use the LevelSpecs'"
+    ):
+        criterion(pyramid(STUDENT), pyramid(STUDENT))
+    with pytest.raises(DfmsdError, match="the student's level p3 has 3 channels; its LevelSpec says 2"):
+        criterion({**pyramid(STUDENT), "p3": torch.rand(2, 3, 8, 12)}, pyramid(TEACHER))
+
+
 def test_terms_are_named_by_the_students_levels() -> None:
     criterion = losses.build("dfmsd", STUDENT, TEACHER)
     terms = run(criterion, pyramid(STUDENT), pyramid(TEACHER))

@@ -93,14 +93,15 @@ class Criterion(nn.Module):
             ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
 
         Raises:
-            DfmsdError: the loss requires an argument that is None.
+            DfmsdError: the loss requires an argument that is None, or a level is missing or has other channels.
         """
         terms: dict[str, Tensor] = {}
         teacher = teacher if self.basis is None else self.basis(teacher)
         with torch.autocast(next(iter(student.values())).device.type, enabled=False):
             for pair, align, method in zip(self.pairs, self.align, self.methods, strict=True):
                 aligned, target = align(
-                    full_precision(student[pair.student.name]), full_precision(teacher[pair.teacher.name].detach())
+                    full_precision(_level(student, pair.student, "student")),
+                    full_precision(_level(teacher, pair.teacher, "teacher").detach()),
                 )
                 head = None if heads is None else heads[pair.student.name]
                 context = LossContext(boxes, size, pair.stride(self.resize), stage, head)
@@ -114,6 +115,20 @@ class Criterion(nn.Module):
     def _correlation(method: Any, aligned: Tensor, target: Tensor) -> Tensor:
         known: Tensor | None = method.correlation
         return pearson(aligned, target) if known is None else known
+
+
+def _level(pyramid: FeaturePyramid, level: LevelSpec, owner: str) -> Tensor:
+    """Return the features of a level."""
+    if level.name not in pyramid:
+        raise DfmsdError(
+            f"the {owner}'s features have no level {level.name!r}, but {', '.join(pyramid)}; use the LevelSpecs' names"
+        )
+    features = pyramid[level.name]
+    if features.shape[1] != level.channels:
+        raise DfmsdError(
+            f"the {owner}'s level {level.name} has {features.shape[1]} channels; its LevelSpec says {level.channels}"
+        )
+    return features
 
 
 class CriterionSum(nn.Module):
