@@ -102,6 +102,13 @@ def test_a_printed_config_includes_flags_into_lists(file: Path, capsys: pytest.C
     assert "- epochs: 7\n  teacher: a\n" in capsys.readouterr().out
 
 
+def test_options_of_a_loss_that_is_a_name(file: Path) -> None:
+    file.write_text("stages: [{teacher: a, epochs: 1, loss: cwd}]\nloss: pkd\nout: x\n")
+    config = parse(file, "--loss.weight", "2", "--stages.0.loss.weight", "3")
+    assert (config.loss["name"], config.loss["weight"]) == ("pkd", 2)
+    assert config.stages[0].loss == {"name": "cwd", "weight": 3}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
