@@ -23,6 +23,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_no_path_at_all_is_refused() -> None:
+    with pytest.raises(DfmsdError, match="images: none are given"):
+        find_images([])
+
+
 def names(files: list[Path]) -> list[str]:
     return [file.name for file in files]
 

@@ -195,3 +195,8 @@ def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PurePath, "__eq__", count)
     assert output_paths(files, Path("/out"))[-1].name == "299.png"
     assert comparisons < 10 * len(files)
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"--score must be a number .*, got 'high'"):
+        predict("any", [tmp_path], tmp_path / "out", score="high")  # type: ignore[arg-type]

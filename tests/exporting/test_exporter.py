@@ -224,3 +224,8 @@ def test_plain_image_folder(trained: Path, tiny_root: Path, tmp_path: Path) -> N
     (tmp_path / "pictures" / "val_0.jpg").unlink()
     found = export(trained / "student.safetensors", "torch", images=tmp_path / "pictures", image_size=64)
     assert (found.file, found.images) == (trained / "student.pt2", 3)
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match="format: unknown format 'tflite'; the formats are onnx, openvino"):
+        export(tmp_path, "tflite")

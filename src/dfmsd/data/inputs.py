@@ -25,7 +25,7 @@ def find_images(
         exclude: Folder to skip if it lies inside one of the others.
 
     Raises:
-        DfmsdError: A path does not exist, or a folder contains no image.
+        DfmsdError: There is no path, a path does not exist, or a folder contains no image.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -35,6 +35,8 @@ def find_images(
         if not files:
             raise DfmsdError(f"{path}: no image in this folder or its subfolders; give image files or another folder")
         found.update(dict.fromkeys(files))
+    if not found:
+        raise DfmsdError("images: none are given; give images or folders of images")
     return list(found)
 
 

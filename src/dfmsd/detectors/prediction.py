@@ -88,7 +88,7 @@ def to_prediction(
     return Prediction(boxes.float(), scores[keep], labels.to(torch.int64), names, (height, width), image)
 
 
-def check_score(score: float, name: str = "score") -> None:
+def check_score(score: object, name: str = "score") -> None:
     """Check a score threshold.
 
     Args:
@@ -98,5 +98,5 @@ def check_score(score: float, name: str = "score") -> None:
     Raises:
         DfmsdError: It is not in 0..1.
     """
-    if not 0 <= score <= 1:
-        raise DfmsdError(f"{name} must be a number in 0..1, got {score}")
+    if not isinstance(score, int | float | np.number) or not 0 <= score <= 1:
+        raise DfmsdError(f"{name} must be a number in 0..1, got {score!r}")

@@ -68,6 +68,8 @@ def export(
     Raises:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
+    if format not in FORMATS:
+        raise DfmsdError(f"format: unknown format {format!r}; the formats are {', '.join(FORMATS)}")
     form = FORMATS[format]
     check_extra(f"--format {format}", form.packages, form.extra)
     if int8 and form is not ONNX:
