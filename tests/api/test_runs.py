@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -182,6 +183,12 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
             "epochs must be at least 1, got 0",
         ),
         (lambda: dfmsd.distill(tiny(), [], "data", "out"), "stages: the list is empty"),
+        (lambda: distill(tiny(), ["a", []], "data", "out"), "teachers: a stage's list is empty; name a teacher"),
+        (lambda: distill(tiny(), "a", "data", "out", epochs=1.5), "epochs must be an integer or a list, got 1.5"),
+        (lambda: distill(tiny(), "a", 4, "out"), "data: expected keys of DataConfig, got int"),
+        (lambda: distill(tiny(), "a", "data", "out", optim=4), "optim: expected keys of OptimConfig, got int"),
+        (lambda: distill(tiny(), "a", "data", "out", optim="sgd"), "optim: 'sgd' is not a YAML file with its keys, wh"),
+        (lambda: distill(tiny(), "a", "data", "out", optim={"rate": 1}), "'rate'; optim has name, lr, weight_decay, "),
         (lambda: distill(tiny(), "a", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
         (lambda: distill(tiny(), "a", "data", "out", balence=1.0), "no setting 'balence'; did you mean 'balance'?"),
         (lambda: distill(tiny(), "a", "data", "out", zzz=1), "no setting 'zzz'; DistillConfig has balance, "),
@@ -217,6 +224,22 @@ distill, train, check, compare = (getattr(dfmsd, name) for name in NAMES)
 def test_epochs_are_not_a_setting_of_a_config_with_stages(calls: Calls, recipe: Path) -> None:
     with pytest.raises(DfmsdError, match="epochs: the config states those of each stage"):
         distill(recipe, epochs=3)
+
+
+def test_teachers_are_not_passed_next_to_a_config(calls: Calls) -> None:
+    config = dfmsd.DistillConfig("run", stages=[dfmsd.StageConfig(1)])
+    with pytest.raises(DfmsdError, match="teachers: the config states those of each stage"):
+        distill(config, "a")
+    assert not calls
+
+
+def test_numbers_of_numpy_are_numbers(calls: Calls) -> None:
+    student = dfmsd.DetectorConfig(backbone=TINY_BACKBONE, fpn_channels=np.int64(16), anchor_scale=np.float32(2))  # type: ignore[arg-type]
+    settings = {"epochs": np.int64(3), "seed": np.int64(4), "balance": np.float32(40), "optim": {"lr": np.float64(0.5)}}
+    distill(student, "a", "data", "out", **settings)
+    [(config, _)] = calls
+    assert (config.student.fpn_channels, config.student.anchor_scale) == (16, 2.0)
+    assert (config.stages[0].epochs, config.seed, config.balance, config.optim.lr) == (3, 4, 40.0, 0.5)
 
 
 def test_a_student_that_could_not_be_saved_is_refused_before_any_work(tmp_path: Path) -> None:

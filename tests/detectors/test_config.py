@@ -26,7 +26,7 @@ from dfmsd.errors import DfmsdError
         ({"fpn_channels": 0}, "fpn_channels must be an integer of at least 1, got 0"),
         ({"fpn_channels": 16.0}, r"fpn_channels must be an integer of at least 1, got 16\.0"),
         ({"fpn_channels": True}, "fpn_channels must be an integer of at least 1, got True"),
-        ({"fpn_channels": np.int64(16)}, "fpn_channels must be an integer of at least 1"),
+        ({"fpn_channels": np.int64(0)}, "fpn_channels must be an integer of at least 1, got 0"),
         ({"head_convs": -1}, "head_convs must be an integer of at least 1, got -1"),
         ({"pretrained": None}, "pretrained must be true, false or a path, got None"),
         ({"pretrained": ""}, "pretrained must be true, false or a path, got ''"),

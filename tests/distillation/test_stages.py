@@ -63,8 +63,8 @@ def test_a_run_of_a_single_step_trains(schedule: str) -> None:
 
 
 def test_a_stage_has_none_one_or_several_teachers() -> None:
-    given = [None, "", [], "a", ["a"], ["b", "a"]]
-    assert [StageConfig(1, teacher).teachers for teacher in given] == [(), (), (), ("a",), ("a",), ("b", "a")]
+    given = [None, [], "a", ["a"], ["b", "a"]]
+    assert [StageConfig(1, teacher).teachers for teacher in given] == [(), (), ("a",), ("a",), ("b", "a")]
 
 
 def test_sensible_plans_are_accepted() -> None:
@@ -111,6 +111,7 @@ def test_impossible_plans_are_refused_in_one_line(stages: list[StageConfig], mes
         ({"epochs": True}, "^stages: epochs must be an integer, got True"),
         ({"epochs": 1, "teacher": ["b", "a", "b"]}, "^stages: teacher b is given twice in one stage; name each"),
         ({"epochs": 1, "teacher": ["a", ""]}, "^stages: teacher has an empty name"),
+        ({"epochs": 1, "teacher": ""}, "^stages: teacher has an empty name"),
         ({"epochs": 1, "teacher": 3}, "^stages: teacher must be a string or a list or null, got 3"),
         ({"epochs": 1, "fresh": "no"}, "^stages: fresh must be true or false, got 'no'"),
     ],

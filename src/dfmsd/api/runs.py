@@ -105,6 +105,8 @@ def distill(
     from dfmsd.engine.folder import check_folder
 
     check_names(settings, DistillConfig, distill)
+    if isinstance(config, DistillConfig) and teachers is not None:
+        raise DfmsdError("teachers: the config states those of each stage; replace them with stages=[...]")
     objects: dict[str, Any] = {}
     settings |= {key: value for key, value in {"data": data, "out": out}.items() if value is not None}
     if teachers is None and _is_whole_run(config, DistillConfig):

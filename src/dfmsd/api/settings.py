@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
+import numpy as np
+
 from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.distillation.balance import BalanceBy
@@ -128,6 +130,10 @@ def _plain(value: Any) -> Any:
         return asdict(value)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

@@ -14,6 +14,7 @@ from dfmsd.distillation.stages import StageConfig, taught_by
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import coerce
 
 Student = Detector | DetectorConfig | TrainConfig | str | Path
 Teacher = Detector | TrainConfig | str | Path
@@ -88,9 +89,12 @@ def plan_stages(teachers: object, epochs: int | Sequence[int]) -> Plan:
         epochs: of each stage, or of all of them, shared evenly.
 
     Raises:
-        DfmsdError: a teacher of another type, or the number of epochs does not fit the number of stages.
+        DfmsdError: a teacher of another type, an empty list of teachers, or epochs that do not fit the stages.
     """
     entries = [_as_list(entry) for entry in _as_list(teachers)]
+    if not all(entries):
+        raise DfmsdError("teachers: a stage's list is empty; name a teacher in it, or leave it out")
+    epochs = coerce(epochs, int | list[int], "epochs")
     lengths = _share(epochs, len(entries)) if isinstance(epochs, int) else list(epochs)
     if len(lengths) != len(entries):
         raise DfmsdError(
@@ -99,7 +103,7 @@ def plan_stages(teachers: object, epochs: int | Sequence[int]) -> Plan:
     plan, numbers = Plan([], {}, []), count(1)
     for length, entry in zip(lengths, entries, strict=True):
         names = [_add_teacher(teacher, next(numbers), plan) for teacher in entry]
-        plan.stages.append(taught_by(length, names) if names else StageConfig(length))
+        plan.stages.append(taught_by(length, names))
     return plan
 
 

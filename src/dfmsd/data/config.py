@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import check_range, coerce_fields
@@ -82,7 +84,7 @@ class DataConfig:
                 raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
 
 
-def check_image_size(image_size: int, name: str = "data.image_size") -> None:
+def check_image_size(image_size: Any, name: str = "data.image_size") -> None:
     """Check that feature pyramids can take images of this size.
 
     Args:
@@ -92,7 +94,8 @@ def check_image_size(image_size: int, name: str = "data.image_size") -> None:
     Raises:
         DfmsdError: It is not a multiple of 32 from 32 to 16384.
     """
-    if not isinstance(image_size, int) or not STRIDE <= image_size <= MAX_IMAGE_SIZE or image_size % STRIDE:
+    whole = isinstance(image_size, int | np.integer)
+    if not whole or not STRIDE <= image_size <= MAX_IMAGE_SIZE or image_size % STRIDE:
         raise DfmsdError(
             f"{name} must be a multiple of {STRIDE}, at least {STRIDE} and at most {MAX_IMAGE_SIZE}, got {image_size!r}"
         )

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, fields
 from functools import cache
 
+import numpy as np
+
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.errors import DfmsdError
 
@@ -67,6 +69,10 @@ class DetectorConfig:
         Raises:
             DfmsdError: a value is impossible, or has no meaning for this architecture.
         """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                setattr(self, field.name, value.item())
         if isinstance(self.pretrained, os.PathLike):
             self.pretrained = os.fspath(self.pretrained)
         self._check_arch()

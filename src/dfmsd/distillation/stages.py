@@ -52,7 +52,7 @@ class StageConfig:
             object.__setattr__(self, "loss", {"name": self.loss})
         if self.epochs < 1:
             raise DfmsdError(f"stages: epochs must be at least 1, got {self.epochs}; or remove the stage")
-        if not all(self.teachers):
+        if self.teacher == "" or not all(self.teachers):
             raise DfmsdError("stages: teacher has an empty name; name a teacher, or leave it out")
         twice = [name for name, count in Counter(self.teachers).items() if count > 1]
         if twice:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
 
@@ -90,6 +91,10 @@ def parse_config(config: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         DfmsdError: an unknown key, a wrong type or a bad value.
     """
+    for name, kind in get_type_hints(config).items():
+        value = values.get(name)
+        if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, Mapping | str | NoneType):
+            raise DfmsdError(f"{name}: expected keys of {kind.__name__}, got {type(value).__name__}")
     parser = config_parser(config)
     try:
         return build_config(config, parser.instantiate(parser.parse_object(dict(values))))
@@ -123,14 +128,26 @@ def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentPars
     if flag := re.search(r"unrecognized arguments: --([\w.-]+)", message):
         return _hinted(message, flag[1], _option_names(parser), "--")
     if key := re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([\w.]+)'", message):
-        names = [*_option_names(parser), *(field.name for field in fields(StageConfig))]
-        return _hinted(message, ".".join(filter(None, key.groups())), names, "")
+        return _hinted_key(message, ".".join(filter(None, key.groups())), parser)
+    if unread := re.search(r"(\w+): Unable to load config '(.*?)'", message):
+        keys = [name for name in _option_names(parser) if name.startswith(f"{unread[1]}.")]
+        return f"{unread[1]}: {unread[2]!r} is not a YAML file with its keys, which are {', '.join(keys)}"
     return message
 
 
 def _option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
     options = (option for action in parser._actions for option in action.option_strings)
     return [option.removeprefix("--") for option in options if not option.endswith("+")]
+
+
+def _hinted_key(message: str, name: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Add the nearest key to a message about an unknown one, or all keys of its group where none is near."""
+    names = [*_option_names(parser), *(field.name for field in fields(StageConfig))]
+    group, _, last = name.rpartition(".")
+    keys = [other.removeprefix(f"{group}.") for other in names if group and other.startswith(f"{group}.")]
+    if keys and not get_close_matches(last, keys, n=1):
+        return f"{message}; {group} has {', '.join(keys)}"
+    return _hinted(message, name, names, "")
 
 
 def _hinted(message: str, name: str, names: list[str], prefix: str) -> str:
