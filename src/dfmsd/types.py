@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,12 +14,33 @@ FeaturePyramid = dict[str, Tensor]
 
 
 class LevelSpec(NamedTuple):
-    """Shape of one pyramid level: enough to pair and align it without the tensor."""
+    """Shape of one pyramid level, and its objects: enough to pair and align it without the tensor."""
 
     name: str
     channels: int
     stride: int
     """Input pixels per feature cell."""
+    sizes: tuple[float, float] | None = None
+    """Range of object sizes that the detector assigns to this level, lower bound included, upper bound excluded: square
+    root of the box's area, in pixels of the input. 0 and infinity are open ends. None if it has no rule by size."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types: an upper bound of infinity is None, and unknown sizes are left out."""
+        values = self._asdict()
+        if self.sizes is None:
+            del values["sizes"]
+        else:
+            values["sizes"] = [bound if math.isfinite(bound) else None for bound in self.sizes]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LevelSpec:
+        """Read the result of `to_dict`."""
+        level = cls(**values)
+        if level.sizes is None:
+            return level
+        lower, upper = level.sizes
+        return level._replace(sizes=(lower, math.inf if upper is None else upper))
 
 
 class Target(TypedDict):

@@ -74,13 +74,27 @@ def test_the_description_contains_everything_except_the_weights(run: Path) -> No
     assert description["detector"]["backbone"] == TINY_BACKBONE
     assert description["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert description["image_std"] == pytest.approx([0.229, 0.224, 0.225])
-    assert description["levels"][0] == {"name": "p3", "channels": 16, "stride": 8}
+    assert description["levels"][0] == {"name": "p3", "channels": 16, "stride": 8, "sizes": [0.0, 64.0]}
+    assert description["levels"][-1]["sizes"] == [512.0, None]  # JSON has no infinity
 
 
 def test_normalization_is_read_from_the_file(run: Path) -> None:
     description = json.loads((run / "student.json").read_text(encoding="utf-8"))
     (run / "student.json").write_text(json.dumps({**description, "image_mean": [0.1, 0.2, 0.3]}), encoding="utf-8")
     assert load_detector(run).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_description_of_levels_without_sizes_loads(run: Path) -> None:
+    description = json.loads((run / "student.json").read_text(encoding="utf-8"))
+    expected = load_detector(run).levels
+    for level in description["levels"]:
+        del level["sizes"]
+    (run / "student.json").write_text(json.dumps(description), encoding="utf-8")
+    assert load_detector(run).levels == expected
+    description["levels"][1]["stride"] = 32
+    (run / "student.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(DfmsdError, match=r"lists levels .*\('p4', 16, 32\).* builds .*\('p4', 16, 16\)"):
+        load_detector(run)
 
 
 def test_loading_downloads_no_imagenet_weights(run: Path) -> None:

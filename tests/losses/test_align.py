@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +12,7 @@ from torch.testing import assert_close
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import build
-from dfmsd.losses.align import STRIDE_TOLERANCE, Align, LevelPair, format_levels, pair_levels
+from dfmsd.losses.align import STRIDE_TOLERANCE, Align, LevelPair, Pairing, format_levels, pair_levels
 from dfmsd.types import LevelSpec
 
 ONE_STAGE = [LevelSpec(f"p{level}", 64, 2**level) for level in range(3, 8)]  # strides 8..128
@@ -137,6 +140,80 @@ def test_no_common_stride_is_refused_and_index_pairing_helps() -> None:
     with pytest.raises(DfmsdError, match=r"share 0 pyramid.*loss\.pairing: index"):
         pair_levels(student, teacher)
     assert len(pair_levels(student, teacher, "index")) == 2
+
+
+def sized(names: str, *bounds: float) -> list[LevelSpec]:
+    """Levels of increasing stride and the ranges between bounds."""
+    ranges = pairwise([0.0, *bounds, math.inf])
+    return [LevelSpec(name, 8, 2 ** int(name[1:]), sizes) for name, sizes in zip(names.split(), ranges, strict=True)]
+
+
+FCOS = sized("p3 p4 p5 p6 p7", 64, 128, 256, 512)
+RETINANET = sized("p3 p4 p5 p6 p7", 57, 114, 228, 456)
+FASTER_RCNN = sized("p2 p3 p4 p5 p6", 71, 142, 285, 570)
+SSDLITE = sized("p4 p5 p6 p7 p8 p9", 97, 146, 195, 243, 291)
+BY_INDEX = {"p3": "p2", "p4": "p3", "p5": "p4", "p6": "p5", "p7": "p6"}
+BY_NAME = {name: name for name in BY_INDEX}
+
+
+def paired(student: list[LevelSpec], teacher: list[LevelSpec], pairing: Pairing) -> dict[str, str]:
+    return {pair.student.name: pair.teacher.name for pair in pair_levels(student, teacher, pairing)}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        pytest.param(FCOS, FASTER_RCNN, BY_INDEX, id="fcos from faster_rcnn"),
+        pytest.param(RETINANET, FASTER_RCNN, BY_INDEX, id="retinanet from faster_rcnn"),
+        pytest.param(FASTER_RCNN, FCOS, {p: q for q, p in BY_INDEX.items()}, id="faster_rcnn from fcos"),
+        pytest.param(FCOS, FCOS, BY_NAME, id="fcos from fcos"),
+        pytest.param(RETINANET, FCOS, BY_NAME, id="retinanet from fcos"),
+        # SSDLite's P7, 195..243, lies within FCOS's P5, 128..256, of which P6, 146..195, has more
+        pytest.param(
+            SSDLITE, FCOS, {"p4": "p3", "p5": "p4", "p6": "p5", "p8": "p6", "p9": "p7"}, id="ssdlite from fcos"
+        ),
+        pytest.param(
+            FCOS, SSDLITE, {"p3": "p4", "p4": "p5", "p5": "p6", "p6": "p8", "p7": "p9"}, id="fcos from ssdlite"
+        ),
+    ],
+)
+def test_automatic_pairing_follows_the_object_sizes(
+    student: list[LevelSpec], teacher: list[LevelSpec], expected: dict[str, str]
+) -> None:
+    assert paired(student, teacher, "auto") == expected
+
+
+def test_automatic_pairing_is_by_stride_if_any_level_states_no_sizes() -> None:
+    for student, teacher in ((ONE_STAGE, FASTER_RCNN), (FCOS, TWO_STAGE), (FCOS, [*FASTER_RCNN[:4], TWO_STAGE[4]])):
+        assert pair_levels(student, teacher, "auto") == pair_levels(student, teacher, "stride")
+
+
+def test_levels_without_common_sizes_are_refused() -> None:
+    small = [LevelSpec("p2", 8, 4, (0.0, 8.0)), LevelSpec("p3", 8, 8, (8.0, 16.0))]
+    large = [LevelSpec("p2", 8, 4, (16.0, 32.0)), LevelSpec("p3", 8, 8, (32.0, math.inf))]
+    with pytest.raises(DfmsdError, match=r"share 0 pyramid level\(s\) by auto"):
+        pair_levels(small, large, "auto")
+
+
+def test_a_mapping_states_the_pairs_whatever_its_order() -> None:
+    assert paired(FCOS, FASTER_RCNN, {"p5": "p3", "p3": "p2"}) == {"p3": "p2", "p5": "p3"}
+    assert paired(ONE_STAGE, TWO_STAGE, {"p3": "1", "p4": "0"}) == {"p3": "1", "p4": "0"}  # even out of order
+
+
+@pytest.mark.parametrize(
+    ("pairing", "message"),
+    [
+        ({"p2": "p2", "p4": "p3"}, r"loss\.pairing: the student has no level p2; its levels are p3, p4, p5, p6, p7$"),
+        ({"p3": "p2", "p4": "p9"}, r"loss\.pairing: the teacher has no level p9; its levels are p2, p3, p4, p5, p6$"),
+        ({"p3": "p2", "p4": "p2"}, r"loss\.pairing: teacher level p2 occurs twice"),
+        ({"p3": "p2"}, r"share 1 pyramid level\(s\) by name, .*; choose more pairs in loss\.pairing$"),
+        ({}, r"share 0 pyramid level\(s\) by name"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(pairing: dict[str, str], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as caught:
+        pair_levels(FCOS, FASTER_RCNN, pairing)
+    assert "\n" not in str(caught.value)
 
 
 def test_equal_channels_and_sizes_need_no_layer_and_change_nothing() -> None:

@@ -29,7 +29,14 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
             id="removed choice",
         ),
         pytest.param(
-            "dfmsd", {"pairing": "name"}, r"loss\.pairing must be one of stride, index, got 'name'", id="pair"
+            "dfmsd",
+            {"pairing": "name"},
+            r"loss\.pairing must be one of stride, index, auto or a mapping, got 'name'",
+            id="pair",
+        ),
+        pytest.param("dfmsd", {"pairing": {"p3": 2}}, r"loss\.pairing: 2 is not the name of a level", id="level"),
+        pytest.param(
+            "dfmsd", {"pairing": {"p3": "p3", "p4": "p3"}}, r"loss\.pairing: teacher level p3 occurs twice", id="twice"
         ),
         pytest.param("dfmsd", {"spatial": 1}, r"loss\.spatial must be true or false, got 1", id="bool"),
         pytest.param("dfmsd", {"alpha": "high"}, r"loss\.alpha must be a number, got 'high'", id="number"),

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.ops import box_area
 
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
@@ -86,6 +88,15 @@ class CocoDataModule(pl.LightningDataModule):
         unlabeled = range(self.num_labeled, len(self.train))
         labeled = range(min(self.config.batch_size, self.num_labeled))
         return [*labeled, *islice(cycle(unlabeled), self._unlabeled_per_batch)]
+
+    def train_box_sizes(self) -> Tensor:
+        """Return the square root of the area of every training box, in pixels of the input, without augmentation."""
+        sizes = [torch.zeros(0)]
+        for record in self.train.coco.records:
+            height, width = fitted_size(record.height, record.width, self.config.image_size)
+            scale = height * width / (record.height * record.width)
+            sizes.append((scale * box_area(record.boxes)).sqrt())
+        return torch.cat(sizes)
 
     @property
     def _unlabeled_per_batch(self) -> int:

@@ -117,7 +117,7 @@ def _describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
         "class_names": list(detector.class_names),
         **detector.description(),
         "image_size": detector.image_size,
-        "levels": [level._asdict() for level in detector.levels],
+        "levels": [level.to_dict() for level in detector.levels],
     }
 
 
@@ -145,7 +145,8 @@ def _load_files(path: Path) -> Detector:
                 f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it in ModuleDetector"
             )
         detector = _restore(config, description)
-        levels = [tuple(level.values()) for level in description["levels"]]
+        # not the sizes, which older files lack and on which no weight depends
+        levels = [(level["name"], level["channels"], level["stride"]) for level in description["levels"]]
     except DfmsdError:
         raise
     except Exception as error:  # a damaged description raises any kind of exception
@@ -155,10 +156,9 @@ def _load_files(path: Path) -> Detector:
         ) from error
     load_strictly(detector.model, read_state_dict(weights), weights)
     detector.image_size = description.get("image_size")
-    if levels != [tuple(level) for level in detector.levels]:
-        raise DfmsdError(
-            f"{description_file} lists levels {levels}, but this version of its library builds {detector.levels}"
-        )
+    built = [(level.name, level.channels, level.stride) for level in detector.levels]
+    if levels != built:
+        raise DfmsdError(f"{description_file} lists levels {levels}, but this version of its library builds {built}")
     return detector
 
 

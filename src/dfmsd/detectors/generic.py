@@ -16,6 +16,7 @@ from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.hooks import Call, FeatureHooks, is_compiled, unwrap, unwrap_parallel
 from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
 from dfmsd.detectors.normalize import Normalize
+from dfmsd.detectors.sizes import SizeRange, stated_sizes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
@@ -63,9 +64,10 @@ class ModuleDetector(Detector):
         decode: Function of the model, the normalized images and the unpadded ``(height, width)`` of each image that
             returns detections, with boxes in pixels of the padded input; required for evaluation.
         side: Side of the dry run's square input, for a model that takes one size only.
+        sizes: Object sizes that each map is responsible for, see `LevelSpec`; they serve ``loss.pairing: auto``.
 
     Raises:
-        DfmsdError: A path does not lead to a map, or the maps are not a pyramid.
+        DfmsdError: A path does not lead to a map, the maps are not a pyramid, or the sizes do not describe it.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class ModuleDetector(Detector):
         loss: Loss | None = None,
         decode: Decode | None = None,
         side: int = DRY_RUN_SIZE,
+        sizes: Sequence[SizeRange] | None = None,
     ) -> None:
         super().__init__()
         self.model = module
@@ -96,6 +99,8 @@ class ModuleDetector(Detector):
                 f"{path.path} {level.stride}" for path, level in zip(self.paths, self.levels, strict=True)
             )
             raise DfmsdError(f"features: expected maps, finest first, got strides {strides or 'of none'}; reorder them")
+        if sizes is not None:
+            self.levels = stated_sizes(self.levels, sizes)
         self.permanent_hooks: FeatureHooks | None = None
         if is_compiled(unwrap_parallel(module)):
             # a compiled graph contains the hooks that existed when it was traced, so these stay, and cannot stop it

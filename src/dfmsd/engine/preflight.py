@@ -11,12 +11,12 @@ from rich.table import Column, Table
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
-from dfmsd.distillation.task import DistillationTask, Lesson
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
+from dfmsd.engine.pairing import PairedLevels, format_level, paired_levels, pairing_table
 from dfmsd.engine.teachercache import CachePlan, try_out
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.losses.align import format_levels
-from dfmsd.types import LevelSpec
 from dfmsd.utils.classes import common_classes
 
 
@@ -27,6 +27,7 @@ class Preflight:
     Attributes:
         levels: detector -> its pyramid levels.
         pairs: stage and teacher -> which student level learns from which teacher level.
+        pairing: one row per pair of levels, with their object sizes.
         ap: AP before training of ``student`` and of each teacher by name, 0..1; None for a teacher that has none of
             the data's classes.
         pearson: for teachers without any classes, in place of the AP: correlation of their features with the
@@ -38,6 +39,7 @@ class Preflight:
 
     levels: dict[str, str] = field(default_factory=dict)
     pairs: dict[str, str] = field(default_factory=dict)
+    pairing: list[PairedLevels] = field(default_factory=list)
     ap: dict[str, float | None] = field(default_factory=dict)
     pearson: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -71,10 +73,16 @@ def preflight(
     teachers = {teacher.name: teacher for teacher in task.every_teacher}
     for name, teacher in teachers.items():
         findings.levels[name] = format_levels(teacher.levels)
+    box_sizes = data.train_box_sizes()
     for index in range(len(task.stages)):
         for lesson in task.lessons_of(index):
             label = f"{lesson.label}, " if lesson.label else ""
-            findings.pairs[f"stage {index + 1}: {label}{lesson.teacher.name}"] = _pairs(lesson)
+            stage = f"stage {index + 1}: {label}{lesson.teacher.name}"
+            findings.pairs[stage] = ", ".join(
+                f"{format_level(pair.student)} <- {format_level(pair.teacher)}"
+                for pair in dict.fromkeys(lesson.criterion.pairs)  # several methods of a sum share pairs
+            )
+            findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
     headed = {name: teacher for name, teacher in teachers.items() if teacher.detector.class_names}
     if not allow_weak_teacher:
         for name, teacher in headed.items():
@@ -101,15 +109,6 @@ def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
     lessons = (lesson for index in range(len(task.stages)) for lesson in task.lessons_of(index))
     diagnostics = next(lesson.criterion.diagnostics for lesson in lessons if lesson.teacher is teacher)
     return float(torch.stack(list(diagnostics.values())).mean())
-
-
-def _pairs(lesson: Lesson) -> str:
-    pairs = dict.fromkeys(lesson.criterion.pairs)  # several methods of a sum share pairs
-    return ", ".join(f"{_level(pair.student)} <- {_level(pair.teacher)}" for pair in pairs)
-
-
-def _level(level: LevelSpec) -> str:
-    return f"{level.name} (/{level.stride}, {level.channels})"
 
 
 def _measure_ap(
@@ -145,8 +144,8 @@ def print_preflight(findings: Preflight, console: Console) -> None:
     for name, levels in findings.levels.items():
         table.add_row(name, levels, _quality(findings, name))
     console.print(table)
-    for stage, pairs in findings.pairs.items():
-        console.print(f"{stage}: {pairs}", highlight=False)
+    if findings.pairing:
+        console.print(pairing_table(findings.pairing))
     counts = ", ".join(f"{name} {count:,}" for name, count in findings.parameters.items())
     console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
     if findings.cache is not None:

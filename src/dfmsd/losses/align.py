@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.matching import match_ranges
 from dfmsd.types import LevelSpec
 
-Pairing = Literal["stride", "index"]
+Pairing = Literal["stride", "index", "auto"] | dict[str, str]
+"""A rule, or student level -> teacher level."""
 Resize = Literal["student", "teacher"]
 MIN_PAIRS = 2
 STRIDE_TOLERANCE = 2**0.5
@@ -47,24 +49,71 @@ def pair_levels(
             of that stride, the second with the second (or with the last, if the teacher has fewer). It then pairs the
             remaining levels with the nearest stride within `STRIDE_TOLERANCE`, nearest first, each level once.
             ``index`` pairs the first level with the first and so on, whatever their strides (as PKD's released configs
-            do).
+            do). ``auto`` pairs the levels that are responsible for the same object sizes, in order and each at most
+            once, see `match_ranges`; by stride if a level of either side states no sizes. A mapping from student to
+            teacher levels states the pairs.
 
     Raises:
-        DfmsdError: fewer than two pairs.
+        DfmsdError: fewer than two pairs, or a mapping that names an unknown level, or a level twice.
     """
-    if pairing == "index":
+    if isinstance(pairing, Mapping):
+        pairs = _pair_by_name(student, teacher, pairing)
+    elif pairing == "index":
         pairs = tuple(LevelPair(s, t) for s, t in zip(student, teacher, strict=False))
+    elif pairing == "auto":
+        pairs = _pair_by_size(student, teacher)
     else:
         pairs = _pair_by_stride(student, teacher)
     if len(pairs) < MIN_PAIRS:
-        pyramids = min(len(student), len(teacher)) >= MIN_PAIRS
-        remedy = "a detector with common strides or loss.pairing: index" if pyramids else "detectors with a pyramid"
+        by_rule = isinstance(pairing, str)
+        remedy = "a detector with common strides or loss.pairing: index" if by_rule else "more pairs in loss.pairing"
+        if min(len(student), len(teacher)) < MIN_PAIRS:
+            remedy = "detectors with a pyramid"
         raise DfmsdError(
-            f"student and teacher share {len(pairs)} pyramid level(s) by {pairing}, at least {MIN_PAIRS} are needed: "
+            f"student and teacher share {len(pairs)} pyramid level(s) by {pairing if by_rule else 'name'}, at least {MIN_PAIRS} are needed: "
             f"student has {format_levels(student)}; teacher has {format_levels(teacher)}; "
             f"choose {remedy}"
         )
     return pairs
+
+
+def check_pairing(pairing: Pairing) -> None:
+    """Refuse a mapping that is wrong whatever the pyramids.
+
+    Raises:
+        DfmsdError: a key or value is not a name, or a teacher level occurs twice.
+    """
+    if isinstance(pairing, str):
+        return
+    for name in (*pairing, *pairing.values()):
+        if not isinstance(name, str):
+            raise DfmsdError(f"loss.pairing: {name!r} is not the name of a level; write {{p3: p2, p4: p3}}")
+    twice = [name for name, count in Counter(pairing.values()).items() if count > 1]
+    if twice:
+        raise DfmsdError(
+            f"loss.pairing: teacher level {twice[0]} occurs twice; pair it with one student level, and leave out the "
+            "other"
+        )
+
+
+def _pair_by_name(
+    student: Sequence[LevelSpec], teacher: Sequence[LevelSpec], pairing: Mapping[str, str]
+) -> tuple[LevelPair, ...]:
+    check_pairing(dict(pairing))
+    by_name = {level.name: level for level in teacher}
+    for who, names, levels in (("student", pairing, student), ("teacher", pairing.values(), teacher)):
+        known = [level.name for level in levels]
+        for name in names:
+            if name not in known:
+                raise DfmsdError(f"loss.pairing: the {who} has no level {name}; its levels are {', '.join(known)}")
+    return tuple(LevelPair(level, by_name[pairing[level.name]]) for level in student if level.name in pairing)
+
+
+def _pair_by_size(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> tuple[LevelPair, ...]:
+    student_sizes, teacher_sizes = ([level.sizes for level in levels if level.sizes] for levels in (student, teacher))
+    if len(student_sizes) < len(student) or len(teacher_sizes) < len(teacher):
+        return _pair_by_stride(student, teacher)
+    return tuple(LevelPair(student[i], teacher[j]) for i, j in match_ranges(student_sizes, teacher_sizes))
 
 
 def _pair_by_stride(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> tuple[LevelPair, ...]:

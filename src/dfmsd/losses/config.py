@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.align import Pairing, Resize
+from dfmsd.losses.align import Pairing, Resize, check_pairing
 from dfmsd.losses.criterion import Criterion, check_terms
 from dfmsd.losses.method import HeadMethod
 from dfmsd.losses.registry import LOSSES
@@ -52,6 +52,7 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     options = {key: _coerce(key, value, known[key]) for key, value in options.items()}
     if not options.get("weight", 1.0) > 0:
         raise DfmsdError(f"loss.weight must be above 0, got {options['weight']}; use --no-distill for a baseline")
+    check_pairing(options.get("pairing", "stride"))
     method_options(name, options)
     return options
 

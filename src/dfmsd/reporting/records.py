@@ -56,7 +56,7 @@ class RunRecord:
     @property
     def levels(self) -> list[LevelSpec]:
         """Pyramid levels of the delivered model; empty if unknown."""
-        return [LevelSpec(**level) for level in (self.student or {}).get("levels", [])]
+        return [LevelSpec.from_dict(level) for level in (self.student or {}).get("levels", [])]
 
     @property
     def parameters(self) -> int | None:

@@ -15,6 +15,7 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair
+from dfmsd.losses.config import loss_parts
 from dfmsd.reporting.records import RunRecord
 from dfmsd.runfolder import RunFolder
 from dfmsd.types import LevelSpec
@@ -119,6 +120,8 @@ def _alignment(pair: LevelPair, layer: nn.Module) -> str:
 
 
 def _criteria(loss: losses.LossConfig) -> list[losses.Criterion]:
+    """Build the criteria of a loss between any two pyramids, so without its pairing, which may name levels."""
+    parts = [{**options, "name": name, "pairing": "index"} for name, options in loss_parts(loss).items()]
     with torch.device("meta"):
-        criterion = losses.build(loss, _TWO_LEVELS, _TWO_LEVELS)
+        criterion = losses.build(parts, _TWO_LEVELS, _TWO_LEVELS)
     return [criterion] if isinstance(criterion, losses.Criterion) else criterion.criteria

@@ -71,14 +71,16 @@ def by_hand(size: tuple[int, int], cells: list[tuple[int, int]], steps: list[int
 def test_levels_of_ssdlite_double_their_stride() -> None:
     detector = build_detector(SMALL, ["a"])
     widths = [24, 288, 32, 16, 16, 8]
-    assert detector.levels == tuple(
+    assert tuple(level._replace(sizes=None) for level in detector.levels) == tuple(
         LevelSpec(f"p{n}", width, 2**n) for n, width in zip(range(4, 10), widths, strict=True)
     )
     assert detector.training
 
 
 def test_steps_of_default_boxes_are_the_strides() -> None:
-    assert with_steps().levels == (LevelSpec("p4", 4, 16), LevelSpec("p5", 4, 40))
+    bound = pytest.approx(SIDE * math.sqrt(math.sqrt(0.2 * 0.4) * 0.4))  # between the boxes 0.2, sqrt(0.08) and 0.4
+    levels = (LevelSpec("p4", 4, 16, (0, bound)), LevelSpec("p5", 4, 40, (bound, math.inf)))
+    assert with_steps().levels == levels
 
 
 def test_at_the_original_size_default_boxes_keep_their_steps() -> None:

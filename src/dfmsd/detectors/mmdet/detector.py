@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,8 +17,12 @@ from dfmsd.detectors.hooks import FeatureHooks
 from dfmsd.detectors.levels import read_levels
 from dfmsd.detectors.mmdet.settings import Settings, write
 from dfmsd.detectors.normalize import Normalize
+from dfmsd.detectors.sizes import SizeRange, anchor_ranges, two_stage_ranges, with_sizes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+
+OPEN_END = 1e8
+"""The library's ``INF``, the upper end of the coarsest level's range."""
 
 
 class MMDetector(Detector):
@@ -113,7 +118,7 @@ class MMDetector(Detector):
                 )
             return values
 
-        return read_levels(self, maps, strides=strides)
+        return with_sizes(read_levels(self, maps, strides=strides), read_sizes(self.model))
 
 
 def read_strides(model: Any) -> list[int]:
@@ -124,8 +129,7 @@ def read_strides(model: Any) -> list[int]:
     Raises:
         DfmsdError: The model has no prior generator.
     """
-    head = model.rpn_head if hasattr(model, "rpn_head") else getattr(model, "bbox_head", None)
-    priors = getattr(head, "prior_generator", None)
+    priors = getattr(_dense_head(model), "prior_generator", None)
     if priors is None:
         raise DfmsdError(
             f"{type(model).__name__} of mmdet has no prior_generator, which states the strides of its levels: choose a "
@@ -133,6 +137,40 @@ def read_strides(model: Any) -> list[int]:
             "R-CNN or Cascade R-CNN; transformer detectors are available with hf:"
         )
     return [int(stride) for stride, _ in priors.strides]
+
+
+def read_sizes(model: Any) -> list[SizeRange] | None:
+    """Return the object sizes of each level; None for heads without a rule by size, such as RepPoints'.
+
+    They follow from the anchors, in a two-stage detector also from the level that regions are pooled from, or from the
+    ``regress_ranges`` of a head without anchors, which count unchanged, see `OneStageDetector` of torchvision's FCOS.
+    """
+    head = _dense_head(model)
+    anchors = getattr(head.prior_generator, "base_anchors", None)
+    if anchors is None:
+        ranges = getattr(head, "regress_ranges", None)
+        return None if ranges is None else _open_ends([(float(lower), float(upper)) for lower, upper in ranges])
+    areas = ((level[:, 2:] - level[:, :2]).prod(dim=1) for level in anchors)
+    sides = [area.sqrt().tolist() for area in areas]
+    return two_stage_ranges(sides, _first_pooling_bound(model)) if hasattr(model, "rpn_head") else anchor_ranges(sides)
+
+
+def _dense_head(model: Any) -> Any:
+    """Return the head on the grid of priors, in a two-stage detector that of its proposals."""
+    return model.rpn_head if hasattr(model, "rpn_head") else getattr(model, "bbox_head", None)
+
+
+def _first_pooling_bound(model: Any) -> float | None:
+    """Return the size at which pooling changes from the finest level to the next; None without such a rule."""
+    extractor = getattr(getattr(model, "roi_head", None), "bbox_roi_extractor", None)
+    stages = extractor if isinstance(extractor, nn.ModuleList) else [extractor]
+    scale: float | None = getattr(stages[0], "finest_scale", None)
+    return None if scale is None else 2 * scale
+
+
+def _open_ends(ranges: list[SizeRange]) -> list[SizeRange]:
+    """Replace the library's -1 and 1e8 for open ends."""
+    return [(max(lower, 0.0), upper if upper < OPEN_END else math.inf) for lower, upper in ranges]
 
 
 def read_normalization(settings: Settings) -> Normalize:

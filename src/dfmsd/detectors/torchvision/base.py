@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.levels import read_levels
+from dfmsd.detectors.sizes import SizeRange, with_sizes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
 
@@ -54,6 +55,7 @@ class TorchvisionDetector(Detector):
         for name, values in (("mean", model.transform.image_mean), ("std", model.transform.image_std)):
             self.register_buffer(name, torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.levels = self._read_levels()
+        self.levels = with_sizes(self.levels, self._read_sizes())
 
     def features(self, images: Tensor) -> FeaturePyramid:
         """Run backbone and neck: level name -> ``N x C x H/stride x W/stride``."""
@@ -83,6 +85,10 @@ class TorchvisionDetector(Detector):
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         return read_levels(self.model.backbone)
+
+    @abstractmethod
+    def _read_sizes(self) -> list[SizeRange] | None:
+        """Read the object sizes of each level off the model; None if it has no rule by size."""
 
     @abstractmethod
     def _losses(

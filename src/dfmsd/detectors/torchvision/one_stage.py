@@ -12,10 +12,14 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.detectors.dense import HeadPass
+from dfmsd.detectors.sizes import SizeRange, anchor_ranges, ranges_between
 from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget, whole
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.heads import TorchvisionHead, can_be_cut, total_centerness
 from dfmsd.types import FeaturePyramid, Target
+
+FCOS_UPPER = 8
+"""Largest distance of a box's sides that torchvision's FCOS assigns to a level, relative to the level's anchor."""
 
 
 class OneStageDetector(TorchvisionDetector):
@@ -66,6 +70,17 @@ class OneStageDetector(TorchvisionDetector):
             self._positives(library_targets, anchors[0], assigned),
         )
         return pyramid, losses, head_pass
+
+    def _read_sizes(self) -> list[SizeRange] | None:
+        """Read the sizes off the anchors.
+
+        FCOS limits the distance from a cell to the farthest side of its box instead, which is between half of the box's
+        longer side and all of it. Its limits count as sizes, unchanged.
+        """
+        anchors: Sequence[Sequence[float]] = self.model.anchor_generator.sizes
+        if isinstance(self.model, FCOS):
+            return ranges_between([FCOS_UPPER * anchor for (anchor,) in anchors[:-1]])
+        return anchor_ranges(anchors)
 
     def _losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from dfmsd.detectors.levels import read_levels
+from dfmsd.detectors.sizes import SizeRange, anchor_ranges
 from dfmsd.detectors.torchvision.base import TorchvisionDetector, TorchvisionTarget, in_float32
 from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
@@ -47,6 +50,13 @@ class SSDDetector(TorchvisionDetector):
         steps = self.model.anchor_generator.steps
         side = max(self._original_size) if steps else DRY_RUN_SIDE
         return read_levels(self.model.backbone, side=side, strides=steps)
+
+    def _read_sizes(self) -> list[SizeRange] | None:
+        """Read the sizes off the default boxes, in pixels of an image of the original size."""
+        scales, side = self.model.anchor_generator.scales, math.sqrt(math.prod(self._original_size))
+        # torchvision: a level's square boxes have its scale, and the geometric mean of its scale and the next
+        boxes = [(side * scale, side * math.sqrt(scale * following)) for scale, following in pairwise(scales)]
+        return anchor_ranges(boxes)
 
     @property
     def _original_size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,8 +10,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
 
 from dfmsd.detectors.levels import DRY_RUN_SIZE, dry_run
+from dfmsd.detectors.sizes import SizeRange, two_stage_ranges
 from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget
 
 
@@ -45,6 +48,14 @@ class TwoStageDetector(TorchvisionDetector):
         maps = dry_run(self.model.backbone)
         boxes = next(iter(maps.values())).new_tensor([[0.0, 0.0, DRY_RUN_SIZE, DRY_RUN_SIZE]])
         pool(maps, [boxes], [(DRY_RUN_SIZE, DRY_RUN_SIZE)])
+
+    def _read_sizes(self) -> list[SizeRange] | None:
+        pool, first_bound = self.model.roi_heads.box_roi_pool, None
+        if isinstance(pool, MultiScaleRoIAlign):
+            # torchvision pools from level floor(canonical_level + log2(size / canonical_scale)); level = log2(stride)
+            finest = math.log2(self.levels[0].stride)
+            first_bound = pool.canonical_scale * 2 ** (finest + 1 - pool.canonical_level)
+        return two_stage_ranges(self.model.rpn.anchor_generator.sizes, first_bound)
 
     def _losses(
         self, images: ImageList, maps: dict[str, Tensor], targets: list[TorchvisionTarget]

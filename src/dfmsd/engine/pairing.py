@@ -1,0 +1,81 @@
+"""Table of the paired levels, with the object sizes that each is responsible for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Column, Table
+from torch import Tensor
+
+from dfmsd.losses import Criterion, CriterionSum
+from dfmsd.losses.align import Align, LevelPair
+from dfmsd.types import LevelSpec
+
+
+class PairedLevels(NamedTuple):
+    """A pair of levels in a stage."""
+
+    stage: str
+    """Stage and teacher."""
+    pair: LevelPair
+    share: float | None
+    """Share of the training boxes with a size in the range of the student's level, 0..1; None if either is unknown."""
+    resized: str | None
+    """``student`` or ``teacher``; None if the strides agree."""
+
+
+def paired_levels(stage: str, criterion: Criterion | CriterionSum, box_sizes: Tensor) -> list[PairedLevels]:
+    """List the paired levels of a loss, each once.
+
+    Args:
+        stage: stage and teacher.
+        criterion: the loss.
+        box_sizes: sizes of the training boxes in pixels of the input, ``M``.
+    """
+    rows = []
+    for pair, align in zip(criterion.pairs, criterion.align, strict=True):
+        assert isinstance(align, Align)
+        resized = None if pair.student.stride == pair.teacher.stride else align.resize
+        rows.append(PairedLevels(stage, pair, _share(pair.student, box_sizes), resized))
+    return list(dict.fromkeys(rows))  # several methods of a sum share pairs
+
+
+def pairing_table(rows: Sequence[PairedLevels]) -> Table:
+    """Return the rows as a table for the terminal."""
+    table = Table(
+        Column("teacher", overflow="fold"), "student <- teacher level", "student px", "teacher px", "boxes", "resized"
+    )
+    previous = ""
+    for row in rows:
+        student, teacher = row.pair
+        table.add_row(
+            "" if row.stage == previous else row.stage,
+            f"{format_level(student)} <- {format_level(teacher)}",
+            _format_sizes(student),
+            _format_sizes(teacher),
+            "-" if row.share is None else f"{row.share:.0%}",
+            row.resized or "-",
+        )
+        previous = row.stage
+    return table
+
+
+def format_level(level: LevelSpec) -> str:
+    """Format a level as its name, stride and channels."""
+    return f"{level.name} (/{level.stride}, {level.channels})"
+
+
+def _format_sizes(level: LevelSpec) -> str:
+    if level.sizes is None:
+        return "-"
+    lower, upper = level.sizes
+    return f"{lower:.0f} to {upper:.0f}" if math.isfinite(upper) else f"from {lower:.0f}"
+
+
+def _share(level: LevelSpec, box_sizes: Tensor) -> float | None:
+    if level.sizes is None or not len(box_sizes):
+        return None
+    lower, upper = level.sizes
+    return float(((box_sizes >= lower) & (box_sizes < upper)).float().mean())
