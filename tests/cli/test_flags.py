@@ -95,6 +95,14 @@ def test_flags_change_single_losses_of_a_list(file: Path) -> None:
             parse(file, flag, "2")
 
 
+@pytest.mark.parametrize(
+    "flags", [["--loss.pairing", "{p3: p2, p4: p3}"], ["--loss.pairing.p3=p2", "--loss.pairing.p4=p3"]]
+)
+def test_flags_state_pairs_of_levels(file: Path, flags: list[str]) -> None:
+    assert parse(file, *flags).loss == {"name": "dfmsd", "alpha": 0.5, "pairing": {"p3": "p2", "p4": "p3"}}
+    assert parse(file, "--stages.1.loss.pairing", "auto").stages[1].loss["pairing"] == "auto"
+
+
 def test_a_printed_config_includes_flags_into_lists(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse(file, "--stages.0.epochs", "7", "--print-config")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.data.dataset import DetectionDataset
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
 
@@ -42,6 +43,15 @@ def test_val_has_every_image_once_in_file_order_without_augmentation(tiny_coco: 
         vertical, horizontal = sample.scale
         back = sample.target["boxes"] / torch.tensor([horizontal, vertical] * 2)
         assert torch.allclose(back, record.boxes, atol=1e-3)
+
+
+def test_sizes_of_training_boxes_are_those_of_the_input(tiny_coco: Path) -> None:
+    data = CocoDataModule(config(tiny_coco, image_size=32, scale_jitter=(0.5, 2.0)))
+    resized = DetectionDataset(data.train.coco, 32)
+    boxes = torch.cat([resized[index].target["boxes"] for index in range(len(resized))])
+    expected = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    assert len(expected) > 7
+    assert torch.allclose(data.train_box_sizes(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(3, [3, 3]), (7, [7]), (8, [8]), (16, [8])])

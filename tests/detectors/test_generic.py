@@ -353,3 +353,12 @@ def test_a_config_cannot_build_a_custom_module() -> None:
     assert config == DetectorConfig(f"python:{Net.__module__}.Net")
     with pytest.raises(DfmsdError, match=r"is a module of another program, which a config cannot build"):
         build_detector(config, ["a"])
+
+
+def test_sizes_may_be_stated() -> None:
+    features = ["neck.0", "neck.1", "neck.2"]
+    assert [level.sizes for level in ModuleDetector(Net(), features, **PIXELS).levels] == [None, None, None]
+    sizes = [(0.0, 32.0), (32.0, 64.0), (64.0, float("inf"))]
+    assert [level.sizes for level in ModuleDetector(Net(), features, **PIXELS, sizes=sizes).levels] == sizes
+    with pytest.raises(DfmsdError, match="sizes: expected a range for each of 3 levels, got 2"):
+        ModuleDetector(Net(), features, **PIXELS, sizes=sizes[:2])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,9 +68,25 @@ def test_a_list_of_losses_is_written_and_read_again(file: Path, tmp_path: Path) 
     assert not same_run(replace(config, loss={"name": "pkd"}), tmp_path)
 
 
+@pytest.mark.parametrize("pairing", ["auto", {"p3": "p2", "p4": "p3"}])
+def test_a_pairing_is_written_and_read_again(file: Path, tmp_path: Path, pairing: str | dict[str, str]) -> None:
+    file.write_text(DISTILL.replace("alpha: 0.5", f"pairing: {json.dumps(pairing)}"))
+    config = read_config(DistillConfig, file)
+    assert config.loss == {"name": "dfmsd", "pairing": pairing}
+    write_config(config, tmp_path)
+    again = read_config(DistillConfig, tmp_path / "config.yaml")
+    assert isinstance(again.loss, dict)
+    assert again.loss["pairing"] == pairing
+    assert same_run(again, tmp_path)
+    assert not same_run(replace(config, loss={"name": "dfmsd", "pairing": {"p3": "p3", "p4": "p4"}}), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("alpha: 0.5", "pairing: {p3: p2, p4: p2}", r"loss\.pairing: teacher level p2 occurs twice"),
+        ("alpha: 0.5", "pairing: {3: 2}", r"loss\.pairing: 3 is not the name of a level"),
+        ("alpha: 0.5", "pairing: [p3, p4]", r"loss\.pairing must be one of stride, index, auto or a mapping"),
         ("root:", "rot:", r"'rot'; did you mean data\.root\?"),
         ("backbone:", "backbon:", r"'backbon'; did you mean student\.backbone\?"),
         ("stages:", "stags:", r"'stags' is not accepted; did you mean stages\?"),

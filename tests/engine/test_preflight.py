@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -12,16 +13,19 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from dfmsd import losses
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import Detector, build_detector, save_detector
 from dfmsd.distillation.checks import undisturbed
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import preflight as module
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.pairing import paired_levels
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.run import build_task, check
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.functional import pearson
+from dfmsd.types import LevelSpec
 
 Make = Callable[..., DistillConfig]
 
@@ -79,10 +83,33 @@ def test_the_tables_list_levels_pairs_ap_parameters_and_terms(
     }
     text = printed(found)
     assert all(part in text for part in ("12.5", "50.0", "25.0", "stage 1", "p3 (/8, 16) <- p3 (/8, 32)"))
+    assert [(row.stage, row.pair.student.name, row.pair.teacher.name) for row in found.pairing] == [
+        *((f"stage 1: {first}", name, name) for name in ("p3", "p4", "p5", "p6", "p7")),
+        *((f"stage 2: {second}", name, name) for name in ("p3", "p4", "p5", "p6")),
+    ]
     assert f"student {found.parameters['student']:,}" in text
     row = next(term for term in found.terms if (term.stage, term.name) == (2, "mask"))
     own = next(term for term in found.terms if (term.stage, term.name) == (2, "task"))
     assert f"{row.gradient / own.gradient:.2f}" in text
+
+
+def test_the_table_of_pairs_lists_sizes_boxes_and_resized_sides() -> None:
+    student = [LevelSpec("p3", 4, 8, (0.0, 64.0)), LevelSpec("p4", 4, 16, (64.0, math.inf)), LevelSpec("p5", 4, 32)]
+    teacher = [LevelSpec("t2", 4, 4, (0.0, 71.2)), LevelSpec("t4", 4, 16, (71.2, math.inf)), LevelSpec("t5", 4, 32)]
+    same = {"name": "pkd", "pairing": "index", "resize": "teacher"}
+    criterion = losses.build([same, {"name": "fitnet", "pairing": "index", "resize": "teacher"}], student, teacher)
+    rows = paired_levels("stage 1: b", criterion, torch.tensor([10.0, 63.9, 64.0, 500.0]))
+    assert [(row.pair.student.name, row.share, row.resized) for row in rows] == [
+        ("p3", 0.5, "teacher"),
+        ("p4", 0.5, None),
+        ("p5", None, None),
+    ]
+    lines = [line.split() for line in printed(Preflight(pairing=rows)).splitlines()]
+    cells = [" ".join(line).replace("│ ", "").strip("│ ") for line in lines]
+    assert "stage 1: b p3 (/8, 4) <- t2 (/4, 4) 0 to 64 0 to 71 50% teacher" in cells
+    assert "p4 (/16, 4) <- t4 (/16, 4) from 64 from 71 50% -" in cells
+    assert "p5 (/32, 4) <- t5 (/32, 4) - - - -" in cells
+    assert [row.share for row in paired_levels("", criterion, torch.zeros(0))] == [None] * 3
 
 
 def test_the_preflight_does_not_change_the_task(

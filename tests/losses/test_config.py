@@ -110,3 +110,6 @@ def test_every_default_is_resolved_and_a_given_option_kept() -> None:
         {"name": "mgd", **shared, "weight": 2e-5, "ratio": 0.25},
         {"name": "pkd", **shared, "pairing": "index", "weight": 10.0, "eps": 1e-3},
     ]
+    pairs = {"name": "fitnet", "pairing": {"p3": "p2", "p4": "p3"}}
+    assert resolve_loss(pairs) == {**shared, **pairs, "weight": 1.0}
+    assert resolve_loss(resolve_loss(pairs)) == resolve_loss(pairs)

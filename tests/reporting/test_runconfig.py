@@ -59,6 +59,8 @@ def test_factors_are_weight_times_balance(distill_config, tmp_path, tiny_teacher
 def test_jointly_balanced_loss_has_one_factor(distill_config, tmp_path):
     config = distill_config(tmp_path, balance=0.5, balance_by="loss")
     assert term_factors(config, {"1": {"loss": 3.0}}) == {"mask": {1: 3.0}, "sfa": {1: 3.0}}
+    config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "p2", "p4": "p3"}})
+    assert term_factors(config, None) == {"pkd": {1: 10.0, 2: 10.0}}  # whatever the levels' names
 
 
 def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers):
@@ -75,3 +77,6 @@ def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers
     lines = paired_levels(config, student, {tiny_teachers[0]: student, tiny_teachers[1]: teacher})
     assert [line.alignment for line in lines] == ["not needed"] * 3 + ["1x1 convolution, teacher resized"] * 3
     assert paired_levels(config, student, {tiny_teachers[0]: student[:1]}) == []  # now another detector
+    config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "t2", "p5": "t4"}})
+    lines = paired_levels(config, student, {tiny_teachers[1]: teacher})
+    assert [(line.pair.student.name, line.pair.teacher.name) for line in lines] == [("p3", "t2"), ("p5", "t4")]

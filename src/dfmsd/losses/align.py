@@ -65,12 +65,13 @@ def pair_levels(
     else:
         pairs = _pair_by_stride(student, teacher)
     if len(pairs) < MIN_PAIRS:
-        by_rule = isinstance(pairing, str)
-        remedy = "a detector with common strides or loss.pairing: index" if by_rule else "more pairs in loss.pairing"
+        rule, remedy = "name", "more pairs in loss.pairing"
+        if isinstance(pairing, str):
+            rule, remedy = str(pairing), "a detector with common strides or loss.pairing: index"
         if min(len(student), len(teacher)) < MIN_PAIRS:
             remedy = "detectors with a pyramid"
         raise DfmsdError(
-            f"student and teacher share {len(pairs)} pyramid level(s) by {pairing if by_rule else 'name'}, at least {MIN_PAIRS} are needed: "
+            f"student and teacher share {len(pairs)} pyramid level(s) by {rule}, at least {MIN_PAIRS} are needed: "
             f"student has {format_levels(student)}; teacher has {format_levels(teacher)}; "
             f"choose {remedy}"
         )
