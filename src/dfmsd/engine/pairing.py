@@ -1,12 +1,13 @@
-"""Table of the paired levels, with the object sizes that each is responsible for."""
+"""Tables of the paired levels, with the object sizes that each is responsible for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
-from rich.table import Column, Table
+from rich.table import Table
 from torch import Tensor
 
 from dfmsd.losses import Criterion, CriterionSum
@@ -42,24 +43,19 @@ def paired_levels(stage: str, criterion: Criterion | CriterionSum, box_sizes: Te
     return list(dict.fromkeys(rows))  # several methods of a sum share pairs
 
 
-def pairing_table(rows: Sequence[PairedLevels]) -> Table:
-    """Return the rows as a table for the terminal."""
-    table = Table(
-        Column("teacher", overflow="fold"), "student <- teacher level", "student px", "teacher px", "boxes", "resized"
-    )
-    previous = ""
-    for row in rows:
-        student, teacher = row.pair
-        table.add_row(
-            "" if row.stage == previous else row.stage,
-            f"{format_level(student)} <- {format_level(teacher)}",
-            _format_sizes(student),
-            _format_sizes(teacher),
-            "-" if row.share is None else f"{row.share:.0%}",
-            row.resized or "-",
-        )
-        previous = row.stage
-    return table
+def pairing_tables(rows: Iterable[PairedLevels]) -> Iterator[Table]:
+    """Yield a table for the terminal for each stage and teacher; sizes are in pixels of the input."""
+    for stage, group in groupby(rows, key=lambda row: row.stage):
+        table = Table("student <- teacher", "student px", "teacher px", "boxes", "resized", title=stage)
+        for row in group:
+            table.add_row(
+                f"{format_level(row.pair.student)} <- {format_level(row.pair.teacher)}",
+                _format_sizes(row.pair.student),
+                _format_sizes(row.pair.teacher),
+                "-" if row.share is None else f"{row.share:.0%}",
+                row.resized or "-",
+            )
+        yield table
 
 
 def format_level(level: LevelSpec) -> str:

@@ -13,7 +13,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.pairing import PairedLevels, format_level, paired_levels, pairing_table
+from dfmsd.engine.pairing import PairedLevels, format_level, paired_levels, pairing_tables
 from dfmsd.engine.teachercache import CachePlan, try_out
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.losses.align import format_levels
@@ -144,8 +144,8 @@ def print_preflight(findings: Preflight, console: Console) -> None:
     for name, levels in findings.levels.items():
         table.add_row(name, levels, _quality(findings, name))
     console.print(table)
-    if findings.pairing:
-        console.print(pairing_table(findings.pairing))
+    for table in pairing_tables(findings.pairing):
+        console.print(table)
     counts = ", ".join(f"{name} {count:,}" for name, count in findings.parameters.items())
     console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
     if findings.cache is not None:
