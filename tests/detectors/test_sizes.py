@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from dfmsd.detectors import DetectorConfig, build_detector, wrap_torchvision
 from dfmsd.detectors.sizes import SizeRange, anchor_ranges, stated_sizes, two_stage_ranges, with_sizes
 from dfmsd.errors import DfmsdError
+from dfmsd.losses.align import pair_levels
 from dfmsd.types import LevelSpec
 
 LEVELS = (LevelSpec("p3", 8, 8), LevelSpec("p4", 8, 16), LevelSpec("p5", 8, 32))
@@ -36,9 +38,14 @@ def torchvision_bounds(name: str) -> list[float]:
     return bounds_of(wrap_torchvision(model, ["a", "b", "c"] if no_background else ["a", "b"]).levels)
 
 
-def built_bounds(arch: str, **values: object) -> list[float]:
-    config = DetectorConfig(arch, backbone="resnet10t", fpn_channels=16, pretrained=False, **values)  # type: ignore[arg-type]
-    return bounds_of(build_detector(config, ["a"]).levels)
+@cache
+def built(arch: str, anchor_scale: float = 4.0) -> tuple[LevelSpec, ...]:
+    config = DetectorConfig(arch, "resnet10t", fpn_channels=16, pretrained=False, anchor_scale=anchor_scale)
+    return build_detector(config, ["a"]).levels
+
+
+def built_bounds(arch: str, anchor_scale: float = 4.0) -> list[float]:
+    return bounds_of(built(arch, anchor_scale))
 
 
 def test_a_bound_between_levels_lies_between_their_nearest_anchors() -> None:
@@ -116,6 +123,20 @@ def test_ssd_changes_level_between_its_default_boxes() -> None:
     expected = [320 * math.sqrt(math.sqrt(fine * coarse) * coarse) for fine, coarse in pairwise(scales)]
     assert torchvision_bounds("ssdlite320_mobilenet_v3_large") == pytest.approx(expected)
     assert built_bounds("ssdlite") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("anchor_scale", [4.0, 8.0])
+@pytest.mark.parametrize("student", ["fcos", "retinanet"])
+def test_a_one_stage_student_learns_from_the_next_finer_level_of_faster_rcnn(student: str, anchor_scale: float) -> None:
+    pairs = pair_levels(built(student), built("faster_rcnn", anchor_scale), "auto")
+    names = [(pair.student.name, pair.teacher.name) for pair in pairs]
+    assert names == [("p3", "p2"), ("p4", "p3"), ("p5", "p4"), ("p6", "p5"), ("p7", "p6")]
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("fcos", "fcos"), ("retinanet", "fcos"), ("fcos", "gfl")])
+def test_one_stage_detectors_learn_from_the_level_of_the_same_stride(student: str, teacher: str) -> None:
+    pairs = pair_levels(built(student), built(teacher), "auto")
+    assert [pair.student.stride for pair in pairs] == [pair.teacher.stride for pair in pairs] == [8, 16, 32, 64, 128]
 
 
 def test_anchors_that_do_not_grow_state_no_sizes() -> None:

@@ -16,7 +16,7 @@ SizeRange = tuple[float, float]
 def with_sizes(levels: Sequence[LevelSpec], sizes: Sequence[SizeRange] | None) -> tuple[LevelSpec, ...]:
     """Add the sizes of each level, unless they are None or do not describe these levels.
 
-    A range must not be empty, and none may end or begin below the one before it.
+    No range may be empty, and both bounds must increase from level to level.
     """
     if sizes is None or len(sizes) != len(levels) or not _increase(sizes):
         return tuple(levels)
