@@ -25,6 +25,14 @@ def test_evaluate_refuses_another_type() -> None:
         dfmsd.evaluate(3, "data")  # type: ignore[arg-type]
 
 
+def test_evaluate_refuses_a_place_where_it_cannot_write_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DfmsdError, match="is a folder; name a file in it"):
+        dfmsd.evaluate("runs/none", "data", out=tmp_path)
+    with pytest.raises(DfmsdError, match=r"out: cannot write to .*; choose another folder"):
+        dfmsd.evaluate("runs/none", "data", out=tmp_path / "file" / "metrics.json")
+
+
 def test_predict_takes_a_detector(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
     pytest.importorskip("supervision")
     detector = dfmsd.load_detector(tiny_teachers[0])

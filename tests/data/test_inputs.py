@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_no_path_at_all_is_refused() -> None:
-    with pytest.raises(DfmsdError, match="images: none are given"):
+    with pytest.raises(DfmsdError, match="no images: give image files"):
         find_images([])
 
 

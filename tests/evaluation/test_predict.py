@@ -200,3 +200,9 @@ def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"--score must be a number .*, got 'high'"):
         predict("any", [tmp_path], tmp_path / "out", score="high")  # type: ignore[arg-type]
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    image = save(tmp_path / "in" / "a.png", 64, 64)
+    with pytest.raises(DfmsdError, match=r"out: cannot write to .*; choose another folder"):
+        run([image], image)

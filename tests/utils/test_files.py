@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.files import check_path, is_taken, write_atomically, write_json, write_tensors, write_text
+from dfmsd.utils.files import check_path, is_taken, make_folder, write_atomically, write_json, write_tensors, write_text
 
 
 @pytest.mark.parametrize("path", [".", "nowhere", "nowhere/below", __file__, f"{__file__}/below"])
@@ -60,3 +60,12 @@ def test_tensors_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.txt").stat().st_mode
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_is_created_unless_a_file_is_in_its_way(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    write_text(tmp_path / "file", "")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DfmsdError, match=r"^out: cannot write to \S+ \((File exists|Not a directory)\); choose"):
+            make_folder(path)

@@ -58,8 +58,12 @@ def evaluate(
     from dfmsd.data import CocoDataModule
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import default_device
-    from dfmsd.utils.files import write_json
+    from dfmsd.utils.files import make_folder, write_json
 
+    if out is not None:  # before hours of work that would be lost
+        if Path(out).is_dir():
+            raise DfmsdError(f"out: {out} is a folder; name a file in it, such as {Path(out) / 'metrics.json'}")
+        make_folder(Path(out).parent)
     detector = _detector(model)
     images: Any = data
     if isinstance(data, str | Path):

@@ -36,7 +36,7 @@ def find_images(
             raise DfmsdError(f"{path}: no image in this folder or its subfolders; give image files or another folder")
         found.update(dict.fromkeys(files))
     if not found:
-        raise DfmsdError("images: none are given; give images or folders of images")
+        raise DfmsdError("no images: give image files or folders of images")
     return list(found)
 
 

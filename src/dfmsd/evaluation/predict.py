@@ -22,7 +22,7 @@ from dfmsd.detectors.prediction import Prediction, check_score
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import write_json
+from dfmsd.utils.files import make_folder, write_json
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
@@ -73,6 +73,7 @@ def predict(
     detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.input_size if image_size is None else image_size
     check_image_size(size, "--image-size")
+    make_folder(out)
     recorder = _Recorder(detector.to(default_device()), score, size)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
@@ -82,7 +83,6 @@ def predict(
             _predict_video(recorder, file, name, target)
         else:
             recorder.predict(read_image(file), name).plot().save(target)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / PREDICTIONS, recorder.as_coco())
     return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)
 

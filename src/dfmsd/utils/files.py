@@ -42,6 +42,22 @@ def is_taken(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
+def make_folder(path: Path, name: str = "out") -> None:
+    """Create a folder and those above it, unless it exists.
+
+    Args:
+        path: Folder.
+        name: Name of the setting, such as ``out``, for the message.
+
+    Raises:
+        DfmsdError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DfmsdError(f"{name}: cannot write to {path} ({error.strerror}); choose another folder") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file in one step, so that readers find either the old or the new content; failures leave no trace.
 

@@ -13,10 +13,9 @@ from torch import Tensor
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
-from dfmsd.utils.files import write_atomically
+from dfmsd.utils.files import make_folder, write_atomically
 from dfmsd.visualization.criteria import stage_criteria
 from dfmsd.visualization.figures import draw_contact_sheet, draw_scene, render_png
 from dfmsd.visualization.scene import build_scene
@@ -43,15 +42,10 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     """
     model, teacher, out = str(model), str(teacher), Path(out)
     files = find_images(images, exclude=out)
-    if not files:
-        raise DfmsdError("no images; pass at least one file or folder")
     student, detector = load_detector(model), load_detector(teacher)
     stages = stage_criteria(model, student, teacher, detector)
     size = student.input_size
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DfmsdError(f"out: cannot write to {out} ({error.strerror}); choose another folder") from error
+    make_folder(out)
     scenes, written = [], []
     for file, name in zip(files, picture_names(files), strict=True):
         batch = to_batch(read_image(file), size)
