@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.engine.configfile import read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.reporting.analysis import Analysis, analyze
 from dfmsd.reporting.records import read_run
@@ -62,6 +63,15 @@ def _runs_in(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in names}
 
 
+def _reason(run: Path) -> str:
+    """Say why a config cannot be read, such as a loss of the user's that is not registered here."""
+    try:
+        read_run_config(run)
+    except DfmsdError as error:
+        return f" ({error})"
+    return ""
+
+
 def _analyze(run: Path, baseline: str | Path | None, teachers: Sequence[str], images: int) -> Analysis:
     """Analyze the detectors of a run; those that the user did not name may be missing."""
     config = run_config(read_run(run))
@@ -78,7 +88,7 @@ def _analyze(run: Path, baseline: str | Path | None, teachers: Sequence[str], im
             missing.append(str(error))
     analysis = Analysis(0, whole=False)
     if config is None:
-        missing.append("this version of dfmsd cannot read its config.yaml")
+        missing.append(f"this version of dfmsd cannot read its config.yaml{_reason(run)}")
     elif "student" in detectors:
         try:
             analysis = analyze(config, run, detectors, images)
