@@ -28,7 +28,10 @@ test-transformers: $(INSTALLED) ## the tests of Hugging Face transformers
 	$(BIN)/python -m pytest -n auto -m "transformers and not slow"
 
 coverage: $(INSTALLED) ## the unit tests with their coverage of lines; below 92 % is an error
-	$(BIN)/python -m pytest -n auto -m "not slow and not network" --cov --cov-report=term --cov-fail-under=92
+	mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n auto -m "not slow and not network"
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=92
 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow
