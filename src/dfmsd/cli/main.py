@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     config = COMMANDS[name].config if name else None
-    parser = command_parser("Distill large object detectors into a small, better one.")
+    parser = command_parser("Distill large object detectors into a small student.")
     parser.prog = "dfmsd"  # also for python -m dfmsd
     parser.add_argument("--version", action="version", version=f"dfmsd {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; works with all commands")
