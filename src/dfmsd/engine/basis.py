@@ -34,6 +34,7 @@ class BasisFit(pl.Callback):
     def __init__(self, run: Path, print_line: Callable[[str], None] = print) -> None:
         self.run = RunFolder(run)
         self.print_line = print_line
+        self.settled: set[int] = set()  # stages, on the host: reading a buffer would wait for the device at every step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -41,7 +42,10 @@ class BasisFit(pl.Callback):
         """Fit when it is time to."""
         assert isinstance(pl_module, DistillationModule)
         task = pl_module.task
-        if task.stages[task.stage].basis == "own" or not task.unfitted:
+        if task.stages[task.stage].basis == "own" or task.stage in self.settled:
+            return
+        if not task.unfitted:  # fitted before the run was resumed
+            self.settled.add(task.stage)
             return
         steps = int(trainer.num_training_batches)
         done = steps_into_stage(task.stages, trainer.current_epoch, batch_idx, steps)
@@ -54,6 +58,7 @@ class BasisFit(pl.Callback):
             for batch in data.sample_batches(FIT_IMAGES)
         ]
         fits = task.fit_bases(images)
+        self.settled.add(task.stage)
         if trainer.is_global_zero:
             self._report(task, fits)
 
