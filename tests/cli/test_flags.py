@@ -3,29 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.helpers.yaml_configs import DISTILL, SUM
 
 from dfmsd.cli.flags import config_files, merge_list_flags, parsed_config, split_lists
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import config_parser, read_config
 from dfmsd.errors import DfmsdError
-
-DISTILL = """\
-data: {root: somewhere, image_size: 96}
-student: {backbone: resnet18}
-stages:
-  - {teacher: a, epochs: 1}
-  - {teacher: b, epochs: 2, loss: {beta: 3.0}}
-loss: {name: dfmsd, alpha: 0.5}
-out: runs/x
-"""
-
-SUM = """\
-stages:
-  - {teacher: a, epochs: 1}
-  - {teacher: b, epochs: 2, loss: [{name: cwd}, {name: fgd, relation: 1e-5}]}
-loss: [{name: pkd}, {name: mgd, ratio: 0.5, weight: 1e-5}]
-out: runs/x
-"""
 
 
 @pytest.fixture

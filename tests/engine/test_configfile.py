@@ -5,29 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.helpers.yaml_configs import DISTILL, SUM
 
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.saved_config import same_run, write_config
 from dfmsd.errors import DfmsdError
-
-DISTILL = """\
-data: {root: somewhere, image_size: 96}
-student: {backbone: resnet18}
-stages:
-  - {teacher: a, epochs: 1}
-  - {teacher: b, epochs: 2, loss: {beta: 3.0}}
-loss: {name: dfmsd, alpha: 0.5}
-out: runs/x
-"""
-
-SUM = """\
-stages:
-  - {teacher: a, epochs: 1}
-  - {teacher: b, epochs: 2, loss: [{name: cwd}, {name: fgd, relation: 1e-5}]}
-loss: [{name: pkd}, {name: mgd, ratio: 0.5, weight: 1e-5}]
-out: runs/x
-"""
 
 
 @pytest.fixture
