@@ -58,6 +58,20 @@ def fail(module, batch, index):
 DistillationModule.training_step = fail
 main()
 """
+SAVING = """
+import torch
+from dfmsd.cli.main import main
+from dfmsd.engine.basis import BasisFit
+fit = BasisFit.on_train_batch_start
+def fit_and_save(callback, trainer, module, batch, index):
+    settled = set(callback.settled)
+    fit(callback, trainer, module, batch, index)
+    for stage in callback.settled - settled:
+        (lesson,) = module.task.lessons
+        torch.save(lesson.criterion.basis.state_dict(), f"{trainer.world_size}-{module.global_rank}-{stage}.pt")
+BasisFit.on_train_batch_start = fit_and_save
+main()
+"""
 
 
 def torchrun() -> tuple[str, ...]:
@@ -179,6 +193,30 @@ def test_a_teacher_trained_on_first_use_is_written_before_it_is_read(start: Star
     finish(start(*script(tmp_path, SLOW), stages=[{"teacher": "made.yaml", "epochs": 2}]))
     assert steps(tmp_path / "made") == [0, 1]
     assert steps(tmp_path / "run") == [*range(4)]
+
+
+def test_every_process_has_the_same_basis(start: Start, tmp_path: Path, tiny_teachers: tuple[str, str]) -> None:
+    """And that of the former teacher is the one of a single process: teachers and images are the same."""
+    first, second = tiny_teachers
+    stages = [
+        {"teacher": first, "epochs": 1},
+        {"teacher": second, "epochs": 1, "basis": "former"},
+        {"teacher": first, "epochs": 1, "basis": "student"},
+    ]
+    finish(start(*script(tmp_path, SAVING), stages=stages))
+    finish(start(*script(tmp_path, SAVING), "--devices", "1", "--out", "alone", stages=stages))
+
+    def saved(name: str) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert state["fitted"]
+        return state
+
+    for stage in (1, 2):
+        torch.testing.assert_close(saved(f"2-0-{stage}"), saved(f"2-1-{stage}"), rtol=0, atol=0)
+    torch.testing.assert_close(saved("2-0-1"), saved("1-0-1"), rtol=0, atol=0)
+    bases = [json.loads((tmp_path / run / "basis.json").read_text()) for run in ("run", "alone")]
+    assert [basis.keys() for basis in bases] == [{"2", "3"}] * 2
+    assert bases[0]["2"] == bases[1]["2"]
 
 
 def test_the_error_of_any_process_is_one_line(start: Start, tmp_path: Path) -> None:

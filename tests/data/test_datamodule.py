@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -73,6 +75,21 @@ def test_loaders_leave_the_global_generator_alone(tiny_coco: Path) -> None:
     before = torch.get_rng_state()
     assert len(list(data.train_dataloader())) + len(list(data.val_dataloader())) == 4
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_sample_batches_disturb_neither_the_loader_nor_the_global_generators(tiny_coco: Path) -> None:
+    whole, sampled = (CocoDataModule(config(tiny_coco, scale_jitter=(0.5, 1.0))) for _ in range(2))
+    loader = sampled.train_dataloader()
+    expected, disturbed = iter(whole.train_dataloader()), iter(loader)
+    assert torch.equal(next(expected).images, next(disturbed).images)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    batches = list(sampled.sample_batches(4))
+    assert sum(len(batch.images) for batch in batches) == 4
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2], np.random.get_state()[1])
+    assert loader.state_dict() == {"given": 1}
+    assert torch.equal(next(expected).images, next(disturbed).images)
 
 
 class Recorder(pl.LightningModule):

@@ -22,8 +22,9 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.losses import functional
+from dfmsd.losses.basis import PyramidBasis
 from dfmsd.types import FeaturePyramid, LevelSpec, Target
-from dfmsd.utils.distributed import shared_step
+from dfmsd.utils.distributed import copy_from_first, shared_step
 
 WORLD = 2
 IMAGES = 4
@@ -184,6 +185,15 @@ def unlike_frames(rank: int | None) -> dict[str, Tensor]:
     return {"error": found.error.detach(), "correlation": found.correlation, "gradient": own[0].grad.flatten(2)}
 
 
+def copied_basis(rank: int | None) -> dict[str, Tensor]:
+    """A basis that only the first process has fitted."""
+    basis = PyramidBasis(TAUGHT, {level.name: level for level in LEVELS})
+    if not rank:
+        basis.fit_to([torch.zeros(0)], lambda _: pyramid(TAUGHT, 2), lambda _: pyramid(LEVELS, 1))
+    copy_from_first(basis)
+    return basis.state_dict()
+
+
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("amd", "cwd", "dfmsd", "dmkd", "fgd", "fitnet", "pkd")},
     "mgd": ("mgd", {"ratio": 0.0}),  # its masks are drawn by each process
@@ -200,4 +210,5 @@ def everything(rank: int | None) -> dict[str, dict[str, Tensor]]:
     found |= {f"task: {key}": task_gradients(*case, rank) for key, case in TASKS.items()}
     found["sharded"] = sharded_step(rank)
     found["frames"] = unlike_frames(rank)
+    found["copied"] = copied_basis(rank)
     return found

@@ -124,3 +124,9 @@ def test_a_lost_process_is_explained(said: str) -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shapes"), explain_lost_process():
         raise RuntimeError("shapes differ")
+
+
+def test_the_others_take_over_what_the_first_process_has(two: list[Found], one: Found) -> None:
+    assert one["copied"]["fitted"]
+    for found in two:
+        assert_close(found["copied"], one["copied"], rtol=0, atol=0)

@@ -15,6 +15,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.module import DistillationModule
 from dfmsd.losses.basis import FIT_IMAGES, Correlation
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.distributed import copy_from_first
 from dfmsd.utils.files import write_json
 
 WARMUP = 20
@@ -24,7 +25,8 @@ WARMUP = 20
 class BasisFit(pl.Callback):
     """Fit the bases of a stage before its first step, in the student's basis of a new run after `WARMUP` steps.
 
-    The correlations before and after are printed and written to ``basis.json``. Every process fits on the same images.
+    The first process fits, and the others take over its maps. The correlations before and after are printed and written
+    to ``basis.json``.
 
     Args:
         run: run folder.
@@ -52,15 +54,18 @@ class BasisFit(pl.Callback):
         task.warming_up = done < _warmup(task, steps)
         if task.warming_up:
             return
-        data: CocoDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        images = [
-            batch.images.to(pl_module.device, memory_format=torch.channels_last)
-            for batch in data.sample_batches(FIT_IMAGES)
-        ]
-        fits = task.fit_bases(images)
-        self.settled.add(task.stage)
+        bases = [lesson.criterion.basis for lesson in task.unfitted]
         if trainer.is_global_zero:
-            self._report(task, fits)
+            data: CocoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            images = [
+                batch.images.to(pl_module.device, memory_format=torch.channels_last)
+                for batch in data.sample_batches(FIT_IMAGES)
+            ]
+            self._report(task, task.fit_bases(images))
+        for basis in bases:
+            assert basis is not None
+            copy_from_first(basis)  # the processes' students differ in the statistics of their normalization
+        self.settled.add(task.stage)
 
     def _report(self, task: DistillationTask, fits: dict[str, dict[str, Correlation]]) -> None:
         levels: dict[str, Correlation] = {}

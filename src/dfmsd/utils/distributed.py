@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
 
@@ -118,6 +118,14 @@ def broadcast_from_first(value: Tensor) -> Tensor:
         value = value.clone(memory_format=torch.contiguous_format)
         dist.broadcast(value, src=0)
     return value
+
+
+@torch.no_grad()
+def copy_from_first(module: nn.Module) -> None:
+    """Overwrite the parameters and buffers of a module with those of the first process, in place."""
+    if dist.is_available() and dist.is_initialized():
+        for value in (*module.parameters(), *module.buffers()):
+            dist.broadcast(value, src=0)
 
 
 class _Sum(torch.autograd.Function):
