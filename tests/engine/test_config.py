@@ -162,6 +162,12 @@ def test_a_loss_may_be_given_by_name_in_a_file(tmp_path: Path) -> None:
     assert (config.loss, config.stages[0].loss) == ({"name": "pkd"}, {"name": "mgd"})
 
 
+def test_the_baseline_of_rotated_stages_has_nothing_to_rotate() -> None:
+    stages = [StageConfig(1, "a", basis="student"), StageConfig(2, "b", basis="former")]
+    baseline = DistillConfig(out="x", stages=stages).without_teachers()
+    assert baseline.stages == [StageConfig(1), StageConfig(2)]
+
+
 def test_the_baseline_keeps_everything_but_the_teachers() -> None:
     optim = OptimConfig(schedule="restart")
     config = DistillConfig(out="x", data=UNLABELED, stages=STAGES, balance=0.5, seed=3, optim=optim)
