@@ -57,6 +57,27 @@ def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> N
     assert parse_method(text).stages(TEACHERS, 42) == [StageConfig(teacher=t, epochs=n) for t, n in stages]
 
 
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("dfmsd@T1+T2[basis=former]", [StageConfig(14, "weak"), StageConfig(28, "strong", basis="former")]),
+        ("dfmsd@T1:1+T2[basis=former]:7", [StageConfig(6, "weak"), StageConfig(36, "strong", basis="former")]),
+        ("dfmsd @ T2 [basis = student]", [StageConfig(42, "strong", basis="student")]),
+        ("dfmsd@T1&T2[basis=student]", [StageConfig(42, ["weak", "strong"], basis="student")]),
+        (
+            "dfmsd[ratio=0]@T1[basis=student]+T1&T2[basis=former]+T2[basis=own]",
+            [
+                StageConfig(7, "weak", basis="student"),
+                StageConfig(15, ["weak", "strong"], basis="former"),
+                StageConfig(20, "strong"),
+            ],
+        ),
+    ],
+)
+def test_stages_in_a_basis(text: str, stages: list[StageConfig]) -> None:
+    assert parse_method(text).stages(TEACHERS, 42) == stages
+
+
 @pytest.mark.parametrize("epochs", [3, 4, 5, 10, 12, 42, 97])
 @pytest.mark.parametrize("shares", [[1], [1, 2], [2, 1], [1, 2, 3], [1, 1, 1], [0.01, 5]])
 def test_epochs_are_split_by_shares(epochs: int, shares: list[float]) -> None:
@@ -79,9 +100,9 @@ def test_too_few_epochs_or_teachers_are_rejected() -> None:
 def test_ablations_and_controls_are_variants() -> None:
     methods = ["none", "pkd", "dfmsd", "pkd+mgd", "dfmsd@T1+T2", "mgd@T1+T2"]
     others = ["inherit", "mgd[ratio=0]", "dfmsd@T1", "dfmsd@T2", "dfmsd@T2+T1", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
-    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2"]
+    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2", "dfmsd@T1+T2[basis=former]"]
     assert [parse_method(name).variant for name in methods] == [False] * 6
-    assert [parse_method(name).variant for name in others] == [True] * 9
+    assert [parse_method(name).variant for name in others] == [True] * 10
 
 
 def test_folder_names() -> None:
@@ -92,6 +113,8 @@ def test_folder_names() -> None:
     assert parse_method("dfmsd@T1&T2").slug(TEACHERS) == "dfmsd@T1_T2"
     assert parse_method("dfmsd@T2").slug(TEACHERS) == "dfmsd"  # what `dfmsd` means for this pair
     assert parse_method("dfmsd@T1").slug(["one"]) == "dfmsd"
+    assert parse_method("dfmsd@T1:1+T2[basis=former]:7").slug(TEACHERS) == "dfmsd@T1-1+T2-basis=former-7"
+    assert parse_method("dfmsd@T2[basis=student]").slug(TEACHERS) == "dfmsd@T2-basis=student"
 
 
 def test_lists_are_split_outside_brackets() -> None:
@@ -115,7 +138,13 @@ def test_lists_are_split_outside_brackets() -> None:
         ("dfmsd@T0", "position 7: expected a teacher such as T1, got 'T0'"),
         ("dfmsd@T1&", "position 10: expected a teacher such as T1, got the end"),
         ("dfmsd@T1&T1", "position 10: T1 appears twice in one stage"),
-        ("dfmsd@T1/T2", r"position 9: expected `&`, `\+`, `:` or the end, got '/T2'"),
+        ("dfmsd@T1/T2", r"position 9: expected `&`, `\[`, `:`, `\+` or the end, got '/T2'"),
+        ("dfmsd@T2[former]", r"position 10: expected `basis=`, got 'former\]'"),
+        ("dfmsd@T2[basis=teacher]", r"position 16: expected own, former or student, got 'teacher\]'"),
+        ("dfmsd@T2[basis=student", r"position 23: expected `\]`, got the end"),
+        ("dfmsd@T2[basis=former]", "position 16: former needs a stage before it with exactly one teacher"),
+        ("dfmsd@T1&T2+T2[basis=former]", "position 22: former needs a stage before it with exactly one teacher"),
+        ("dfmsd@T1+T2:2[basis=former]", r"position 14: expected .* or the end, got '\[basis=former\]'"),
         ("dfmsd@T1:0+T2", "shares must be positive"),
         ("pkd mgd", "unknown loss 'pkdmgd'"),
         ("none@T1", "position 1: unknown loss 'none'"),

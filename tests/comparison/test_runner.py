@@ -133,13 +133,14 @@ def test_dry_run_lists_runs_and_writes_nothing(
     config = compare_config(tmp_path / "out", methods=["dfmsd@T1+T2"], epochs=12, pairs={"a": ["x.yaml", "y.yaml"]})
     with pytest.raises(DfmsdError, match=r"x\.yaml"):
         compare(config, dry_run=True)
-    methods = ["dfmsd@T1+T2", "pkd@T1:1+T1&T2:3"]
+    methods = ["dfmsd@T1+T2", "pkd@T1:1+T1&T2:3", "pkd@T1+T2[basis=former]"]
     assert compare(compare_config(tmp_path / "out", methods=methods, epochs=12), dry_run=True) == []
     said = capsys.readouterr().err
     assert "dfmsd@T1+T2" in said
     assert "4 T1, 8 T2" in said
     assert "pkd@T1:1+T1&T2:3" in said
     assert "3 T1, 9 T1&T2" in said
+    assert " T2[basis=former]" in said
     assert "0 / 0 / 1" in said
     assert not (tmp_path / "out").exists()
 

@@ -4,7 +4,8 @@
 method  = "none" | "inherit" | losses ["@" plan]
 losses  = loss {"+" loss}               pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd
 plan    = stage {"+" stage}             T1, T1+T2, T2+T2, T1:1+T2:7 (shares of the epochs)
-stage   = teacher {"&" teacher}         T1, T1&T2 (both at once)
+stage   = teacher {"&" teacher} [basis] T1, T1&T2 (both at once)
+basis   = "[basis=" name "]"            T1+T2[basis=former], T2[basis=student] (see `StageConfig`)
 ```
 """
 
@@ -12,21 +13,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 
 from dfmsd.distillation.stages import StageConfig, taught_by
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, LossConfig, check_options
+from dfmsd.losses.basis import BasisName
 
 BASELINE = "none"
 INHERIT_ONLY = "inherit"
 """Control for inheritance: trained like the baseline, but initialized from a teacher."""
-EXAMPLES = "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2, dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
+EXAMPLES = (
+    "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,12 @@ class PlannedStage:
     Attributes:
         teachers: numbers in the pair, from 1; several teach at the same time.
         share: of the epochs, relative to the other stages.
+        basis: channels that the teachers' features are rotated into, as in `StageConfig`.
     """
 
     teachers: tuple[int, ...]
     share: float
+    basis: BasisName = "own"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Method:
         losses: ``name`` and options of each loss of the sum; empty without a teacher.
         plan: the stages; empty for one stage with the last teacher of the pair.
         variant: whether it is an ablation or a control: with options, or a plan other than ``T1+T2+...`` with
-            default shares.
+            default shares and without a basis.
     """
 
     name: str
@@ -90,12 +96,15 @@ class Method:
         if missing:
             raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
         lengths = split_epochs(epochs, [stage.share for stage in plan])
-        return [taught_by(n, [teachers[t - 1] for t in s.teachers]) for n, s in zip(lengths, plan, strict=True)]
+        return [
+            replace(taught_by(length, [teachers[number - 1] for number in stage.teachers]), basis=stage.basis)
+            for length, stage in zip(lengths, plan, strict=True)
+        ]
 
     def slug(self, teachers: Sequence[str]) -> str:
         """Return the folder name of the method's runs; equivalent names, ``dfmsd@T2`` and ``dfmsd``, share it."""
         name = self.name
-        if [stage.teachers for stage in self.plan] == [(len(teachers),)]:
+        if [(stage.teachers, stage.basis) for stage in self.plan] == [((len(teachers),), "own")]:
             name = name.partition("@")[0]
         return name.translate(str.maketrans("[:&", "--_", "]"))
 
@@ -136,7 +145,7 @@ def parse_method(text: str) -> Method:
         losses.append(_loss(scanner))
     plan = _plan(scanner) if scanner.take("@") else ()
     if not scanner.at_end:
-        scanner.fail("`&`, `+`, `:` or the end" if plan else "`[`, `+`, `@` or the end")
+        scanner.fail("`&`, `[`, `:`, `+` or the end" if plan else "`[`, `+`, `@` or the end")
     usual = plan == tuple(PlannedStage((number,), number) for number in range(1, len(plan) + 1)) and len(plan) != 1
     return Method(name, tuple(losses), plan, variant=not usual or any(len(loss) > 1 for loss in losses))
 
@@ -195,10 +204,11 @@ def _plan(scanner: _Scanner) -> tuple[PlannedStage, ...]:
     plan: list[PlannedStage] = []
     while not plan or scanner.take(r"\+"):
         teachers = _teachers(scanner)
+        basis = _basis(scanner, plan)
         share = scanner.expect(r"\d*\.?\d+", "a share such as 2")[0] if scanner.take(":") else len(plan) + 1
         if not float(share) > 0:
             scanner.refuse("shares must be positive", scanner.position - 1)
-        plan.append(PlannedStage(teachers, float(share)))
+        plan.append(PlannedStage(teachers, float(share), basis))
     return tuple(plan)
 
 
@@ -210,6 +220,19 @@ def _teachers(scanner: _Scanner) -> tuple[int, ...]:
         if teachers[-1] in teachers[:-1]:
             scanner.refuse(f"T{teachers[-1]} appears twice in one stage", start)
     return tuple(teachers)
+
+
+def _basis(scanner: _Scanner, former: Sequence[PlannedStage]) -> BasisName:
+    if not scanner.take(r"\["):
+        return "own"
+    scanner.expect("basis=", "`basis=`")
+    start = scanner.position
+    names: tuple[BasisName, ...] = get_args(BasisName)
+    name = scanner.expect("|".join(names), "own, former or student")[0]
+    scanner.expect(r"\]", "`]`")
+    if name == "former" and not (former and len(former[-1].teachers) == 1):
+        scanner.refuse("former needs a stage before it with exactly one teacher; choose student or own", start)
+    return next(basis for basis in names if basis == name)
 
 
 def _value(text: str) -> Any:

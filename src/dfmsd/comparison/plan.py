@@ -81,5 +81,7 @@ def print_plans(config: CompareConfig, plans: Mapping[str, PairPlan], console: C
 
 def _describe_stages(config: DistillConfig, numbers: Mapping[str, str]) -> str:
     return ", ".join(
-        f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip() for stage in config.stages
+        f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
+        + f"[basis={stage.basis}]" * (stage.basis != "own")
+        for stage in config.stages
     )
