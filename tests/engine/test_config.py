@@ -75,7 +75,8 @@ def test_invalid_run_settings_are_refused(values: dict[str, Any], message: str) 
     [
         ({"stages": []}, "stages: the list is empty"),
         ({"stages": [StageConfig(1, [])], "inherit": True}, "inherit: the first stage has no teacher"),
-        ({"stages": [{"epochs": 0}]}, r"^stages: epochs must be at least 1, got 0"),
+        ({"stages": [{"epochs": 1}, {"epochs": 0}]}, r"^stages\.1\.epochs must be at least 1, got 0"),
+        ({"stages": [{"epochs": 1}, {"epochs": "x"}]}, r"^stages\.1\.epochs must be an integer, got 'x'"),
         ({"stages": [{"epoch": 1}]}, r"^stages\.0\.epoch is not known; did you mean epochs\?"),
         ({"stages": [{}]}, r"^stages\.0: .*epochs"),
         ({"student": "fcoss"}, "unknown arch 'fcoss'"),

@@ -71,7 +71,7 @@ def test_values_are_converted_to_the_annotated_type(value: object, kind: Any, ex
         ({"radius": 1, "nme": 2}, Wheel, "key.nme is not known; did you mean name?"),
         ({"radius": 1, "colour": 2}, Wheel, "key.colour is not known; known are radius, name"),
         ({}, Wheel, "key: .*'radius'"),
-        ({"radius": "wide"}, Wheel, "wheel.radius must be a number, got 'wide'"),
+        ({"radius": "wide"}, Wheel, "key.radius must be a number, got 'wide'"),
     ],
 )
 def test_other_types_are_refused_in_one_line(value: object, kind: Any, message: str) -> None:

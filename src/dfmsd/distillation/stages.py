@@ -42,21 +42,14 @@ class StageConfig:
     basis: BasisName = "own"
 
     def __post_init__(self) -> None:
-        """Convert the values to their types, and check them.
+        """Convert the values to their types; `check_stages` checks them.
 
         Raises:
-            DfmsdError: no epoch, or a teacher without a name or given twice.
+            DfmsdError: a value has another type.
         """
         coerce_fields(self, "stages: ")
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", {"name": self.loss})
-        if self.epochs < 1:
-            raise DfmsdError(f"stages: epochs must be at least 1, got {self.epochs}; or remove the stage")
-        if self.teacher == "" or not all(self.teachers):
-            raise DfmsdError("stages: teacher has an empty name; name a teacher, or leave it out")
-        twice = [name for name, count in Counter(self.teachers).items() if count > 1]
-        if twice:
-            raise DfmsdError(f"stages: teacher {twice[0]} is given twice in one stage; name each teacher once")
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -76,16 +69,18 @@ def taught_by(epochs: int, teachers: Sequence[str]) -> StageConfig:
 
 
 def check_stages(stages: Sequence[StageConfig]) -> None:
-    """Check that the stages can follow each other.
+    """Check each stage, and that the stages can follow each other.
 
     Raises:
-        DfmsdError: there is no stage, or one reuses layers that the stage before does not have.
+        DfmsdError: there is no stage, or one has no epoch, a teacher without a name or given twice, or needs of the
+            stage before what that one does not have.
     """
     if not stages:
         raise DfmsdError(
             "stages: the list is empty; give at least one stage, such as {teacher: runs/teacher, epochs: 10}"
         )
     for index, stage in enumerate(stages):
+        _check_alone(index, stage)
         if not stage.fresh and not (index and stages[index - 1].teachers and stage.teachers):
             raise DfmsdError(
                 f"stages.{index}.fresh: false reuses the layers of the stage before, so both need a teacher"
@@ -96,6 +91,16 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
             raise DfmsdError(
                 f"stages.{index}.basis: former needs a stage before it with exactly one teacher; choose student or own"
             )
+
+
+def _check_alone(index: int, stage: StageConfig) -> None:
+    if stage.epochs < 1:
+        raise DfmsdError(f"stages.{index}.epochs must be at least 1, got {stage.epochs}; or remove the stage")
+    if stage.teacher == "" or not all(stage.teachers):
+        raise DfmsdError(f"stages.{index}.teacher has an empty name; name a teacher, or leave it out")
+    twice = [name for name, count in Counter(stage.teachers).items() if count > 1]
+    if twice:
+        raise DfmsdError(f"stages.{index}.teacher: {twice[0]} is given twice in one stage; name each teacher once")
 
 
 def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:

@@ -83,6 +83,8 @@ def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
             near = get_close_matches(str(key).lower(), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise DfmsdError(f"{where}.{key} is not known; {hint}")
+    kinds = get_type_hints(kind)
+    values = {key: coerce(value, kinds[key], f"{where}.{key}") for key, value in values.items()}
     try:
         return kind(**values)
     except TypeError as error:  # a required field is missing
