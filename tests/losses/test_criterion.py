@@ -44,6 +44,23 @@ def test_features_unlike_their_levels_are_refused() -> None:
         criterion({**pyramid(STUDENT), "p3": torch.rand(2, 3, 8, 12)}, pyramid(TEACHER))
 
 
+@pytest.mark.parametrize("loss", ["dfmsd", [{"name": "pkd"}, {"name": "fgd"}]])
+@pytest.mark.parametrize(
+    ("boxes", "stage", "message"),
+    [
+        (BOXES[:1], 1, r"^boxes: got those of 1 image\(s\) for 2; pass one tensor per image"),
+        ([*BOXES, BOXES[0]], 1, r"^boxes: got those of 3 image\(s\) for 2"),
+        ([BOXES[0], torch.zeros(2, 5)], 1, r"^boxes\.1 has the shape 2 x 5; expected M x 4"),
+        ([torch.zeros(4), BOXES[1]], 1, r"^boxes\.0 has the shape 4; expected M x 4"),
+        (BOXES, 0, "^stage must be at least 1, got 0; stages are counted from 1"),
+    ],
+)
+def test_impossible_boxes_and_stages_are_refused(loss: Any, boxes: list[Tensor], stage: int, message: str) -> None:
+    criterion = losses.build(loss, STUDENT, TEACHER)
+    with pytest.raises(DfmsdError, match=message):
+        criterion(pyramid(STUDENT), pyramid(TEACHER), boxes=boxes, size=SIZE, stage=stage)
+
+
 def test_terms_are_named_by_the_students_levels() -> None:
     criterion = losses.build("dfmsd", STUDENT, TEACHER)
     terms = run(criterion, pyramid(STUDENT), pyramid(TEACHER))

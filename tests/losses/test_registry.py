@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -70,6 +71,14 @@ def test_a_loss_may_be_defined_again_but_not_take_the_name_of_another() -> None:
     with pytest.raises(DfmsdError, match="the name 'pkd' is taken by PKD; choose another"):
         register("pkd")(Constant)
     assert LOSSES["pkd"] is losses.PKD
+
+
+@pytest.mark.parametrize("name", ["", "two words", "dotted.name", "1st", "a-b", " pkd", "größe", None])
+def test_a_name_that_a_config_or_torch_could_not_use_is_refused(name: Any) -> None:
+    before = dict(LOSSES)
+    with pytest.raises(DfmsdError, match=r"losses\.register: .* is not a name; use a letter, then letters"):
+        register(name)(Constant)
+    assert before == LOSSES
 
 
 def test_only_a_method_with_options_can_be_registered() -> None:

@@ -93,8 +93,10 @@ class Criterion(nn.Module):
             ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
 
         Raises:
-            DfmsdError: the loss requires an argument that is None, or a level is missing or has other channels.
+            DfmsdError: the loss requires an argument that is None, or a level is missing or has other channels, or
+                boxes or stage are impossible.
         """
+        _check_context(len(next(iter(student.values()))), boxes, stage)
         terms: dict[str, Tensor] = {}
         teacher = teacher if self.basis is None else self.basis(teacher)
         with torch.autocast(next(iter(student.values())).device.type, enabled=False):
@@ -115,6 +117,19 @@ class Criterion(nn.Module):
     def _correlation(method: Any, aligned: Tensor, target: Tensor) -> Tensor:
         known: Tensor | None = method.correlation
         return pearson(aligned, target) if known is None else known
+
+
+def _check_context(images: int, boxes: Sequence[Tensor] | None, stage: int) -> None:
+    if stage < 1:
+        raise DfmsdError(f"stage must be at least 1, got {stage}; stages are counted from 1")
+    if boxes is None:
+        return
+    if len(boxes) != images:
+        raise DfmsdError(f"boxes: got those of {len(boxes)} image(s) for {images}; pass one tensor per image")
+    for index, of_image in enumerate(boxes):
+        if of_image.ndim != 2 or of_image.shape[1] != 4:
+            shape = " x ".join(map(str, of_image.shape))
+            raise DfmsdError(f"boxes.{index} has the shape {shape}; expected M x 4, also for M = 0")
 
 
 def _level(pyramid: FeaturePyramid, level: LevelSpec, owner: str) -> Tensor:

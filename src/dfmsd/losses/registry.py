@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import TypeVar
@@ -21,6 +22,9 @@ from dfmsd.losses.pkd import PKD
 
 M = TypeVar("M", bound=type[Method])
 
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+"""Names that configs, method names of comparisons and modules of torch accept."""
+
 LOSSES: dict[str, type[Method]] = {
     method.name: method for method in (AMD, CrossKD, CWD, DFMSD, DMKD, FGD, FitNet, LD, MGD, PKD)
 }
@@ -39,12 +43,17 @@ def register(name: str) -> Callable[[M], M]:
         name: of the loss. Defining the same class again, as a repeated notebook cell does, replaces it.
 
     Raises:
-        DfmsdError: the name is taken, the class is no `Method`, or it has no dataclass ``Options``.
+        DfmsdError: the name is taken, or is not a letter followed by letters, digits and underscores; the class is no
+            `Method`, or it has no dataclass ``Options``.
     """
 
     def decorate(method: M) -> M:
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise DfmsdError(f"losses.register: {name!r} must be a subclass of dfmsd.losses.Method, got {method!r}")
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise DfmsdError(
+                f"losses.register: {name!r} is not a name; use a letter, then letters, digits and underscores"
+            )
         if not is_dataclass(getattr(method, "Options", None)):
             raise DfmsdError(f"losses.register: {method.__name__}.Options must be a dataclass, which may be empty")
         if name in LOSSES and _origin(LOSSES[name]) != _origin(method):
