@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import dfmsd.detectors
-from dfmsd.detectors import DETECTORS
+from dfmsd.detectors import DETECTORS, DetectorConfig, build_detector
 from dfmsd.detectors.config import OWN_ARCHS
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.registry import find_adapter
+from dfmsd.errors import DfmsdError
 
 ROOT = Path(dfmsd.detectors.__file__).parent
 FAMILIES = ("build", "huggingface", "mmdet", "torchvision")
@@ -53,3 +54,11 @@ def test_only_the_registry_and_what_uses_it_import_frameworks() -> None:
         text = file.read_text(encoding="utf-8")
         assert "from dfmsd.detectors.huggingface" not in text
         assert "from dfmsd.detectors.mmdet" not in text
+
+
+def test_a_detector_is_built_from_its_name() -> None:
+    assert build_detector("fcos/test_efficientnet", ("a",)).config == DetectorConfig("fcos", "test_efficientnet")
+    with pytest.raises(DfmsdError, match="unknown arch 'fcoss'"):
+        build_detector("fcoss", ("a",))
+    with pytest.raises(DfmsdError, match="a detector is a DetectorConfig or a name such as fcos/resnet18, got None"):
+        build_detector(None, ("a",))  # type: ignore[arg-type]

@@ -113,6 +113,20 @@ class DetectorConfig:
             )
 
 
+def read_detector_config(value: DetectorConfig | str) -> DetectorConfig:
+    """Read a detector's short form: ``<arch>`` or, of `OWN_ARCHS`, ``<arch>/<backbone>``.
+
+    Raises:
+        DfmsdError: neither a config nor a name, or an unknown one.
+    """
+    if isinstance(value, DetectorConfig):
+        return value
+    if not isinstance(value, str):
+        raise DfmsdError(f"a detector is a DetectorConfig or a name such as fcos/resnet18, got {value!r}")
+    arch, _, backbone = value.partition("/")
+    return DetectorConfig(arch, backbone) if backbone and arch in OWN_ARCHS else DetectorConfig(value)
+
+
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != ""
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.build.builders import build_faster_rcnn, build_fcos, build_gfl, build_retinanet, build_ssdlite
-from dfmsd.detectors.config import PYTHON, DetectorConfig
+from dfmsd.detectors.config import PYTHON, DetectorConfig, read_detector_config
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.torchvision.models import TorchvisionModel, build_torchvision
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
@@ -45,16 +45,17 @@ def find_adapter(reference: str) -> Adapter | None:
     return None
 
 
-def build_detector(config: DetectorConfig, class_names: Sequence[str]) -> Detector:
+def build_detector(config: DetectorConfig | str, class_names: Sequence[str]) -> Detector:
     """Build a detector with untrained heads, in train mode.
 
     Args:
-        config: Architecture and initial weights.
+        config: Architecture and initial weights, or a name such as ``fcos`` or ``fcos/resnet18``.
         class_names: Label ``i`` is ``class_names[i]``.
 
     Raises:
         DfmsdError: The configuration cannot be built; the message names the key.
     """
+    config = read_detector_config(config)
     if not class_names:
         raise DfmsdError("a detector needs at least one class name: check `categories` of the annotation file")
     adapter = find_adapter(config.arch)

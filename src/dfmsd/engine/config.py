@@ -11,7 +11,7 @@ import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.detectors.config import OWN_ARCHS
+from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import BalanceBy
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages
@@ -124,7 +124,7 @@ class TrainConfig(RunConfig):
         Raises:
             DfmsdError: a value has the wrong type or is out of range.
         """
-        self.model = _detector_config(self.model)
+        self.model = read_detector_config(self.model) if isinstance(self.model, str) else self.model
         super().__post_init__()
         check_range(self, ("epochs",), minimum=1)
 
@@ -190,7 +190,7 @@ class DistillConfig(RunConfig):
         Raises:
             DfmsdError: a value has the wrong type or is out of range, or values contradict each other.
         """
-        self.student = _detector_config(self.student)
+        self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
         check_stages(self.stages)
         if isinstance(self.loss, str):
@@ -259,11 +259,3 @@ class DistillConfig(RunConfig):
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
-
-
-def _detector_config(value: Any) -> Any:
-    """Build a detector config from ``<arch>`` or ``<arch>/<backbone>``; leave other values as they are."""
-    if not isinstance(value, str):
-        return value
-    arch, _, backbone = value.partition("/")
-    return DetectorConfig(arch, backbone) if backbone and arch in OWN_ARCHS else DetectorConfig(value)
