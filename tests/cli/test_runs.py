@@ -70,7 +70,7 @@ def test_a_bad_config_is_refused(dfmsd: Command, content: dict[str, Any], key: s
         (["--loss.name", "mgdd"], "unknown loss 'mgdd'"),
         (["--resume"], "run holds no run, so there is nothing to resume"),
         (["--resume", "--overwrite"], "pass one of them"),
-        (["--check-images", "0"], "limit must be at least 1 image"),
+        (["--check-images", "0"], "check_images must be at least 1, got 0"),
     ],
 )
 def test_a_bad_flag_is_refused(dfmsd: Command, config: str, arguments: list[str], message: str) -> None:

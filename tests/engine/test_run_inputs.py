@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.run import distill, train
-from dfmsd.engine.saved_config import to_yaml, write_config
+from dfmsd.engine.run import check, distill, train
+from dfmsd.engine.saved_config import differing_keys, to_yaml, write_config
 from dfmsd.engine.teachers import load_teachers
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
+MakeRun = Callable[..., Path]
 
 
 def untrained(*_: Any, **__: Any) -> None:
@@ -40,7 +42,7 @@ def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config:
     config = train_config(folder)
     with pytest.raises(DfmsdError, match="already holds a run"):
         train(config)
-    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config; resume with --config"):
+    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config in seed; resume with --config"):
         train(replace(config, seed=1), resume=True)
     with pytest.raises(DfmsdError, match="pass one of them"):
         train(config, resume=True, overwrite=True)
@@ -67,6 +69,46 @@ def test_a_file_is_refused_as_a_run_folder(train_config: MakeTrain, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DfmsdError, match="is a file; name a folder"):
         train(train_config(tmp_path / "file"))
+
+
+def test_what_can_be_refused_at_once_is(
+    distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("dfmsd.engine.run.read_data", begin)
+    (tmp_path / "file").touch()
+    with pytest.raises(DfmsdError, match=r"out: cannot write to .*file/run \(Not a directory\); choose another folder"):
+        distill(distill_config(tmp_path / "file" / "run"))
+    for run in (check, distill):
+        with pytest.raises(DfmsdError, match="check_images must be at least 1, got 0; leave it out to use all images"):
+            run(distill_config(tmp_path / "run"), check_images=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_keys_in_which_a_resumed_run_differs_are_named(distill_config: MakeDistill, tmp_path: Path) -> None:
+    config = distill_config(tmp_path)
+    write_config(config, tmp_path)
+    optim, stages = replace(config.optim, lr=1.0), [config.stages[0], replace(config.stages[1], epochs=3)]
+    assert differing_keys(config, tmp_path) == []
+    assert differing_keys(replace(config, optim=optim, stages=stages), tmp_path) == ["optim.lr", "stages.1.epochs"]
+    assert differing_keys(replace(config, stages=stages[:1]), tmp_path) == ["stages"]
+    loss = {**config.loss, "alpha": 0.5}  # type: ignore[dict-item]
+    assert differing_keys(replace(config, loss=loss), tmp_path) == ["loss.alpha"]
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("name: dfmsd", "name: gone"))
+    assert differing_keys(config, tmp_path) == ["a key of another version"]
+
+
+def test_an_unfinished_run_is_no_teacher(distill_config: MakeDistill, finished_run: MakeRun, tmp_path: Path) -> None:
+    run = finished_run("teacher")
+    load = partial(load_teachers, class_names=("square", "disc"), out=tmp_path / "student", train=untrained)
+    assert load([str(run)]).keys() == {str(run)}
+    (run / "metrics.json").unlink()
+    with pytest.raises(DfmsdError, match=r"the run has not finished; continue it with --config .*--resume, or name"):
+        load([str(run)])
+    assert load([str(run / "student.safetensors")])
 
 
 def test_a_student_with_other_classes_than_the_data_is_refused(distill_config: MakeDistill, tmp_path: Path) -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.files import check_path, is_taken, make_folder, write_atomically, write_json, write_tensors, write_text
+from dfmsd.utils.files import (
+    check_path,
+    check_writable,
+    is_taken,
+    make_folder,
+    write_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("path", [".", "nowhere", "nowhere/below", __file__, f"{__file__}/below"])
@@ -69,3 +78,26 @@ def test_a_folder_is_created_unless_a_file_is_in_its_way(tmp_path: Path) -> None
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DfmsdError, match=r"^out: cannot write to \S+ \((File exists|Not a directory)\); choose"):
             make_folder(path)
+
+
+def test_a_writable_place_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "old", tmp_path / "old" / "new" / "newer"):
+        check_writable(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    write_text(tmp_path / "file", "")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DfmsdError, match=r"^out: cannot write to \S+ \((File exists|Not a directory)\); choose"):
+            check_writable(path)
+
+
+def test_a_folder_without_space_or_rights_for_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dfmsd.utils.files.TemporaryFile", refuse)
+    with pytest.raises(DfmsdError, match=r"^out: cannot write to \S+ \(Permission denied\); choose another folder"):
+        check_writable(tmp_path / "new")
+    assert not list(tmp_path.iterdir())

@@ -10,18 +10,22 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.checkpoint import saved_step, tidy
 from dfmsd.engine.config import RunConfig
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.saved_config import same_run, write_config
+from dfmsd.engine.saved_config import differing_keys, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
-from dfmsd.utils.files import write_json
+from dfmsd.utils.files import check_writable, write_json
+
+SHOWN_KEYS = 4
+"""Keys in which a resumed config differs that its refusal names."""
 
 
 def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that the run must not or cannot use; nothing is written.
+    """Refuse a folder that the run must not or cannot use; nothing is left there.
 
     Raises:
-        DfmsdError: the folder holds a run, or none, or another one, against what ``resume`` and ``overwrite`` say.
+        DfmsdError: the folder holds a run, or none, or another one, against what ``resume`` and ``overwrite`` say, or
+            cannot be written.
     """
     if resume and overwrite:
         raise DfmsdError("--resume keeps what is in the run folder and --overwrite deletes it; pass one of them")
@@ -29,10 +33,14 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
         raise DfmsdError(f"out: {run} is a file; name a folder")
     if resume and not run.exists:
         raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out --resume")
-    if resume and not same_run(config, run.path):
-        raise DfmsdError(f"{run.config_file} differs from this config; resume with --config {run.config_file}")
+    if resume and (keys := differing_keys(config, run.path)):
+        raise DfmsdError(
+            f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
+            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; resume with --config {run.config_file}"
+        )
     if not resume and not overwrite and run.exists:
         raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
+    check_writable(run.path)
 
 
 def open_folder(

@@ -17,6 +17,7 @@ from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.rng import preserved_rng, seed_everything
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
 from dfmsd.engine.teachers import load_teachers
+from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
@@ -72,6 +73,7 @@ def distill(
             delivered.
     """
     check_loggers(config.loggers)
+    _refuse_no_images(check_images)
     if no_distill:
         config = config.without_teachers()
     run, saved_as = RunFolder(Path(config.out)), saved_as or config
@@ -109,6 +111,7 @@ def distill(
 
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run only the pre-flight of `distill`; nothing is written except teachers that are trained on first use."""
+    _refuse_no_images(check_images)
     check_frozen(config.student)
     with preserved_rng():
         data = read_data(config)
@@ -147,3 +150,8 @@ def build_task(
         missing = [name for name in teacher_names(config) if name not in given]
         loaded = load_teachers(missing, class_names, Path(config.out), config.processes, train=train)
         return assemble_task(config, student, {**loaded, **given})
+
+
+def _refuse_no_images(check_images: int | None) -> None:
+    if check_images is not None and check_images < 1:
+        raise DfmsdError(f"check_images must be at least 1, got {check_images}; leave it out to use all images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ def write_config(config: RunConfig, run: Path) -> None:
 
 
 def same_run(config: RunConfig, run: Path) -> bool:
-    """Return whether the config saved in a run folder describes this run, `FREE_ON_RESUME` aside.
+    """Return whether the config saved in a run folder describes this run, `FREE_ON_RESUME` aside."""
+    return not differing_keys(config, run)
 
-    Both sides are compared with every key and loss option written out. The saved values count, so a run stays the same
-    when a default changes. Keys that an older file lacks are assumed to have today's defaults.
+
+def differing_keys(config: RunConfig, run: Path) -> list[str]:
+    """Return the keys, such as ``optim.lr``, in which a run differs from the config saved in a folder.
+
+    `FREE_ON_RESUME` aside. Both sides are compared with every key and loss option written out. The saved values count,
+    so a run stays the same when a default changes. Keys that an older file lacks are assumed to have today's defaults.
+    The keys of a file that this version cannot read are unknown: it differs in ``a key of another version``.
     """
     current: dict[str, Any] = yaml.safe_load(to_yaml(config))
     saved = RunFolder(run).read_config()
@@ -45,9 +52,20 @@ def same_run(config: RunConfig, run: Path) -> bool:
         nested["data"]["cache"] = DataConfig(cache=nested["data"]["cache"]).cache  # a bool in older files
         stages = [{**asdict(StageConfig(epochs=1)), **stage} for stage in saved.get("stages", [])]
         former = _with_loss_options({**defaults, **saved, **nested, **({"stages": stages} if stages else {})})
-        return {**current, **FREE_ON_RESUME} == {**former, **FREE_ON_RESUME}
     except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
-        return False
+        return ["a key of another version"]
+    return list(_differences({**former, **FREE_ON_RESUME}, {**current, **FREE_ON_RESUME}))
+
+
+def _differences(former: Any, current: Any, key: str = "") -> Iterator[str]:
+    """Yield the innermost keys whose values differ; a list of another length differs as a whole."""
+    if isinstance(former, list) and isinstance(current, list) and len(former) == len(current):
+        former, current = dict(enumerate(former)), dict(enumerate(current))
+    if isinstance(former, dict) and isinstance(current, dict):
+        for name in {**former, **current}:
+            yield from _differences(former.get(name), current.get(name), f"{key}.{name}" if key else str(name))
+    elif former != current:
+        yield key
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def load_teachers(
         folder = Path(recipes[name].out if name in recipes else name)
         if folder.resolve() == out.resolve():
             raise DfmsdError(f"teacher {name}: {folder} is the student's own run folder; choose another `out`")
+    for name in references:
+        _refuse_unfinished(name)
     loaded = {name: load_detector(name) for name in references if name not in recipes}
     untrained = {name: recipe for name, recipe in recipes.items() if not _is_trained(name, recipe, class_names)}
     check_process_counts({name: recipe.processes for name, recipe in untrained.items()}, processes)
@@ -55,6 +57,15 @@ def load_teachers(
             console.print(f"teacher {name} is not finished: run the same command again to continue it")
             raise
     return loaded | {name: load_detector(recipe.out) for name, recipe in recipes.items()}
+
+
+def _refuse_unfinished(name: str) -> None:
+    run = RunFolder(Path(name))
+    if run.exists and not run.finished:
+        raise DfmsdError(
+            f"teacher {name}: the run has not finished; continue it with --config {run.config_file} --resume, or name "
+            f"{run.weights_file} to use the detector as it is"
+        )
 
 
 def _is_trained(name: str, recipe: TrainConfig, class_names: Sequence[str]) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from dfmsd.errors import DfmsdError
@@ -56,6 +59,29 @@ def make_folder(path: Path, name: str = "out") -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DfmsdError(f"{name}: cannot write to {path} ({error.strerror}); choose another folder") from error
+
+
+def check_writable(folder: Path, name: str = "out") -> None:
+    """Check that files can be written into a folder, which need not exist, and leave nothing behind.
+
+    Args:
+        folder: Folder.
+        name: Name of the setting, such as ``out``, for the message.
+
+    Raises:
+        DfmsdError: It cannot be created or written.
+    """
+    missing = list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    try:
+        make_folder(folder, name)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DfmsdError(f"{name}: cannot write to {folder} ({error.strerror}); choose another folder") from error
+    finally:
+        for place in missing:
+            with suppress(OSError):  # another run has written there
+                place.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
