@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
         file.write_text(json.dumps(content))
     for name, run in runs.items():
         config = distill_config(run, loss={"name": "dfmsd", "weight": 2.0})
+        config.stages[1] = replace(config.stages[1], basis="former")
         config.data.root = str(data)
         distill(config, no_distill=name == "baseline", allow_weak_teacher=True, check_images=1)
     pages = {

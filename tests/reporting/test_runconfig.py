@@ -80,3 +80,22 @@ def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers
     config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "t2", "p5": "t4"}})
     lines = paired_levels(config, student, {tiny_teachers[1]: teacher})
     assert [(line.pair.student.name, line.pair.teacher.name) for line in lines] == [("p3", "t2"), ("p5", "t4")]
+
+
+def test_a_rotation_replaces_the_convolution_between_unlike_channels(distill_config, tmp_path, tiny_teachers):
+    student = [LevelSpec(f"p{i}", 16, 2**i) for i in (3, 4)]
+    levels = {
+        tiny_teachers[0]: [LevelSpec(f"a{i}", 16, 2**i) for i in (3, 4)],
+        tiny_teachers[1]: [LevelSpec(f"b{i}", 32, 2**i) for i in (3, 4)],
+    }
+    first = StageConfig(1, tiny_teachers[0])
+    former, student_basis = (StageConfig(1, tiny_teachers[1], basis=basis) for basis in ("former", "student"))
+    config = distill_config(tmp_path, loss={"name": "pkd"}, stages=[first, former, student_basis])
+    lines = paired_levels(config, student, levels)
+    assert [(line.stage, line.alignment) for line in lines] == [
+        (stage, alignment) for stage, alignment in ((1, "not needed"), (2, "rotation"), (3, "rotation")) for _ in "34"
+    ]
+    assert lines[2].pair.teacher == LevelSpec("b3", 32, 8)  # its own channels, before the rotation
+    wide = {**levels, tiny_teachers[0]: [level._replace(channels=24) for level in levels[tiny_teachers[0]]]}
+    assert paired_levels(config, student, wide)[2].alignment == "rotation, 1x1 convolution"
+    assert {line.stage for line in paired_levels(config, student, {tiny_teachers[1]: levels[tiny_teachers[1]]})} == {3}

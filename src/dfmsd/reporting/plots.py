@@ -70,7 +70,13 @@ def curves(
     return Figure(title, traces, layout, _describe_curves(title, lines, digits), values)
 
 
-def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str, signed: bool = False) -> Figure:
+def bars(
+    title: str,
+    groups: Mapping[str, Mapping[str, float | None]],
+    unit: str,
+    signed: bool = False,
+    digits: int = 1,
+) -> Figure:
     """Plot bars, side by side for several groups.
 
     Args:
@@ -78,7 +84,9 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str
         groups: group -> bar -> value; None leaves the bar out, and its name if no group has a value for it.
         unit: label of the value axis.
         signed: show the sign, for differences.
+        digits: decimals of the values.
     """
+    form = f"{'+' if signed else ''}.{digits}f"
     names = dict.fromkeys(name for group in groups.values() for name, value in group.items() if value is not None)
     traces = [
         {
@@ -88,7 +96,7 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str
             "y": [escape_label(name) for name in group if name in names],
             "x": [None if value is None else round(value, 4) for name, value in group.items() if name in names],
             "marker": {"pattern": {"shape": PATTERNS[index % len(PATTERNS)], "solidity": 0.5}},
-            "hovertemplate": "%{y}: %{x:" + ("+" if signed else "") + ".1f}<extra></extra>",
+            "hovertemplate": "%{y}: %{x:" + form + "}<extra></extra>",
         }
         for index, (label, group) in enumerate(groups.items())
     ]
@@ -101,7 +109,6 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float | None]], unit: str
         "showlegend": len(traces) > 1,
         "legend": _LEGEND,
     }
-    form = "+.1f" if signed else ".1f"
     rows = [(name, *(_number(group.get(name), form) for group in groups.values())) for name in names]
     described = "; ".join(f"{row[0]} {', '.join(row[1:])}" for row in rows[:20])
     alt = f"{title} ({', '.join(groups)}), {unit}: {described}{', and more' if len(rows) > 20 else ''}."

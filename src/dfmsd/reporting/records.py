@@ -46,6 +46,8 @@ class RunRecord:
     epochs: Series | None
     balance: Mapping[str, Mapping[str, float]] | None = None
     """Stage -> term or loss name -> factor chosen by the automatic balance."""
+    basis: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
+    """Stage -> teacher's level -> correlation ``before`` and ``after`` the rotation."""
 
     @property
     def weights_bytes(self) -> int | None:
@@ -115,6 +117,7 @@ def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
         log=_read_csv(run.log_file, required=("step", "epoch", "stage")) if log else None,
         epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
         balance=run.read_balance(),
+        basis=run.read_basis(),
     )
 
 

@@ -22,6 +22,7 @@ from dfmsd.reporting.page import Section, write_page
 from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.results import AP_NOTE, METRICS, ModelRow, classes_section, model_row, results_section
 from dfmsd.reporting.runconfig import run_config, teacher_references
+from dfmsd.reporting.stages import stages_sections
 from dfmsd.reporting.summary import summarize
 from dfmsd.reporting.training import precision_section, training_sections
 from dfmsd.runfolder import RunFolder
@@ -75,6 +76,7 @@ def run_report(
         replace(_results(record, rows, baseline_record, analysis), lead=lead),
         *([Section("Warnings", warnings)] if warnings else []),
         classes_section(rows, student_row.name, "baseline"),
+        *stages_sections(config, record),
         _precision(record, baseline_record),
         *training_sections(record, config, ""),
         *levels_sections(config, record, levels),

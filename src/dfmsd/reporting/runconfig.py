@@ -11,6 +11,7 @@ from torch import nn
 
 from dfmsd import losses
 from dfmsd.distillation.balance import balanced_groups
+from dfmsd.distillation.basis import build_basis
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
@@ -96,24 +97,35 @@ def paired_levels(
         teachers: reference -> levels; other teachers are left out.
     """
     rows = []
+    former: losses.Criterion | losses.CriterionSum | None = None
     for number, stage in enumerate(config.stages, 1):
+        reference, former = former, None
         for name in stage.teachers:
-            if name not in teachers:
+            unknown = stage.basis == "former" and reference is None
+            if name not in teachers or unknown:
                 continue
+            loss = losses.replace_loss(config.loss, stage.loss)
             try:
                 with torch.device("meta"):  # allocate nothing, draw no random numbers
-                    loss = losses.replace_loss(config.loss, stage.loss)
-                    criterion = losses.build(loss, list(student), list(teachers[name]))
+                    own = former = losses.build(loss, list(student), list(teachers[name]))
+                    if stage.basis != "own":
+                        basis = build_basis(own, teachers[name], reference if stage.basis == "former" else None)
+                        former = losses.build(loss, list(student), list(teachers[name]), basis=basis)
             except DfmsdError:  # the teacher's folder now holds another detector
                 continue
-            layers = dict(zip(criterion.pairs, criterion.align, strict=True))
-            rows += [PairedLevel(number, name, pair, _alignment(pair, layer)) for pair, layer in layers.items()]
+            layers = dict(zip(own.pairs, former.align, strict=True))
+            rotated = former.basis is not None
+            rows += [
+                PairedLevel(number, name, pair, _alignment(pair, layer, rotated=rotated))
+                for pair, layer in layers.items()
+            ]
     return rows
 
 
-def _alignment(pair: LevelPair, layer: nn.Module) -> str:
+def _alignment(pair: LevelPair, layer: nn.Module, *, rotated: bool) -> str:
     assert isinstance(layer, Align)
-    steps = [] if isinstance(layer.project, nn.Identity) else ["1x1 convolution"]
+    steps = ["rotation"] * rotated
+    steps += [] if isinstance(layer.project, nn.Identity) else ["1x1 convolution"]
     if pair.student.stride != pair.teacher.stride:
         steps.append(f"{layer.resize} resized")
     return ", ".join(steps) or "not needed"

@@ -14,6 +14,7 @@ from dfmsd.reporting.page import Section, write_page
 from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.results import AP_NOTE, METRICS, ModelRow, classes_section, model_row, results_section
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
+from dfmsd.reporting.stages import stages_sections
 from dfmsd.reporting.summary import summarize
 from dfmsd.reporting.training import precision_section, training_sections
 from dfmsd.types import LevelSpec
@@ -57,6 +58,7 @@ def comparison_report(path: str | Path, runs: Mapping[str, str | Path], analysis
     for name, record in records.items():
         if record.distills:
             config, suffix = run_config(record), f" ({name})"
+            sections += stages_sections(config, record, suffix)
             sections += training_sections(record, config, suffix)
             sections += levels_sections(config, record, _known_levels(teacher_references(config), analysis), suffix)
     return write_page(Path(path), "Comparison of runs", [*sections, *(analysis.sections if analysis else [])])

@@ -1,0 +1,90 @@
+"""Report section on a run's stages: which teacher when, and in whose channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig
+from dfmsd.reporting.page import Figure, Section, Table
+from dfmsd.reporting.plots import bars, escape_label
+from dfmsd.reporting.records import RunRecord
+
+ROTATED = (
+    "The teacher of a rotated stage is imitated in the channels of another detector. The rotation is fitted on "
+    "training images when the stage begins. The plot shows the correlation of equal channels on them before "
+    "and after it, per level of the teacher; 1 is perfect."
+)
+
+
+def stages_sections(config: DistillConfig | None, record: RunRecord, suffix: str = "") -> list[Section]:
+    """Show the plan of a run with several stages or a rotated one, and what the rotations changed.
+
+    Args:
+        config: of the run, if it can be read.
+        record: of the run.
+        suffix: appended to the section title.
+    """
+    if config is None or not any(stage.teachers for stage in config.stages):
+        return []
+    rotated = [number for number, stage in enumerate(config.stages, 1) if stage.basis != "own"]
+    if len(config.stages) == 1 and not rotated:
+        return []
+    fits = {number: fit for number in rotated if (fit := (record.basis or {}).get(str(number)))}
+    notes = [ROTATED] if rotated else []
+    notes += [f"The rotation of stage {number} has not been fitted yet." for number in rotated if number not in fits]
+    rows = [
+        (str(number), str(stage.epochs), " & ".join(stage.teachers) or "none", _channels(stage, number))
+        for number, stage in enumerate(config.stages, 1)
+    ]
+    table = Table(("stage", "epochs", "teacher", "imitated in the channels of"), rows)
+    figures = [_plan(config), *(_correlations(number, fit) for number, fit in fits.items())]
+    return [Section(f"Stages{suffix}", notes, table, figures)]
+
+
+def _channels(stage: StageConfig, number: int) -> str:
+    if not stage.teachers:
+        return "–"
+    names = {"own": "the teacher", "former": f"stage {number - 1}", "student": "the student"}
+    return names[stage.basis]
+
+
+def _plan(config: DistillConfig) -> Figure:
+    """Draw the stages as bars over the epochs."""
+    ends = list(accumulate(stage.epochs for stage in config.stages))
+    labels = [_label(stage, number) for number, stage in enumerate(config.stages, 1)]
+    trace: dict[str, Any] = {
+        "type": "bar",
+        "orientation": "h",
+        "name": "epochs",
+        "y": ["<br>".join(map(escape_label, label)) for label in labels],
+        "base": [0, *ends[:-1]],
+        "x": [stage.epochs for stage in config.stages],
+        "hovertemplate": "%{x} epochs<extra></extra>",
+    }
+    layout = {
+        "margin": {"l": 8, "r": 12, "t": 24, "b": 40},
+        "xaxis": {"title": {"text": "Epochs"}},
+        "yaxis": {"type": "category", "autorange": "reversed"},
+        "showlegend": False,
+    }
+    described = "; ".join(f"{' '.join(label)} until epoch {end}" for label, end in zip(labels, ends, strict=True))
+    return Figure("Plan", [trace], layout, f"Plan: {described}.", height=110 + 50 * len(ends))
+
+
+def _label(stage: StageConfig, number: int) -> list[str]:
+    """Return the lines that describe a stage."""
+    names = " & ".join(Path(name).name for name in stage.teachers) or "labels alone"
+    rotated = stage.basis != "own"
+    return [f"{number}: {names}", *[f"in the channels of {_channels(stage, number)}"] * rotated]
+
+
+def _correlations(number: int, fit: Mapping[str, Mapping[str, float]]) -> Figure:
+    groups: dict[str, dict[str, float | None]] = {
+        when: {level: round(values[when], 2) + 0.0 for level, values in fit.items()}  # + 0.0: no negative zero
+        for when in ("before", "after")
+    }
+    return bars(f"Rotation of stage {number}", groups, "Correlation of equal channels", digits=2)

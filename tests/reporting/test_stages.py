@@ -1,0 +1,62 @@
+"""The section on a run's stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from tests.helpers.pages import Page
+
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.saved_config import write_config
+from dfmsd.reporting import run_report
+from dfmsd.reporting.records import read_run
+from dfmsd.reporting.stages import stages_sections
+
+FIT = {"p3": {"before": 0.012, "after": 0.456}, "p4": {"before": -0.004, "after": 0.5}}
+
+
+def test_the_plan_says_in_whose_channels_each_teacher_is_imitated(make_run, distill_config, tmp_path):
+    stages = [
+        StageConfig(3, "runs/a", basis="student"),
+        StageConfig(6, "runs/b", basis="former"),
+        StageConfig(1, ["runs/a", "runs/b"]),
+        StageConfig(2),
+    ]
+    run = make_run()
+    [section] = stages_sections(distill_config(tmp_path, stages=stages), read_run(run))
+    assert section.table is not None
+    assert section.table.rows == [
+        ("1", "3", "runs/a", "the student"),
+        ("2", "6", "runs/b", "stage 1"),
+        ("3", "1", "runs/a & runs/b", "the teacher"),
+        ("4", "2", "none", "–"),
+    ]
+    [plan] = section.figures
+    assert plan.traces[0]["base"] == [0, 3, 9, 10]
+    assert plan.traces[0]["x"] == [3, 6, 1, 2]
+    assert plan.traces[0]["y"][1:] == ["2: b<br>in the channels of stage 1", "3: a &amp; b", "4: labels alone"]
+    assert "2: b in the channels of stage 1 until epoch 9" in plan.alt
+    assert "The rotation of stage 2 has not been fitted yet." in section.notes
+
+
+def test_the_correlations_of_a_rotation_are_shown(make_run, distill_config, tmp_path):
+    run = make_run()
+    stages = [StageConfig(3, "runs/<b>a"), StageConfig(6, "runs/b", basis="former")]
+    write_config(distill_config(run, stages=stages), run)
+    (run / "basis.json").write_text(json.dumps({"2": FIT}))
+    page = Page(run_report(run))
+    assert "has not been fitted" not in page.html
+    assert "b" not in page.tags
+    assert {"before", "after"} <= page.plotted
+    [section] = stages_sections(distill_config(run, stages=stages), read_run(run))
+    assert section.figures[1].values is not None
+    assert section.figures[1].values.rows == [("p3", "0.01", "0.46"), ("p4", "0.00", "0.50")]
+
+
+def test_a_single_stage_needs_no_plan_unless_it_is_rotated(make_run, distill_config, tmp_path):
+    record, config = read_run(make_run()), distill_config(tmp_path, stages=[StageConfig(3, "runs/a")])
+    assert stages_sections(config, record) == []
+    assert stages_sections(None, record) == []
+    assert stages_sections(config.without_teachers(), record) == []
+    assert len(stages_sections(replace(config, stages=[StageConfig(3, "runs/a", basis="student")]), record)) == 1
