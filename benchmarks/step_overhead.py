@@ -4,6 +4,9 @@ The minimum is the student's own training step, the teacher's forward pass up to
 alignment and generation, forward and backward, with the same shapes; the rest is overhead. With a teacher cache, the
 teacher's forward pass is not part of the minimum. The optimizer step is excluded from both.
 
+A rotated stage imitates the teacher in the student's basis. Its step is compared with the same step without rotation,
+and the fit at the start of the stage is timed.
+
     python benchmarks/step_overhead.py
 """
 
@@ -26,6 +29,7 @@ import dfmsd
 from dfmsd import DetectorConfig, DistillationTask, FrozenTeacher, StageConfig, Target
 from dfmsd.distillation.cache import Layout, TeacherCache
 from dfmsd.engine.allocator import keep_freed_memory
+from dfmsd.losses.basis import FIT_IMAGES, BasisName
 from dfmsd.utils.cachedir import GIB
 from dfmsd.utils.store import RamStore
 
@@ -40,6 +44,8 @@ GENERATIONS = ("light", "full")
 BATCH, SIDE, BOXES = 8, 192, 6
 KEYS = tuple(f"image-{i}" for i in range(BATCH))
 THREADS = 1
+FITS = 3
+"""Fits of a rotation that are timed."""
 
 
 class Setup(NamedTuple):
@@ -48,6 +54,8 @@ class Setup(NamedTuple):
     plain: DistillationTask
     """The student without a teacher, as with ``--no-distill``."""
     distilled: DistillationTask
+    rotated: DistillationTask
+    """``distilled`` with its teacher in the student's basis."""
     teacher: FrozenTeacher
     images: Tensor
     targets: list[Target]
@@ -62,13 +70,18 @@ def build(student_config: DetectorConfig, stage: int, generation: str) -> Setup:
     teacher.detector.to(memory_format=torch.channels_last)
     stages = [StageConfig(epochs=1) for _ in range(stage)]
     plain = DistillationTask(student, stages, [()] * stage, loss)
-    distilled = DistillationTask(student, stages, [(teacher,)] * stage, loss).to(memory_format=torch.channels_last)
-    for task in (plain, distilled):
+
+    def taught(basis: BasisName) -> DistillationTask:
+        plan = [*stages[1:], StageConfig(epochs=1, basis=basis)]
+        return DistillationTask(student, plan, [(teacher,)] * stage, loss).to(memory_format=torch.channels_last)
+
+    distilled, rotated = taught("own"), taught("student")
+    for task in (plain, distilled, rotated):
         task.train().enter_stage(stage - 1)
     levels = tuple(pair.teacher for pair in distilled.lessons[0].criterion.pairs)
     teacher.cache = TeacherCache(RamStore(GIB), Layout(levels, (SIDE, SIDE)))
     images = torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
-    return Setup(plain, distilled, teacher, images, [random_target() for _ in range(BATCH)])
+    return Setup(plain, distilled, rotated, teacher, images, [random_target() for _ in range(BATCH)])
 
 
 def random_target() -> Target:
@@ -121,10 +134,17 @@ def bare_convolutions(calls: list[tuple[nn.Conv2d, Tensor]]) -> Callable[[], Non
     return run
 
 
+def fit(setup: Setup) -> None:
+    """Fit the rotations as at the start of a stage, on `FIT_IMAGES` decoded images."""
+    setup.rotated.lessons[0].criterion.basis.fitted.fill_(False)
+    setup.rotated.fit_bases([setup.images] * (FIT_IMAGES // BATCH))
+
+
 def measure(student_config: DetectorConfig, stage: int, generation: str, repeats: int) -> dict[str, Any]:
     """Measure one student in one stage and return a row."""
     setup = build(student_config, stage, generation)
     convolutions = record_convolutions(setup)
+    fitting = interleaved_medians({"fit": partial(fit, setup)}, FITS, warmup=0)["fit"]
     whole, plain = partial(training_step, setup.distilled, setup), partial(training_step, setup.plain, setup)
     medians = interleaved_medians(
         {
@@ -133,6 +153,7 @@ def measure(student_config: DetectorConfig, stage: int, generation: str, repeats
             "student_step": plain,
             "teacher_forward": partial(setup.teacher.features, setup.images),
             "bare_convolutions": bare_convolutions(convolutions),
+            "rotated_step": partial(training_step, setup.rotated, setup),
         },
         repeats,
     )
@@ -150,6 +171,8 @@ def measure(student_config: DetectorConfig, stage: int, generation: str, repeats
         "generation": generation,
         **ratios({name: median.wall for name, median in medians.items()}),
         **{f"{key}_cpu": ratio for key, ratio in ratios({name: m.cpu for name, m in medians.items()}).items()},
+        "fit_seconds": fitting.wall / 1e3,
+        "fit_seconds_cpu": fitting.cpu / 1e3,
         "memory_ratio": peaks["distillation_step"] / peaks["teacher_forward_then_student_step"],
         "median_ms": {name: median._asdict() for name, median in medians.items()},
         "peak_bytes": peaks,
@@ -172,6 +195,7 @@ def ratios(durations: dict[str, float]) -> dict[str, float]:
         "ratio_cached_to_floor": cached / cached_floor,
         "ratio_to_plain": whole / durations["student_step"],
         "ratio_cached_to_plain": cached / durations["student_step"],
+        "ratio_rotated_to_unrotated": durations["rotated_step"] / whole,
     }
 
 
@@ -183,11 +207,31 @@ def show(rows: list[dict[str, Any]]) -> None:
     for heading in (*headings, "to floor", "cached to floor", "to plain", "cached to plain", "memory"):
         table.add_column(heading, justify="right")
     for row in rows:
-        durations = [f"{m['wall']:.0f} ({m['cpu']:.0f})" for m in row["median_ms"].values()]
+        durations = [milliseconds(median) for name, median in row["median_ms"].items() if name != "rotated_step"]
         relative = [f"{row[key]:.3f} ({row[key + '_cpu']:.3f})" for key in ratios]
-        memory = f"{row['memory_ratio']:.3f}"
-        table.add_row(row["student"]["backbone"], str(row["stage"]), row["generation"], *durations, *relative, memory)
-    Console(width=180).print(table)
+        table.add_row(*names(row), *durations, *relative, f"{row['memory_ratio']:.3f}")
+    rotation = Table(
+        "student", "stage", "generation", "step ms", "rotated ms", "ratio", "fit s", title="a rotated stage"
+    )
+    for row in rows:
+        steps = [milliseconds(row["median_ms"][name]) for name in ("distillation_step", "rotated_step")]
+        ratio, fits = (
+            f"{row[key]:.3f} ({row[key + '_cpu']:.3f})" for key in ("ratio_rotated_to_unrotated", "fit_seconds")
+        )
+        rotation.add_row(*names(row), *steps, ratio, fits)
+    console = Console(width=180)
+    console.print(table)
+    console.print(rotation)
+
+
+def names(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the cells that name a row."""
+    return row["student"]["backbone"], str(row["stage"]), row["generation"]
+
+
+def milliseconds(median: dict[str, float]) -> str:
+    """Format wall time and CPU time."""
+    return f"{median['wall']:.0f} ({median['cpu']:.0f})"
 
 
 def main() -> None:
@@ -201,7 +245,7 @@ def main() -> None:
         for stage in STAGES
         for generation in GENERATIONS
     ]
-    worst = {key: max(row[key] for row in rows) for key in rows[0] if "ratio" in key}
+    worst = {key: max(row[key] for row in rows) for key in rows[0] if "ratio" in key or "fit_seconds" in key}
     result = {
         **worst,
         "note": "top level: the worst of the rows; ratios are of wall-clock medians, *_cpu of processor time",
