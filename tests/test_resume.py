@@ -29,7 +29,7 @@ from dfmsd.engine.run import distill
 from dfmsd.engine.saved_config import write_config
 
 MakeDistill = Callable[..., DistillConfig]
-TABLES = ("log.csv", "epochs.csv", "balance.json", "metrics.json")
+TABLES = ("log.csv", "epochs.csv", "metrics.json")
 RESULTS = (*TABLES, "student.safetensors", "last.ckpt", "best.ckpt")
 LINK = os.link  # which one test replaces
 STEPS, EPOCH = 12, 4

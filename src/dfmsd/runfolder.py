@@ -53,11 +53,6 @@ class RunFolder:
         return self.path / "epochs.csv"
 
     @property
-    def balance_file(self) -> Path:
-        """Factors that the automatic balance chose in each stage."""
-        return self.path / "balance.json"
-
-    @property
     def basis_file(self) -> Path:
         """Correlations before and after the rotations into another basis, per stage."""
         return self.path / "basis.json"
@@ -143,10 +138,6 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any] | None:
         """Read versions and parameter counts, or return None where they are missing."""
         return _read_json(self.environment_file)
-
-    def read_balance(self) -> dict[str, Any] | None:
-        """Read the balance factors, ``stage -> group -> factor``, or return None where there are none."""
-        return _read_json(self.balance_file)
 
     def read_basis(self) -> dict[str, Any] | None:
         """Read ``basis.json``: stage -> level -> correlation before and after; None if it is missing."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +24,10 @@ def pyramid() -> dict[str, Tensor]:
 def quadratic(levels: dict[str, Tensor], factor: float) -> Tensor:
     """Its gradient on a level is ``factor`` times the level, so of norm ``5 * factor``."""
     return factor * sum(level.square().sum() for level in levels.values()) / 2
+
+
+def values(balance: GradientBalance) -> dict[str, float]:
+    return {name: float(factor) for name, factor in balance.factors().items()}
 
 
 def measure(balance: GradientBalance, task: float, mask: float, sfa: float) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def test_a_value_that_does_not_reach_the_pyramid_has_norm_zero() -> None:
 def test_the_factor_is_ratio_times_the_tasks_norm_over_the_terms() -> None:
     balance = GradientBalance(BOTH, ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
-    assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2, "sfa": 0.5 * 6 / 0.1})
+    assert values(balance) == pytest.approx({"mask": 0.5 * 6 / 2, "sfa": 0.5 * 6 / 0.1})
     assert_close(terms["mask/p3"], torch.tensor(1.5 * 2 * 9 / 2))
     assert_close(terms["mask/p4"], torch.tensor(1.5 * 2 * 16 / 2))
     assert_close(terms["sfa/p3"], torch.tensor(30 * 0.1 * 25 / 2))
@@ -65,7 +71,7 @@ def test_a_loss_that_is_balanced_as_a_whole_keeps_the_ratios_of_its_terms() -> N
     balance = GradientBalance(balanced_groups(("mask", "sfa"), "loss"), ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
     factor = 0.5 * 6 / 2.1  # both gradients point along the pyramid: their norms add up
-    assert balance.factors() == pytest.approx({"loss": factor})
+    assert values(balance) == pytest.approx({"loss": factor})
     assert_close(terms["mask/p3"], torch.tensor(factor * 2 * 9 / 2))
     assert_close(terms["sfa/p3"], torch.tensor(factor * 0.1 * 25 / 2))
 
@@ -83,34 +89,55 @@ def test_scaled_terms_have_the_target_gradient_norm() -> None:
     assert gradient_norm(terms["far/p3"], levels) == pytest.approx(0.25 * float(gradient_norm(task, levels)))
 
 
-def test_several_batches_are_averaged_and_then_the_factors_stay() -> None:
-    balance = GradientBalance(BOTH, ratio=1.0, batches=2)
+def test_the_first_calls_are_averaged() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0)
     measure(balance, task=1.0, mask=1.0, sfa=1.0)
-    assert not balance.settled
     measure(balance, task=3.0, mask=1.0, sfa=7.0)
-    assert balance.settled
-    expected = pytest.approx({"mask": 4 / 2, "sfa": 4 / 8})
-    assert balance.factors() == expected
-    terms = measure(balance, task=100.0, mask=5.0, sfa=1.0)
-    assert balance.factors() == expected
-    assert_close(terms["sfa/p3"], torch.tensor(0.5 * 25 / 2))
+    assert values(balance) == pytest.approx({"mask": 4 / 2, "sfa": 4 / 8})
+
+
+def test_after_the_first_calls_only_every_tenth_is_measured() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0, first=2, interval=3)
+    measured = []
+    for _ in range(9):
+        measured.append(balance.measures)
+        measure(balance, task=1.0, mask=1.0, sfa=1.0)
+    assert measured == [True, True, False, False, True, False, False, True, False]
+
+
+def test_the_factor_follows_gradients_that_change() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0, interval=1)
+    for _ in range(10):
+        measure(balance, task=1.0, mask=1.0, sfa=1.0)
+    measure(balance, task=11.0, mask=1.0, sfa=6.0)  # a tenth of the way
+    assert values(balance) == pytest.approx({"mask": 2.0, "sfa": 2 / 1.5})
+    for _ in range(150):
+        measure(balance, task=3.0, mask=1.0, sfa=6.0)
+    assert values(balance) == pytest.approx({"mask": 3.0, "sfa": 0.5}, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_does_not_stay() -> None:
+    balance = GradientBalance(BOTH, ratio=1.0)
+    measure(balance, task=4.0, mask=1.0, sfa=2.0)
+    measure(balance, task=4.0, mask=math.inf, sfa=2.0)
+    assert values(balance) == pytest.approx({"mask": 4.0, "sfa": 2.0})
 
 
 def test_before_the_first_batch_and_without_gradient_the_factor_is_one() -> None:
     balance = GradientBalance(BOTH, ratio=1.0)
-    assert balance.factors() == {"mask": 1.0, "sfa": 1.0}
+    assert values(balance) == {"mask": 1.0, "sfa": 1.0}
     measure(balance, task=2.0, mask=1.0, sfa=0.0)
-    assert balance.factors() == pytest.approx({"mask": 2.0, "sfa": 1.0})
+    assert values(balance) == pytest.approx({"mask": 2.0, "sfa": 1.0})
 
 
 def test_the_measurement_survives_a_checkpoint() -> None:
-    first, second = (GradientBalance(BOTH, ratio=1.0, batches=2) for _ in range(2))
+    first, second = (GradientBalance(BOTH, ratio=1.0, first=2) for _ in range(2))
     measure(first, task=4.0, mask=1.0, sfa=2.0)
     second.load_state_dict(first.state_dict())
-    assert second.factors() == first.factors() == pytest.approx({"mask": 4.0, "sfa": 2.0})
-    assert not second.settled
+    assert values(second) == values(first) == pytest.approx({"mask": 4.0, "sfa": 2.0})
+    assert second.measures
     measure(second, task=4.0, mask=1.0, sfa=2.0)
-    assert second.settled
+    assert not second.measures
 
 
 def test_the_factors_carry_no_gradient() -> None:
@@ -125,7 +152,7 @@ def test_the_factors_carry_no_gradient() -> None:
 def test_a_term_without_a_group_is_not_scaled(groups: dict[str, str]) -> None:
     balance = GradientBalance(groups, ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)
-    assert balance.factors() == pytest.approx(dict.fromkeys(groups.values(), 1.5))
+    assert values(balance) == pytest.approx(dict.fromkeys(groups.values(), 1.5))
     assert_close(terms["sfa/p3"], torch.tensor(0.1 * 25 / 2))
 
 
@@ -135,7 +162,7 @@ def test_the_tasks_gradient_is_measured_on_labeled_images(task: DistillationTask
         whole[name] = torch.cat([level, torch.zeros_like(level)])
     balance = GradientBalance({"mask": "mask"}, ratio=0.5)
     balance({"mask/p3": quadratic(whole, 2.0)}, quadratic(labeled, 6.0), whole, labeled)
-    assert balance.factors() == pytest.approx({"mask": 0.5 * 6 / 2})
+    assert values(balance) == pytest.approx({"mask": 0.5 * 6 / 2})
 
     task.train()
     boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0]])
@@ -143,4 +170,4 @@ def test_the_tasks_gradient_is_measured_on_labeled_images(task: DistillationTask
     task(torch.rand(3, 3, 64, 64), targets)  # the third image has no annotations
     (lesson,) = task.lessons
     assert lesson.balance is not None
-    assert all(factor > 0 for factor in lesson.balance.factors().values())
+    assert all(factor > 0 for factor in values(lesson.balance).values())

@@ -96,7 +96,7 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
     task.enter_stage(1)
     (lesson,) = task.lessons
     assert lesson.balance is not None
-    lesson.balance.count = lesson.balance.batches
+    lesson.balance.calls = lesson.balance.first
     watch = Watch()
     watch.leave_out(student)  # torchvision's own losses do wait
     with watch:
@@ -122,17 +122,17 @@ def test_a_balance_does_not_wait_while_it_measures_either(watch: Watch) -> None:
     feature = torch.rand(1, 2, 4, 4, requires_grad=True)
     balance({"mask/p3": feature.square().sum()}, feature.sum(), {"p3": feature})
     assert watch.found == []
-    assert balance.count == 1
-    assert balance.sums.tolist() != [0.0, 0.0]
+    assert balance.calls == 1
+    assert balance.norms.tolist() != [0.0, 0.0]
 
 
 def test_the_count_of_a_balance_is_read_safely_from_a_file() -> None:
-    first, second = (GradientBalance({"mask": "mask"}, ratio=1.0, batches=2) for _ in range(2))
-    first.count = 2
-    first.sums.copy_(torch.tensor([6.0, 2.0]))
+    first, second = (GradientBalance({"mask": "mask"}, ratio=1.0, first=2) for _ in range(2))
+    first.calls = 2
+    first.norms.copy_(torch.tensor([6.0, 2.0]))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
-    assert second.settled
+    assert not second.measures
     assert second.factors() == {"mask": 3.0}

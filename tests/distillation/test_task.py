@@ -197,7 +197,8 @@ def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
     of_strides = [f"{term}/p{stride}" for term in ("pkd", "fg", "bg", "attention", "relation") for stride in (8, 16)]
     assert set(named) == {"task/count", "task/size", "mgd/p8", "mgd/p16", *of_strides}
     assert task.levels_in_use(0) == {teacher: set(teacher.levels)}  # by stride the last two, by index the first two
-    assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16"}
+    factors = {f"balance/{term}" for term in ("pkd", "mgd", "fg", "bg", "attention", "relation")}
+    assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16", *factors}
     layers = {name.split(".")[2]: p for name, p in task.trainable["criteria"].named_parameters()}
     assert set(layers) == {"pkd", "fgd", "mgd"}
     sum(named.values()).backward()
@@ -290,12 +291,12 @@ def test_compiled_losses_can_be_measured_after_a_step_that_was_not() -> None:
     task.compile_losses("aot_eager")
     balance = task.lessons[0].balance
     assert balance is not None
-    balance.count = balance.batches
+    balance.calls = balance.first
     for _ in range(2):  # the second call compiles again
         step(task)
-    balance.count = 0
+    balance.calls = 0
     step(task)
-    assert balance.count == 1
+    assert balance.calls == 1
     assert [scale.name for scale in term_scales(task, Batch(IMAGES, TARGETS, [], [], []))] == ["task", "fitnet"]
 
 

@@ -89,7 +89,7 @@ def test_the_layers_of_a_stages_only_teacher_keep_their_names() -> None:
     assert {name for name in names if ".align." in name} == {
         f"criteria.0.align.{level}.project.{kind}" for level in (0, 1) for kind in ("weight", "bias")
     }
-    assert {name for name in names if name.startswith("balance.")} == {"balance.0.sums", "balance.0._extra_state"}
+    assert {name for name in names if name.startswith("balance.")} == {"balance.0.norms", "balance.0._extra_state"}
     both = DistillationTask(FewNeurons(), [StageConfig(1, ["a", "b"])], [[first, second]], LOSS, 0.5)
     found = {name for name in both.trainable.state_dict() if not name.startswith("student.")}
     assert found == names | {name.replace(".0.", ".0_T2.", 1) for name in names}

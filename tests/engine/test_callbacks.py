@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import signal
 import threading
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import callbacks
-from dfmsd.engine.callbacks import BalanceReport, EpochEnd
+from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.optim import OptimConfig
@@ -210,33 +209,3 @@ def test_a_run_in_another_thread_installs_no_handlers(module: DistillationModule
     thread.join()
     assert not failures
     assert signal.getsignal(signal.SIGINT) is former
-
-
-def test_balanced_weights_are_written_and_printed_once_per_stage(module: DistillationModule, tmp_path: Path) -> None:
-    lines: list[str] = []
-    report = BalanceReport(tmp_path, print_line=lines.append)
-    (balance,) = (lesson.balance for lesson in module.task.lessons)
-    assert balance is not None
-    assert balance.groups == ("mask", "sfa")
-    report.on_train_batch_end(trainer_at(1), module)
-    assert not (tmp_path / "balance.json").exists()
-    balance.sums.copy_(torch.tensor([8.0, 2.0, 16.0]))  # norms of task, mask, sfa; the target ratio is 0.5
-    balance.count = balance.batches
-    for _ in range(2):
-        report.on_train_batch_end(trainer_at(2), module)
-    assert lines == ["stage 1: balanced weights {'mask': 2.0, 'sfa': 0.25}"]
-    module.task.enter_stage(1)  # too short to settle
-    report.on_train_epoch_end(trainer_at(4), module)
-    assert json.loads((tmp_path / "balance.json").read_text()) == {
-        "1": {"mask": 2.0, "sfa": 0.25},
-        "2": {"mask": 1.0, "sfa": 1.0},
-    }
-    assert len(lines) == 1
-
-
-def test_without_balance_nothing_is_written(module: DistillationModule, tmp_path: Path) -> None:
-    module.task.trainable["balance"].clear()  # type: ignore[operator]
-    report = BalanceReport(tmp_path)
-    report.on_train_batch_end(trainer_at(1), module)
-    report.on_train_epoch_end(trainer_at(2), module)
-    assert not (tmp_path / "balance.json").exists()

@@ -320,10 +320,7 @@ def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
     assert resumed.metrics == whole.metrics
     assert rows(run / "log.csv") == rows(whole.run / "log.csv")
     assert rows(run / "epochs.csv") == rows(whole.run / "epochs.csv")
-    chosen = json.loads((run / "balance.json").read_text())
-    assert chosen == json.loads((whole.run / "balance.json").read_text())
-    assert chosen.keys() == {"1", "2"}
-    assert all(factor > 0 for stage in chosen.values() for factor in stage.values())
+    assert all(float(row["balance/mask"]) > 0 for row in rows(run / "log.csv"))
     rates = [float(row["lr"]) for row in rows(run / "log.csv")]
     assert rates[0] == rates[4] == 0.001
     assert rates[3] < 0.001

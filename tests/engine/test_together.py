@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dfmsd.data import DataConfig
+from dfmsd.distillation.balance import is_balance
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.fit import Result
@@ -75,19 +75,20 @@ def test_the_run_folder_numbers_the_teachers(distilled: Result, make: Make) -> N
         wanted, others = (alone, together) if row["stage"] == "1" else (together, alone)
         assert all(row[name] for name in wanted)
         assert not any(row[name] for name in others)
-        parts = [float(value) for name, value in row.items() if "/" in name and "pearson" not in name and value]
+        parts = [float(value) for name, value in row.items() if "/" in name and not is_diagnostic(name) and value]
         assert sum(parts) == pytest.approx(float(row["loss"]), rel=1e-4)
-    balance = json.loads((distilled.run / "balance.json").read_text())
-    assert {stage: set(weights) for stage, weights in balance.items()} == {
-        "1": {"mask", "sfa"},
-        "2": {"T1.mask", "T1.sfa", "T2.mask", "T2.sfa"},
-    }
+    factors = {name for name in log[0] if is_balance(name)}
+    assert factors == {f"{prefix}balance/{term}" for prefix in ("", "T1.", "T2.") for term in ("mask", "sfa")}
     assert same_run(make("whole"), distilled.run)
     names = torch.load(distilled.run / "last.ckpt", weights_only=True)["state_dict"]
     layers = {name.split(".")[3] for name in names if name.startswith("task.trainable.criteria.")}
     assert layers == {"0", "1", "1_T2"}
     report = run_report(distilled.run).read_text()
     assert all(text in report for text in ("T1.mask", "T2.sfa", "T2.p3"))
+
+
+def is_diagnostic(name: str) -> bool:
+    return "pearson" in name or is_balance(name)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import yaml
 
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.reporting.records import read_run
-from dfmsd.reporting.runconfig import paired_levels, run_config, teacher_folder, teacher_references, term_factors
+from dfmsd.reporting.runconfig import paired_levels, run_config, teacher_folder, teacher_references, term_weights
 from dfmsd.types import LevelSpec
 
 
@@ -32,7 +32,7 @@ def test_teacher_folder(finished_run, tmp_path):
         assert teacher_folder(reference) is None
 
 
-def test_factors_are_weight_times_balance(distill_config, tmp_path, tiny_teachers):
+def test_terms_have_a_weight_and_a_balance(distill_config, tmp_path, tiny_teachers):
     first, second = tiny_teachers
     stages = [
         StageConfig(epochs=1, teacher=first),
@@ -40,27 +40,31 @@ def test_factors_are_weight_times_balance(distill_config, tmp_path, tiny_teacher
         StageConfig(epochs=1, teacher=second, loss=[{"name": "pkd", "weight": 3.0}, {"name": "mgd"}]),
     ]
     config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=0.5)
-    balance = {"1": {"mask": 4.0, "sfa": 0.25}, "2": {"T1.mask": 10.0, "T2.mask": 100.0}}
-    assert term_factors(config, balance) == {
-        "mask": {1: 8.0},
-        "sfa": {1: 0.5},
-        "T1.mask": {2: 20.0},
-        "T2.mask": {2: 200.0},  # the others were not recorded
-    }
-    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0})
-    assert term_factors(config, None) == {
-        **{term: {1: 2.0} for term in ("mask", "sfa")},
-        **{f"T{number}.{term}": {2: 2.0} for number in (1, 2) for term in ("mask", "sfa")},
-        "pkd": {3: 3.0},
-        "mgd": {3: 2e-5},
+    weights = term_weights(config)
+    assert weights["mask"] == {1: (2.0, "balance/mask")}
+    assert weights["T2.sfa"] == {2: (2.0, "T2.balance/sfa")}
+    assert weights["pkd"] == {3: (3.0, "balance/pkd")}
+    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=None)
+    assert term_weights(config) == {
+        **{term: {1: (2.0, None)} for term in ("mask", "sfa")},
+        **{f"T{number}.{term}": {2: (2.0, None)} for number in (1, 2) for term in ("mask", "sfa")},
+        "pkd": {3: (3.0, None)},
+        "mgd": {3: (2e-5, None)},
     }
 
 
 def test_jointly_balanced_loss_has_one_factor(distill_config, tmp_path):
     config = distill_config(tmp_path, balance=0.5, balance_by="loss")
-    assert term_factors(config, {"1": {"loss": 3.0}}) == {"mask": {1: 3.0}, "sfa": {1: 3.0}}
-    config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "p2", "p4": "p3"}})
-    assert term_factors(config, None) == {"pkd": {1: 10.0, 2: 10.0}}  # whatever the levels' names
+    assert term_weights(config) == {term: {n: (1.0, "balance/loss") for n in (1, 2)} for term in ("mask", "sfa")}
+    config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "p2", "p4": "p3"}}, balance=None)
+    assert term_weights(config) == {"pkd": {n: (10.0, None) for n in (1, 2)}}  # whatever the levels' names
+
+
+def test_a_loss_on_predictions_is_not_balanced(distill_config, tmp_path):
+    config = distill_config(tmp_path, loss=[{"name": "pkd"}, {"name": "crosskd"}], balance=0.5, balance_by="loss")
+    weights = term_weights(config)
+    assert weights["pkd"][1].balance == "balance/loss"
+    assert {weights[term][1].balance for term in weights if term != "pkd"} == {None}
 
 
 def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers):

@@ -1,31 +1,28 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from dfmsd.distillation.balance import GradientBalance
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.reporting.records import Series, read_run
-from dfmsd.reporting.training import MEASURED_STEPS, precision_section, training_sections, without_factors
+from dfmsd.reporting.runconfig import TermWeight
+from dfmsd.reporting.training import precision_section, training_sections, without_weights
 
 
 def figures(sections):
     return {figure.title: figure for section in sections for figure in section.figures}
 
 
-def test_balance_is_measured_in_the_first_steps():
-    assert GradientBalance({"mask": "mask"}, 1.0).batches == MEASURED_STEPS
-
-
-def test_factors_are_removed_per_stage():
-    stages = np.array([1.0] * 25 + [2.0] * 25 + [3.0])
-    log = Series({"stage": stages, "mask/p3": np.full(51, 6.0)}, {})
-    raw = without_factors(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=False)
-    np.testing.assert_array_equal(raw, [3.0] * 25 + [2.0] * 25 + [np.nan])
-    raw = without_factors(log, "mask/p3", {1: 2.0, 2: 3.0}, balanced=True)
-    np.testing.assert_array_equal(np.isfinite(raw), ([False] * 20 + [True] * 5) * 2 + [False])
+def test_weight_and_logged_balance_are_removed_per_stage():
+    log = Series(
+        {"stage": np.array([1.0, 1, 2, 3]), "mask/p3": np.full(4, 6.0), "balance/mask": np.array([1.0, 3, 3, 3])}, {}
+    )
+    plain = without_weights(log, "mask/p3", {1: TermWeight(2.0, None), 2: TermWeight(3.0, None)})
+    np.testing.assert_array_equal(plain, [3.0, 3.0, 2.0, np.nan])
+    weights = {1: TermWeight(1.0, "balance/mask"), 2: TermWeight(1.0, "balance/mask")}
+    np.testing.assert_array_equal(without_weights(log, "mask/p3", weights), [6.0, 2.0, 2.0, np.nan])
+    unknown = without_weights(log, "mask/p3", {1: TermWeight(1.0, "balance/loss")})
+    assert np.isnan(unknown).all()
 
 
 def test_terms_with_and_without_weight(make_run, distill_config, tmp_path):
@@ -79,13 +76,11 @@ def test_weights_per_stage(make_run, distill_config, tmp_path, tiny_teachers):
     assert "mask × 1 (stage 1), 4 (stage 2)" in sections[1].notes[0]
 
 
-def test_term_without_values_is_not_plotted(make_run, distill_config, tmp_path):
-    """All steps of this run are those in which the balance is measured."""
-    record = replace(read_run(make_run()), balance={"1": {"mask": 2.0}, "2": {"mask": 2.0}})
-    sections = training_sections(record, distill_config(tmp_path, balance=0.5), "")
+def test_term_whose_balance_was_not_logged_is_not_plotted(make_run, distill_config, tmp_path):
+    sections = training_sections(read_run(make_run()), distill_config(tmp_path, balance=0.5), "")
     assert sections[1].title == "Losses without weights"
     assert sections[1].figures == []
-    assert "The first 20 steps of each stage, in which" in sections[1].notes[1]
+    assert "mask × ?" in sections[1].notes[0]
 
 
 def test_single_measurement_has_no_curve(make_run):

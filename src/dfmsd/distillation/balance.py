@@ -12,10 +12,16 @@ from dfmsd.types import FeaturePyramid
 from dfmsd.utils.distributed import process_sum
 
 BalanceBy = Literal["term", "loss"]
+BALANCE = "balance"
+"""Name of the factors among the diagnostics of a task."""
 WHOLE = "loss"
 """Name of the only group of a loss that is balanced as a whole."""
-MEASURED_STEPS = 20
-"""Steps at the start of a stage in which the gradient norms are measured."""
+FIRST_STEPS = 20
+"""Steps at the start of a stage that are all measured."""
+INTERVAL = 10
+"""Steps between two later measurements."""
+SMOOTHING = 0.1
+"""Share of a new measurement in the running norms, once there are enough of them."""
 
 
 def balanced_groups(terms: Sequence[str], by: BalanceBy) -> dict[str, str]:
@@ -32,6 +38,11 @@ def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return groups
 
 
+def is_balance(name: str) -> bool:
+    """Return whether a logged value is a factor: ``balance/mask``, ``T2.balance/mask``."""
+    return name.partition("/")[0].rpartition(".")[2] == BALANCE
+
+
 def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
     """Return the Euclidean norm of a scalar's gradient with respect to a whole pyramid; the graph is kept."""
     gradients = torch.autograd.grad(value, list(pyramid.values()), retain_graph=True, allow_unused=True)
@@ -42,44 +53,51 @@ def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
 class GradientBalance(nn.Module):
     r"""Scale groups of distillation terms by their gradients on the student's pyramid.
 
-    The factor of a group is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L_{group} \rVert$. The norms are
-    averaged over the first ``batches`` calls and constant afterwards; they are saved with the run. With several
-    processes the gradients of all their batches are measured. No call waits for the device: calls are counted on the
-    host, and norms stay on the device.
+    The factor of a group is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L_{group} \rVert$. Both norms
+    change during training - an untrained head passes on little gradient, and the group's falls as the student follows
+    its teacher - so they are measured in the first calls and at regular intervals after, and averaged: over all
+    measurements at first, exponentially later. They are saved with the run. With several processes the gradients of all
+    their batches are measured. No call waits for the device: calls are counted on the host, and norms stay on the
+    device.
 
     Args:
         groups: term -> group that it belongs to, see `balanced_groups`; other terms are not scaled.
         ratio: $r$, the target norm of each group's gradient relative to the task's; > 0.
-        batches: number of calls to measure.
+        first: number of calls at the start that are all measured.
+        interval: calls between two later measurements.
 
     Attributes:
-        count: number of calls measured so far.
+        calls: number of calls so far.
     """
 
-    sums: Tensor
+    norms: Tensor
 
-    def __init__(self, groups: Mapping[str, str], ratio: float, batches: int = MEASURED_STEPS) -> None:
+    def __init__(
+        self, groups: Mapping[str, str], ratio: float, first: int = FIRST_STEPS, interval: int = INTERVAL
+    ) -> None:
         super().__init__()
         self.group_of = dict(groups)
         self.groups = tuple(dict.fromkeys(groups.values()))
         self.ratio = ratio
-        self.batches = batches
-        self.count = 0
-        self.register_buffer("sums", torch.zeros(len(self.groups) + 1))  # the task comes first
+        self.first = first
+        self.interval = interval
+        self.calls = 0
+        self.register_buffer("norms", torch.zeros(len(self.groups) + 1))  # the task comes first
 
-    def factors(self) -> dict[str, float]:
-        """Return the factor of each group as measured so far; 1 before the first call and without a gradient."""
-        return dict(zip(self.groups, self._scales().tolist(), strict=True))
+    def factors(self) -> dict[str, Tensor]:
+        """Return the current factor of each group; 1 before the first call and without a gradient."""
+        task, norms = self.norms[0], self.norms[1:]
+        return dict(zip(self.groups, torch.where(norms > 0, self.ratio * task / norms, 1.0).unbind(), strict=True))
 
     @property
-    def settled(self) -> bool:
-        """Whether the measurement is finished."""
-        return self.count >= self.batches
+    def measures(self) -> bool:
+        """Whether the next call measures."""
+        return self.calls < self.first or (self.calls - self.first) % self.interval == self.interval - 1
 
     def forward(
         self, terms: dict[str, Tensor], task: Tensor, pyramid: FeaturePyramid, labeled: FeaturePyramid | None = None
     ) -> dict[str, Tensor]:
-        """Return the scaled terms, and measure their gradients until settled.
+        """Return the scaled terms; measure their gradients first if it is time to.
 
         Args:
             terms: ``<group>/<level>`` -> scalar.
@@ -88,27 +106,25 @@ class GradientBalance(nn.Module):
             labeled: the pyramid of the images that the task's loss is computed on, part of its graph; ``pyramid`` by
                 default.
         """
-        if not self.settled:
+        if self.measures:
             groups = {name: self._group(name) for name in terms}
             grouped = term_groups({f"{group}/{name}": terms[name] for name, group in groups.items() if group})
             norms = [gradient_norm(task, pyramid if labeled is None else labeled)]
             norms += [gradient_norm(grouped[name], pyramid) for name in self.groups]
-            self.sums += process_sum(torch.stack(norms).square()).sqrt().to(self.sums)
-            self.count += 1
-        scales = dict(zip(self.groups, self._scales().unbind(), strict=True))
-        return {name: scales.get(self._group(name) or "", 1.0) * value for name, value in terms.items()}
+            measured = process_sum(torch.stack(norms).square()).sqrt().to(self.norms)
+            measured = torch.where(measured.isfinite(), measured, self.norms)  # an overflow must not stay forever
+            self.norms.lerp_(measured, max(SMOOTHING, 1 / (self.calls + 1)))
+        self.calls += 1
+        factors = self.factors()
+        return {name: factors.get(self._group(name) or "", 1.0) * value for name, value in terms.items()}
 
     def get_extra_state(self) -> int:
-        """Return the number of calls measured, for a checkpoint."""
-        return self.count
+        """Return the number of calls, for a checkpoint."""
+        return self.calls
 
     def set_extra_state(self, state: int) -> None:
-        """Load the number of calls measured."""
-        self.count = state
+        """Load the number of calls."""
+        self.calls = state
 
     def _group(self, name: str) -> str | None:
         return self.group_of.get(name.partition("/")[0])
-
-    def _scales(self) -> Tensor:
-        task, norms = self.sums[0], self.sums[1:]
-        return torch.where(norms > 0, self.ratio * task / norms, 1.0)

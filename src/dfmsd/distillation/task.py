@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
-from dfmsd.distillation.balance import BalanceBy, GradientBalance, balanced_groups
+from dfmsd.distillation.balance import BALANCE, BalanceBy, GradientBalance, balanced_groups
 from dfmsd.distillation.basis import build_basis
 from dfmsd.distillation.heads import HeadPair
 from dfmsd.distillation.stages import StageConfig
@@ -35,8 +35,8 @@ class Lesson(NamedTuple):
 
     @property
     def measuring(self) -> bool:
-        """Whether the balance still measures the gradients of the terms."""
-        return self.balance is not None and not self.balance.settled
+        """Whether the balance measures the gradients of the terms in this step."""
+        return self.balance is not None and self.balance.measures
 
     def target(self, images: Tensor) -> FeaturePyramid:
         """Return the features that the student imitates: the teacher's, in the basis of the lesson."""
@@ -286,10 +286,15 @@ class DistillationTask(nn.Module):
         return pyramid
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return the last batch's ``pearson/<level>``, or ``T<number>.pearson/<level>`` with several teachers."""
-        return {
-            name: value for lesson in self.lessons for name, value in lesson.named(lesson.criterion.diagnostics).items()
-        }
+        """Return ``pearson/<level>`` of the last batch and ``balance/<group>``, the factors of the balanced terms.
+
+        With several teachers in the stage the names start with ``T<number>.``.
+        """
+        named: dict[str, Tensor] = {}
+        for lesson in self.lessons:
+            factors = {} if lesson.balance is None else lesson.balance.factors()
+            named |= lesson.named(lesson.criterion.diagnostics | {f"{BALANCE}/{key}": f for key, f in factors.items()})
+        return named
 
     def student_pass(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:
         """Run the student on all images and compute its losses on the first ones, which have targets."""

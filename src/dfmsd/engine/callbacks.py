@@ -1,4 +1,4 @@
-"""Evaluation and delivery after an epoch, and the report of balanced loss weights."""
+"""Evaluation and delivery after an epoch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch.utils.data import DataLoader
 
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
-from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.steplog import CsvTable
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.files import write_json
 
 PrintLine = Callable[[str], None]
 
@@ -81,50 +79,3 @@ class EpochEnd(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the last metrics from a checkpoint."""
         self.metrics = state_dict["metrics"]
-
-
-class BalanceReport(pl.Callback):
-    """Write the factors that the automatic balance chose to ``balance.json``, and print them once per stage.
-
-    Args:
-        run: run folder.
-        print_line: prints a line.
-    """
-
-    def __init__(self, run: Path, print_line: PrintLine = print) -> None:
-        self.run = RunFolder(run)
-        self.print_line = print_line
-        self.reported: set[int] = set()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Report the factors when the measurement of this stage has just ended."""
-        assert isinstance(pl_module, DistillationModule)
-        task = pl_module.task
-        balances = [lesson.balance for lesson in task.lessons if lesson.balance is not None]
-        if not balances or task.stage in self.reported or not all(balance.settled for balance in balances):
-            return
-        self.reported.add(task.stage)
-        if trainer.is_global_zero:
-            self._write(task)
-            self.print_line(f"stage {task.stage + 1}: balanced weights {_factors(task)}")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the factors of a stage that is too short to finish its measurement."""
-        assert isinstance(pl_module, DistillationModule)
-        if trainer.is_global_zero:
-            self._write(pl_module.task)
-
-    def _write(self, task: DistillationTask) -> None:
-        factors = _factors(task)
-        if factors:
-            former = self.run.read_balance() or {}
-            write_json(self.run.balance_file, {**former, str(task.stage + 1): factors})
-
-
-def _factors(task: DistillationTask) -> dict[str, float]:
-    return {
-        name: factor
-        for lesson in task.lessons
-        if lesson.balance is not None
-        for name, factor in lesson.named(lesson.balance.factors()).items()
-    }

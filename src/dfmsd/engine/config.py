@@ -155,7 +155,7 @@ class DistillConfig(RunConfig):
         stages: which teachers to use, and for how many epochs.
         loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
         balance: target norm of each term's gradient on the student's pyramid relative to the detector's own loss,
-            measured over the first steps of each stage; null keeps the given weights.
+            measured throughout the run; null keeps the given weights.
         balance_by: give each ``term`` its own factor, or the whole ``loss`` one, which keeps the ratios of its terms.
         sync_statistics: with several processes, compute means and deviations of the losses over the batches of all of
             them, so that the run equals one of a single process with all batches; false uses each process's own.
@@ -163,7 +163,7 @@ class DistillConfig(RunConfig):
             detector of this name, even if no stage has a teacher; see `inherit` in `dfmsd.distillation.inherit`.
         teacher_precision: compute precision of the teachers; null uses `precision`.
         compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
-            or two at the first step, with `balance` at the first step after its measurement.
+            or two at the first step that `balance` does not measure; measured steps run uncompiled.
         teacher_cache: compute each image's teacher features once and keep them in ``ram`` for this run, or on ``disk``
             for later runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
             results differ from a run without. Works with flips, but not with `data.scale_jitter`.

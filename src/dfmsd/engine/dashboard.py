@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dfmsd.distillation.balance import term_groups
+from dfmsd.distillation.balance import is_balance, term_groups
 from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
 from dfmsd.evaluation.evaluate import percent
@@ -102,7 +102,8 @@ class Dashboard(pl.Callback):
         self._step_seconds = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
         self.speed = trainer.world_size * len(batch.images) / self._step_seconds
         if batch_idx % self.interval == 0 or self.lines["loss"] == UNKNOWN:
-            groups = term_groups(correlations_as_mean(outputs["named"]))
+            shown = {name: value for name, value in outputs["named"].items() if not is_balance(name)}
+            groups = term_groups(correlations_as_mean(shown))
             values = torch.stack([value.float() for value in groups.values()]).tolist()
             self._show_values(dict(zip(groups, values, strict=True)), trainer.optimizers[0].param_groups[0]["lr"])
         self._show_progress(trainer, pl_module, trainer.current_epoch)

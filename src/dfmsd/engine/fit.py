@@ -19,7 +19,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.basis import BasisFit
-from dfmsd.engine.callbacks import BalanceReport, EpochEnd
+from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.dashboard import Dashboard
@@ -126,7 +126,6 @@ def _build_callbacks(
         epoch_end,
         *([dashboard] if dashboard else []),
         BasisFit(run.path, _print),
-        BalanceReport(run.path, _print),
         stop,
         ModelCheckpoint(run.path, run.best_checkpoint.stem, monitor="AP", mode="max", **save),
         LastCheckpoint(run.path, stop, config.checkpoint_every),  # after the best one, whose state it saves

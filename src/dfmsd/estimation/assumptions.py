@@ -30,7 +30,7 @@ def assumptions(config: DistillConfig) -> list[str]:
     if config.world_size > 1:
         lines.append(f"{config.world_size} processes, each as fast as the one timed, with free communication.")
     if config.balance is not None:
-        lines.append("The measuring steps at the start of a balanced stage take longer than the others.")
+        lines.append("Steps that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
     if config.teacher_cache == "disk":
         lines.append("The teacher cache starts empty; cached entries are timed from the page cache.")
     if config.teacher_cache and any(len(stage.teachers) > 1 for stage in config.stages):

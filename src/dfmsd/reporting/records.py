@@ -44,8 +44,6 @@ class RunRecord:
     config: str | None
     log: Series | None
     epochs: Series | None
-    balance: Mapping[str, Mapping[str, float]] | None = None
-    """Stage -> term or loss name -> factor chosen by the automatic balance."""
     basis: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     """Stage -> teacher's level -> correlation ``before`` and ``after`` the rotation."""
 
@@ -116,7 +114,6 @@ def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
         config=run.config_file.read_text(encoding="utf-8") if run.exists else None,
         log=_read_csv(run.log_file, required=("step", "epoch", "stage")) if log else None,
         epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
-        balance=run.read_balance(),
         basis=run.read_basis(),
     )
 

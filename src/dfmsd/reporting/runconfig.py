@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dfmsd import losses
-from dfmsd.distillation.balance import balanced_groups
+from dfmsd.distillation.balance import BALANCE, balanced_groups
 from dfmsd.distillation.basis import build_basis
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
@@ -50,31 +50,35 @@ def teacher_folder(reference: str) -> Path | None:
     return folder if RunFolder(folder).exists else None
 
 
-def term_factors(config: DistillConfig, balance: Mapping[str, Any] | None) -> dict[str, dict[int, float]]:
-    """Return the factor of each logged term: loss weight times automatic balance.
+class TermWeight(NamedTuple):
+    """What a logged term was multiplied by in a stage."""
+
+    weight: float
+    """Weight of its loss."""
+    balance: str | None
+    """Logged column with the factor of the automatic balance; None if the term is not balanced."""
+
+
+def term_weights(config: DistillConfig) -> dict[str, dict[int, TermWeight]]:
+    """Return what each logged term was multiplied by.
 
     Args:
         config: of the run.
-        balance: content of ``balance.json``.
 
     Returns:
-        Term (``mask``, or ``T2.mask`` in stages with several teachers) -> stage, from 1 -> factor. Stages whose factor
-        was not recorded are left out.
+        Term (``mask``, or ``T2.mask`` in stages with several teachers) -> stage, from 1 -> weight.
     """
-    factors: dict[str, dict[int, float]] = {}
+    weights: dict[str, dict[int, TermWeight]] = {}
     for number, stage in enumerate(config.stages, 1):
         for index in range(len(stage.teachers)):
             prefix = f"T{index + 1}." if len(stage.teachers) > 1 else ""
-            chosen = (balance or {}).get(str(number), {})
             for criterion in _criteria(losses.replace_loss(config.loss, stage.loss)):
-                terms = criterion.feature_terms
-                groups = balanced_groups(terms, config.balance_by) if config.balance is not None else {}
+                balanced = criterion.feature_terms if config.balance is not None else ()
+                groups = balanced_groups(balanced, config.balance_by)
                 for term in criterion.terms:
-                    key = prefix + groups[term] if term in groups else None
-                    if key is None or key in chosen:
-                        factor = 1.0 if key is None else chosen[key]
-                        factors.setdefault(prefix + term, {})[number] = criterion.weight * factor
-    return factors
+                    column = f"{prefix}{BALANCE}/{groups[term]}" if term in groups else None
+                    weights.setdefault(prefix + term, {})[number] = TermWeight(criterion.weight, column)
+    return weights
 
 
 class PairedLevel(NamedTuple):

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dfmsd.distillation.balance import MEASURED_STEPS
 from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.page import Figure, Section
 from dfmsd.reporting.plots import MAX_POINTS, curve, curves, first_steps
 from dfmsd.reporting.records import Column, RunRecord, Series
-from dfmsd.reporting.runconfig import term_factors
+from dfmsd.reporting.runconfig import TermWeight, term_weights
 
 TERMS = (
     "loss is the total training loss, task the detector's own part of it, lr the learning rate. The other terms belong "
@@ -71,38 +70,42 @@ def training_sections(record: RunRecord, config: DistillConfig | None, suffix: s
 
 def _unweighted(record: RunRecord, log: Series, config: DistillConfig | None, suffix: str) -> list[Section]:
     """Plot the distillation terms without weight and balance, if both are known."""
-    factors = term_factors(config, record.balance) if config else {}
-    known = {name: factors[name.partition("/")[0]] for name in record.terms if name.partition("/")[0] in factors}
+    weights = term_weights(config) if config else {}
+    known = {name: weights[name.partition("/")[0]] for name in record.terms if name.partition("/")[0] in weights}
     if not known:
         return []
     title = f"Losses without weights{suffix}"
-    chosen = "; ".join(_describe_factor(name, factor) for name, factor in factors.items())
+    chosen = "; ".join(_describe_weight(name, log, weight) for name, weight in weights.items())
     notes = [f"The distillation terms above include the loss weight and the balance: {chosen}."]
-    if all(value == 1 for factor in known.values() for value in factor.values()):
+    if all(weight == (1, None) for stages in known.values() for weight in stages.values()):
         return [Section(title, [*notes, "The curves above therefore also show the terms without weights."])]
-    balanced = config is not None and config.balance is not None
-    if balanced:
-        notes.append(f"The first {MEASURED_STEPS} steps of each stage, in which the balance is measured, are left out.")
-    raw = {name: without_factors(log, name, factor, balanced=balanced) for name, factor in known.items()}
+    raw = {name: without_weights(log, name, weight) for name, weight in known.items()}
     series = replace(log, columns={**log.columns, **raw})
     return [Section(title, notes, figures=_figures(series, list(known), " without weight"))]
 
 
-def without_factors(log: Series, name: str, factors: Mapping[int, float], *, balanced: bool) -> Column:
-    """Divide a column by the factor of each stage; NaN where the factor is unknown.
+def without_weights(log: Series, name: str, weights: Mapping[int, TermWeight]) -> Column:
+    """Divide a column by its weight and balance in each stage; NaN where they are unknown.
 
     Args:
         log: of the run.
         name: column to divide.
-        factors: stage, from 1 -> factor.
-        balanced: whether the first `MEASURED_STEPS` steps of each stage had other factors.
+        weights: stage, from 1 -> weight.
     """
-    divisors = np.array([factors.get(int(stage), np.nan) for stage in log.stages])
-    if balanced:
-        for stage in np.unique(log.stages):
-            divisors[np.flatnonzero(log.stages == stage)[:MEASURED_STEPS]] = np.nan
-    column: Column = log.columns[name] / divisors
+    factors = np.full(len(log.stages), np.nan)
+    for stage in weights:
+        factors[log.stages == stage] = _factors(log, stage, weights[stage])
+    column: Column = log.columns[name] / factors
     return column
+
+
+def _factors(log: Series, stage: int, weight: TermWeight) -> Column:
+    """Return the factor of a term in each step of a stage."""
+    rows = log.stages == stage
+    nothing = np.full(len(rows), np.nan)
+    balance = np.ones(len(rows)) if weight.balance is None else log.columns.get(weight.balance, nothing)
+    factors: Column = weight.weight * balance[rows]
+    return factors
 
 
 def _correlation(record: RunRecord, suffix: str) -> Section:
@@ -140,11 +143,17 @@ def _group_levels(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _describe_factor(name: str, factors: Mapping[int, float]) -> str:
-    texts = {stage: f"{factor:.4g}" for stage, factor in factors.items()}
+def _describe_weight(name: str, log: Series, weights: Mapping[int, TermWeight]) -> str:
+    """Describe the weight of a term, and the range of a factor that changes during a stage."""
+    texts = {}
+    for stage, weight in weights.items():
+        factors = _factors(log, stage, weight)
+        known = factors[np.isfinite(factors)]
+        low, high = (f"{value:.4g}" for value in (known.min(), known.max())) if len(known) else ("?", "?")
+        texts[stage] = low if low == high else f"{low} to {high}"
     if len(set(texts.values())) == 1:
         return f"{name} × {next(iter(texts.values()))}"
-    return f"{name} × {', '.join(f'{factor} (stage {stage})' for stage, factor in texts.items())}"
+    return f"{name} × {', '.join(f'{text} (stage {stage})' for stage, text in texts.items())}"
 
 
 def _percent_curve(epochs: Series, name: str) -> tuple[Column, Column]:
