@@ -40,7 +40,7 @@ def test_a_list_of_losses_is_written_and_read_again(file: Path, tmp_path: Path) 
     assert again.loss[1] == {
         "name": "mgd",
         "ratio": 0.5,
-        "pairing": "stride",
+        "pairing": "auto",
         "weight": 1e-5,
         "project": False,
         "resize": "student",
@@ -69,7 +69,7 @@ def test_a_pairing_is_written_and_read_again(file: Path, tmp_path: Path, pairing
     [
         ("alpha: 0.5", "pairing: {p3: p2, p4: p2}", r"loss\.pairing: teacher level p2 occurs twice"),
         ("alpha: 0.5", "pairing: {3: 2}", r"loss\.pairing: 3 is not the name of a level"),
-        ("alpha: 0.5", "pairing: [p3, p4]", r"loss\.pairing must be one of stride, index, auto or a mapping"),
+        ("alpha: 0.5", "pairing: [p3, p4]", r"loss\.pairing must be one of auto, stride, index or a mapping"),
         ("root:", "rot:", r"'rot'; did you mean data\.root\?"),
         ("backbone:", "backbon:", r"'backbon'; did you mean student\.backbone\?"),
         ("stages:", "stags:", r"'stags' is not accepted; did you mean stages\?"),

@@ -72,7 +72,7 @@ def test_the_tables_list_levels_pairs_ap_parameters_and_terms(
     assert found.ap == {"student": 0.125, first: 0.5, second: 0.25}
     assert list(found.pairs) == [f"stage 1: {first}", f"stage 2: {second}"]
     assert "p3 (/8, 16) <- p3 (/8, 32)" in found.pairs[f"stage 1: {first}"]
-    assert "p3 (/8, 16) <- p3 (/8, 16)" in found.pairs[f"stage 2: {second}"]
+    assert "p3 (/8, 16) <- p2 (/4, 16)" in found.pairs[f"stage 2: {second}"]
     assert found.parameters == {
         "student": sum(p.numel() for p in task.student.parameters()),
         "layers": sum(p.numel() for p in task.trainable["criteria"].parameters()),
@@ -85,7 +85,7 @@ def test_the_tables_list_levels_pairs_ap_parameters_and_terms(
     assert all(part in text for part in ("12.5", "50.0", "25.0", "stage 1", "p3 (/8, 16) <- p3 (/8, 32)"))
     assert [(row.stage, row.pair.student.name, row.pair.teacher.name) for row in found.pairing] == [
         *((f"stage 1: {first}", name, name) for name in ("p3", "p4", "p5", "p6", "p7")),
-        *((f"stage 2: {second}", name, name) for name in ("p3", "p4", "p5", "p6")),
+        *((f"stage 2: {second}", f"p{level}", f"p{level - 1}") for level in (3, 4, 5, 6, 7)),
     ]
     assert f"student {found.parameters['student']:,}" in text
     row = next(term for term in found.terms if (term.stage, term.name) == (2, "mask"))

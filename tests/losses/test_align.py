@@ -188,11 +188,12 @@ def test_automatic_pairing_is_by_stride_if_any_level_states_no_sizes() -> None:
         assert pair_levels(student, teacher, "auto") == pair_levels(student, teacher, "stride")
 
 
-def test_levels_without_common_sizes_are_refused() -> None:
+def test_levels_without_common_sizes_are_paired_by_stride() -> None:
     small = [LevelSpec("p2", 8, 4, (0.0, 8.0)), LevelSpec("p3", 8, 8, (8.0, 16.0))]
     large = [LevelSpec("p2", 8, 4, (16.0, 32.0)), LevelSpec("p3", 8, 8, (32.0, math.inf))]
-    with pytest.raises(DfmsdError, match=r"share 0 pyramid level\(s\) by auto"):
-        pair_levels(small, large, "auto")
+    assert paired(small, large, "auto") == {"p2": "p2", "p3": "p3"}
+    with pytest.raises(DfmsdError, match=r"share 1 pyramid level\(s\) by object size or stride"):
+        pair_levels(small, [large[0], LevelSpec("p6", 8, 64, (32.0, math.inf))], "auto")
 
 
 def test_a_mapping_states_the_pairs_whatever_its_order() -> None:

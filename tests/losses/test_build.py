@@ -31,7 +31,7 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
         pytest.param(
             "dfmsd",
             {"pairing": "name"},
-            r"loss\.pairing must be one of stride, index, auto or a mapping, got 'name'",
+            r"loss\.pairing must be one of auto, stride, index or a mapping, got 'name'",
             id="pair",
         ),
         pytest.param("dfmsd", {"pairing": {"p3": 2}}, r"loss\.pairing: 2 is not the name of a level", id="level"),
@@ -76,5 +76,5 @@ def test_options_reach_method_and_criterion() -> None:
 
 
 def test_pyramids_without_common_levels_are_refused() -> None:
-    with pytest.raises(DfmsdError, match=r"share 1 pyramid level\(s\) by stride"):
+    with pytest.raises(DfmsdError, match=r"share 1 pyramid level\(s\) by object size or stride"):
         losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)))

@@ -105,7 +105,7 @@ def test_options_are_converted_to_their_types() -> None:
 
 def test_every_default_is_resolved_and_a_given_option_kept() -> None:
     resolved = resolve_loss([{"name": "mgd", "ratio": 0.25}, {"name": "pkd", "pairing": "index"}])
-    shared = {"pairing": "stride", "project": False, "resize": "student"}
+    shared = {"pairing": "auto", "project": False, "resize": "student"}
     assert resolved == [
         {"name": "mgd", **shared, "weight": 2e-5, "ratio": 0.25},
         {"name": "pkd", **shared, "pairing": "index", "weight": 10.0, "eps": 1e-3},

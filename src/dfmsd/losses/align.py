@@ -13,7 +13,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.losses.matching import match_ranges
 from dfmsd.types import LevelSpec
 
-Pairing = Literal["stride", "index", "auto"] | dict[str, str]
+Pairing = Literal["auto", "stride", "index"] | dict[str, str]
 """A rule, or student level -> teacher level."""
 Resize = Literal["student", "teacher"]
 MIN_PAIRS = 2
@@ -38,20 +38,20 @@ def format_levels(levels: Sequence[LevelSpec]) -> str:
 
 
 def pair_levels(
-    student: Sequence[LevelSpec], teacher: Sequence[LevelSpec], pairing: Pairing = "stride"
+    student: Sequence[LevelSpec], teacher: Sequence[LevelSpec], pairing: Pairing = "auto"
 ) -> tuple[LevelPair, ...]:
     """Pair the levels of two pyramids, finest first.
 
     Args:
         student: levels of the student.
         teacher: levels of the teacher.
-        pairing: ``stride`` pairs equal strides first: the first student level of a stride with the first teacher level
+        pairing: ``auto`` pairs the levels that are responsible for the same object sizes, in order and each at most
+            once, see `match_ranges`; by stride if a level of either side states no sizes, or fewer than two pairs
+            overlap. ``stride`` pairs equal strides first: the first student level of a stride with the first teacher level
             of that stride, the second with the second (or with the last, if the teacher has fewer). It then pairs the
             remaining levels with the nearest stride within `STRIDE_TOLERANCE`, nearest first, each level once.
             ``index`` pairs the first level with the first and so on, whatever their strides (as PKD's released configs
-            do). ``auto`` pairs the levels that are responsible for the same object sizes, in order and each at most
-            once, see `match_ranges`; by stride if a level of either side states no sizes. A mapping from student to
-            teacher levels states the pairs.
+            do). A mapping from student to teacher levels states the pairs.
 
     Raises:
         DfmsdError: fewer than two pairs, or a mapping that names an unknown level, or a level twice.
@@ -67,7 +67,8 @@ def pair_levels(
     if len(pairs) < MIN_PAIRS:
         rule, remedy = "name", "more pairs in loss.pairing"
         if isinstance(pairing, str):
-            rule, remedy = str(pairing), "a detector with common strides or loss.pairing: index"
+            rule = "object size or stride" if pairing == "auto" else str(pairing)
+            remedy = "a detector with common strides or loss.pairing: index"
         if min(len(student), len(teacher)) < MIN_PAIRS:
             remedy = "detectors with a pyramid"
         raise DfmsdError(
@@ -114,7 +115,10 @@ def _pair_by_size(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) ->
     student_sizes, teacher_sizes = ([level.sizes for level in levels if level.sizes] for levels in (student, teacher))
     if len(student_sizes) < len(student) or len(teacher_sizes) < len(teacher):
         return _pair_by_stride(student, teacher)
-    return tuple(LevelPair(student[i], teacher[j]) for i, j in match_ranges(student_sizes, teacher_sizes))
+    matches = match_ranges(student_sizes, teacher_sizes)
+    if len(matches) < MIN_PAIRS:
+        return _pair_by_stride(student, teacher)
+    return tuple(LevelPair(student[i], teacher[j]) for i, j in matches)
 
 
 def _pair_by_stride(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> tuple[LevelPair, ...]:

@@ -48,7 +48,7 @@ class Criterion(nn.Module):
         student_levels: Sequence[LevelSpec],
         teacher_levels: Sequence[LevelSpec],
         *,
-        pairing: Pairing = "stride",
+        pairing: Pairing = "auto",
         weight: float | None = None,
         project: bool = False,
         resize: Resize = "student",
