@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distillation.balance import BalanceBy
+from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceBy
 from dfmsd.engine.config import Precision
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
@@ -50,7 +50,7 @@ class CompareConfig:
     epochs: int = 12
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    balance: float | None = None
+    balance: float | None = DEFAULT_BALANCE
     balances: dict[str, float] = field(default_factory=dict)
     balance_by: BalanceBy = "loss"
     inherit: int | None = None

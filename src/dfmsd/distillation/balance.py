@@ -14,6 +14,8 @@ from dfmsd.utils.distributed import process_sum
 BalanceBy = Literal["term", "loss"]
 BALANCE = "balance"
 """Name of the factors among the diagnostics of a task."""
+DEFAULT_BALANCE = 4.0
+"""Default norm of a teacher's gradient relative to the task's."""
 WHOLE = "loss"
 """Name of the only group of a loss that is balanced as a whole."""
 FIRST_STEPS = 20

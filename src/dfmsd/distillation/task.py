@@ -93,7 +93,7 @@ class DistillationTask(nn.Module):
         teachers: Sequence[Sequence[FrozenTeacher]],
         loss: losses.LossConfig,
         balance: float | None = None,
-        balance_by: BalanceBy = "term",
+        balance_by: BalanceBy = "loss",
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)

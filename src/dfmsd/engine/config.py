@@ -12,7 +12,7 @@ import torch
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.config import read_detector_config
-from dfmsd.distillation.balance import BalanceBy
+from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceBy
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
@@ -154,9 +154,10 @@ class DistillConfig(RunConfig):
         student: the detector to train.
         stages: which teachers to use, and for how many epochs.
         loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
-        balance: target norm of each term's gradient on the student's pyramid relative to the detector's own loss,
-            measured throughout the run; null keeps the given weights.
-        balance_by: give each ``term`` its own factor, or the whole ``loss`` one, which keeps the ratios of its terms.
+        balance: target norm of each teacher's gradient on the student's pyramid relative to the detector's own loss,
+            measured throughout the run, see `GradientBalance`; null keeps the given weights.
+        balance_by: one factor for the whole ``loss`` of a teacher, which keeps the ratios of its terms, or one for each
+            ``term``.
         sync_statistics: with several processes, compute means and deviations of the losses over the batches of all of
             them, so that the run equals one of a single process with all batches; false uses each process's own.
         inherit: start from the neck outputs and the head of the first stage's (first) teacher (true), or of the
@@ -174,8 +175,8 @@ class DistillConfig(RunConfig):
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
-    balance: float | None = None
-    balance_by: BalanceBy = "term"
+    balance: float | None = DEFAULT_BALANCE
+    balance_by: BalanceBy = "loss"
     sync_statistics: bool = True
     inherit: bool | str = False
     teacher_precision: Precision | None = None
@@ -256,6 +257,6 @@ class DistillConfig(RunConfig):
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
         stages = [replace(stage, teacher=None, loss={}, fresh=True, basis="own") for stage in self.stages]
-        undistilled: dict[str, Any] = {"balance": None, "balance_by": "term", "teacher_cache": None}
+        undistilled: dict[str, Any] = {"balance": None, "balance_by": "loss", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)

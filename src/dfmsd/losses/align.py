@@ -47,9 +47,9 @@ def pair_levels(
         teacher: levels of the teacher.
         pairing: ``auto`` pairs the levels that are responsible for the same object sizes, in order and each at most
             once, see `match_ranges`; by stride if a level of either side states no sizes, or fewer than two pairs
-            overlap. ``stride`` pairs equal strides first: the first student level of a stride with the first teacher level
-            of that stride, the second with the second (or with the last, if the teacher has fewer). It then pairs the
-            remaining levels with the nearest stride within `STRIDE_TOLERANCE`, nearest first, each level once.
+            overlap. ``stride`` pairs equal strides first: the first student level of a stride with the first teacher
+            level of that stride, the second with the second (or with the last, if the teacher has fewer). It then pairs
+            the remaining levels with the nearest stride within `STRIDE_TOLERANCE`, nearest first, each level once.
             ``index`` pairs the first level with the first and so on, whatever their strides (as PKD's released configs
             do). A mapping from student to teacher levels states the pairs.
 
