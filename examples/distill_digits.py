@@ -18,9 +18,7 @@ optim = dfmsd.OptimConfig(lr=2e-3)
 
 dfmsd.train(big, data, out / "teacher", epochs=max(1, arguments.epochs // 2))
 baseline = dfmsd.train(small, data, out / "baseline", epochs=arguments.epochs, optim=optim)
-distilled = dfmsd.distill(
-    small, out / "teacher", data=data, out=out / "student", epochs=arguments.epochs, optim=optim
-)
+distilled = dfmsd.distill(small, out / "teacher", data=data, out=out / "student", epochs=arguments.epochs, optim=optim)
 for name, result in {"baseline": baseline, "distilled": distilled}.items():
     print(f"{name}: AP {100 * (result.metrics['AP'] or 0):.1f}")
 

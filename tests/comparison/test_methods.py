@@ -69,7 +69,7 @@ def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> N
             [
                 StageConfig(7, "weak", basis="student"),
                 StageConfig(15, ["weak", "strong"], basis="former"),
-                StageConfig(20, "strong"),
+                StageConfig(20, "strong", basis="own"),
             ],
         ),
     ],
@@ -140,7 +140,7 @@ def test_lists_are_split_outside_brackets() -> None:
         ("dfmsd@T1&T1", "position 10: T1 appears twice in one stage"),
         ("dfmsd@T1/T2", r"position 9: expected `&`, `\[`, `:`, `\+` or the end, got '/T2'"),
         ("dfmsd@T2[former]", r"position 10: expected `basis=`, got 'former\]'"),
-        ("dfmsd@T2[basis=teacher]", r"position 16: expected own, former or student, got 'teacher\]'"),
+        ("dfmsd@T2[basis=teacher]", r"position 16: expected auto, own, former or student, got 'teacher\]'"),
         ("dfmsd@T2[basis=student", r"position 23: expected `\]`, got the end"),
         ("dfmsd@T2[basis=former]", "position 16: former needs a stage before it with exactly one teacher"),
         ("dfmsd@T1&T2+T2[basis=former]", "position 22: former needs a stage before it with exactly one teacher"),

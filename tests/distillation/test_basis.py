@@ -131,3 +131,52 @@ def test_a_level_that_the_former_teacher_lacks_is_named() -> None:
 @pytest.mark.parametrize(("epoch", "batch", "expected"), [(0, 3, 3), (1, 0, 10), (2, 0, 0), (3, 4, 14)])
 def test_steps_are_counted_from_the_start_of_the_stage(epoch: int, batch: int, expected: int) -> None:
     assert steps_into_stage([StageConfig(2, "a"), StageConfig(2, "b")], epoch, batch, 10) == expected
+
+
+class Unlike(FewNeurons):
+    """A detector of another kind than `FewNeurons`."""
+
+
+def kinds(task: DistillationTask) -> list[str]:
+    """The reference of each stage's first teacher."""
+    bases = [task.lessons_of(index)[0].criterion.basis for index in range(len(task.stages))]
+    return ["own" if basis is None else "former" if basis.former else "student" for basis in bases]
+
+
+def unlike(channels: int = 2, name: str = "u") -> FrozenTeacher:
+    return FrozenTeacher(Unlike(channels, prefix="t"), name)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "expected"),
+    [
+        ([frozen(2)], ["own"]),
+        ([unlike()], ["student"]),
+        ([unlike(3)], ["own"]),  # the 1x1 convolution keeps all of its channels
+        ([frozen(2, name="a"), unlike()], ["own", "former"]),
+        ([frozen(3, name="a"), unlike(3)], ["own", "former"]),  # as wide as each other is enough
+        ([frozen(2, name="a"), unlike(3)], ["own", "own"]),
+        ([unlike(), frozen(2)], ["student", "former"]),
+        ([[frozen(2, name="a"), frozen(2, name="b")], unlike()], ["own", "student"]),
+    ],
+)
+def test_the_automatic_basis(teachers: list[Any], expected: list[str]) -> None:
+    assert kinds(task_of(*teachers, basis="auto", loss=LOSS)) == expected
+
+
+def test_published_methods_take_the_teacher_as_it_is() -> None:
+    assert kinds(task_of(unlike(), basis="auto", loss=PKD)) == ["own"]
+    both = [LOSS, {"name": "mgd"}]
+    assert kinds(task_of(unlike(), basis="auto", loss=both)) == ["own"]  # type: ignore[arg-type]
+    assert kinds(task_of(unlike(), basis="student", loss=PKD)) == ["student"]
+
+
+def test_reused_layers_leave_each_teacher_its_basis() -> None:
+    first, second = frozen(2, name="a"), unlike()
+    stages = [StageConfig(1, "a"), StageConfig(1, "u", fresh=False)]
+    task = DistillationTask(FewNeurons(), stages, [[first], [second]], LOSS)
+    task.enter_stage(1)
+    assert len(task.unfitted) == 1
+    former, current = (task.lessons_of(index)[0].criterion.state_dict() for index in (0, 1))
+    assert former.keys() < current.keys()
+    assert all(torch.equal(current[name], value) for name, value in former.items())

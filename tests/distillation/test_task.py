@@ -192,7 +192,7 @@ def test_a_stages_own_options_replace_those_of_the_run() -> None:
 
 def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
     student, teacher = FewNeurons(), frozen(4, strides=(4, 8, 16))
-    task = DistillationTask(student, [StageConfig(1, "big")], [[teacher]], SUM, balance=0.5).train()
+    task = DistillationTask(student, [StageConfig(1, "big")], [[teacher]], SUM, balance=0.5, balance_by="term").train()
     named = task(IMAGES, TARGETS)
     of_strides = [f"{term}/p{stride}" for term in ("pkd", "fg", "bg", "attention", "relation") for stride in (8, 16)]
     assert set(named) == {"task/count", "task/size", "mgd/p8", "mgd/p16", *of_strides}
@@ -268,7 +268,9 @@ def test_the_former_teacher_does_not_run() -> None:
 
 def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
     teacher = frozen()
-    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[teacher]], LOSS, balance=0.5).eval()
+    task = DistillationTask(
+        FewNeurons(), [StageConfig(1, "a")], [[teacher]], LOSS, balance=0.5, balance_by="term"
+    ).eval()
     pyramids = []
     task.student.register_forward_hook(lambda module, args, output: pyramids.append(output[0]))
     named = task(IMAGES, TARGETS)

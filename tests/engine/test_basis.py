@@ -46,7 +46,7 @@ def test_the_fit_is_written_for_every_level(rotated: RunFolder) -> None:
     basis = rotated.read_basis()
     assert basis is not None
     assert basis.keys() == {"2"}
-    assert basis["2"].keys() == {"p3", "p4", "p5", "p6"}
+    assert basis["2"].keys() == {"p2", "p3", "p4", "p5", "p6"}
     assert all(abs(value) <= 1 for level in basis["2"].values() for value in level.values())
 
 

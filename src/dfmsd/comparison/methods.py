@@ -45,7 +45,7 @@ class PlannedStage:
 
     teachers: tuple[int, ...]
     share: float
-    basis: BasisName = "own"
+    basis: BasisName = "auto"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Method:
     def slug(self, teachers: Sequence[str]) -> str:
         """Return the folder name of the method's runs; equivalent names, ``dfmsd@T2`` and ``dfmsd``, share it."""
         name = self.name
-        if [(stage.teachers, stage.basis) for stage in self.plan] == [((len(teachers),), "own")]:
+        if [(stage.teachers, stage.basis) for stage in self.plan] == [((len(teachers),), "auto")]:
             name = name.partition("@")[0]
         return name.translate(str.maketrans("[:&", "--_", "]"))
 
@@ -224,11 +224,11 @@ def _teachers(scanner: _Scanner) -> tuple[int, ...]:
 
 def _basis(scanner: _Scanner, former: Sequence[PlannedStage]) -> BasisName:
     if not scanner.take(r"\["):
-        return "own"
+        return "auto"
     scanner.expect("basis=", "`basis=`")
     start = scanner.position
     names: tuple[BasisName, ...] = get_args(BasisName)
-    name = scanner.expect("|".join(names), "own, former or student")[0]
+    name = scanner.expect("|".join(names), "auto, own, former or student")[0]
     scanner.expect(r"\]", "`]`")
     if name == "former" and not (former and len(former[-1].teachers) == 1):
         scanner.refuse("former needs a stage before it with exactly one teacher; choose student or own", start)

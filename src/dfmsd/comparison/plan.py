@@ -82,6 +82,6 @@ def print_plans(config: CompareConfig, plans: Mapping[str, PairPlan], console: C
 def _describe_stages(config: DistillConfig, numbers: Mapping[str, str]) -> str:
     return ", ".join(
         f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
-        + f"[basis={stage.basis}]" * (stage.basis != "own")
+        + f"[basis={stage.basis}]" * (stage.basis != "auto")
         for stage in config.stages
     )

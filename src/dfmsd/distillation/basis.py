@@ -1,43 +1,76 @@
-"""Basis of a stage's teacher: which level is rotated into which reference."""
+"""Basis of a stage's teacher: whether its levels are rotated, and into which reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
-
+from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import Criterion, CriterionSum
-from dfmsd.losses.basis import PyramidBasis
+from dfmsd.losses.basis import BasisName, PyramidBasis
 from dfmsd.types import LevelSpec
+
+AnyCriterion = Criterion | CriterionSum
 
 
 def build_basis(
-    criterion: Criterion | CriterionSum,
-    teacher: Sequence[LevelSpec],
-    former: nn.Module | None,
-) -> PyramidBasis:
-    """Build the basis of a teacher's levels, which is still to be fitted.
+    name: BasisName, criterion: AnyCriterion, former: AnyCriterion | None, student: Detector, teacher: Detector
+) -> PyramidBasis | None:
+    """Build the basis of a teacher's levels, which is still to be fitted; None for the teacher's own.
+
+    ``auto`` rotates for losses that are meant for it (`Method.rotates`), and only between levels of equal width: into
+    the basis of the former teacher if there is one, else into the student's if the detectors are of different kinds.
 
     Args:
+        name: see `StageConfig`.
         criterion: the loss between student and teacher, which pairs their levels.
-        teacher: levels of the teacher.
-        former: the loss of the former stage, whose teacher is the reference; None takes the student.
+        former: the loss of the former stage's only teacher; None if it had none, or several.
+        student: the student.
+        teacher: the teacher.
 
     Raises:
         DfmsdError: the loss compares predictions, or the former teacher does not teach all levels.
     """
+    if name == "auto":
+        name = _choose(criterion, former, alike=_kind(student) == _kind(teacher))
+    if name == "own":
+        return None
     if len(criterion.feature_terms) < len(criterion.terms):
         raise DfmsdError(
             "basis: the loss compares predictions, which no rotation of features changes; choose basis: own"
         )
     references = {pair.student.name: pair.student for pair in criterion.pairs}
-    if isinstance(former, Criterion | CriterionSum):
-        references = {pair.student.name: pair.teacher for pair in former.pairs}
+    if name == "former":
+        assert former is not None, "check_stages refuses this"
+        references = _taught_by(former)
     missing = [pair.student.name for pair in criterion.pairs if pair.student.name not in references]
     if missing:
         raise DfmsdError(
             f"basis: the former stage does not teach {', '.join(missing)} of the student, only "
             f"{', '.join(references)}; choose basis: student or own"
         )
-    return PyramidBasis(teacher, {pair.teacher.name: references[pair.student.name] for pair in criterion.pairs})
+    levels = {pair.teacher.name: references[pair.student.name] for pair in criterion.pairs}
+    return PyramidBasis(teacher.levels, levels, former=name == "former")
+
+
+def _choose(criterion: AnyCriterion, former: AnyCriterion | None, *, alike: bool) -> BasisName:
+    """Choose the basis that pays, see docs/results.md."""
+    if not all(method.rotates for method in criterion.methods):
+        return "own"
+    if former is not None and _fits(criterion, _taught_by(former)):
+        return "former"
+    students = {pair.student.name: pair.student for pair in criterion.pairs}
+    return "student" if not alike and _fits(criterion, students) else "own"
+
+
+def _fits(criterion: AnyCriterion, references: dict[str, LevelSpec]) -> bool:
+    """Return whether every taught level has a reference as wide as its teacher's."""
+    widths = {name: level.channels for name, level in references.items()}
+    return all(widths.get(pair.student.name) == pair.teacher.channels for pair in criterion.pairs)
+
+
+def _taught_by(former: AnyCriterion) -> dict[str, LevelSpec]:
+    """Return the student's levels that a former stage taught -> level that they were taught by."""
+    return {pair.student.name: pair.teacher for pair in former.pairs}
+
+
+def _kind(detector: Detector) -> tuple[type, type]:
+    return type(detector), type(getattr(detector, "model", None))

@@ -32,14 +32,15 @@ class StageConfig:
             teacher in their order.
         basis: channels that the teachers' features are rotated into before the student imitates them: the teacher's
             ``own`` (no rotation), those of the ``former`` stage's teacher, or those of the ``student`` as it enters the
-            stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen.
+            stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen. ``auto`` chooses, see
+            `build_basis` in `dfmsd.distillation.basis`.
     """
 
     epochs: int
     teacher: str | list[str] | None = None
     loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
-    basis: BasisName = "own"
+    basis: BasisName = "auto"
 
     def __post_init__(self) -> None:
         """Convert the values to their types; `check_stages` checks them.
@@ -85,7 +86,7 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
             raise DfmsdError(
                 f"stages.{index}.fresh: false reuses the layers of the stage before, so both need a teacher"
             )
-        if stage.basis != "own" and not stage.teachers:
+        if stage.basis in ("former", "student") and not stage.teachers:
             raise DfmsdError(f"stages.{index}.basis: {stage.basis} rotates a teacher, but the stage has none")
         if stage.basis == "former" and (index == 0 or len(stages[index - 1].teachers) != 1):
             raise DfmsdError(

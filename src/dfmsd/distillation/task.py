@@ -104,14 +104,15 @@ class DistillationTask(nn.Module):
         self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
         for index, (stage, of_stage) in enumerate(zip(self.stages, self.teachers, strict=True)):
+            former = criteria[layers_name(index - 1, 0)] if index and len(self.teachers[index - 1]) == 1 else None
+            assert former is None or isinstance(former, losses.Criterion | losses.CriterionSum)
             for number, teacher in enumerate(of_stage):
                 key = layers_name(index, number)
                 try:
                     own_loss = losses.replace_loss(loss, stage.loss)
                     criterion = losses.build(own_loss, student.levels, teacher.levels)
-                    if stage.basis != "own":
-                        former = criteria[layers_name(index - 1, 0)] if stage.basis == "former" else None
-                        basis = build_basis(criterion, teacher.levels, former)
+                    basis = build_basis(stage.basis, criterion, former, student, teacher.detector)
+                    if basis is not None:
                         criterion = losses.build(own_loss, student.levels, teacher.levels, basis=basis)
                     methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
                     if methods:
@@ -194,7 +195,7 @@ class DistillationTask(nn.Module):
                 teacher.cache.store.release()
         if begins and not self.stages[index].fresh:
             for lesson, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
-                lesson.criterion.load_state_dict(former.criterion.state_dict())
+                lesson.criterion.load_state_dict(_layers(former.criterion), strict=False)
 
     def forward(self, images: Tensor, targets: Sequence[Target], keys: Sequence[str | None] = ()) -> dict[str, Tensor]:
         """Return the named losses of one batch; the total loss is their sum.
@@ -265,16 +266,15 @@ class DistillationTask(nn.Module):
         Returns:
             Label of the teacher -> its level -> correlation of equal channels with the reference, before and after.
         """
-        if self.stages[self.stage].basis == "former":
-            former = self.lessons_of(self.stage - 1)[0]
-            former.teacher.to(images[0].device)
-            reference = former.target
-        else:
-            reference = self._student_features
         fits = {}
         for lesson in self.unfitted:
-            assert lesson.criterion.basis is not None
-            fits[lesson.label] = lesson.criterion.basis.fit_to(images, lesson.teacher.features, reference)
+            basis, reference = lesson.criterion.basis, self._student_features
+            assert basis is not None
+            if basis.former:
+                former = self.lessons_of(self.stage - 1)[0]
+                former.teacher.to(images[0].device)
+                reference = former.target
+            fits[lesson.label] = basis.fit_to(images, lesson.teacher.features, reference)
         return fits
 
     @torch.no_grad()
@@ -356,5 +356,10 @@ def layers_name(index: int, number: int) -> str:
     return f"{index}_T{number + 1}" if number else str(index)
 
 
+def _layers(criterion: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a loss without its basis, which belongs to one teacher."""
+    return {name: value for name, value in criterion.state_dict().items() if not name.startswith("basis.")}
+
+
 def _shapes(lessons: Sequence[Lesson]) -> list[dict[str, Size]]:
-    return [{name: value.shape for name, value in lesson.criterion.state_dict().items()} for lesson in lessons]
+    return [{name: value.shape for name, value in _layers(lesson.criterion).items()} for lesson in lessons]

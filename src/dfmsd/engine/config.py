@@ -256,7 +256,7 @@ class DistillConfig(RunConfig):
 
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
-        stages = [replace(stage, teacher=None, loss={}, fresh=True, basis="own") for stage in self.stages]
+        stages = [replace(stage, teacher=None, loss={}, fresh=True, basis="auto") for stage in self.stages]
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "loss", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)

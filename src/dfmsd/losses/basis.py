@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dfmsd.losses.functional import procrustes
 from dfmsd.types import FeaturePyramid, LevelSpec
 
-BasisName = Literal["own", "former", "student"]
+BasisName = Literal["auto", "own", "former", "student"]
 FIT_IMAGES = 200
 """Training images that a basis is fitted on."""
 EPS = 1e-3
@@ -114,12 +114,16 @@ class PyramidBasis(nn.Module):
     Args:
         levels: levels of the teacher that the loss uses.
         references: name of each of these levels -> level of the reference.
+        former: whether the reference is the former stage's teacher, and not the student.
     """
 
     fitted: Tensor
 
-    def __init__(self, levels: Sequence[LevelSpec], references: Mapping[str, LevelSpec]) -> None:
+    def __init__(
+        self, levels: Sequence[LevelSpec], references: Mapping[str, LevelSpec], *, former: bool = False
+    ) -> None:
         super().__init__()
+        self.former = former
         self.references = dict(references)
         self.channels = {level.name: level.channels for level in levels if level.name in references}
         self.levels = tuple(

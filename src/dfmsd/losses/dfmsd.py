@@ -111,6 +111,7 @@ class DFMSD(Method):
 
     name = "dfmsd"
     Options: ClassVar[type] = DFMSDOptions
+    rotates = True
 
     def __init__(self, channels: int, options: DFMSDOptions) -> None:
         super().__init__(channels, options)

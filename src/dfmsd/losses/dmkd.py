@@ -37,4 +37,5 @@ class DMKD(DFMSD):
     """
 
     name = "dmkd"
+    rotates = False
     Options = DMKDOptions

@@ -96,6 +96,8 @@ class Method(nn.Module, ABC):
     """Names of the terms that `forward` returns."""
     default_weight: ClassVar[float] = 1.0
     """Factor on every term unless a run states one: the published weight."""
+    rotates: ClassVar[bool] = False
+    """Whether the method chooses the teacher's `basis` by itself; published methods take the teacher as it is."""
     correlation: Tensor | None = None
     """`dfmsd.losses.functional.pearson` of the last call's pair, set by methods that compute it anyway."""
 
