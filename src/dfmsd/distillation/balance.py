@@ -14,7 +14,7 @@ from dfmsd.utils.distributed import process_sum
 BalanceBy = Literal["term", "loss"]
 BALANCE = "balance"
 """Name of the factors among the diagnostics of a task."""
-DEFAULT_BALANCE = 4.0
+DEFAULT_BALANCE = 2.0
 """Default norm of a teacher's gradient relative to the task's."""
 WHOLE = "loss"
 """Name of the only group of a loss that is balanced as a whole."""
