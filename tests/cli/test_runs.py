@@ -116,7 +116,7 @@ def test_pyramids_without_a_common_stride_are_refused(
 ) -> None:
     def load(reference: str) -> Detector:
         detector = load_detector(reference)
-        detector.levels = tuple(level._replace(stride=100 * level.stride) for level in detector.levels)
+        detector.levels = tuple(level._replace(stride=100 * level.stride, sizes=None) for level in detector.levels)
         return detector
 
     monkeypatch.setattr("dfmsd.engine.teachers.load_detector", load)

@@ -47,6 +47,7 @@ FILES = {
     "epochs.csv",
     "last.ckpt",
     "previous.ckpt",
+    "basis.json",
     "best.ckpt",
     "student.safetensors",
     "student.json",

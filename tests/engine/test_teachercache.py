@@ -30,8 +30,8 @@ FIRST = sum(32 * side**2 for side in (8, 4, 2, 1))
 """Values of an image of 64 px on the levels that the one-stage teacher shares with the student: p3 to p6 ..."""
 FIRST += 32
 """... and p7, smaller than its stride."""
-SECOND = sum(16 * side**2 for side in (8, 4, 2, 1))
-"""The same of the two-stage teacher, p3 to p6."""
+SECOND = sum(16 * side**2 for side in (16, 8, 4, 2, 1))
+"""The same of the two-stage teacher, p2 to p6."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +54,10 @@ def planned(task: DistillationTask, distill_config: MakeDistill, tmp_path: Path)
 def test_the_plan_counts_images_flips_and_levels(planned: Callable[..., CachePlan], tiny_root: Path) -> None:
     plan = planned()
     assert [layout.nbytes for layout in plan.layouts.values()] == [2 * FIRST, 2 * SECOND]
-    assert plan.need == 8 * 2 * 2 * FIRST  # in RAM one stage at a time
+    assert plan.need == 8 * 2 * 2 * SECOND  # in RAM one stage at a time
     assert planned("disk").need == 8 * 2 * 2 * (FIRST + SECOND)
-    assert planned(data=DataConfig(str(tiny_root), image_size=64, flip=1.0)).need == 8 * 2 * FIRST
-    assert planned(teacher_cache_dtype="int8").need == 8 * 2 * (FIRST + 4 * 32 * 5)
+    assert planned(data=DataConfig(str(tiny_root), image_size=64, flip=1.0)).need == 8 * 2 * SECOND
+    assert planned(teacher_cache_dtype="int8").need == 8 * 2 * (SECOND + 4 * 16 * 5)
     assert planned(precision="bf16").layouts[next(iter(plan.layouts))].compute_dtype == torch.bfloat16
 
 
@@ -75,7 +75,7 @@ def test_the_summary_states_size_budget_and_kept_share(
     line = str(planned())
     assert line.startswith("teacher cache: 0.000 GiB of RAM, budget 8.0 GiB (8 images x 2 flip(s); an image of ")
     assert f"{tiny_teachers[0]} {2 * FIRST / 1024:.1f} KiB, {tiny_teachers[1]} {2 * SECOND / 1024:.1f} KiB)" in line
-    tight = planned(teacher_cache_gib=8 * 2 * 2 * FIRST / 2**31)
+    tight = planned(teacher_cache_gib=8 * 2 * 2 * SECOND / 2**31)
     assert "; only 50% of it is kept, the rest is computed in every epoch (" in str(tight)
     need = 8 * 2 * 2 * (FIRST + SECOND)
     monkeypatch.setattr(module, "free_bytes", lambda _: need // 4)

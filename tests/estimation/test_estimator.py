@@ -51,7 +51,7 @@ def test_estimate_has_counts_times_and_hours(found: Estimate) -> None:
     assert [cost.teacher is not None for cost in found.costs] == [True, True]
     fcos, faster_rcnn = found.cache_bytes
     assert fcos == 2 * 32 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
-    assert faster_rcnn == 2 * 16 * (8 * 8 + 4 * 4 + 2 * 2 + 1)
+    assert faster_rcnn == 2 * 16 * (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1)  # from stride 4 on
     assert all(value > 0 for value in found.parts_ms.values())
     assert found.prediction.steps == 3 * 2
     assert found.coco_hours.keys() == GPUS.keys()

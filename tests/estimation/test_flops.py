@@ -140,12 +140,12 @@ def test_stage_parts_add_up_to_a_step(task: DistillationTask) -> None:
     assert cost.teacher is not None
     assert cost.teacher.forward == 2 * multiply_adds(teacher.detector, lambda: teacher.features(batch.images))
     assert cost.teacher.backward == cost.teacher.kept_bytes == 0
-    assert list(cost.levels) == ["p3", "p4", "p5", "p6"]
-    assert cost.teacher_pyramid_bytes == 4 * BATCH * 32 * (8 * 8 + 4 * 4 + 2 * 2 + 1)
-    first = cost.levels["p3"]
+    assert list(cost.levels) == ["p3", "p4", "p5", "p6", "p7"]
+    assert cost.teacher_pyramid_bytes == 4 * BATCH * 32 * (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1)
+    first = cost.levels["p3"]  # resized to the teacher's stride of 4
     assert first.align.forward == 2 * (BATCH * 32 * 8 * 8) * 16
     blocks = 2 * 2  # two branches of two convolutions
-    assert first.method.forward == pytest.approx(blocks * 2 * (BATCH * 32 * 8 * 8) * (32 * 9), rel=0.01)
+    assert first.method.forward == pytest.approx(blocks * 2 * (BATCH * 32 * 16 * 16) * (32 * 9), rel=0.01)
     assert first.method.backward == pytest.approx(2 * first.method.forward, rel=0.01)
     assert first.method.kept_bytes > 0
     assert first.method.elementwise > 0

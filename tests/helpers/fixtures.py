@@ -102,6 +102,7 @@ def distill_config(tiny_root: Path, tiny_teachers: tuple[str, str]) -> Callable[
             "stages": [StageConfig(epochs=2, teacher=first), StageConfig(epochs=1, teacher=second)],
             "loss": {"name": "dfmsd", "direction": "random"},
             "optim": OptimConfig(warmup=1),
+            "balance": None,
         }
         return DistillConfig(out=str(out), **{**defaults, **values})
 

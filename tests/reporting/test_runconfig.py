@@ -39,12 +39,14 @@ def test_terms_have_a_weight_and_a_balance(distill_config, tmp_path, tiny_teache
         StageConfig(epochs=1, teacher=[first, second]),
         StageConfig(epochs=1, teacher=second, loss=[{"name": "pkd", "weight": 3.0}, {"name": "mgd"}]),
     ]
-    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=0.5)
+    config = distill_config(
+        tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=0.5, balance_by="term"
+    )
     weights = term_weights(config)
     assert weights["mask"] == {1: (2.0, "balance/mask")}
     assert weights["T2.sfa"] == {2: (2.0, "T2.balance/sfa")}
     assert weights["pkd"] == {3: (3.0, "balance/pkd")}
-    config = distill_config(tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=None)
+    config = distill_config(tmp_path, stages=stages, loss=loss, balance=None)
     assert term_weights(config) == {
         **{term: {1: (2.0, None)} for term in ("mask", "sfa")},
         **{f"T{number}.{term}": {2: (2.0, None)} for number in (1, 2) for term in ("mask", "sfa")},
