@@ -140,7 +140,7 @@ class RunFolder:
         return _read_json(self.environment_file)
 
     def read_basis(self) -> dict[str, Any] | None:
-        """Read ``basis.json``: stage -> level -> correlation before and after; None if it is missing."""
+        """Read ``basis.json``: stage -> level -> correlation before and after, and reference; None if it is missing."""
         return _read_json(self.basis_file)
 
     def image_size(self) -> int | None:

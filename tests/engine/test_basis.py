@@ -47,7 +47,8 @@ def test_the_fit_is_written_for_every_level(rotated: RunFolder) -> None:
     assert basis is not None
     assert basis.keys() == {"2"}
     assert basis["2"].keys() == {"p2", "p3", "p4", "p5", "p6"}
-    assert all(abs(value) <= 1 for level in basis["2"].values() for value in level.values())
+    assert all(level["reference"] == "former" for level in basis["2"].values())
+    assert all(abs(level[when]) <= 1 for level in basis["2"].values() for when in ("before", "after"))
 
 
 def test_a_run_stopped_within_a_rotated_stage_resumes_to_the_same_bits(

@@ -39,9 +39,8 @@ def test_terms_have_a_weight_and_a_balance(distill_config, tmp_path, tiny_teache
         StageConfig(epochs=1, teacher=[first, second]),
         StageConfig(epochs=1, teacher=second, loss=[{"name": "pkd", "weight": 3.0}, {"name": "mgd"}]),
     ]
-    config = distill_config(
-        tmp_path, stages=stages, loss={"name": "dfmsd", "weight": 2.0}, balance=0.5, balance_by="term"
-    )
+    loss = {"name": "dfmsd", "weight": 2.0}
+    config = distill_config(tmp_path, stages=stages, loss=loss, balance=0.5, balance_by="term")
     weights = term_weights(config)
     assert weights["mask"] == {1: (2.0, "balance/mask")}
     assert weights["T2.sfa"] == {2: (2.0, "T2.balance/sfa")}
@@ -70,25 +69,27 @@ def test_a_loss_on_predictions_is_not_balanced(distill_config, tmp_path):
 
 
 def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers):
+    record = read_run(tmp_path)
     student = [LevelSpec(f"p{i}", 16, 2**i) for i in (3, 4, 5)]
     teacher = [LevelSpec(f"t{i}", 32, 2**i) for i in (2, 3, 4)]
     config = distill_config(tmp_path)
-    lines = paired_levels(config, student, {tiny_teachers[1]: teacher})
+    lines = paired_levels(record, config, student, {tiny_teachers[1]: teacher})
     assert [(line.stage, line.pair.student.name, line.pair.teacher.name) for line in lines] == [
         (2, "p3", "t3"),
         (2, "p4", "t4"),
     ]
     assert {line.alignment for line in lines} == {"1x1 convolution"}
     config = distill_config(tmp_path, loss={"name": "pkd", "pairing": "index", "resize": "teacher"})
-    lines = paired_levels(config, student, {tiny_teachers[0]: student, tiny_teachers[1]: teacher})
+    lines = paired_levels(record, config, student, {tiny_teachers[0]: student, tiny_teachers[1]: teacher})
     assert [line.alignment for line in lines] == ["not needed"] * 3 + ["1x1 convolution, teacher resized"] * 3
-    assert paired_levels(config, student, {tiny_teachers[0]: student[:1]}) == []  # now another detector
+    assert paired_levels(record, config, student, {tiny_teachers[0]: student[:1]}) == []  # now another detector
     config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "t2", "p5": "t4"}})
-    lines = paired_levels(config, student, {tiny_teachers[1]: teacher})
+    lines = paired_levels(record, config, student, {tiny_teachers[1]: teacher})
     assert [(line.pair.student.name, line.pair.teacher.name) for line in lines] == [("p3", "t2"), ("p5", "t4")]
 
 
 def test_a_rotation_replaces_the_convolution_between_unlike_channels(distill_config, tmp_path, tiny_teachers):
+    record = read_run(tmp_path)
     student = [LevelSpec(f"p{i}", 16, 2**i) for i in (3, 4)]
     levels = {
         tiny_teachers[0]: [LevelSpec(f"a{i}", 16, 2**i) for i in (3, 4)],
@@ -97,11 +98,13 @@ def test_a_rotation_replaces_the_convolution_between_unlike_channels(distill_con
     first = StageConfig(1, tiny_teachers[0])
     former, student_basis = (StageConfig(1, tiny_teachers[1], basis=basis) for basis in ("former", "student"))
     config = distill_config(tmp_path, loss={"name": "pkd"}, stages=[first, former, student_basis])
-    lines = paired_levels(config, student, levels)
+    lines = paired_levels(record, config, student, levels)
     assert [(line.stage, line.alignment) for line in lines] == [
         (stage, alignment) for stage, alignment in ((1, "not needed"), (2, "rotation"), (3, "rotation")) for _ in "34"
     ]
     assert lines[2].pair.teacher == LevelSpec("b3", 32, 8)  # its own channels, before the rotation
     wide = {**levels, tiny_teachers[0]: [level._replace(channels=24) for level in levels[tiny_teachers[0]]]}
-    assert paired_levels(config, student, wide)[2].alignment == "rotation, 1x1 convolution"
-    assert {line.stage for line in paired_levels(config, student, {tiny_teachers[1]: levels[tiny_teachers[1]]})} == {3}
+    assert paired_levels(record, config, student, wide)[2].alignment == "rotation, 1x1 convolution"
+    assert {
+        line.stage for line in paired_levels(record, config, student, {tiny_teachers[1]: levels[tiny_teachers[1]]})
+    } == {3}

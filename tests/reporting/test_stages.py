@@ -13,7 +13,10 @@ from dfmsd.reporting import run_report
 from dfmsd.reporting.records import read_run
 from dfmsd.reporting.stages import stages_sections
 
-FIT = {"p3": {"before": 0.012, "after": 0.456}, "p4": {"before": -0.004, "after": 0.5}}
+FIT = {
+    "p3": {"before": 0.012, "after": 0.456, "reference": "former"},
+    "p4": {"before": -0.004, "after": 0.5, "reference": "former"},
+}
 
 
 def test_the_plan_says_in_whose_channels_each_teacher_is_imitated(make_run, distill_config, tmp_path):
@@ -60,3 +63,14 @@ def test_a_single_stage_needs_no_plan_unless_it_is_rotated(make_run, distill_con
     assert stages_sections(None, record) == []
     assert stages_sections(config.without_teachers(), record) == []
     assert len(stages_sections(replace(config, stages=[StageConfig(3, "runs/a", basis="student")]), record)) == 1
+
+
+def test_an_automatic_basis_is_the_one_that_was_fitted(make_run, distill_config, tmp_path):
+    run = make_run()
+    stages = [StageConfig(3, "runs/a"), StageConfig(6, ["runs/a", "runs/b"])]
+    config = distill_config(tmp_path, stages=stages)
+    fit = {"T2.p3": {"before": 0.0, "after": 0.5, "reference": "student"}}
+    (run / "basis.json").write_text(json.dumps({"2": fit}))
+    [section] = stages_sections(config, read_run(run))
+    assert section.table is not None
+    assert [row[3] for row in section.table.rows] == ["the teacher", "the teacher & the student"]

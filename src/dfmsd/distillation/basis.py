@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import Criterion, CriterionSum
@@ -11,10 +13,10 @@ from dfmsd.types import LevelSpec
 AnyCriterion = Criterion | CriterionSum
 
 
-def build_basis(
+def choose_basis(
     name: BasisName, criterion: AnyCriterion, former: AnyCriterion | None, student: Detector, teacher: Detector
-) -> PyramidBasis | None:
-    """Build the basis of a teacher's levels, which is still to be fitted; None for the teacher's own.
+) -> BasisName:
+    """Resolve ``auto``; other names are returned unchanged.
 
     ``auto`` rotates for losses that are meant for it (`Method.rotates`), and only between levels of equal width: into
     the basis of the former teacher if there is one, else into the student's if the detectors are of different kinds.
@@ -25,12 +27,31 @@ def build_basis(
         former: the loss of the former stage's only teacher; None if it had none, or several.
         student: the student.
         teacher: the teacher.
+    """
+    if name != "auto":
+        return name
+    if not all(method.rotates for method in criterion.methods):
+        return "own"
+    if former is not None and _fits(criterion, _taught_by(former)):
+        return "former"
+    students = {pair.student.name: pair.student for pair in criterion.pairs}
+    return "student" if _kind(student) != _kind(teacher) and _fits(criterion, students) else "own"
+
+
+def build_basis(
+    name: BasisName, criterion: AnyCriterion, teacher: Sequence[LevelSpec], former: AnyCriterion | None
+) -> PyramidBasis | None:
+    """Build the basis of a teacher's levels, which is still to be fitted; None for the teacher's own.
+
+    Args:
+        name: ``own``, ``student`` or ``former``.
+        criterion: the loss between student and teacher, which pairs their levels.
+        teacher: levels of the teacher.
+        former: the loss of the former stage's only teacher, the reference of ``former``.
 
     Raises:
         DfmsdError: the loss compares predictions, or the former teacher does not teach all levels.
     """
-    if name == "auto":
-        name = _choose(criterion, former, alike=_kind(student) == _kind(teacher))
     if name == "own":
         return None
     if len(criterion.feature_terms) < len(criterion.terms):
@@ -48,17 +69,7 @@ def build_basis(
             f"{', '.join(references)}; choose basis: student or own"
         )
     levels = {pair.teacher.name: references[pair.student.name] for pair in criterion.pairs}
-    return PyramidBasis(teacher.levels, levels, former=name == "former")
-
-
-def _choose(criterion: AnyCriterion, former: AnyCriterion | None, *, alike: bool) -> BasisName:
-    """Choose the basis that pays, see docs/results.md."""
-    if not all(method.rotates for method in criterion.methods):
-        return "own"
-    if former is not None and _fits(criterion, _taught_by(former)):
-        return "former"
-    students = {pair.student.name: pair.student for pair in criterion.pairs}
-    return "student" if not alike and _fits(criterion, students) else "own"
+    return PyramidBasis(teacher, levels, former=name == "former")
 
 
 def _fits(criterion: AnyCriterion, references: dict[str, LevelSpec]) -> bool:

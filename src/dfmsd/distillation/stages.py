@@ -33,7 +33,7 @@ class StageConfig:
         basis: channels that the teachers' features are rotated into before the student imitates them: the teacher's
             ``own`` (no rotation), those of the ``former`` stage's teacher, or those of the ``student`` as it enters the
             stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen. ``auto`` chooses, see
-            `build_basis` in `dfmsd.distillation.basis`.
+            `choose_basis` in `dfmsd.distillation.basis`.
     """
 
     epochs: int

@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
 from dfmsd.distillation.balance import BALANCE, BalanceBy, GradientBalance, balanced_groups
-from dfmsd.distillation.basis import build_basis
+from dfmsd.distillation.basis import build_basis, choose_basis
 from dfmsd.distillation.heads import HeadPair
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -111,7 +111,8 @@ class DistillationTask(nn.Module):
                 try:
                     own_loss = losses.replace_loss(loss, stage.loss)
                     criterion = losses.build(own_loss, student.levels, teacher.levels)
-                    basis = build_basis(stage.basis, criterion, former, student, teacher.detector)
+                    name = choose_basis(stage.basis, criterion, former, student, teacher.detector)
+                    basis = build_basis(name, criterion, teacher.levels, former)
                     if basis is not None:
                         criterion = losses.build(own_loss, student.levels, teacher.levels, basis=basis)
                     methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]

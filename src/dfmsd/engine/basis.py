@@ -13,7 +13,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.stages import steps_into_stage
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.module import DistillationModule
-from dfmsd.losses.basis import FIT_IMAGES, Correlation, PyramidBasis
+from dfmsd.losses.basis import FIT_IMAGES, Correlation
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.distributed import copy_from_first
 from dfmsd.utils.files import write_json
@@ -68,23 +68,20 @@ class BasisFit(pl.Callback):
         self.settled.add(task.stage)
 
     def _report(self, task: DistillationTask, fits: dict[str, dict[str, Correlation]]) -> None:
-        values: dict[str, dict[str, float]] = {}
+        values: dict[str, dict[str, float | str]] = {}
         for lesson in task.lessons:
             if lesson.label not in fits:
                 continue
             assert lesson.criterion.basis is not None
             levels = lesson.named(fits[lesson.label])
-            values |= {name: fit._asdict() for name, fit in levels.items()}
+            reference = "former" if lesson.criterion.basis.former else "student"
+            values |= {name: {**fit._asdict(), "reference": reference} for name, fit in levels.items()}
             changes = ", ".join(f"{name} {fit.before:.2f} -> {fit.after:.2f}" for name, fit in levels.items())
-            reference = _reference(lesson.criterion.basis)
-            self.print_line(f"stage {task.stage + 1}: correlation in the basis of the {reference}: {changes}")
+            whose = "former teacher" if reference == "former" else reference
+            self.print_line(f"stage {task.stage + 1}: correlation in the basis of the {whose}: {changes}")
         write_json(self.run.basis_file, {**(self.run.read_basis() or {}), str(task.stage + 1): values})
 
 
 def _warmup(task: DistillationTask, steps_per_epoch: int) -> int:
     """Return the steps before the fit: none after an earlier stage, and at most a quarter of the first one."""
     return 0 if task.stage else min(WARMUP, task.stages[0].epochs * steps_per_epoch // 4)
-
-
-def _reference(basis: PyramidBasis) -> str:
-    return "former teacher" if basis.former else "student"

@@ -95,7 +95,7 @@ def levels_sections(
         levels: teacher -> pyramid levels.
         suffix: appended to the section title.
     """
-    pairs = paired_levels(config, record.levels, levels) if config and record.levels else []
+    pairs = paired_levels(record, config, record.levels, levels) if config and record.levels else []
     if not pairs:
         return []
     rows = [

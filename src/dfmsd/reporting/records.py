@@ -44,8 +44,9 @@ class RunRecord:
     config: str | None
     log: Series | None
     epochs: Series | None
-    basis: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
-    """Stage -> teacher's level -> correlation ``before`` and ``after`` the rotation."""
+    basis: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+    """Stage -> teacher's level, such as ``p3`` or ``T2.p3`` -> its rotation: the ``reference``, ``student`` or
+    ``former``, and the correlation with it ``before`` and ``after``."""
 
     @property
     def weights_bytes(self) -> int | None:

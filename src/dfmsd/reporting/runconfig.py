@@ -16,6 +16,7 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair
+from dfmsd.losses.basis import BasisName
 from dfmsd.losses.config import loss_parts
 from dfmsd.reporting.records import RunRecord
 from dfmsd.runfolder import RunFolder
@@ -90,12 +91,30 @@ class PairedLevel(NamedTuple):
     alignment: str
 
 
+def basis_of(record: RunRecord, config: DistillConfig, stage: int, teacher: int) -> BasisName:
+    """Return the basis of a stage's teacher: the fitted one, or before the fit the one that the config asks for.
+
+    Args:
+        record: of the run.
+        config: of the run.
+        stage: from 1.
+        teacher: in the stage, from 0.
+    """
+    several = len(config.stages[stage - 1].teachers) > 1
+    for level, fit in (record.basis or {}).get(str(stage), {}).items():
+        if not several or level.startswith(f"T{teacher + 1}."):
+            return "former" if fit.get("reference") == "former" else "student"
+    asked = config.stages[stage - 1].basis
+    return "own" if asked == "auto" else asked
+
+
 def paired_levels(
-    config: DistillConfig, student: Sequence[LevelSpec], teachers: Mapping[str, Sequence[LevelSpec]]
+    record: RunRecord, config: DistillConfig, student: Sequence[LevelSpec], teachers: Mapping[str, Sequence[LevelSpec]]
 ) -> list[PairedLevel]:
     """List which student level learns from which teacher level, and how their shapes are aligned.
 
     Args:
+        record: of the run.
         config: of the run.
         student: levels of the student.
         teachers: reference -> levels; other teachers are left out.
@@ -104,17 +123,17 @@ def paired_levels(
     former: losses.Criterion | losses.CriterionSum | None = None
     for number, stage in enumerate(config.stages, 1):
         reference, former = former, None
-        for name in stage.teachers:
-            unknown = stage.basis == "former" and reference is None
+        for index, name in enumerate(stage.teachers):
+            rotation = basis_of(record, config, number, index)
+            unknown = rotation == "former" and reference is None
             if name not in teachers or unknown:
                 continue
             loss = losses.replace_loss(config.loss, stage.loss)
             try:
                 with torch.device("meta"):  # allocate nothing, draw no random numbers
-                    own = former = losses.build(loss, list(student), list(teachers[name]))
-                    if stage.basis != "own":
-                        basis = build_basis(own, teachers[name], reference if stage.basis == "former" else None)
-                        former = losses.build(loss, list(student), list(teachers[name]), basis=basis)
+                    own = losses.build(loss, list(student), list(teachers[name]))
+                    basis = build_basis(rotation, own, teachers[name], reference)
+                    former = losses.build(loss, list(student), list(teachers[name]), basis=basis)
             except DfmsdError:  # the teacher's folder now holds another detector
                 continue
             layers = dict(zip(own.pairs, former.align, strict=True))

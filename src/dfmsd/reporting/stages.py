@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.page import Figure, Section, Table
 from dfmsd.reporting.plots import bars, escape_label
 from dfmsd.reporting.records import RunRecord
+from dfmsd.reporting.runconfig import basis_of
 
+TEACHER = "the teacher"
 ROTATED = (
     "The teacher of a rotated stage is imitated in the channels of another detector. The rotation is fitted on "
     "training images when the stage begins. The plot shows the correlation of equal channels on them before "
@@ -30,32 +32,35 @@ def stages_sections(config: DistillConfig | None, record: RunRecord, suffix: str
     """
     if config is None or not any(stage.teachers for stage in config.stages):
         return []
-    rotated = [number for number, stage in enumerate(config.stages, 1) if stage.basis != "own"]
+    channels = [_channels(record, config, number) for number in range(1, len(config.stages) + 1)]
+    rotated = [number for number, texts in enumerate(channels, 1) if set(texts) - {TEACHER}]
     if len(config.stages) == 1 and not rotated:
         return []
     fits = {number: fit for number in rotated if (fit := (record.basis or {}).get(str(number)))}
     notes = [ROTATED] if rotated else []
     notes += [f"The rotation of stage {number} has not been fitted yet." for number in rotated if number not in fits]
     rows = [
-        (str(number), str(stage.epochs), " & ".join(stage.teachers) or "none", _channels(stage, number))
-        for number, stage in enumerate(config.stages, 1)
+        (str(number), str(stage.epochs), " & ".join(stage.teachers) or "none", " & ".join(texts) or "–")
+        for number, (stage, texts) in enumerate(zip(config.stages, channels, strict=True), 1)
     ]
     table = Table(("stage", "epochs", "teacher", "imitated in the channels of"), rows)
-    figures = [_plan(config), *(_correlations(number, fit) for number, fit in fits.items())]
+    figures = [_plan(config, channels), *(_correlations(number, fit) for number, fit in fits.items())]
     return [Section(f"Stages{suffix}", notes, table, figures)]
 
 
-def _channels(stage: StageConfig, number: int) -> str:
-    if not stage.teachers:
-        return "–"
-    names = {"own": "the teacher", "former": f"stage {number - 1}", "student": "the student"}
-    return names[stage.basis]
+def _channels(record: RunRecord, config: DistillConfig, number: int) -> list[str]:
+    """Return in whose channels the teachers of a stage are imitated; a single entry if they agree."""
+    names = {"own": TEACHER, "former": f"stage {number - 1}", "student": "the student"}
+    teachers = range(len(config.stages[number - 1].teachers))
+    texts = [names[basis_of(record, config, number, index)] for index in teachers]
+    return texts if len(set(texts)) > 1 else texts[:1]
 
 
-def _plan(config: DistillConfig) -> Figure:
+def _plan(config: DistillConfig, channels: Sequence[Sequence[str]]) -> Figure:
     """Draw the stages as bars over the epochs."""
     ends = list(accumulate(stage.epochs for stage in config.stages))
-    labels = [_label(stage, number) for number, stage in enumerate(config.stages, 1)]
+    plan = zip(config.stages, channels, strict=True)
+    labels = [_label(stage, number, texts) for number, (stage, texts) in enumerate(plan, 1)]
     trace: dict[str, Any] = {
         "type": "bar",
         "orientation": "h",
@@ -75,14 +80,14 @@ def _plan(config: DistillConfig) -> Figure:
     return Figure("Plan", [trace], layout, f"Plan: {described}.", height=110 + 50 * len(ends))
 
 
-def _label(stage: StageConfig, number: int) -> list[str]:
+def _label(stage: StageConfig, number: int, channels: Sequence[str]) -> list[str]:
     """Return the lines that describe a stage."""
     names = " & ".join(Path(name).name for name in stage.teachers) or "labels alone"
-    rotated = stage.basis != "own"
-    return [f"{number}: {names}", *[f"in the channels of {_channels(stage, number)}"] * rotated]
+    rotated = bool(set(channels) - {TEACHER})
+    return [f"{number}: {names}", *[f"in the channels of {' & '.join(channels)}"] * rotated]
 
 
-def _correlations(number: int, fit: Mapping[str, Mapping[str, float]]) -> Figure:
+def _correlations(number: int, fit: Mapping[str, Mapping[str, Any]]) -> Figure:
     groups: dict[str, dict[str, float | None]] = {
         when: {level: round(values[when], 2) + 0.0 for level, values in fit.items()}  # + 0.0: no negative zero
         for when in ("before", "after")
