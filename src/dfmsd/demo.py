@@ -32,7 +32,6 @@ TEACHER_B = DetectorConfig(
     arch="retinanet", backbone="tf_efficientnet_lite2", fpn_channels=64, head_convs=2, pretrained=True
 )
 STAGES = (3, 6)
-LOSS = {"name": "dfmsd", "weight": 2.0, "alpha": 1.0}
 
 
 def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
@@ -49,7 +48,6 @@ def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
         optim=optim,
         student=STUDENT,
         stages=stages,
-        loss=LOSS,
         teacher_cache="ram",
     )
     return {

@@ -1,0 +1,75 @@
+"""Is it the fit of a basis that helps, or any rotation? The plans of a comparison with random rotations.
+
+    python benchmarks/experiments/placebo.py configs/digits/compare-unlike.yaml --methods dfmsd@T2 dfmsd@T1+T2
+
+The runs are those of ``dfmsd compare`` with the same config and seeds, except that every rotation is drawn at random.
+Their AP belongs next to the table of the comparison. Writes ``benchmarks/results/placebo-<data>.json`` after each run
+and skips the runs that it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.methods import parse_method
+from dfmsd.comparison.runs import plan_run
+from dfmsd.engine.configfile import read_config
+from dfmsd.engine.run import distill
+from dfmsd.utils.files import write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+class RandomRotations:
+    """Replacement of `procrustes` that ignores what it is given.
+
+    Args:
+        seed: of the rotations.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, cross: Tensor) -> Tensor:
+        """Return a random matrix with orthonormal rows or columns, ``C_T x C_N``."""
+        noise = torch.randn(cross.shape, dtype=cross.dtype, generator=self.generator)
+        u, _, vh = torch.linalg.svd(noise, full_matrices=False)
+        rotation: Tensor = u @ vh
+        return rotation
+
+
+def main() -> None:
+    """Run what is missing and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--methods", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    options = parser.parse_args()
+    config = read_config(CompareConfig, options.config)
+    path = RESULTS / f"placebo-{Path(config.data.root).name}.json"
+    results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    (pair,) = config.pairs
+    for seed in options.seeds or config.seeds:
+        for name in options.methods:
+            if str(seed) in results.get(name, {}):
+                continue
+            run = plan_run(config, pair, parse_method(name), seed).config
+            folder = Path(config.out, "placebo", *Path(run.out).parts[-2:])
+            with patch("dfmsd.losses.basis.procrustes", RandomRotations(seed)):
+                result = distill(replace(run, out=str(folder)), overwrite=True)
+            ap = result.metrics["AP"]
+            assert ap is not None
+            results.setdefault(name, {})[str(seed)] = ap
+            write_json(path, results)
+
+
+if __name__ == "__main__":
+    main()
