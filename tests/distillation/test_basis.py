@@ -171,6 +171,10 @@ def test_published_methods_take_the_teacher_as_it_is() -> None:
     assert kinds(task_of(unlike(), basis="student", loss=PKD)) == ["student"]
 
 
+def test_a_student_that_keeps_its_channels_needs_no_rotation() -> None:
+    assert kinds(task_of(frozen(2), unlike(), basis="auto", loss={**LOSS, "project": True})) == ["own", "own"]
+
+
 def test_reused_layers_leave_each_teacher_its_basis() -> None:
     first, second = frozen(2, name="a"), unlike()
     stages = [StageConfig(1, "a"), StageConfig(1, "u", fresh=False)]

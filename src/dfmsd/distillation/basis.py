@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import Criterion, CriterionSum
+from dfmsd.losses.align import Align
 from dfmsd.losses.basis import BasisName, PyramidBasis
 from dfmsd.types import LevelSpec
 
@@ -19,7 +22,8 @@ def choose_basis(
     """Resolve ``auto``; other names are returned unchanged.
 
     ``auto`` rotates for losses that are meant for it (`Method.rotates`), and only between levels of equal width: into
-    the basis of the former teacher if there is one, else into the student's if the detectors are of different kinds.
+    the basis of the former teacher if there is one, else into the student's if the detectors are of different kinds. A
+    student with ``project: true`` keeps its own channels, and so needs no rotation.
 
     Args:
         name: see `StageConfig`.
@@ -30,7 +34,7 @@ def choose_basis(
     """
     if name != "auto":
         return name
-    if not all(method.rotates for method in criterion.methods):
+    if not all(method.rotates for method in criterion.methods) or _projects(criterion):
         return "own"
     if former is not None and _fits(criterion, _taught_by(former)):
         return "former"
@@ -70,6 +74,15 @@ def build_basis(
         )
     levels = {pair.teacher.name: references[pair.student.name] for pair in criterion.pairs}
     return PyramidBasis(teacher, levels, former=name == "former")
+
+
+def _projects(criterion: AnyCriterion) -> bool:
+    """Return whether convolutions map the student's channels where their widths do not require it."""
+    return any(
+        pair.student.channels == pair.teacher.channels and not isinstance(align.project, nn.Identity)
+        for pair, align in zip(criterion.pairs, criterion.align, strict=True)
+        if isinstance(align, Align)
+    )
 
 
 def _fits(criterion: AnyCriterion, references: dict[str, LevelSpec]) -> bool:
