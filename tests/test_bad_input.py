@@ -99,6 +99,27 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages", [{"epochs": 1, "teacher": [""]}], ("stages.0.teacher has an empty name", "leave it out")),
     ("stages", [{"epochs": 1, "teacher": LONG}], ("teacher: 'aaaa", "File name too long")),
     ("stages", [{"epochs": 1, "teacher": "a\0b"}], ("teacher: 'a\\x00b'", "null")),
+    ("stages", [{"epochs": 2, "teacher": "a", "basis": "former"}], ("stages.0.basis: former needs a stage before it",)),
+    ("stages", [{"epochs": 9, "near": True}], ("stages.0.near: the stage has no teachers", "give it exactly one")),
+    ("stages", [{"epochs": 9, "near": "soon"}], ("near must be true, false, auto or a mapping", "got 'soon'")),
+    ("stages", [{"epochs": 9, "near": 7}], ("stages: near: ", "7")),
+    (
+        "stages",
+        [{"epochs": 9, "teacher": ["a", "b"], "near": True}],
+        ("stages.0.near: the stage has 2 teachers", "give it exactly one", "leave near out"),
+    ),
+    (
+        "stages",
+        [{"epochs": 1, "teacher": "a", "near": True}],
+        ("stages.0.near: a share of 0.33 of 1 epoch(s) leaves none", "more epochs"),
+    ),
+    (
+        "stages",
+        [{"epochs": 9, "teacher": "a", "near": {"share": 0}}],
+        ("near.share must be above 0 and below 1, got 0.0",),
+    ),
+    ("stages", [{"epochs": 9, "teacher": "nowhere", "near": True}], ("stages.0.near: no detector at 'nowhere'",)),
+    ("loss", {"pairing": {"p3": "p2", "p4": "p2"}}, ("loss.pairing", "p2")),
     ("student", {**STUDENT, "fpn_channels": 0}, ("fpn_channels must be an integer of at least 1, got 0",)),
     ("student", {**STUDENT, "backbone": "resnet19"}, ("unknown backbone 'resnet19'", "did you mean")),
     ("student", {**STUDENT, "arch": "yolo"}, ("unknown arch 'yolo'", "expected one of fcos")),
@@ -124,6 +145,26 @@ def test_a_refused_value_is_reported_with_its_file(dfmsd: Command) -> None:
     dfmsd.write("teacher.yaml", {"out": "teacher", "optim": {"lr": 0}})
     error = dfmsd.refusal("distill", "--config", "good.yaml", "--stages", "[{teacher: teacher.yaml, epochs: 1}]")
     says(error, ("teacher.yaml: optim.lr must be above 0, got 0",))
+
+
+NEAR = ["--stages", "[{teacher: a, epochs: 9, near: true}]"]
+
+
+@pytest.mark.parametrize("arch", ["hf:some/detr", "mmdet:some.py", "fasterrcnn_resnet50_fpn", "python:mine.Detector"])
+def test_no_near_teacher_for_a_student_that_brings_its_own_backbone(dfmsd: Command, arch: str) -> None:
+    dfmsd.write("whole.yaml", {**CONFIG, "student": {"arch": arch}})
+    error = dfmsd.refusal("distill", "--config", "whole.yaml", *NEAR)
+    says(error, (f"stages.0.near: {arch} brings its own backbone", "choose a student from fcos", "leave near out"))
+
+
+def test_a_teacher_that_names_itself(dfmsd: Command) -> None:
+    for name, teacher in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml"), ("own.yaml", "own.yaml")):
+        dfmsd.write(name, {**CONFIG, "out": name.removesuffix(".yaml"), "stages": [{"epochs": 1, "teacher": teacher}]})
+    for command in ("distill", "check", "estimate"):
+        error = dfmsd.refusal(command, "--config", "own.yaml")
+        says(error, ("teacher own.yaml names itself as its teacher; name another one there",))
+        error = dfmsd.refusal(command, "--config", "a.yaml")
+        says(error, ("teacher b.yaml names itself as its teacher, through a.yaml; name another one there",))
 
 
 # Command lines.

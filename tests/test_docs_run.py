@@ -158,7 +158,15 @@ def small(line: Sequence[str]) -> list[str]:
         return [*flags, "--epochs", "3", "--seeds", "0", "--allow-weak-teacher"]
     if line[0] == "train":
         return [*flags, "--epochs", "1", "--overwrite"]
-    flags += [word for place, _ in enumerate(config["stages"]) for word in (f"--stages.{place}.epochs", "1")]
+    for place, stage in enumerate(config["stages"]):
+        flags += [f"--stages.{place}.epochs", "2" if "near" in stage else "1"]
+        if "near" in stage:
+            flags += [
+                f"--stages.{place}.near.backbone",
+                SMALL["backbone"],
+                f"--stages.{place}.near.pretrained",
+                "false",
+            ]
     if line[0] == "estimate":
         return flags
     return [*flags, "--allow-weak-teacher", *(["--overwrite"] if line[0] == "distill" else [])]

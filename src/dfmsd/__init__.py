@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dfmsd.detectors.generic import ModuleDetector
     from dfmsd.detectors.prediction import Prediction
     from dfmsd.detectors.registry import build_detector
-    from dfmsd.distillation.stages import StageConfig
+    from dfmsd.distillation.stages import NearConfig, StageConfig
     from dfmsd.distillation.task import DistillationTask
     from dfmsd.distillation.teacher import FrozenTeacher
     from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -51,6 +51,7 @@ __all__ = [
     "FrozenTeacher",
     "LevelSpec",
     "ModuleDetector",
+    "NearConfig",
     "OptimConfig",
     "Prediction",
     "Result",

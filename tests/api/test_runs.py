@@ -141,25 +141,13 @@ def test_a_student_may_be_a_run_folder_whose_weights_it_starts_with(
     assert all(torch.equal(value, options["student"].state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
-def test_a_training_config_as_teacher_is_trained_once(
-    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teacher = dfmsd.TrainConfig(out=str(tmp_path / "teacher"), model=tiny())
-
-    def train(config: dfmsd.TrainConfig, *, resume: bool) -> None:
-        assert (config, resume) == (teacher, False)
-        Path(config.out).mkdir()
-        for name in ("config.yaml", "metrics.json"):
-            Path(config.out, name).write_text("{}")
-
-    monkeypatch.setattr("dfmsd.engine.run.train", train)
-    monkeypatch.setattr("dfmsd.engine.saved_config.same_run", lambda config, run: config == teacher)
-    for _ in range(2):
-        dfmsd.distill(tiny(), teacher, "data", "out")
-    assert [config.stages[0].teacher for config, _ in calls] == [teacher.out] * 2
-    other = dfmsd.TrainConfig(out=teacher.out)
-    with pytest.raises(DfmsdError, match="holds another run"):
-        dfmsd.distill(tiny(), other, "data", "out")
+def test_configs_as_teachers_are_named_by_their_run_folders(calls: Calls) -> None:
+    trained = dfmsd.TrainConfig(out="trained", model=tiny())
+    distilled = dfmsd.DistillConfig(out="distilled", student=tiny(), stages=[dfmsd.StageConfig(1, "other")])
+    dfmsd.distill(tiny(), [trained, [distilled, "third"]], "data", "out")
+    ((config, options),) = calls
+    assert [stage.teachers for stage in config.stages] == [("trained",), ("distilled", "third")]
+    assert options["recipes"] == {"trained": trained, "distilled": distilled}
 
 
 def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: Calls, recipe: Path) -> None:

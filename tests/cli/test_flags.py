@@ -6,6 +6,7 @@ import pytest
 from tests.helpers.yaml_configs import DISTILL, SUM
 
 from dfmsd.cli.flags import config_files, merge_list_flags, parsed_config, split_lists
+from dfmsd.distillation.stages import NearConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import config_parser, read_config
 from dfmsd.errors import DfmsdError
@@ -60,6 +61,15 @@ def test_a_stage_takes_a_list_of_teachers(file: Path) -> None:
     assert [stage.teachers for stage in config.stages] == [("e", "f"), ()]
     file.write_text(DISTILL.replace("teacher: a", "teacher: [a, c.yaml]"))
     assert [stage.teachers for stage in read_config(DistillConfig, file).stages] == [("a", "c.yaml"), ("b",)]
+
+
+def test_flags_describe_a_near_teacher(file: Path) -> None:
+    assert parse(file, "--stages.0.epochs", "9", "--stages.0.near", "true").stages[0].near == NearConfig()
+    assert parse(file, "--stages.0.near", "auto").stages[0].near == "auto"
+    changes = ["--stages.0.epochs", "9", "--stages.0.near.bridge", "true", "--stages.0.near.epochs=4"]
+    assert parse(file, *changes).stages[0].near == NearConfig(bridge=True, epochs=4)
+    file.write_text(DISTILL.replace("teacher: a, epochs: 1", "teacher: a, epochs: 9, near: {epochs: 2, share: 0.5}"))
+    assert parse(file, "--stages.0.near.epochs", "3").stages[0].near == NearConfig(epochs=3, share=0.5)
 
 
 def test_flags_change_single_losses_of_a_list(file: Path) -> None:

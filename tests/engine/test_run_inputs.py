@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from dfmsd.data import DataConfig
-from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.run import check, distill, train
 from dfmsd.engine.saved_config import differing_keys, to_yaml, write_config
-from dfmsd.engine.teachers import load_teachers
+from dfmsd.engine.teachers import find_teachers, load_teachers
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
 
 MakeDistill = Callable[..., DistillConfig]
@@ -134,6 +134,26 @@ def test_a_teacher_described_by_yaml_is_trained_once(
         DfmsdError, match=r"teacher holds another run than .*teacher\.yaml describes; remove it or change"
     ):
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
+
+
+def test_a_teacher_without_a_file_is_made_once(train_config: MakeTrain, tmp_path: Path) -> None:
+    recipe = train_config(tmp_path / "teacher")
+    found = find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes={recipe.out: recipe})
+    assert found.untrained == {recipe.out: recipe}
+    made: list[TrainConfig] = []
+
+    def make(recipe: TrainConfig, *, resume: bool) -> None:
+        made.append(recipe)
+        save_detector(build_detector(recipe.model, ("square", "disc")), recipe.out)
+        write_config(recipe, Path(recipe.out))
+        Path(recipe.out, "metrics.json").write_text("{}")
+
+    assert found.make(make).keys() == {recipe.out}
+    again = find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes={recipe.out: recipe})
+    assert (made, again.untrained) == ([recipe], {})
+    other = {recipe.out: replace(recipe, epochs=2)}
+    with pytest.raises(DfmsdError, match=r"holds another run than this teacher's config describes; remove it or"):
+        find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes=other)
 
 
 def test_a_teacher_with_another_number_of_processes_is_refused(

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.helpers.fixtures import STUDENT, TINY_BACKBONE
 
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.saved_config import to_yaml
 from dfmsd.errors import DfmsdError
@@ -105,6 +105,7 @@ def test_teacher_config_is_built_but_not_trained(
 ) -> None:
     recipe = TrainConfig(
         out=str(tmp_path / "teacher"),
+        data=distill_config(tmp_path).data,
         model=DetectorConfig("faster_rcnn", TINY_BACKBONE, fpn_channels=16, pretrained=str(tmp_path / "missing.pth")),
     )
     (tmp_path / "teacher.yaml").write_text(to_yaml(recipe))
@@ -146,3 +147,25 @@ def test_processes_balance_and_cache_add_assumptions(found: Estimate) -> None:
     assert len(assumptions(other)) == len(assumptions(found.config)) + 3
     machines = replace(found.config, devices=2, num_nodes=3)
     assert any(line.startswith("6 processes") for line in assumptions(machines))
+
+
+def test_teachers_that_are_made_first_count(
+    distill_config: Make, tmp_path: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfmsd.estimation.estimator.stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
+    near = NearConfig(backbone=TINY_BACKBONE, pretrained=str(tmp_path / "missing.pth"), epochs=5)
+    config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=9, teacher=tiny_teachers[1], near=near)])
+    found = estimate(config, seconds=0)
+    (folder,) = found.teachers
+    assert [stage.epochs for stage in found.prediction.stages] == [3, 6]
+    assert found.teachers[folder].prediction.steps == 5 * 2
+    assert found.hours == pytest.approx(found.prediction.hours + found.teachers[folder].prediction.hours)
+    text = printed(found)
+    assert "is trained on the labels alone for 5 epochs of 8 images first" in text
+    assert f"made first: {folder}, fcos on {TINY_BACKBONE}" in text
+    assert f"predicted in total: {found.hours:.2f} h" in text
+    assert json.loads(json.dumps(found.as_json()))["teachers"][folder]["prediction"]["steps"] == 10
+    assert [path.name for path in tmp_path.iterdir()] == []
+    Path(folder).mkdir()
+    Path(folder, "metrics.json").write_text("{}")
+    assert estimate(config, seconds=0).teachers == {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from tests.helpers.pages import Page
 
-from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.near import expand
 from dfmsd.engine.saved_config import write_config
 from dfmsd.reporting import run_report
 from dfmsd.reporting.records import read_run
@@ -74,3 +77,35 @@ def test_an_automatic_basis_is_the_one_that_was_fitted(make_run, distill_config,
     [section] = stages_sections(config, read_run(run))
     assert section.table is not None
     assert [row[3] for row in section.table.rows] == ["the teacher", "the teacher & the student"]
+
+
+def test_a_near_teacher_is_shown_before_the_stages(make_run, distill_config, tmp_path):
+    near = NearConfig(backbone="resnet18", epochs=5, out=str(tmp_path / "near"), bridge=True)
+    strong = tmp_path / "strong"
+    config = distill_config(tmp_path / "run", stages=[StageConfig(9, str(strong), near=near)])
+    config, recipes = expand(config)
+    for recipe in (TrainConfig(out=str(strong), epochs=12), *recipes.values()):
+        Path(recipe.out).mkdir()
+        write_config(recipe, Path(recipe.out))
+    [section] = stages_sections(config, read_run(make_run("other")))
+    assert section.table is not None
+    assert section.table.rows == [
+        ("strong", "12", "none", "–"),
+        ("near", "5", str(strong), "–"),
+        ("1", "3", str(tmp_path / "near"), "the teacher"),
+        ("2", "6", str(strong), "stage 1"),
+    ]
+    plan = section.figures[0]
+    assert plan.traces[0]["base"] == [0, 0, 0, 3]
+    assert plan.traces[0]["x"] == [12, 5, 3, 6]
+    assert "strong by labels alone until epoch 12; near by " in plan.alt
+
+
+def test_runs_that_name_each_other_end(make_run, distill_config, tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        config = distill_config(tmp_path / name, stages=[StageConfig(1, str(tmp_path / other)), StageConfig(1)])
+        write_config(config, tmp_path / name)
+    [section] = stages_sections(config, read_run(make_run()))
+    assert section.table is not None
+    assert [row[0] for row in section.table.rows] == ["b", "a", "1", "2"]

@@ -29,7 +29,8 @@ def check(
 ) -> Preflight:
     """Run the pre-flight of a distillation: level pairs, the teachers' AP, parameters and loss scales.
 
-    Nothing is trained, except teachers described by a training run that has not been started yet.
+    Nothing is trained, except teachers that the run makes first and that do not exist yet: near ones, and those
+    described by a YAML file.
 
     Args:
         config: a `DistillConfig`, or the path of its YAML file.

@@ -12,7 +12,6 @@ from dfmsd.data import DataConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
-from dfmsd.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -80,8 +79,8 @@ def distill(
             reference as for a teacher, whose weights the student starts with, or a `Detector`, trained in place.
         teachers: one teacher, or a list with an entry for each stage; an entry that is a list teaches at once, as in
             ``[first, [second, third]]``. A teacher is a reference (run folder, weights file, torchvision weight name,
-            ``hf:...``, ``mmdet:...``, or the YAML file of a training run), a `TrainConfig`, or a `Detector`. Those
-            described by a training run are trained on first use.
+            ``hf:...``, ``mmdet:...``, or the YAML file of a training or distillation), a `TrainConfig`, a
+            `DistillConfig`, or a `Detector`. Those described by a config are made on first use.
         data: data set folder in the COCO layout, ``"digits"``, or a `DataConfig`.
         out: run folder.
         epochs: of each stage, or of all stages in total, shared evenly.
@@ -102,7 +101,6 @@ def distill(
         KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
     """
     from dfmsd.engine import run as engine
-    from dfmsd.engine.folder import check_folder
 
     check_names(settings, DistillConfig, distill)
     if isinstance(config, DistillConfig) and teachers is not None:
@@ -121,11 +119,7 @@ def distill(
         plan = plan_stages(teachers, 12 if epochs is None else epochs)
         built, detector = resolve_student(student)
         config = build_config(DistillConfig, {**settings, "student": built, "stages": plan.stages})
-        if plan.recipes:
-            check_folder(RunFolder(Path(config.out)), config, resume=resume, overwrite=overwrite)
-        for recipe in plan.recipes:
-            _train_once(recipe)
-        objects = {"student": detector, "teachers": plan.detectors}
+        objects = {"student": detector, "teachers": plan.detectors, "recipes": plan.recipes}
     result = engine.distill(
         config,
         no_distill=no_distill,
@@ -226,18 +220,6 @@ def _require(kind: type[Any], **arguments: object) -> None:
         raise DfmsdError(
             f"{missing[0]}: missing; pass {missing[0]}=..., or a {kind.__name__} or the path of its YAML file alone"
         )
-
-
-def _train_once(recipe: TrainConfig) -> None:
-    """Train a teacher unless its run folder holds it already."""
-    from dfmsd.engine import run as engine
-    from dfmsd.engine.saved_config import same_run
-
-    folder = RunFolder(Path(recipe.out))
-    if folder.exists and not same_run(recipe, folder.path):
-        raise DfmsdError(f"teachers: {folder} holds another run; remove it or change `out`")
-    if not folder.finished:
-        engine.train(recipe, resume=folder.exists)
 
 
 def _reported(result: Result, report: bool) -> Result:

@@ -11,13 +11,13 @@ from dfmsd.detectors import Detector, DetectorConfig
 from dfmsd.detectors.config import OWN_ARCHS, torchvision_archs
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.distillation.stages import StageConfig, taught_by
-from dfmsd.engine.config import TrainConfig
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
+from dfmsd.engine.configfile import read_recipe
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import coerce
 
 Student = Detector | DetectorConfig | TrainConfig | str | Path
-Teacher = Detector | TrainConfig | str | Path
+Teacher = Detector | TrainConfig | DistillConfig | str | Path
 Teachers = Teacher | Sequence[Teacher | Sequence[Teacher]]
 
 
@@ -27,8 +27,8 @@ class Plan(NamedTuple):
     stages: list[StageConfig]
     detectors: dict[str, Detector]
     """Reference in the stages -> detector."""
-    recipes: list[TrainConfig]
-    """Teachers to train first, unless they were already."""
+    recipes: dict[str, Recipe]
+    """Reference in the stages -> teacher to make first, unless it already was."""
 
 
 def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
@@ -36,8 +36,8 @@ def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
 
     Args:
         student: ``arch`` or ``arch/backbone`` (random weights); a reference, see `load_detector`, whose weights the
-            student starts with; the YAML of a training run, or its `TrainConfig`, which stands for its ``model``; a
-            `DetectorConfig`; or a detector.
+            student starts with; the YAML of a training or distillation, or a `TrainConfig`, which stand for their
+            detector; a `DetectorConfig`; or a detector.
 
     Returns:
         The config that the delivered file stores, and the detector unless it is to be built.
@@ -68,7 +68,7 @@ def _named_student(name: str) -> Detector | DetectorConfig:
     if name.startswith(tuple(FRAMEWORKS)):
         return DetectorConfig(arch=name, pretrained=True)
     if name.endswith((".yaml", ".yml")):
-        return read_config(TrainConfig, Path(name)).model
+        return read_recipe(Path(name)).as_distillation().student
     arch, _, backbone = name.partition("/")
     if arch in OWN_ARCHS or name in torchvision_archs():
         return DetectorConfig(arch=arch, backbone=backbone) if backbone else DetectorConfig(arch=arch)
@@ -100,7 +100,7 @@ def plan_stages(teachers: object, epochs: int | Sequence[int]) -> Plan:
         raise DfmsdError(
             f"epochs: {len(lengths)} numbers for {len(entries)} stages; pass one for each stage, or their sum"
         )
-    plan, numbers = Plan([], {}, []), count(1)
+    plan, numbers = Plan([], {}, {}), count(1)
     for length, entry in zip(lengths, entries, strict=True):
         names = [_add_teacher(teacher, next(numbers), plan) for teacher in entry]
         plan.stages.append(taught_by(length, names))
@@ -121,12 +121,12 @@ def _add_teacher(teacher: object, number: int, plan: Plan) -> str:
         name = f"python:teacher{number}"  # not a reference, so that a resumed run cannot load another detector
         plan.detectors[name] = teacher
         return name
-    if isinstance(teacher, TrainConfig):
-        plan.recipes.append(teacher)
+    if isinstance(teacher, TrainConfig | DistillConfig):
+        plan.recipes[teacher.out] = teacher
         return teacher.out
     if isinstance(teacher, str | Path):
         return str(teacher)
     raise DfmsdError(
-        f"teachers: expected run folders, other references, TrainConfigs or Detectors, got {type(teacher).__name__}; "
-        "a teacher needs trained weights"
+        f"teachers: expected run folders, other references, configs or Detectors, got {type(teacher).__name__}; a "
+        "teacher needs trained weights"
     )

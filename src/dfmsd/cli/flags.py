@@ -96,6 +96,8 @@ def _set(values: Any, flag: str, value: str) -> None:
     for name, part in pairwise([*path, last]):
         if isinstance(node, dict) and name == "loss" and isinstance(node.get(name), str):
             node[name] = {"name": node[name]}
+        if isinstance(node, dict) and name == "near" and not isinstance(node.get(name), dict):
+            node[name] = {}
         node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
         if isinstance(node, list) and not (part.isdecimal() and int(part) < len(node)):
             hint = f"pass --{name}.0.KEY" if node else f"pass a --config with {name}, or --{name} '[...]'"

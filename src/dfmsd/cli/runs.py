@@ -52,7 +52,7 @@ def distill_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd distill``."""
     parser = config_parser(DistillConfig)
     parser.description = "Distill one or several teachers into a student, stage by stage."
-    parser.epilog = "Flags reach into lists and mappings: --stages.0.epochs 3 --loss.alpha 2"
+    parser.epilog = "Flags reach into lists and mappings: --stages.0.epochs 3 --stages.0.near true --loss.alpha 2"
     _add_run_flags(parser)
     _add_preflight_flags(parser)
     parser.add_argument("--no-distill", action="store_true", help="train the baseline: the same loop without teachers")

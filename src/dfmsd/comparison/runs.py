@@ -15,8 +15,8 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import build_task
 from dfmsd.engine.saved_config import same_run
+from dfmsd.engine.teachers import untrained_teacher
 from dfmsd.errors import DfmsdError
-from dfmsd.estimation.estimator import untrained_teacher
 from dfmsd.runfolder import RunFolder
 
 

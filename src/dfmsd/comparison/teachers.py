@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector
 from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
-from dfmsd.engine.run import train
+from dfmsd.engine.run import make_teacher
 from dfmsd.engine.teachers import load_teachers
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.utils.classes import common_classes
@@ -42,7 +43,8 @@ def measure_teachers(
     references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
     size = config.data.image_size
     aps = {}
-    for name, detector in load_teachers(references, data.class_names, Path(config.out), train=train).items():
+    make = partial(make_teacher, allow_weak_teacher=allow_weak)
+    for name, detector in load_teachers(references, data.class_names, Path(config.out), train=make).items():
         key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}"
         checked = bool(detector.class_names) and not allow_weak
         if checked:

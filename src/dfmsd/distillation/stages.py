@@ -4,17 +4,63 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
 from dfmsd.losses.basis import BasisName
-from dfmsd.utils.coerce import coerce_fields
+from dfmsd.utils.coerce import build, check_range, coerce_fields
+from dfmsd.utils.files import check_path
 
 Schedule = Literal["restart", "continuous"]
+AUTO = "auto"
+"""Value of ``near`` that leaves the choice to the run."""
+
+
+@dataclass(frozen=True)
+class NearConfig:
+    """A teacher between the student and the teacher of a stage, made before the run.
+
+    It has the student's architecture, pyramid and head on a bigger backbone. It teaches first; then the stage's own
+    teacher does, rotated into its channels (``basis: former``).
+
+    Args:
+        backbone: its backbone, as in `DetectorConfig`; null chooses one, so that its number of parameters is about the
+            geometric mean of the student's and the teacher's.
+        pretrained: ImageNet weights of the backbone: true, false, or the path of a state-dict file.
+        epochs: length of its own training, >= 1; null takes half of the stage's epochs, rounded up.
+        bridge: distill it from the stage's teacher; false trains it on the labels alone.
+        share: share of the stage's epochs in which it teaches, above 0 and below 1.
+        out: its run folder, which is used again if it holds this teacher; null names one next to the student's run
+            folder by a hash of the near teacher's config, so that another config trains another one.
+    """
+
+    backbone: str | None = None
+    pretrained: bool | str = True
+    epochs: int | None = None
+    bridge: bool = False
+    share: float = 1 / 3
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        """Convert the values to their types, and check them.
+
+        Raises:
+            DfmsdError: a value has the wrong type or is out of range.
+        """
+        prefix = "stages: near."
+        coerce_fields(self, prefix)
+        check_range(self, ("epochs",), prefix, minimum=1)
+        if not 0 < self.share < 1:
+            raise DfmsdError(f"{prefix}share must be above 0 and below 1, got {self.share}")
+        for name in ("backbone", "pretrained", "out"):
+            if getattr(self, name) == "":
+                raise DfmsdError(f"{prefix}{name} is empty; give a value, or leave it out")
+        if self.out is not None:
+            check_path(f"{prefix}out", self.out)
 
 
 @dataclass(frozen=True)
@@ -23,8 +69,8 @@ class StageConfig:
 
     Args:
         teacher: run folder, student file, torchvision weight name, ``hf:`` or ``timm:`` reference, or the YAML file of
-            a training run, which is trained on first use; a list of such for several teachers at once, whose losses
-            are added up; None trains on the labels alone.
+            a training or distillation, which is run on first use; a list of such for several teachers at once, whose
+            losses are added up; None trains on the labels alone.
         epochs: length of the stage, >= 1.
         loss: options that override those of the run's loss in this stage; if one of the two is a list of losses, the
             stage's own loss alone.
@@ -34,6 +80,9 @@ class StageConfig:
             ``own`` (no rotation), those of the ``former`` stage's teacher, or those of the ``student`` as it enters the
             stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen. ``auto`` chooses, see
             `choose_basis` in `dfmsd.distillation.basis`.
+        near: make a teacher that is nearer to the student, and let it teach first; true, or a mapping with keys of
+            `NearConfig`. ``auto`` does so for the first teacher of a run if it is of another architecture than the
+            student and a near one can be made; otherwise the teacher teaches directly, and a line says why.
     """
 
     epochs: int
@@ -41,6 +90,7 @@ class StageConfig:
     loss: LossConfig = field(default_factory=dict)
     fresh: bool = True
     basis: BasisName = "auto"
+    near: bool | str | dict[str, Any] | NearConfig = False
 
     def __post_init__(self) -> None:
         """Convert the values to their types; `check_stages` checks them.
@@ -51,12 +101,30 @@ class StageConfig:
         coerce_fields(self, "stages: ")
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", {"name": self.loss})
+        object.__setattr__(self, "near", _near_config(self.near))
 
     @property
     def teachers(self) -> tuple[str, ...]:
         """References of all teachers, in their order."""
         named = self.teacher or ()
         return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Epochs of the stage; with a near teacher, the epochs in which it teaches and those after it."""
+        if not isinstance(self.near, NearConfig):
+            return (self.epochs,)
+        first = round(self.near.share * self.epochs)
+        return first, self.epochs - first
+
+
+def _near_config(value: Any) -> Any:
+    """Build the config of a near teacher from true or a mapping; leave false and ``auto`` as they are."""
+    if isinstance(value, str) and value != AUTO:
+        raise DfmsdError(f"stages: near must be true, false, auto or a mapping with keys of NearConfig, got {value!r}")
+    if value is True or isinstance(value, Mapping):
+        return build(NearConfig, {} if value is True else value, "stages: near")
+    return value
 
 
 def taught_by(epochs: int, teachers: Sequence[str]) -> StageConfig:

@@ -14,7 +14,8 @@ from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceBy
 from dfmsd.distillation.cache import StorageType
-from dfmsd.distillation.stages import StageConfig, check_stages
+from dfmsd.distillation.near import obstacle
+from dfmsd.distillation.stages import NearConfig, StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_loss, head_methods, replace_loss
@@ -152,7 +153,8 @@ class DistillConfig(RunConfig):
         skip_nonfinite: number of steps with a non-finite loss or gradient to skip.
         logger: experiment logger, or a list of several.
         student: the detector to train.
-        stages: which teachers to use, and for how many epochs.
+        stages: which teachers to use, and for how many epochs, with the keys of `StageConfig`; with ``near: true``, a
+            teacher nearer to the student is made and teaches first.
         loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
         balance: target norm of each teacher's gradient on the student's pyramid relative to the detector's own loss,
             measured throughout the run, see `GradientBalance`; null keeps the given weights.
@@ -203,6 +205,7 @@ class DistillConfig(RunConfig):
                 check_loss(replace_loss(self.loss, stage.loss))
             except DfmsdError as error:
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
+            self._check_near(index, stage)
         if self.balance is not None and not 0 < self.balance < math.inf:
             raise DfmsdError(f"balance must be above 0, or null to keep the given weights, got {self.balance}")
         if self.inherit is True and not self.stages[0].teachers:
@@ -212,6 +215,13 @@ class DistillConfig(RunConfig):
         self._check_teacher_cache()
         if self.data.unlabeled is not None:
             self._check_unlabeled()
+
+    def _check_near(self, index: int, stage: StageConfig) -> None:
+        if not isinstance(stage.near, NearConfig):
+            return
+        found = obstacle(stage, self.student, replace_loss(self.loss, stage.loss))
+        if found is not None:
+            raise DfmsdError(f"stages.{index}.near: {found.reason}; {found.remedy}")
 
     def _check_unlabeled(self) -> None:
         taught = [stage for stage in self.stages if stage.teachers]
@@ -254,9 +264,17 @@ class DistillConfig(RunConfig):
         """Type that the teachers compute in."""
         return COMPUTE_DTYPES[self.teacher_precision or self.precision]
 
+    def as_distillation(self) -> DistillConfig:
+        """Return the run itself, as `TrainConfig.as_distillation` does."""
+        return self
+
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
-        stages = [replace(stage, teacher=None, loss={}, fresh=True, basis="auto") for stage in self.stages]
+        stages = [StageConfig(epochs) for stage in self.stages for epochs in stage.lengths]
         undistilled: dict[str, Any] = {"balance": None, "balance_by": "loss", "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
+
+
+Recipe = TrainConfig | DistillConfig
+"""How a teacher is made that is trained on first use."""

@@ -12,9 +12,11 @@ from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
+import yaml
 
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
+from dfmsd.engine.near import expand
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.runfolder import RunFolder
@@ -102,8 +104,20 @@ def parse_config(config: type[C], values: Mapping[str, Any]) -> C:
         raise DfmsdError(explain(error, parser)) from error
 
 
+def read_recipe(path: Path) -> Recipe:
+    """Read the YAML file of a training or of a distillation, which its keys tell apart.
+
+    Raises:
+        DfmsdError: the file is missing, or contains an unknown key or a bad value.
+    """
+    check_yaml(path)
+    keys: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    distills = bool({"student", "stages"} & keys.keys())
+    return read_config(DistillConfig, path) if distills else read_config(TrainConfig, path)
+
+
 def read_run_config(run: Path) -> DistillConfig:
-    """Read the config of a run folder; supervised training is returned as a distillation without teachers.
+    """Read the config of a run folder as a distillation of ordinary stages, which for a training have no teacher.
 
     Raises:
         DfmsdError: the file is missing, damaged, or of an incompatible version.
@@ -111,7 +125,7 @@ def read_run_config(run: Path) -> DistillConfig:
     folder = RunFolder(run)
     if "model" in folder.read_config():
         return read_config(TrainConfig, folder.config_file).as_distillation()
-    return read_config(DistillConfig, folder.config_file)
+    return expand(read_config(DistillConfig, folder.config_file)).config
 
 
 def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentParser) -> str:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
-from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, Recipe, RunConfig, TrainConfig
 from dfmsd.engine.fit import Result, fit
 from dfmsd.engine.folder import check_folder, open_folder
 from dfmsd.engine.loggers import check_loggers
+from dfmsd.engine.near import expand
+from dfmsd.engine.nearchoice import Settled, describe, settle
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight
 from dfmsd.engine.rng import preserved_rng, seed_everything
+from dfmsd.engine.saved_config import as_started
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
-from dfmsd.engine.teachers import load_teachers
+from dfmsd.engine.teachers import find_teachers, load_teachers, untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import is_first_process
 
-__all__ = ["Result", "build_task", "check", "distill", "load_teachers", "train"]
+__all__ = ["Result", "build_task", "check", "distill", "load_teachers", "make_teacher", "train"]
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> Result:
@@ -51,6 +57,7 @@ def distill(
     check_images: int | None = None,
     student: Detector | None = None,
     teachers: Mapping[str, Detector] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
     saved_as: RunConfig | None = None,
 ) -> Result:
     """Distill teachers into a student, stage by stage.
@@ -65,6 +72,7 @@ def distill(
         student: a detector to train in place, instead of building ``config.student``.
         teachers: detectors by the names that the stages refer to; all other references are loaded. They are frozen
             during the run and left as they were.
+        recipes: configs of teachers to make first, by the run folders that the stages refer to.
         saved_as: config to save in the run folder instead of ``config``.
 
     Raises:
@@ -76,15 +84,27 @@ def distill(
     _refuse_no_images(check_images)
     if no_distill:
         config = config.without_teachers()
-    run, saved_as = RunFolder(Path(config.out)), saved_as or config
+    run = RunFolder(Path(config.out))
     first = is_first_process()  # further processes start when the folder is no longer empty
     if first:
-        check_folder(run, saved_as, resume=resume, overwrite=overwrite)
+        check_folder(run, saved_as or config, resume=resume, overwrite=overwrite)
     if student is None:
         check_frozen(config.student)
+    settled = settle(as_started(config, run.path) if resume else config, teachers, recipes)
+    saved_as = saved_as or settled.config
+    config, near = expand(settled.config)
     with preserved_rng(), preserved_modes((teachers or {}).values()):
         data = read_data(config)
-        task = build_task(config, data.class_names, student=student, teachers=teachers)
+        _print_plan(settled, near, data)
+        task = build_task(
+            config,
+            data.class_names,
+            student=student,
+            teachers=teachers,
+            recipes={**(recipes or {}), **near},
+            allow_weak_teacher=allow_weak_teacher,
+            check_images=check_images,
+        )
         checkpoint = find_checkpoint(run.path) if resume else None
         cache = plan_caches(task, config, len(data.train))
         if first and any(task.teachers) and checkpoint is None:
@@ -113,9 +133,18 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     """Run only the pre-flight of `distill`; nothing is written except teachers that are trained on first use."""
     _refuse_no_images(check_images)
     check_frozen(config.student)
+    settled = settle(config)
+    config, near = expand(settled.config)
     with preserved_rng():
         data = read_data(config)
-        task = build_task(config, data.class_names)
+        _print_plan(settled, near, data)
+        task = build_task(
+            config,
+            data.class_names,
+            recipes=near,
+            allow_weak_teacher=allow_weak_teacher,
+            check_images=check_images,
+        )
         cache = plan_caches(task, config, len(data.train))
         seed_everything(config.seed)
         findings = preflight(
@@ -126,20 +155,46 @@ def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_imag
     return findings
 
 
+def make_teacher(
+    recipe: Recipe, *, resume: bool = False, allow_weak_teacher: bool = False, check_images: int | None = None
+) -> Result:
+    """Train or distill a teacher that a config describes.
+
+    Args:
+        recipe: its config.
+        resume: continue the unfinished run in ``recipe.out``.
+        allow_weak_teacher: see `distill`.
+        check_images: see `distill`.
+
+    Raises:
+        DfmsdError: invalid input, or a folder that already holds a run.
+        Stopped: a signal ended the training; the run is saved.
+    """
+    if isinstance(recipe, TrainConfig):
+        return train(recipe, resume=resume)
+    return distill(recipe, resume=resume, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+
+
 def build_task(
     config: DistillConfig,
     class_names: Sequence[str],
     *,
     student: Detector | None = None,
     teachers: Mapping[str, Detector] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
 ) -> DistillationTask:
     """Build the student, teachers and losses of a run; the weights depend on the seed alone.
 
     Args:
-        config: the run.
+        config: the run, without near teachers.
         class_names: of the data.
         student: a detector to use instead of building ``config.student``.
-        teachers: detectors by the names that the stages refer to; all other references are loaded, or trained first.
+        teachers: detectors by the names that the stages refer to; all other references are loaded, or made first.
+        recipes: configs of teachers by the run folders that the stages refer to.
+        allow_weak_teacher: see `distill`; of teachers that are themselves distilled first.
+        check_images: see `distill`; of teachers that are themselves distilled first.
 
     Raises:
         DfmsdError: student, teachers and data do not fit together.
@@ -148,8 +203,19 @@ def build_task(
     with preserved_rng():
         student = build_student(config, class_names, student)
         missing = [name for name in teacher_names(config) if name not in given]
-        loaded = load_teachers(missing, class_names, Path(config.out), config.processes, train=train)
-        return assemble_task(config, student, {**loaded, **given})
+        found = find_teachers(missing, class_names, Path(config.out), config.processes, recipes)
+        if found.untrained:  # losses that do not fit are refused before a teacher is made
+            untrained = {name: untrained_teacher(name, class_names, recipes) for name in found.recipes}
+            assemble_task(replace(config, inherit=False), student, {**found.loaded, **untrained, **given})
+        make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+        return assemble_task(config, student, {**found.make(make), **given})
+
+
+def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataModule) -> None:
+    """Print what near teachers a run makes, and why not, before it starts."""
+    if is_first_process():
+        for line in [*settled.notes, *describe(settled.config, recipes, data.class_names, data.num_labeled)]:
+            console.print(line, highlight=False)
 
 
 def _refuse_no_images(check_images: int | None) -> None:

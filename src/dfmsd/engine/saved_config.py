@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from dfmsd.data import DataConfig
-from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import RunConfig
+from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
+from dfmsd.engine.config import DistillConfig, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_text
 
-FREE_ON_RESUME = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
+C = TypeVar("C", bound=RunConfig)
+
+FREE_ON_RESUME: dict[str, Any] = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
 """Keys whose values may change when a run is resumed."""
 
 
@@ -40,14 +42,15 @@ def differing_keys(config: RunConfig, run: Path) -> list[str]:
     """Return the keys, such as ``optim.lr``, in which a run differs from the config saved in a folder.
 
     `FREE_ON_RESUME` aside. Both sides are compared with every key and loss option written out. The saved values count,
-    so a run stays the same when a default changes. Keys that an older file lacks are assumed to have today's defaults.
-    The keys of a file that this version cannot read are unknown: it differs in ``a key of another version``.
+    so a run stays the same when a default changes, and where it has chosen a near teacher itself. Keys that an older
+    file lacks are assumed to have today's defaults. The keys of a file that this version cannot read are unknown: it
+    differs in ``a key of another version``.
     """
-    current: dict[str, Any] = yaml.safe_load(to_yaml(config))
     saved = RunFolder(run).read_config()
     defaults = {f.name: f.default for f in fields(config) if f.name not in saved and f.default is not MISSING}
     sections: dict[str, Any] = {name: type(value) for name, value in vars(config).items() if is_dataclass(value)}
     try:
+        current: dict[str, Any] = yaml.safe_load(to_yaml(as_started(config, run)))
         nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
         nested["data"]["cache"] = DataConfig(cache=nested["data"]["cache"]).cache  # a bool in older files
         stages = [{**asdict(StageConfig(epochs=1)), **stage} for stage in saved.get("stages", [])]
@@ -66,6 +69,27 @@ def _differences(former: Any, current: Any, key: str = "") -> Iterator[str]:
             yield from _differences(former.get(name), current.get(name), f"{key}.{name}" if key else str(name))
     elif former != current:
         yield key
+
+
+def as_started(config: C, run: Path) -> C:
+    """Return a config with the near teachers that a run has chosen, where it leaves the choice to the run."""
+    if not isinstance(config, DistillConfig):
+        return config
+    saved = RunFolder(run).read_config().get("stages")
+    if not isinstance(saved, list) or len(saved) != len(config.stages):
+        return config
+    pairs = zip(config.stages, saved, strict=True)
+    return replace(config, stages=[_with_chosen(stage, old) for stage, old in pairs])
+
+
+def _with_chosen(stage: StageConfig, saved: Any) -> StageConfig:
+    chosen = saved.get("near", False) if isinstance(saved, dict) else None
+    if stage.near == AUTO and (chosen is False or isinstance(chosen, dict)):
+        return replace(stage, near=chosen)
+    if isinstance(stage.near, NearConfig) and isinstance(chosen, dict):
+        given = {name: value for name, value in asdict(stage.near).items() if value is not None}
+        return replace(stage, near=NearConfig(**{**chosen, **given}))
+    return stage
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:

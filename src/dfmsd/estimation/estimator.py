@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.detectors import Detector, build_detector, load_detector
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.build import read_data
-from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.build import read_data, teacher_names
+from dfmsd.engine.config import DistillConfig, Recipe
 from dfmsd.engine.environment import describe_environment
+from dfmsd.engine.near import expand
+from dfmsd.engine.nearchoice import describe, settle
 from dfmsd.engine.run import build_task
 from dfmsd.engine.teachercache import plan_caches
+from dfmsd.engine.teachers import unfinished_recipes, untrained_teacher
 from dfmsd.estimation.assumptions import assumptions
 from dfmsd.estimation.flops import StageCost, count_stage
 from dfmsd.estimation.prediction import Prediction, predict
@@ -34,7 +34,7 @@ class Estimate:
     """Estimated cost of a run.
 
     Attributes:
-        config: of the run, without pretrained weights.
+        config: of the run, without pretrained weights, and with ordinary stages in place of near teachers.
         costs: counted cost of a step of each stage.
         cache_bytes: bytes per image of each stage's teacher cache, stored as ``teacher_cache_dtype``.
         parts_ms: part -> milliseconds on this machine, see `dfmsd.estimation.timing.step_parts`.
@@ -42,6 +42,8 @@ class Estimate:
         image_flops: FLOPs of each stage for one training image.
         coco_hours: GPU -> schedule -> hours.
         frame: height and width of the measured batch.
+        teachers: reference -> estimate of the run of each teacher that is made first.
+        plan: what near teachers the run makes, and why not, one line each.
     """
 
     config: DistillConfig
@@ -52,6 +54,13 @@ class Estimate:
     image_flops: tuple[dict[str, ImageFlops], ...]
     coco_hours: dict[str, dict[str, float]]
     frame: tuple[int, int]
+    teachers: dict[str, Estimate]
+    plan: tuple[str, ...] = ()
+
+    @property
+    def hours(self) -> float:
+        """Predicted hours of the run and of the teachers that are made first."""
+        return self.prediction.hours + sum(teacher.hours for teacher in self.teachers.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON types, including the machine."""
@@ -74,9 +83,11 @@ def estimate(
         DfmsdError: data, student or teachers are invalid, as in `dfmsd distill`.
     """
     target = default_device()
+    settled = settle(config, weights=False)
+    config, near = expand(settled.config)
     config = replace(config, student=replace(config.student, pretrained=False))
     data = read_data(config)
-    task = untrained_task(config, data.class_names)
+    task = untrained_task(config, data.class_names, near)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for teacher in task.every_teacher:
         teacher.to(target)
@@ -111,26 +122,29 @@ def estimate(
         tuple(image_flops),
         gpu_hours(flops, config.precision),
         (batch.images.shape[-2], batch.images.shape[-1]),
+        {
+            name: estimate(recipe.as_distillation(), seconds=seconds, clock=clock)
+            for name, recipe in unfinished_recipes(teacher_names(config), near).items()
+        },
+        (*settled.notes, *describe(settled.config, near, data.class_names, data.num_labeled)),
     )
 
 
-def untrained_task(config: DistillConfig, class_names: Sequence[str]) -> DistillationTask:
+def untrained_task(
+    config: DistillConfig, class_names: Sequence[str], recipes: Mapping[str, Recipe] | None = None
+) -> DistillationTask:
     """Build a run's task with random weights in place of trained or downloaded ones, which cost the same.
+
+    Args:
+        config: of the run.
+        class_names: of the data.
+        recipes: see `build_task`.
 
     Raises:
         DfmsdError: student, teachers and data do not fit each other.
     """
-    names = dict.fromkeys(name for stage in config.stages for name in stage.teachers)
-    teachers = {name: untrained_teacher(name, class_names) for name in names}
+    teachers = {name: untrained_teacher(name, class_names, recipes) for name in teacher_names(config)}
     return build_task(config, class_names, teachers=teachers)
-
-
-def untrained_teacher(reference: str, class_names: Sequence[str]) -> Detector:
-    """Build a teacher with random weights in place of trained or downloaded ones."""
-    if reference.endswith((".yaml", ".yml")):
-        model = read_config(TrainConfig, Path(reference)).model
-        return build_detector(replace(model, pretrained=False), class_names)
-    return load_detector(reference, trained=False)
 
 
 def first_batch(data: CocoDataModule) -> Batch:

@@ -24,7 +24,9 @@ PARTS = {
 
 
 def print_estimate(estimate: Estimate, console: Console) -> None:
-    """Print costs, times, prediction and GPU hours."""
+    """Print plan, costs, times, prediction and GPU hours."""
+    for line in estimate.plan:
+        console.print(line, highlight=False)
     console.print(_costs(estimate))
     console.print(_pyramids(estimate), highlight=False)
     console.print(_times(estimate))
@@ -94,6 +96,14 @@ def _summary(estimate: Estimate) -> str:
         f"predicted run on this machine: {run.hours:.2f} h for {estimate.config.epochs} epochs of "
         f"{run.steps_per_epoch} steps ({run.steps:,}) and {run.evaluations} evaluation(s) of {run.evaluation_s:.1f} s"
     )
+    for name, teacher in estimate.teachers.items():
+        model = teacher.config.student
+        lines.append(
+            f"made first: {name}, {model.arch} on {model.backbone}: {teacher.hours:.2f} h for {teacher.config.epochs} "
+            f"epochs of {teacher.prediction.steps_per_epoch} steps"
+        )
+    if estimate.teachers:
+        lines.append(f"predicted in total: {estimate.hours:.2f} h")
     return "\n".join(lines)
 
 

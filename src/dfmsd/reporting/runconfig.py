@@ -12,8 +12,8 @@ from torch import nn
 from dfmsd import losses
 from dfmsd.distillation.balance import BALANCE, balanced_groups
 from dfmsd.distillation.basis import build_basis
-from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.configfile import read_config, read_run_config
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_recipe, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair
 from dfmsd.losses.basis import BasisName
@@ -45,7 +45,7 @@ def teacher_folder(reference: str) -> Path | None:
     folder = Path(reference)
     if reference.endswith((".yaml", ".yml")):
         try:
-            folder = Path(read_config(TrainConfig, folder).out)
+            folder = Path(read_recipe(folder).out)
         except DfmsdError:
             return None
     return folder if RunFolder(folder).exists else None

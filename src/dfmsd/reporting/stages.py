@@ -1,4 +1,4 @@
-"""Report section on a run's stages: which teacher when, and in whose channels."""
+"""Report section on a run's stages: how its teachers were made, which one taught when, and in whose channels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.page import Figure, Section, Table
 from dfmsd.reporting.plots import bars, escape_label
-from dfmsd.reporting.records import RunRecord
-from dfmsd.reporting.runconfig import basis_of
+from dfmsd.reporting.records import RunRecord, read_run
+from dfmsd.reporting.runconfig import basis_of, run_config, teacher_folder, teacher_references
 
 TEACHER = "the teacher"
 ROTATED = (
@@ -39,13 +39,36 @@ def stages_sections(config: DistillConfig | None, record: RunRecord, suffix: str
     fits = {number: fit for number in rotated if (fit := (record.basis or {}).get(str(number)))}
     notes = [ROTATED] if rotated else []
     notes += [f"The rotation of stage {number} has not been fitted yet." for number in rotated if number not in fits]
-    rows = [
+    made = teacher_trainings(config)
+    rows = [(name, str(training.epochs), _teachers(training) or "none", "–") for name, training in made.items()]
+    rows += [
         (str(number), str(stage.epochs), " & ".join(stage.teachers) or "none", " & ".join(texts) or "–")
         for number, (stage, texts) in enumerate(zip(config.stages, channels, strict=True), 1)
     ]
     table = Table(("stage", "epochs", "teacher", "imitated in the channels of"), rows)
-    figures = [_plan(config, channels), *(_correlations(number, fit) for number, fit in fits.items())]
+    figures = [_plan(config, channels, made), *(_correlations(number, fit) for number, fit in fits.items())]
     return [Section(f"Stages{suffix}", notes, table, figures)]
+
+
+def teacher_trainings(config: DistillConfig, above: Sequence[str] = ()) -> dict[str, DistillConfig]:
+    """Return the trainings of a run's teachers and of theirs, as far as their run folders exist, first ones first.
+
+    Args:
+        config: of the run.
+        above: names of the runs that it teaches.
+    """
+    found: dict[str, DistillConfig] = {}
+    for reference in teacher_references(config):
+        folder = teacher_folder(reference)
+        training = run_config(read_run(folder, log=False)) if folder else None
+        if folder and training and folder.name not in above:
+            found |= teacher_trainings(training, [*above, folder.name])
+            found[folder.name] = training
+    return found
+
+
+def _teachers(training: DistillConfig) -> str:
+    return ", ".join(teacher_references(training))
 
 
 def _channels(record: RunRecord, config: DistillConfig, number: int) -> list[str]:
@@ -56,18 +79,20 @@ def _channels(record: RunRecord, config: DistillConfig, number: int) -> list[str
     return texts if len(set(texts)) > 1 else texts[:1]
 
 
-def _plan(config: DistillConfig, channels: Sequence[Sequence[str]]) -> Figure:
-    """Draw the stages as bars over the epochs."""
+def _plan(config: DistillConfig, channels: Sequence[Sequence[str]], made: Mapping[str, DistillConfig]) -> Figure:
+    """Draw the trainings of the teachers and the stages as bars over the epochs."""
+    before = [training.epochs for training in made.values()]
     ends = list(accumulate(stage.epochs for stage in config.stages))
     plan = zip(config.stages, channels, strict=True)
-    labels = [_label(stage, number, texts) for number, (stage, texts) in enumerate(plan, 1)]
+    labels = [[name, f"by {_teachers(training) or 'labels alone'}"] for name, training in made.items()]
+    labels += [_label(stage, number, texts) for number, (stage, texts) in enumerate(plan, 1)]
     trace: dict[str, Any] = {
         "type": "bar",
         "orientation": "h",
         "name": "epochs",
         "y": ["<br>".join(map(escape_label, label)) for label in labels],
-        "base": [0, *ends[:-1]],
-        "x": [stage.epochs for stage in config.stages],
+        "base": [*(0 for _ in before), 0, *ends[:-1]],
+        "x": [*before, *(stage.epochs for stage in config.stages)],
         "hovertemplate": "%{x} epochs<extra></extra>",
     }
     layout = {
@@ -76,8 +101,10 @@ def _plan(config: DistillConfig, channels: Sequence[Sequence[str]]) -> Figure:
         "yaxis": {"type": "category", "autorange": "reversed"},
         "showlegend": False,
     }
-    described = "; ".join(f"{' '.join(label)} until epoch {end}" for label, end in zip(labels, ends, strict=True))
-    return Figure("Plan", [trace], layout, f"Plan: {described}.", height=110 + 50 * len(ends))
+    described = "; ".join(
+        f"{' '.join(label)} until epoch {end}" for label, end in zip(labels, [*before, *ends], strict=True)
+    )
+    return Figure("Plan", [trace], layout, f"Plan: {described}.", height=110 + 50 * len(labels))
 
 
 def _label(stage: StageConfig, number: int, channels: Sequence[str]) -> list[str]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from dfmsd import losses
 from dfmsd.detectors import Detector
 from dfmsd.distillation.task import layers_name
-from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.configfile import read_config, read_run_config
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_recipe, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.runfolder import RunFolder
@@ -84,7 +84,7 @@ def _same_teacher(name: str, teacher: str) -> bool:
         return True
     if not name.endswith((".yaml", ".yml")) or not Path(name).is_file():
         return False
-    return Path(read_config(TrainConfig, Path(name)).out).resolve() == Path(teacher).resolve()
+    return Path(read_recipe(Path(name)).out).resolve() == Path(teacher).resolve()
 
 
 def _delivered_state(run: RunFolder, config: DistillConfig) -> tuple[Mapping[str, Tensor], str]:
