@@ -39,7 +39,7 @@ def test_a_near_teacher_teaches_first_and_lends_its_basis() -> None:
     config, recipes = expand(config_of(loss={"name": "pkd"}))
     assert config.stages == [
         StageConfig(3, "runs/near"),
-        StageConfig(6, "runs/frcnn", basis="former"),
+        StageConfig(6, "runs/frcnn"),
         StageConfig(2),
     ]
     assert list(recipes) == ["runs/near"]

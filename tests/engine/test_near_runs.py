@@ -86,7 +86,7 @@ def test_the_run_equals_the_one_that_is_written_out_by_hand(
             )
         )
     )
-    stages = [StageConfig(1, str(recipe)), StageConfig(1, tiny_teachers[1], basis="former")]
+    stages = [StageConfig(1, str(recipe)), StageConfig(1, tiny_teachers[1])]
     by_hand = quietly(replace(config, stages=stages))
     assert same_weights(finished, by_hand)
     assert same_weights(near_of(finished), RunFolder(tmp_path / "near"))

@@ -50,7 +50,7 @@ def expand(config: DistillConfig) -> Expanded:
         first, second = stage.lengths
         loss = _loss_between_alike(config.loss, stage.loss)
         stages.append(replace(stage, epochs=first, teacher=recipe.out, loss=loss, near=False))
-        stages.append(replace(stage, epochs=second, basis="former", near=False))
+        stages.append(replace(stage, epochs=second, near=False))
     return Expanded(replace(config, stages=stages), recipes)
 
 
