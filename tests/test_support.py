@@ -64,7 +64,7 @@ def test_a_refusal_is_told_in_its_own_words(workshop: Workshop, monkeypatch: pyt
     monkeypatch.setitem(TEACHERS, "one level", one_level)
     row = attempt("one level", "fcos", workshop)
     assert (row["passed"], row["refused"], row["levels"]) == (False, True, [])
-    assert "stage 1, teacher one level: student and teacher share 1 pyramid level(s) by object size or stride" in row["note"]
+    assert "stage 1, teacher one level: student and teacher share 1 pyramid level(s) by object size" in row["note"]
 
 
 def changed(student: str, change: Callable[[Detector], object]) -> Student:

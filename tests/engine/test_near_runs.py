@@ -43,7 +43,7 @@ def make(distill_config: MakeDistill, tiny_teachers: tuple[str, str]) -> Callabl
         defaults: dict[str, Any] = {
             "stages": [StageConfig(2, tiny_teachers[1], near=near)],
             "eval_every": 9,
-            "loss": {"name": "pkd"},
+            "loss": {"name": "dfmsd", "alpha": 0},
         }
         return distill_config(out, **{**defaults, **values})
 
@@ -163,7 +163,7 @@ def test_a_bridge_is_distilled_before_the_student(
     run = quietly(make(tmp_path / "run", replace(NEAR, bridge=True)))
     bridge = read_config(DistillConfig, near_of(run).config_file)
     assert bridge.stages == [replace(bridge.stages[0], epochs=1, teacher=tiny_teachers[1], near=False)]
-    assert "pkd/p3" in near_of(run).log_file.read_text()
+    assert "sfa/p3" in near_of(run).log_file.read_text()
 
 
 def test_the_baseline_makes_no_near_teacher(make: MakeDistill, tmp_path: Path) -> None:
