@@ -17,6 +17,7 @@ LAYERS = (
     "visualization",
     "exporting",
     "estimation",
+    "ranking",
     "engine",
     "distillation",
     "evaluation",

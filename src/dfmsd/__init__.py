@@ -12,7 +12,7 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd import data, detectors, losses
     from dfmsd.api.models import convert, evaluate, export, predict, report, share, visualize
-    from dfmsd.api.planning import check, compare, estimate
+    from dfmsd.api.planning import check, compare, estimate, rank_teachers
     from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.data.config import DataConfig
@@ -71,6 +71,7 @@ __all__ = [
     "load_detector",
     "losses",
     "predict",
+    "rank_teachers",
     "report",
     "save_detector",
     "share",

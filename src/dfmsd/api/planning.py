@@ -1,12 +1,14 @@
-"""Functions around a training: check and estimate before it, and compare many of them."""
+"""Functions around a training: check it, rank its teachers and estimate its cost, and compare many of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfmsd.api.settings import check_names, resolve_config
 from dfmsd.comparison.config import CompareConfig
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from dfmsd.comparison.results import PairResults
     from dfmsd.engine.preflight import Preflight
     from dfmsd.estimation.estimator import Estimate
+    from dfmsd.ranking.ranker import Ranking
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
@@ -46,6 +49,51 @@ def check(
     check_names(settings, DistillConfig, check)
     resolved = resolve_config(DistillConfig, config, settings)
     return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+
+
+def rank_teachers(
+    config: DistillConfig | str | Path,
+    teachers: Sequence[str | Path] | None = None,
+    *,
+    steps: int = 200,
+    holdout: float = 0.2,
+    check_images: int | None = None,
+    **settings: Unpack[DistillChanges],
+) -> Ranking:
+    """Order the teachers that a student could learn from, as ``dfmsd check --rank`` does.
+
+    The student learns from each of them for some steps, with the loss of the first stage that names it and on a part
+    of the training images, and is measured on the rest, also without a teacher. Free of training are the other
+    predictors: how well a ridge regression reads the teacher's features on objects from the student's, the ratio of
+    their parameters, and the teacher's AP. Nothing is written. A single teacher is compared with none.
+
+    Args:
+        config: a `DistillConfig`, or the path of its YAML file.
+        teachers: their references, instead of those of the stages.
+        steps: optimizer steps with each teacher, rounded to whole epochs; 0 leaves these probes out.
+        holdout: share of the training images to measure the probes on, unless ``data.holdout`` states one, 0..0.5.
+        check_images: images to measure each AP on; None uses all.
+        **settings: keys of `DistillConfig` that replace the config's.
+
+    Returns:
+        The teachers with their predictors, the best first.
+
+    Raises:
+        DfmsdError: no teacher, one that cannot be loaded or does not fit the student, or a value out of range.
+    """
+    check_names(settings, DistillConfig, rank_teachers)
+    if teachers is not None:
+        settings["stages"] = stages_of(list(map(str, teachers)))
+    resolved = resolve_config(DistillConfig, config, settings)
+
+    from dfmsd.ranking.ranker import rank
+
+    return rank(resolved, steps=steps, holdout=holdout, check_images=check_images)
+
+
+def stages_of(teachers: Sequence[str]) -> list[StageConfig]:
+    """Return a stage for each teacher, each once; their length does not matter for a ranking."""
+    return [StageConfig(1, name) for name in dict.fromkeys(teachers)]
 
 
 def estimate(

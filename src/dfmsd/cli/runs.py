@@ -14,6 +14,7 @@ from dfmsd.cli.flags import parsed_config
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import command_parser, config_parser
+from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -77,13 +78,34 @@ def check_parser() -> ArgumentParser:
     parser = config_parser(DistillConfig)
     parser.description = "Check a distillation before it runs: level pairs, the teachers' AP, parameters, loss scales."
     _add_preflight_flags(parser)
+    parser.add_argument("--rank", action="store_true", help="order the teachers by short distillations instead")
+    parser.add_argument("--rank-steps", type=int | None, default=None, help="steps of each, 200 by default; 0: none")
+    parser.add_argument(
+        "--teacher", action="append", metavar="REFERENCE", help="with --rank, instead of the stages' teachers; repeat"
+    )
     return parser
 
 
 def check_command(values: Namespace) -> None:
     """Run ``dfmsd check``."""
+    if values.rank:
+        _rank(values)
+        return
+    for flag, value in (("--teacher", values.teacher), ("--rank-steps", values.rank_steps)):
+        if value is not None:
+            raise DfmsdError(f"{flag}: it belongs to --rank; pass both, or name teachers in the stages")
     config = parsed_config(DistillConfig, values)
     planning.check(config, allow_weak_teacher=values.allow_weak_teacher, check_images=values.check_images)
+
+
+def _rank(values: Namespace) -> None:
+    from dfmsd.ranking.tables import print_ranking
+
+    if values.teacher is not None:
+        values.stages = planning.stages_of(values.teacher)
+    steps = {} if values.rank_steps is None else {"steps": values.rank_steps}
+    config = parsed_config(DistillConfig, values)
+    print_ranking(planning.rank_teachers(config, check_images=values.check_images, **steps), Console())
 
 
 def estimate_parser() -> ArgumentParser:

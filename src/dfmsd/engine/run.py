@@ -81,7 +81,7 @@ def distill(
             delivered.
     """
     check_loggers(config.loggers)
-    _refuse_no_images(check_images)
+    refuse_no_images(check_images)
     if no_distill:
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
@@ -131,7 +131,7 @@ def distill(
 
 def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
     """Run only the pre-flight of `distill`; nothing is written except teachers that are trained on first use."""
-    _refuse_no_images(check_images)
+    refuse_no_images(check_images)
     check_frozen(config.student)
     settled = settle(config)
     config, near = expand(settled.config)
@@ -218,6 +218,7 @@ def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataM
             console.print(line, highlight=False)
 
 
-def _refuse_no_images(check_images: int | None) -> None:
+def refuse_no_images(check_images: int | None) -> None:
+    """Refuse to measure AP on no image; None uses all."""
     if check_images is not None and check_images < 1:
         raise DfmsdError(f"check_images must be at least 1, got {check_images}; leave it out to use all images")

@@ -26,6 +26,11 @@ class Correlation(NamedTuple):
     after: float
 
 
+def common_size(first: Tensor, second: Tensor) -> tuple[int, int]:
+    """Return the height and width of the coarser one of two maps, ``N x C x H x W``."""
+    return min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
+
+
 class LevelMoments:
     """Running means and covariance of the channels of two levels, in float64.
 
@@ -41,16 +46,20 @@ class LevelMoments:
         self.products = torch.zeros(teacher + reference, teacher + reference, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, teacher: Tensor, reference: Tensor) -> None:
+    def add(self, teacher: Tensor, reference: Tensor, used: Tensor | None = None) -> None:
         """Add the cells of a batch; the finer of the two maps is averaged to the size of the coarser one.
 
         Args:
             teacher: ``N x C_T x H x W``.
             reference: ``N x C_N x H' x W'``.
+            used: the cells to add, bool, ``N x 1`` x `common_size`; None adds all.
         """
-        size = (min(teacher.shape[2], reference.shape[2]), min(teacher.shape[3], reference.shape[3]))
+        size = common_size(teacher, reference)
         maps = [F.adaptive_avg_pool2d(feature.float(), size) for feature in (teacher, reference)]
-        cells = torch.cat(maps, dim=1).movedim(1, -1).flatten(0, -2).cpu().double()  # MPS has no float64
+        cells = torch.cat(maps, dim=1).movedim(1, -1).flatten(0, -2)
+        if used is not None:
+            cells = cells[used.flatten()]
+        cells = cells.cpu().double()  # MPS has no float64
         self.cells += len(cells)
         self.total += cells.sum(dim=0)
         self.products += cells.T @ cells

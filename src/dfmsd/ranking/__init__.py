@@ -1,0 +1,1 @@
+"""Which of several teachers suits a student: predictors of the student's AP, measured before the run."""

@@ -1,0 +1,106 @@
+"""Probes: short distillations on a part of the training images, measured on the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dfmsd.data.coco import CocoDetection
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.fit import fit
+from dfmsd.runfolder import RunFolder
+from dfmsd.utils.console import console
+
+
+def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: int | None) -> CocoDataModule:
+    """Read the training images without a held-out share, and that share in place of the validation images.
+
+    Args:
+        config: the run; its own ``data.holdout`` is kept, unless it is 0.
+        steps: of a probe, which needs no more images than its batches hold.
+        holdout: share of the training images, 0..0.5.
+        val_images: number of held-out images to use; None uses all.
+    """
+    changed = replace(config.data, holdout=config.data.holdout or holdout, unlabeled=None)
+    data = CocoDataModule(changed, seed=config.seed)
+    if steps:
+        data.train.coco = spread(data.train.coco, steps * config.data.batch_size)
+    if val_images is not None:
+        data.val.coco = spread(data.val.coco, val_images)
+    data.num_labeled = len(data.train)
+    return data
+
+
+def spread(split: CocoDetection, images: int) -> CocoDetection:
+    """Return a split of ``images`` of a split's images, evenly spread over it, or all if there are fewer."""
+    step = max(1, len(split) // images)
+    chosen = {record.id for record in split.records[::step][:images]}
+    return split.subset(lambda record: record.id in chosen)
+
+
+def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teacher: str | None) -> DistillConfig:
+    """Derive the config of a probe: one stage of about ``steps`` steps, in whole epochs.
+
+    Args:
+        config: the run.
+        data: of the probes.
+        steps: at least 1.
+        teacher: the only teacher, with the loss and basis of the first stage that names it; None for none.
+    """
+    epochs = max(1, round(steps / steps_per_epoch(data)))
+    own: dict[str, Any] = {
+        "eval_every": epochs,
+        "logger": [],
+        "deliver": "last",
+        "checkpoint_every": None,
+        "teacher_cache": None,
+    }
+    if teacher is None:
+        config = config.without_teachers()
+        stage = StageConfig(epochs)
+    else:
+        named = next(stage for stage in config.stages if teacher in stage.teachers)
+        basis = "auto" if named.basis == "former" else named.basis
+        stage = replace(named, teacher=teacher, epochs=epochs, fresh=True, basis=basis, near=False)
+    return replace(config, stages=[stage], data=data.config, **own)
+
+
+def steps_per_epoch(data: CocoDataModule) -> int:
+    """Return the number of batches of an epoch."""
+    return max(1, len(data.train) // data.config.batch_size)
+
+
+def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTask) -> float:
+    """Train a task in place, on one device, without a trace on the disk, and return its AP on the held-out images.
+
+    Args:
+        config: see `probe_config`.
+        data: of the probes.
+        task: built from the config.
+
+    Returns:
+        AP, 0..1.
+
+    Raises:
+        Stopped: a signal ended the training.
+    """
+    with TemporaryDirectory() as folder, _silent():
+        result = fit(config, RunFolder(Path(folder)), data, task, None)
+    return result.metrics["AP"] or 0.0
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Suppress the lines of a run, whose folder does not remain."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
