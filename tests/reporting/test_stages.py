@@ -87,7 +87,10 @@ def test_a_near_teacher_is_shown_before_the_stages(make_run, distill_config, tmp
     for recipe in (TrainConfig(out=str(strong), epochs=12), *recipes.values()):
         Path(recipe.out).mkdir()
         write_config(recipe, Path(recipe.out))
-    [section] = stages_sections(config, read_run(make_run("other")))
+    run = make_run("other")
+    fit = {"T2.p3": {"before": 0.0, "after": 0.5, "reference": "former"}}
+    (run / "basis.json").write_text(json.dumps({"2": fit}))
+    [section] = stages_sections(config, read_run(run))
     assert section.table is not None
     assert section.table.rows == [
         ("strong", "12", "none", "–"),
