@@ -65,7 +65,7 @@ def summarize(results: PairResults) -> str:
     consistent = [one.method for one in compared if min(one.differences.values()) > 0]
     return (
         f"The best method is {best.method} with {100 * best.mean:.1f} AP, {gain} ({best.seeds} {seeds}). "
-        f"The best teacher reaches {100 * max(results.teachers.values()):.1f}. "
+        f"The best teacher reaches {percent(results.best_teacher)}. "
         f"Better than the baseline with every seed: {', '.join(consistent) or 'none'}."
     )
 

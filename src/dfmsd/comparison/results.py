@@ -58,7 +58,7 @@ class PairResults:
 
     Attributes:
         pair: its name.
-        teachers: reference -> AP in this pipeline, 0..1; T1 first.
+        teachers: reference -> AP in this pipeline, 0..1, or None if it is unknown; T1 first.
         rows: finished runs.
         skipped: method -> why it does not apply.
         failed: run -> why it failed.
@@ -66,7 +66,7 @@ class PairResults:
     """
 
     pair: str
-    teachers: dict[str, float]
+    teachers: dict[str, float | None]
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -78,9 +78,14 @@ class PairResults:
         for row in self.rows:
             rows[row.method].append(row)
         baseline = {row.seed: row.AP for row in rows.get(BASELINE, [])}
-        teacher = max(self.teachers.values(), default=0.0)
+        teacher = self.best_teacher
         summaries = [_summarize(method_rows, baseline, teacher) for method_rows in rows.values()]
         return sorted(summaries, key=lambda summary: (summary.variant, -summary.mean))
+
+    @property
+    def best_teacher(self) -> float | None:
+        """AP of the best teacher, 0..1; None if none is known."""
+        return max((ap for ap in self.teachers.values() if ap is not None), default=None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``results.json``."""
@@ -100,7 +105,7 @@ def read_row(run: PlannedRun, costs: Mapping[str, Mapping[str, float]]) -> Row:
         method=run.method.name,
         seed=run.config.seed,
         epochs=run.config.epochs,
-        AP=metrics["AP"] or 0.0,
+        AP=metrics["AP"],
         AP50=metrics["AP50"],
         AP75=metrics["AP75"],
         step_time=cost.get("step_time"),
@@ -144,12 +149,12 @@ def write_results(results: PairResults, folder: Path) -> None:
     write_text(files.csv_file, text.getvalue())
 
 
-def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: float) -> Summary:
+def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: float | None) -> Summary:
     values = {row.seed: row.AP for row in rows}
     paired = {} if rows[0].method == BASELINE else paired_differences(values, baseline)
     difference = sum(paired.values()) / len(paired) if paired else None
     recovery = None
-    if difference is not None:
+    if difference is not None and teacher is not None:
         start = sum(baseline[seed] for seed in paired) / len(paired)
         recovery = gap_recovery(start + difference, start, teacher)
     return Summary(

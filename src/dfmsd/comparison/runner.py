@@ -18,6 +18,7 @@ from dfmsd.comparison.tables import print_table, write_tables
 from dfmsd.comparison.teachers import measure_teachers
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
+from dfmsd.engine.build import check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.utils.console import console
@@ -47,6 +48,7 @@ def compare(
         raise DfmsdError(f"jobs must be at least 1, got {jobs}")
     check_frozen(config.student)
     data = CocoDataModule(config.data, digest=config.teacher_cache is not None)
+    check_contents(data)
     plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
     print_plans(config, plans, console)
     if dry_run:
@@ -65,7 +67,7 @@ def compare(
     return list(results.values())
 
 
-def _empty_results(config: CompareConfig, pair: str, plan: PairPlan, aps: Mapping[str, float]) -> PairResults:
+def _empty_results(config: CompareConfig, pair: str, plan: PairPlan, aps: Mapping[str, float | None]) -> PairResults:
     skipped = {skipped.method.name: skipped.reason for skipped in plan.skipped}
     return PairResults(pair, {name: aps[name] for name in config.pairs[pair]}, skipped=skipped)
 

@@ -17,6 +17,7 @@ from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.page import result_sections
 from dfmsd.comparison.results import PairResults, Summary, read_results
 from dfmsd.comparison.statistics import MIN_SEEDS
+from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import Table, write_page
 from dfmsd.utils.files import write_atomically, write_text
 
@@ -36,7 +37,7 @@ HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", 
 def table_rows(results: PairResults) -> list[tuple[str, ...]]:
     """Return the rows: teachers, methods, then ablations and controls."""
     rows: list[tuple[str, ...]] = [
-        (f"T{number}: {name}", "", f"{100 * ap:.1f}", "", "", "", "")
+        (f"T{number}: {name}", "", percent(ap), "", "", "", "")
         for number, (name, ap) in enumerate(results.teachers.items(), 1)
     ]
     return rows + [_row(summary) for summary in results.summaries()]

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.detectors import Detector
 from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
@@ -23,7 +24,7 @@ from dfmsd.utils.files import write_json
 
 def measure_teachers(
     config: CompareConfig, data: CocoDataModule, console: Console, *, allow_weak: bool
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Load or train the teachers and evaluate them; the AP of unchanged teachers is read from ``teachers.json``.
 
     Args:
@@ -33,22 +34,23 @@ def measure_teachers(
         allow_weak: accept teachers that lack classes or have an AP of about 0.
 
     Returns:
-        Reference -> AP, 0..1.
+        Reference -> AP, 0..1; None for a teacher that has none of the data's classes.
 
     Raises:
         DfmsdError: a teacher cannot be loaded or is too weak.
     """
     path = Path(config.out) / "teachers.json"
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
     size = config.data.image_size
+    required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
     for name, detector in load_teachers(references, data.class_names, Path(config.out), train=make).items():
         key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}"
         checked = bool(detector.class_names) and not allow_weak
         if checked:
-            check_classes(name, detector.class_names, data.class_names)
+            check_classes(name, detector.class_names, required)
         if key not in known:
             known[key] = _ap(detector, data)
             write_json(path, known)
@@ -56,11 +58,11 @@ def measure_teachers(
         ap = percent(aps[name]) if detector.class_names else "unknown, it has no head"
         console.print(f"teacher {name}: AP {ap}", highlight=False)
         if checked:
-            check_teacher_ap(name, aps[name], 0.0)
+            check_teacher_ap(name, aps[name], None)
     return aps
 
 
-def _ap(detector: Detector, data: CocoDataModule) -> float:
+def _ap(detector: Detector, data: CocoDataModule) -> float | None:
     if not common_classes(detector.class_names, data.class_names):
-        return 0.0
-    return evaluate(detector, data.val_dataloader(), device=default_device())["AP"] or 0.0
+        return None
+    return evaluate(detector, data.val_dataloader(), device=default_device())["AP"]

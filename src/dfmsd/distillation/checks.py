@@ -28,7 +28,7 @@ def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -
     Args:
         teacher: its name, for the message.
         known: the teacher's class names.
-        required: the data set's class names.
+        required: names of the data set's classes that have annotations.
 
     Raises:
         DfmsdError: names the missing classes.
@@ -43,20 +43,23 @@ def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -
         )
 
 
-def check_teacher_ap(teacher: str, teacher_ap: float, student_ap: float) -> None:
+def check_teacher_ap(teacher: str, teacher_ap: float | None, student_ap: float | None) -> None:
     """Refuse a teacher whose AP is about 0 or below the student's.
 
     Args:
         teacher: its name, for the message.
-        teacher_ap: AP of the teacher on the validation images, measured with this run's data pipeline, 0..1.
-        student_ap: AP of the student before training, 0..1.
+        teacher_ap: AP of the teacher on the validation images, measured with this run's data pipeline, 0..1; one that
+            is None, unknown, is not refused.
+        student_ap: AP of the student before training, 0..1; None if unknown.
 
     Raises:
         DfmsdError: the AP is too low.
     """
+    if teacher_ap is None:
+        return
     if teacher_ap < MIN_TEACHER_AP:
         problem = "about 0"
-    elif teacher_ap < student_ap:
+    elif student_ap is not None and teacher_ap < student_ap:
         problem = f"below the student's start ({100 * student_ap:.1f})"
     else:
         return

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.splitcheck import check_measurable, check_trainable, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.distillation.inherit import inherit
 from dfmsd.distillation.task import DistillationTask
@@ -16,12 +17,32 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.rng import seed_everything
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.console import console
+from dfmsd.utils.distributed import is_first_process
 
 
 def read_data(config: DistillConfig) -> CocoDataModule:
-    """Read the data of a run, for its number of processes, with image digests if it caches teacher features."""
+    """Read the data of a run, for its number of processes, with image digests if it caches teacher features.
+
+    Raises:
+        DfmsdError: they are damaged, or there is no object to train on or to measure AP with.
+    """
     digest = config.teacher_cache is not None
-    return CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
+    data = CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
+    check_contents(data)
+    return data
+
+
+def check_contents(data: CocoDataModule) -> None:
+    """Refuse data without objects, and warn of what is unlikely to be meant.
+
+    Raises:
+        DfmsdError: there is no object to train on or to measure AP with.
+    """
+    train, val = data.train.coco, data.val.coco
+    check_trainable(train)
+    check_measurable(val)
+    if is_first_process():
+        warn_of_contents(train, val)
 
 
 def build_student(config: DistillConfig, class_names: Sequence[str], student: Detector | None = None) -> Detector:

@@ -57,7 +57,7 @@ class EpochEnd(pl.Callback):
         assert self.metrics is not None
         scalars = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         # in every process, so that all agree on the checkpoint of the best epoch
-        pl_module.log_dict({"AP": 0.0, **scalars}, sync_dist=True)
+        pl_module.log_dict(scalars, sync_dist=True)
 
     def is_due(self, trainer: pl.Trainer, epoch: int) -> bool:
         """Return whether the student is evaluated after an epoch, counted from 0."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -85,13 +86,14 @@ def preflight(
             findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
     headed = {name: teacher for name, teacher in teachers.items() if teacher.detector.class_names}
     if not allow_weak_teacher:
+        required = annotated_classes([data.train.coco, data.val.coco])
         for name, teacher in headed.items():
-            check_classes(name, teacher.detector.class_names, data.class_names)
+            check_classes(name, teacher.detector.class_names, required)
     task.to(device)
     _measure_ap(findings, task, data, list(teachers.values()), images, device)
     if not allow_weak_teacher:
         for name in headed:
-            check_teacher_ap(name, findings.ap[name] or 0.0, findings.ap["student"] or 0.0)
+            check_teacher_ap(name, findings.ap[name], findings.ap["student"])
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
         findings.terms = term_scales(task, batch)
@@ -122,11 +124,11 @@ def _measure_ap(
     for teacher in teachers:
         teacher.to(device)
         if common_classes(teacher.detector.class_names, data.class_names):
-            findings.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"] or 0.0
+            findings.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"]
         else:
             findings.ap[teacher.name] = None
     if teachers:
-        findings.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"] or 0.0
+        findings.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"]
 
 
 def _quality(findings: Preflight, name: str) -> str:

@@ -15,6 +15,7 @@ from torchvision.ops import box_convert
 
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.dataset import DetectionDataset
+from dfmsd.data.splitcheck import check_measurable
 from dfmsd.data.transforms import Sample, collate
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.inference import device_of, eval_mode
@@ -74,11 +75,12 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        DfmsdError: No class name in common, augmented data, or ``limit`` below 1.
+        DfmsdError: No class name in common, no annotated object, augmented data, or ``limit`` below 1.
     """
     loader, dataset = _loader(data, batch_size)
     if limit is not None and limit < 1:
         raise DfmsdError(f"limit must be at least 1 image, got {limit}")
+    check_measurable(dataset.coco, limit)
     category_of = match_classes(detector.class_names, dataset.coco)
     if device is not None:
         detector.to(device)

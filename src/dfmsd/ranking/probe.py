@@ -11,6 +11,7 @@ from typing import Any
 
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.splitcheck import check_measurable, check_trainable
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
@@ -27,6 +28,9 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
         steps: of a probe, which needs no more images than its batches hold.
         holdout: share of the training images, 0..0.5.
         val_images: number of held-out images to use; None uses all.
+
+    Raises:
+        DfmsdError: one of the two has no object.
     """
     changed = replace(config.data, holdout=config.data.holdout or holdout, unlabeled=None)
     data = CocoDataModule(changed, seed=config.seed)
@@ -35,6 +39,8 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
     if val_images is not None:
         data.val.coco = spread(data.val.coco, val_images)
     data.num_labeled = len(data.train)
+    check_trainable(data.train.coco)
+    check_measurable(data.val.coco)
     return data
 
 
@@ -77,7 +83,7 @@ def steps_per_epoch(data: CocoDataModule) -> int:
     return max(1, len(data.train) // data.config.batch_size)
 
 
-def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTask) -> float:
+def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTask) -> float | None:
     """Train a task in place, on one device, without a trace on the disk, and return its AP on the held-out images.
 
     Args:
@@ -93,7 +99,7 @@ def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTas
     """
     with TemporaryDirectory() as folder, _silent():
         result = fit(config, RunFolder(Path(folder)), data, task, None)
-    return result.metrics["AP"] or 0.0
+    return result.metrics["AP"]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
 from dfmsd.detectors.inference import eval_mode
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.build import teacher_names
+from dfmsd.engine.build import read_data, teacher_names
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.rng import preserved_rng
 from dfmsd.engine.run import build_task, load_teachers, refuse_no_images, train
@@ -119,7 +119,7 @@ def rank(
     _check(config, names, steps, holdout, check_images)
     check_frozen(config.student)
     with preserved_rng():
-        data = CocoDataModule(config.data, seed=config.seed)
+        data = read_data(config)
         held = probe_data(config, steps, holdout, check_images)
         references = dict.fromkeys([*names, *teacher_names(config)])
         loaded = load_teachers(list(references), data.class_names, Path(config.out), train=train)
@@ -150,7 +150,7 @@ def _check(config: DistillConfig, names: Sequence[str], steps: int, holdout: flo
         raise DfmsdError(f"rank: runs in one process, not in {config.world_size}; start it without torchrun")
 
 
-def _train_alone(config: DistillConfig, held: CocoDataModule, steps: int) -> tuple[float, Detector]:
+def _train_alone(config: DistillConfig, held: CocoDataModule, steps: int) -> tuple[float | None, Detector]:
     baseline = probe_config(config, held, steps, None)
     task = build_task(baseline, held.class_names)
     ap = run_probe(baseline, held, task)
@@ -177,7 +177,7 @@ def _features(detector: Detector, images: Tensor) -> FeaturePyramid:
 def _measure(teacher: Detector, data: CocoDataModule, images: int | None) -> float | None:
     if not common_classes(teacher.class_names, data.class_names):
         return None
-    return evaluate(teacher, data.val_dataloader(), limit=images, device=default_device())["AP"] or 0.0
+    return evaluate(teacher, data.val_dataloader(), limit=images, device=default_device())["AP"]
 
 
 def _count(module: nn.Module) -> int:

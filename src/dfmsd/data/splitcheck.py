@@ -1,0 +1,196 @@
+"""Checks of what the splits of a data set hold: objects, classes and copies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+from dfmsd.data.coco import CocoDetection
+from dfmsd.data.records import ImageRecord
+from dfmsd.errors import DfmsdError
+
+logger = logging.getLogger("dfmsd")
+T = TypeVar("T")
+Copies = list[list[ImageRecord]]
+"""Groups of at least two images with the same content."""
+
+PIECE = 4096
+"""Bytes that are read at the start, middle and end of a file before the whole of it."""
+THREADS = 16
+"""Threads that read files: network disks have a high latency."""
+
+
+def check_trainable(split: CocoDetection) -> None:
+    """Refuse to train on a split without objects.
+
+    Raises:
+        DfmsdError: No annotation is usable; the message says why.
+    """
+    if not any(len(record.boxes) for record in split.records):
+        raise DfmsdError(f"{split.file}: no annotation to train on; {_why_no_object(split)}")
+
+
+def check_measurable(split: CocoDetection, limit: int | None = None) -> None:
+    """Refuse to measure AP on images without objects.
+
+    Args:
+        split: The split.
+        limit: Only the first ``limit`` images are used; None uses all.
+
+    Raises:
+        DfmsdError: No annotation is usable; the message says why.
+    """
+    if any(len(record.boxes) for record in split.records[:limit]):
+        return
+    if any(len(record.boxes) for record in split.records):
+        raise DfmsdError(
+            f"{split.file}: no annotated object in the first {limit} of {len(split)} images, so no AP can be measured;"
+            " use more of them"
+        )
+    raise DfmsdError(f"{split.file}: no annotated object, so no AP can be measured; {_why_no_object(split)}")
+
+
+def annotated_classes(splits: Iterable[CocoDetection]) -> list[str]:
+    """Return the classes that have objects in one of the splits, in the order of their labels."""
+    splits = list(splits)
+    labels = set(chain.from_iterable(record.labels.tolist() for split in splits for record in split.records))
+    return [splits[0].class_names[label] for label in sorted(labels)]
+
+
+def warn_of_contents(train: CocoDetection, val: CocoDetection) -> None:
+    """Log what is unlikely to be meant: classes without objects, repeated boxes, and copies of images.
+
+    Images are copies if their files have the same bytes. Files are read only as far as others of the same size force it
+    to tell them apart.
+    """
+    known = annotated_classes([train])
+    unused = [name for name in train.class_names if name not in known]
+    if unused:
+        logger.warning("%s: no annotation of %s: remove what is not a class of its own", train.file, _listed(unused))
+    files = {record.path: record for split in (train, val) for record in split.records}
+    contents = {path: path for path in files}
+    contents |= {copy.path: group[0].path for group in find_copies([*files.values()]) for copy in group}
+    for split in (train, val):
+        _warn_of_repeats(split)
+        _warn_of_copies(split, contents)
+    trained = {contents[record.path]: record.path for record in reversed(train.records)}
+    leaked = [record.path for record in val.records if contents[record.path] in trained]
+    if leaked:
+        logger.warning(
+            "%s: %d of %d evaluation images are also training images, the first is %s as %s: AP on them says little,"
+            " so remove them from one side",
+            val.file,
+            len(leaked),
+            len(val),
+            leaked[0],
+            trained[contents[leaked[0]]],
+        )
+
+
+def _warn_of_repeats(split: CocoDetection) -> None:
+    repeated = [(record, len(record.boxes) - _count_distinct(record)) for record in split.records]
+    repeated = [(record, count) for record, count in repeated if count]
+    if repeated:
+        logger.warning(
+            "%s: %d of %d boxes repeat another one of the same class in the same image, the first in %s: remove them",
+            split.file,
+            sum(count for _, count in repeated),
+            sum(len(record.boxes) for record in split.records),
+            repeated[0][0].path.name,
+        )
+    listed = [path for path, count in Counter(record.path for record in split.records).items() if count > 1]
+    if listed:
+        logger.warning(
+            "%s: %d image files are listed more than once, the first is %s: merge their entries",
+            split.file,
+            len(listed),
+            listed[0].name,
+        )
+
+
+def _warn_of_copies(split: CocoDetection, contents: Mapping[Path, Path]) -> None:
+    first: dict[Path, Path] = {}
+    for path in (record.path for record in split.records):
+        first.setdefault(contents[path], path)
+    kept = set(first.values())
+    copies = [path for path in dict.fromkeys(record.path for record in split.records) if path not in kept]
+    if copies:
+        logger.warning(
+            "%s: %d images are copies of others under another name, the first is %s of %s: keep one of each",
+            split.file,
+            len(copies),
+            copies[0].name,
+            first[contents[copies[0]]].name,
+        )
+
+
+def find_copies(records: Sequence[ImageRecord]) -> Copies:
+    """Group the images whose files have the same bytes, in the order of the records.
+
+    Args:
+        records: Images in different files.
+    """
+    sizes = _map(lambda record: os.stat(record.path).st_size, records)
+    size_of = {record.path: size for record, size in zip(records, sizes, strict=True)}
+    groups = _regroup([list(records)], lambda record: (size_of[record.path], record.height, record.width))
+    groups = _regroup(groups, lambda record: _digest(record.path, size_of[record.path], whole=False))
+    return _regroup(groups, lambda record: _digest(record.path, size_of[record.path], whole=True))
+
+
+def _regroup(groups: Copies, key: Callable[[ImageRecord], Hashable]) -> Copies:
+    """Divide groups by a key, and drop the parts with a single image."""
+    members = list(chain.from_iterable(groups))
+    parts: dict[Hashable, list[ImageRecord]] = defaultdict(list)
+    numbers = chain.from_iterable([number] * len(group) for number, group in enumerate(groups))
+    for record, number, value in zip(members, numbers, _map(key, members), strict=True):
+        parts[number, value].append(record)
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _map(function: Callable[[ImageRecord], T], records: Sequence[ImageRecord]) -> list[T]:
+    step = max(1, -(-len(records) // THREADS))
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = (records[start : start + step] for start in range(0, len(records), step))
+        return list(chain.from_iterable(pool.map(lambda part: [function(record) for record in part], parts)))
+
+
+def _digest(path: Path, size: int, *, whole: bool) -> bytes:
+    """Hash a file, or three pieces of it."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if whole:
+            while block := file.read(2**20):
+                content.update(block)
+        else:
+            for start in (0, size // 2, max(0, size - PIECE)):
+                file.seek(start)
+                content.update(file.read(PIECE))
+    return content.digest()
+
+
+def _count_distinct(record: ImageRecord) -> int:
+    return len({(*box, label) for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)})
+
+
+def _why_no_object(split: CocoDetection) -> str:
+    annotations = split.ground_truth["annotations"]
+    crowds = sum(annotation["iscrowd"] for annotation in annotations)
+    if not annotations:
+        reason = f"its {len(split)} images have none"
+    elif crowds == len(annotations):
+        reason = f"all {crowds} are iscrowd"
+    else:
+        reason = f"of {len(annotations)}, {crowds} are iscrowd and the others have no area inside their image"
+    return f"{reason}: annotate objects, or choose another data set"
+
+
+def _listed(names: Sequence[str]) -> str:
+    kind = "class" if len(names) == 1 else "classes"
+    return f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
