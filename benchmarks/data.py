@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 
 from dfmsd import DetectorConfig, build_detector
 from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.data.batching import collate
 from dfmsd.data.images import read_image
-from dfmsd.data.transforms import Sample, collate, fit, hflip
+from dfmsd.data.transforms import Sample, fit, hflip
 from dfmsd.types import Batch
 from dfmsd.utils.device import available_cores
 

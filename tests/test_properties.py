@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fuzz.target import TRUTH, changed, check, make_root
 
-from dfmsd.data.transforms import Augmentation, Sample, fit, fitted_size, hflip
+from dfmsd.data.augmentation import Augmentation
+from dfmsd.data.transforms import Sample, fit, fitted_size, hflip
 from dfmsd.types import Target
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

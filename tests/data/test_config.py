@@ -28,7 +28,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("flip", 1.5, "data.flip must be a probability, 0 to 1, got 1.5"),
     ("flip", -0.1, "data.flip must be a probability"),
     ("flip", float("nan"), "data.flip must be a probability, 0 to 1, got nan"),
-    ("flip", None, "data.flip must be a number, got None"),
+    ("flip", "often", "data.flip must be a number or null, got 'often'"),
+    ("augment", "heavy", "data.augment must be one of none, light, strong, got 'heavy'"),
+    ("mosaic", 2.0, "data.mosaic must be a probability, 0 to 1, got 2.0"),
+    ("mosaic_off", -1, "data.mosaic_off must be at least 0, got -1"),
+    ("augment_pool", 0, "data.augment_pool must be at least 1, got 0"),
     ("scale_jitter", (2.0, 0.5), "data.scale_jitter must be [low, high] with 0 < low <= high, or null, got (2.0, 0.5)"),
     ("scale_jitter", (0.0, 0.5), "data.scale_jitter"),
     ("scale_jitter", (0.5, float("inf")), "data.scale_jitter"),
@@ -81,3 +85,26 @@ def test_paths_and_numpy_scalars_become_builtin_types() -> None:
 @pytest.mark.parametrize(("value", "name"), [(True, "ram"), (False, "off"), ("disk", "disk")])
 def test_booleans_select_a_cache(value: Any, name: str) -> None:
     assert DataConfig(cache=value).cache == name
+
+
+def test_a_preset_sets_the_augmentations_and_keys_override_it() -> None:
+    assert DataConfig().augmentation == {"flip": 0.5}
+    assert DataConfig(augment="none").augmentation == {"flip": 0.0}
+    strong = DataConfig(augment="strong", flip=0, mosaic=0.25).augmentation
+    assert (strong["flip"], strong["mosaic"]) == (0, 0.25)
+    assert strong["scale_jitter"] == DataConfig(augment="strong").augmentation["scale_jitter"]
+
+
+def test_images_come_back_in_few_versions_or_in_none() -> None:
+    assert DataConfig(flip=0).versions == 1
+    assert DataConfig().versions == 2
+    assert DataConfig(scale_jitter=(1, 1), mosaic=0).versions == 2
+    assert DataConfig(augment="strong").versions is None
+    assert DataConfig(augment="strong").unrepeated == ["scale_jitter", "photometric", "mosaic"]
+    assert DataConfig(augment="strong", augment_pool=8).versions == 8
+
+
+def test_the_last_epochs_are_unmixed() -> None:
+    assert [DataConfig().unmixed_epochs(epochs) for epochs in (1, 9, 10, 42)] == [1, 1, 1, 5]
+    assert DataConfig(mosaic_off=3).unmixed_epochs(2) == 2
+    assert DataConfig(mosaic_off=0).unmixed_epochs(2) == 0

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
 
-from dfmsd.data.transforms import Sample, collate, hflip, pixel_digest
+from dfmsd.data.batching import collate
+from dfmsd.data.transforms import Sample, hflip, pixel_digest
 from dfmsd.detectors import Detector, DetectorConfig, build_detector
 from dfmsd.distillation.cache import Layout, TeacherCache, decode, encode, namespace
 from dfmsd.distillation.stages import StageConfig

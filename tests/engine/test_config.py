@@ -279,6 +279,7 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
     ("values", "message"),
     [
         ({"data": DataConfig(scale_jitter=(0.5, 2.0))}, "teacher_cache: data.scale_jitter changes the pixels in every"),
+        ({"data": DataConfig(augment="strong", scale_jitter=(1, 1))}, "teacher_cache: data.photometric changes the pix"),
         ({"data": DataConfig(pad="batch")}, "teacher_cache: with data.pad `batch` the frame, and so the features"),
         ({"teacher_cache": "tape"}, "teacher_cache must be one of ram, disk or null, got 'tape'"),
         ({"teacher_cache_dtype": "float64"}, "teacher_cache_dtype must be one of float16, int8, got 'float64'"),
@@ -296,6 +297,11 @@ def test_a_cache_works_with_flips_and_a_baseline_has_none(flip: float) -> None:
     config = DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip), teacher_cache="disk")
     assert config.without_teachers().teacher_cache is None
     DistillConfig(out="x", stages=STAGES, data=DataConfig(flip=flip, scale_jitter=(0.5, 2.0), pad="batch"))
+
+
+def test_a_cache_works_with_a_pool_of_augmented_versions() -> None:
+    data = DataConfig(augment="strong", augment_pool=8)
+    assert DistillConfig(out="x", stages=STAGES, data=data, teacher_cache="ram").data.versions == 8
 
 
 @pytest.mark.parametrize(

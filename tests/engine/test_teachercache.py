@@ -73,7 +73,7 @@ def test_the_summary_states_size_budget_and_kept_share(
     planned: Callable[..., CachePlan], monkeypatch: pytest.MonkeyPatch, tiny_teachers: tuple[str, str]
 ) -> None:
     line = str(planned())
-    assert line.startswith("teacher cache: 0.000 GiB of RAM, budget 8.0 GiB (8 images x 2 flip(s); an image of ")
+    assert line.startswith("teacher cache: 0.000 GiB of RAM, budget 8.0 GiB (8 images x 2 version(s); an image of ")
     assert f"{tiny_teachers[0]} {2 * FIRST / 1024:.1f} KiB, {tiny_teachers[1]} {2 * SECOND / 1024:.1f} KiB)" in line
     tight = planned(teacher_cache_gib=8 * 2 * 2 * SECOND / 2**31)
     assert "; only 50% of it is kept, the rest is computed in every epoch (" in str(tight)
@@ -192,7 +192,7 @@ def test_runs_share_the_cache_and_do_not_call_the_teacher_again(
     assert passes == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "teacher cache: features of 24 images found, of 0 computed" in said
-    assert "GiB free), budget 8.0 GiB (8 images x 1 flip(s);" in said
+    assert "GiB free), budget 8.0 GiB (8 images x 1 version(s);" in said
     assert identical(weights(first), weights(again))
     assert len(list(cache_folder.iterdir())) == 2
     assert len(list(cache_folder.glob("*/*.safetensors"))) == 16
@@ -227,7 +227,7 @@ def test_check_plans_and_writes_nothing(distill_config: MakeDistill, tmp_path: P
     config = distill_config(tmp_path / "run", teacher_cache="disk")
     found = check(config, allow_weak_teacher=True, check_images=1)
     assert found.cache is not None
-    assert "GiB free), budget 8.0 GiB (8 images x 2 flip(s); an image of" in found.cache
+    assert "GiB free), budget 8.0 GiB (8 images x 2 version(s); an image of" in found.cache
     assert not cache_folder.exists()
     assert not (tmp_path / "run").exists()
 

@@ -63,7 +63,7 @@ def test_step_is_predicted_from_timed_parts(found: Estimate) -> None:
     ms = found.parts_ms
     last = ms["student"] + ms["1/loss"] + ms["1/update"] + ms["load"]
     step = found.prediction.stages[0].step_ms
-    flips = found.config.data.flip
+    flips = found.config.data.augmentation["flip"]
     missing = 2 * flips * (1 - flips)  # images that the second epoch flips for the first time
     teacher = missing * ms["1/stored"] + (1 - missing) * ms["1/cached"]
     assert step == pytest.approx(last + teacher)

@@ -69,6 +69,10 @@ def test_returning_teacher_is_cached_on_disk_only(kind: str, step: float) -> Non
     assert third.step_ms == step
 
 
+def test_a_pool_is_new_until_each_version_has_been_seen() -> None:
+    assert [missing_share(0.5, epoch, pool=3) for epoch in range(5)] == [1, 1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("flip", [0.0, 0.3, 0.5, 1.0])
 def test_missing_share_matches_random_flips(flip: float) -> None:
     flips = np.random.default_rng(0).random((4, 20_000)) < flip

@@ -8,6 +8,8 @@ from dfmsd.data.config import DataConfig
 from dfmsd.utils.lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from dfmsd.data.augmentation import Augmentation
+    from dfmsd.data.batching import collate
     from dfmsd.data.coco import CocoDetection
     from dfmsd.data.datamodule import CocoDataModule
     from dfmsd.data.dataset import DetectionDataset
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from dfmsd.data.images import read_image
     from dfmsd.data.records import ImageRecord
     from dfmsd.data.samplers import EpochSampler
-    from dfmsd.data.transforms import Augmentation, Sample, collate, fit, hflip, random_rescale
+    from dfmsd.data.transforms import Sample, fit, hflip, random_rescale
 else:  # torchvision takes seconds to import
     __getattr__, __dir__ = lazy_imports(__name__)
 

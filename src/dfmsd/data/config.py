@@ -14,6 +14,13 @@ from dfmsd.utils.files import check_path
 
 STRIDE = 32
 """Coarsest stride of common backbones; image sizes are multiples of it."""
+PROBABILITIES = ("flip", "photometric", "zoom_out", "iou_crop", "mosaic", "mixup")
+"""Augmentations that happen or do not."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"flip": 0.0},
+    "light": {"flip": 0.5},
+    "strong": {"flip": 0.5, "scale_jitter": (0.6, 1.4), "photometric": 0.5, "mosaic": 0.5},
+}
 MAX_IMAGE_SIZE = 2**14
 """In pixels; a single frame of this size takes 3 GiB."""
 
@@ -28,8 +35,18 @@ class DataConfig:
         batch_size: Images per batch and process.
         pad: Pad to a square of `image_size` (`square`), or to the largest sides in the batch, rounded up to a multiple
             of 32 (`batch`).
-        flip: Probability of a horizontal flip in training, 0..1.
-        scale_jitter: Lowest and highest factor of random rescaling in training; null disables it.
+        augment: Preset of the augmentations of training images: `none`, `light` (flips), or `strong` (flips, scales,
+            colors and mosaics). The seven keys below override it one by one; null is as the preset says.
+        flip: Probability of a horizontal flip, 0..1.
+        scale_jitter: Lowest and highest factor of random rescaling; `[1, 1]` disables it.
+        photometric: Probability of changing brightness, contrast, saturation and hue.
+        zoom_out: Probability of placing the image on a black canvas of up to 2 times its sides.
+        iou_crop: Probability of a random crop that keeps objects, as in SSD.
+        mosaic: Probability of combining the image with three others.
+        mixup: Probability of blending the image with another one.
+        mosaic_off: Last epochs without `mosaic` and `mixup`; null is a tenth of them, rounded up.
+        augment_pool: Number of augmented versions of each image, which the epochs take in turn, so that a teacher cache
+            can serve any augmentation; null makes new ones in every epoch.
         holdout: Share of the training images, 0..0.5, to set aside and evaluate on instead of the val split, so that
             settings can be chosen without using val. It depends on the file names only and is the same in every run.
         unlabeled: Folder of images without annotations, used by the distillation terms only; images that belong to
@@ -46,8 +63,16 @@ class DataConfig:
     image_size: int = 256
     batch_size: int = 16
     pad: Literal["square", "batch"] = "square"
-    flip: float = 0.5
+    augment: Literal["none", "light", "strong"] = "light"
+    flip: float | None = None
     scale_jitter: tuple[float, float] | None = None
+    photometric: float | None = None
+    zoom_out: float | None = None
+    iou_crop: float | None = None
+    mosaic: float | None = None
+    mixup: float | None = None
+    mosaic_off: int | None = None
+    augment_pool: int | None = None
     holdout: float = 0.0
     unlabeled: str | None = None
     unlabeled_ratio: float = 1.0
@@ -69,11 +94,12 @@ class DataConfig:
             check_path("data.unlabeled", self.unlabeled)
         check_image_size(self.image_size)
         check_range(self, ["batch_size"], "data.", minimum=1)
-        check_range(self, ["workers"], "data.", minimum=0)
+        check_range(self, ["workers", "mosaic_off"], "data.", minimum=0)
+        check_range(self, ["augment_pool"], "data.", minimum=1)
         low, high = self.scale_jitter or (1.0, 1.0)
         unlabeled = self.unlabeled_ratio * self.batch_size
         requirements = {
-            "flip": (0 <= self.flip <= 1, "a probability, 0 to 1"),
+            **{name: (0 <= (getattr(self, name) or 0) <= 1, "a probability, 0 to 1") for name in PROBABILITIES},
             "scale_jitter": (0 < low <= high < math.inf, "[low, high] with 0 < low <= high, or null"),
             "holdout": (0 <= self.holdout <= 0.5, "a share of the training images, 0 to 0.5"),
             "unlabeled_ratio": (0.5 < unlabeled < math.inf, "large enough for one unlabeled image per batch"),
@@ -82,6 +108,29 @@ class DataConfig:
         for key, (valid, expected) in requirements.items():
             if not valid:
                 raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """The switches of `Augmentation`: those of the preset, and what overrides them."""
+        overrides = {name: getattr(self, name) for name in (*PROBABILITIES, "scale_jitter")}
+        return PRESETS[self.augment] | {name: value for name, value in overrides.items() if value is not None}
+
+    @property
+    def versions(self) -> int | None:
+        """Number of versions in which an image appears during training; None if it looks new in every epoch."""
+        if self.augment_pool:
+            return self.augment_pool
+        return None if self.unrepeated else 1 if self.augmentation["flip"] in (0, 1) else 2
+
+    @property
+    def unrepeated(self) -> list[str]:
+        """Names of the augmentations whose pixels rarely come back."""
+        switches = {name: value for name, value in self.augmentation.items() if name != "flip"}
+        return [name for name, value in switches.items() if value not in (0, (1.0, 1.0))]
+
+    def unmixed_epochs(self, epochs: int) -> int:
+        """Return the number of last epochs without mosaic and mixup, in a run of this many epochs."""
+        return min(epochs, math.ceil(epochs / 10) if self.mosaic_off is None else self.mosaic_off)
 
 
 def check_image_size(image_size: Any, name: str = "data.image_size") -> None:

@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.ops import box_area
 
+from dfmsd.data.augmentation import Augmentation
+from dfmsd.data.batching import collate
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
 from dfmsd.data.samplers import EpochSampler, MixedSampler
-from dfmsd.data.transforms import Augmentation, Sample, collate, fitted_size
+from dfmsd.data.transforms import Sample, fitted_size
 from dfmsd.data.unlabeled import unlabeled_records
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
@@ -42,6 +44,7 @@ class CocoDataModule(pl.LightningDataModule):
         seed: Determines the order and augmentation of training images; at least 0.
         digest: Compute the digest of each training image, which is the key of feature caches.
         processes: Processes of the run on this machine, which share its cores.
+        epochs: Epochs of the run, the last of which are free of mosaic and mixup.
 
     Attributes:
         train: Training images, unlabeled ones last.
@@ -52,7 +55,15 @@ class CocoDataModule(pl.LightningDataModule):
         DfmsdError: The data set is damaged, or its splits have different classes.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0, *, digest: bool = False, processes: int = 1) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int = 0,
+        *,
+        digest: bool = False,
+        processes: int = 1,
+        epochs: int | None = None,
+    ) -> None:
         super().__init__()
         if seed < 0:
             raise DfmsdError(f"seed must be at least 0, got {seed}")
@@ -78,8 +89,11 @@ class CocoDataModule(pl.LightningDataModule):
         self.workers = _count_workers(config.workers, cache != "off", processes)
         store = _open_store(Path(root), config, size) if cache == "disk" else None
         keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
-        augmentation = Augmentation(config.image_size, config.flip, config.scale_jitter)
-        self.train = DetectionDataset(train, config.image_size, augmentation, **keep, digest=digest, seed=seed)
+        mixing = None if epochs is None else epochs - config.unmixed_epochs(epochs)
+        augmentation = Augmentation(config.image_size, **config.augmentation, mixing_epochs=mixing)
+        self.train = DetectionDataset(
+            train, config.image_size, augmentation, **keep, digest=digest, seed=seed, pool=config.augment_pool
+        )
         self.val = DetectionDataset(val, config.image_size, **keep)
 
     @property

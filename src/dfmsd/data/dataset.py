@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.records import ImageRecord
-from dfmsd.data.transforms import Augmentation, Sample, fit, fitted_size, pixel_digest, resize_boxes
+from dfmsd.data.transforms import Sample, fit, fitted_size, pixel_digest, resize_boxes
 from dfmsd.types import Target
 from dfmsd.utils.store import Store
 
@@ -34,6 +35,8 @@ class DetectionDataset(Dataset[Sample]):
         store: Where to keep resized images, if anywhere, to share them with other processes and runs.
         digest: Compute the digest of each sample, which is the key of feature caches.
         seed: At least 0.
+        pool: Number of augmented versions of each image, which the epochs take in turn; None makes new ones in every
+            epoch.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DetectionDataset(Dataset[Sample]):
         store: Store | None = None,
         digest: bool = False,
         seed: int = 0,
+        pool: int | None = None,
     ) -> None:
         self.coco = coco
         self.image_size = image_size
@@ -53,6 +57,8 @@ class DetectionDataset(Dataset[Sample]):
         self.store = store
         self.digest = digest
         self.seed = seed
+        self.pool = pool
+        self._labeled = sum(record.labeled for record in coco.records)
         self._cache: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -67,7 +73,16 @@ class DetectionDataset(Dataset[Sample]):
         sample = self._resized(index)
         if self.augmentation is None:
             return sample
-        return self.augmentation(sample, np.random.default_rng((self.seed, epoch, index)))
+        version = epoch % self.pool if self.pool else epoch
+        rng = np.random.default_rng((self.seed, version, index))
+
+        def partners(count: int) -> list[Sample]:
+            return [self._resized(int(other)) for other in rng.integers(self._labeled, size=count)]
+
+        augmented = self.augmentation(sample, rng, epoch, partners if sample.labeled else None)
+        if self.digest and self.pool and augmented.digest is None:
+            augmented = augmented._replace(digest=pixel_digest(augmented.image))
+        return augmented
 
     def _resized(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dfmsd.data.batching import collate
 from dfmsd.data.images import list_images
-from dfmsd.data.transforms import collate, fit
+from dfmsd.data.transforms import fit
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch, Target
 

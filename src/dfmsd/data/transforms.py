@@ -1,23 +1,16 @@
-"""Resizing, augmentation and batching of images with boxes.
-
-The content of an image is always in the top left corner of its padded frame.
-"""
+"""Changes of a single image with its boxes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from dfmsd.data.config import STRIDE
-from dfmsd.types import Batch, Target
+from dfmsd.types import Target
 
 
 class Sample(NamedTuple):
@@ -46,7 +39,7 @@ def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sa
         image_id: Id of the sample.
     """
     height, width = image.shape[-2:]
-    return _resize(Sample(image, target, (1.0, 1.0), image_id), fitted_size(height, width, image_size))
+    return resize(Sample(image, target, (1.0, 1.0), image_id), fitted_size(height, width, image_size))
 
 
 def fitted_size(height: int, width: int, image_size: int) -> tuple[int, int]:
@@ -64,74 +57,39 @@ def pixel_digest(image: Tensor) -> str:
 
 def hflip(sample: Sample) -> Sample:
     """Flip the unpadded content left to right."""
-    boxes = F.horizontal_flip(_boxes(sample))
+    boxes = F.horizontal_flip(bounding_boxes(sample))
     digest = None if sample.digest is None else f"{sample.digest}-flip"
-    return sample._replace(
-        image=F.horizontal_flip(sample.image), target=_with_boxes(sample.target, boxes), digest=digest
-    )
+    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"])
+    return sample._replace(image=F.horizontal_flip(sample.image), target=target, digest=digest)
 
 
-def random_rescale(sample: Sample, factor: float, frame: int, rng: np.random.Generator) -> Sample:
-    """Scale the content by ``factor`` and crop a random window of at most ``frame x frame`` pixels.
+def random_rescale(sample: Sample, factor: float, frame: int | tuple[int, int], rng: np.random.Generator) -> Sample:
+    """Scale the content by ``factor`` and crop a random window of at most ``frame`` pixels.
 
     Boxes are clipped to the window and dropped if a side is below 1 pixel. The result has no digest. The offset of the
     window is not recorded, so detections in it cannot be mapped back to the original image.
-    """
-    height, width = sample.image.shape[-2:]
-    sample = _resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
-    height, width = sample.image.shape[-2:]
-    size = min(height, frame), min(width, frame)
-    top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
-    boxes = F.crop(_boxes(sample), top, left, *size)
-    boxes, keep = F.sanitize_bounding_boxes(boxes, min_size=1.0)
-    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"][keep])
-    return sample._replace(image=F.crop(sample.image, top, left, *size), target=target)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random rescaling and horizontal flip of training samples.
-
-    Attributes:
-        image_size: Side of the frame, in pixels.
-        flip: Probability of a horizontal flip, 0..1.
-        scale_jitter: Lowest and highest factor of random rescaling, or None.
-    """
-
-    image_size: int
-    flip: float = 0.5
-    scale_jitter: tuple[float, float] | None = None
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Augment one sample with random numbers from ``rng``."""
-        if self.scale_jitter is not None:
-            sample = random_rescale(sample, rng.uniform(*self.scale_jitter), self.image_size, rng)
-        return hflip(sample) if rng.random() < self.flip else sample
-
-
-def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
-    """Pad samples with black at the right and the bottom, and stack them.
 
     Args:
-        samples: At least one; unlabeled ones last.
-        image_size: Side of the square frame in pixels; by default the largest height and width among the samples,
-            rounded up to multiples of 32.
+        sample: The sample.
+        factor: Above 0.
+        frame: Height and width of the window, or the side of a square.
+        rng: Source of the position.
     """
-    sizes = [(int(sample.image.shape[-2]), int(sample.image.shape[-1])) for sample in samples]
-    height, width = (image_size or -(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
-    # uint8 and channels last, as images are decoded: padding is a plain copy, and the batch is converted only once
-    shape = (len(samples), 3, height, width)
-    frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
-    for frame, sample, (h, w) in zip(frames, samples, sizes, strict=True):
-        frame[:, :h, :w] = sample.image
-    return Batch(
-        images=frames.float().div_(255),
-        targets=[sample.target for sample in samples if sample.labeled],
-        sizes=sizes,
-        scales=[sample.scale for sample in samples],
-        image_ids=[sample.image_id for sample in samples],
-        keys=[sample.digest for sample in samples],
-    )
+    limit = (frame, frame) if isinstance(frame, int) else frame
+    height, width = sample.image.shape[-2:]
+    sample = resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
+    height, width = sample.image.shape[-2:]
+    size = min(height, limit[0]), min(width, limit[1])
+    top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
+    boxes = F.crop(bounding_boxes(sample), top, left, *size)
+    return with_pixels(sample, F.crop(sample.image, top, left, *size), boxes)
+
+
+def with_pixels(sample: Sample, image: Tensor, boxes: tv_tensors.BoundingBoxes) -> Sample:
+    """Return the sample with other pixels, without a digest and without boxes below 1 pixel."""
+    boxes, keep = F.sanitize_bounding_boxes(boxes, min_size=1.0)
+    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"][keep])
+    return sample._replace(image=image, target=target, digest=None)
 
 
 def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -140,7 +98,8 @@ def resize_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> T
     return resized.as_subclass(Tensor)
 
 
-def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize to a height and width; the result has no digest."""
     height, width = sample.image.shape[-2:]
     boxes = resize_boxes(sample.target["boxes"], (height, width), size)
     vertical, horizontal = sample.scale
@@ -152,14 +111,11 @@ def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
     )
 
 
-def _boxes(sample: Sample) -> tv_tensors.BoundingBoxes:
+def bounding_boxes(sample: Sample) -> tv_tensors.BoundingBoxes:
+    """Return a copy of a sample's boxes that knows the size of its image."""
     height, width = sample.image.shape[-2:]
     return _on_canvas(sample.target["boxes"], (height, width))
 
 
 def _on_canvas(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
     return tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)  # v2 may modify its input in place
-
-
-def _with_boxes(target: Target, boxes: Tensor) -> Target:
-    return Target(boxes=boxes.as_subclass(Tensor), labels=target["labels"])

@@ -27,7 +27,9 @@ def read_data(config: DistillConfig) -> CocoDataModule:
         DfmsdError: they are damaged, or there is no object to train on or to measure AP with.
     """
     digest = config.teacher_cache is not None
-    data = CocoDataModule(config.data, seed=config.seed, digest=digest, processes=config.processes[0])
+    data = CocoDataModule(
+        config.data, seed=config.seed, digest=digest, processes=config.processes[0], epochs=config.epochs
+    )
     check_contents(data)
     return data
 

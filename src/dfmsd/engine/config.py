@@ -169,7 +169,8 @@ class DistillConfig(RunConfig):
             or two at the first step that `balance` does not measure; measured steps run uncompiled.
         teacher_cache: compute each image's teacher features once and keep them in ``ram`` for this run, or on ``disk``
             for later runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
-            results differ from a run without. Works with flips, but not with `data.scale_jitter`.
+            results differ from a run without. Works with flips, and with all augmentations from a
+            `data.augment_pool`.
         teacher_cache_dtype: float16, or int8 with a scale per channel, at half the size.
         teacher_cache_gib: limit in GiB of RAM, or of disk for the caches of all teachers.
     """
@@ -238,10 +239,10 @@ class DistillConfig(RunConfig):
 
     def _check_teacher_cache(self) -> None:
         check_positive(self, ("teacher_cache_gib",))
-        if self.teacher_cache and self.data.scale_jitter is not None:
+        if self.teacher_cache and self.data.versions is None:
             raise DfmsdError(
-                "teacher_cache: data.scale_jitter changes the pixels in every epoch, so no stored feature would ever "
-                "be used again; leave out one of the two"
+                f"teacher_cache: data.{self.data.unrepeated[0]} changes the pixels in every epoch, so no stored "
+                "feature would ever be used again; leave out one of the two, or set data.augment_pool"
             )
         if self.teacher_cache and self.data.pad == "batch":
             raise DfmsdError(

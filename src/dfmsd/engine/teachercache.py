@@ -21,8 +21,8 @@ class CachePlan(NamedTuple):
     kind: Literal["ram", "disk"]
     layouts: dict[FrozenTeacher, Layout]
     images: int
-    flips: int
-    """Variants of each image: 2 with random flips."""
+    versions: int
+    """Versions of each image: 2 with random flips."""
     need: int
     """Bytes required at a time: on disk those of all teachers, in RAM those of one stage."""
     budget: int
@@ -31,7 +31,7 @@ class CachePlan(NamedTuple):
 
     def size(self, teacher: FrozenTeacher) -> int:
         """Return the bytes of all images of a teacher."""
-        return self.images * self.flips * self.layouts[teacher].nbytes
+        return self.images * self.versions * self.layouts[teacher].nbytes
 
     def __str__(self) -> str:
         place = "RAM"
@@ -45,7 +45,7 @@ class CachePlan(NamedTuple):
         )
         return (
             f"teacher cache: {self.need / GIB:.3f} GiB of {place}, budget {self.budget / GIB:.1f} GiB{fits} "
-            f"({self.images} images x {self.flips} flip(s); an image of {each})"
+            f"({self.images} images x {self.versions} version(s); an image of {each})"
         )
 
 
@@ -69,8 +69,8 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
         used_levels = set().union(*(used.get(teacher, set()) for used in stages))
         levels = tuple(level for level in teacher.levels if level in used_levels)
         layouts[teacher] = Layout(levels, (side, side), config.teacher_dtype, config.teacher_cache_dtype)
-    flips = 1 if config.data.flip in (0, 1) else 2
-    sizes = {teacher: images * flips * layout.nbytes for teacher, layout in layouts.items()}
+    versions = config.data.versions or 1
+    sizes = {teacher: images * versions * layout.nbytes for teacher, layout in layouts.items()}
     need = sum(sizes.values())
     budget = room = int(config.teacher_cache_gib * GIB)
     if config.teacher_cache == "ram":
@@ -79,7 +79,7 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
         room = min(budget, free_bytes(cache_root()) + folder_bytes(cache_root() / "teachers"))
     if config.teacher_cache == "ram" or need > room:  # on disk the processes share what fits completely
         room //= config.processes[0]
-    return CachePlan(config.teacher_cache, layouts, images, flips, need, budget, room)
+    return CachePlan(config.teacher_cache, layouts, images, versions, need, budget, room)
 
 
 def open_caches(plan: CachePlan) -> None:

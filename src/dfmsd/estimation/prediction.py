@@ -83,13 +83,16 @@ def predict(
     return Prediction(tuple(stages), steps, steps * config.epochs, evaluations, evaluation / 1e3, total / MS_PER_HOUR)
 
 
-def missing_share(flip: float, epoch: int) -> float:
-    """Return the share of images that appear in an epoch flipped or not for the first time.
+def missing_share(flip: float, epoch: int, pool: int | None = None) -> float:
+    """Return the share of images that appear in an epoch as they did not appear before.
 
     Args:
         flip: probability of flipping, 0..1.
         epoch: from 0, counted from the first use of the features.
+        pool: number of augmented versions, which the epochs take in turn; None flips at random.
     """
+    if pool:
+        return float(epoch < pool)
     return flip * (1 - flip) ** epoch + (1 - flip) * flip**epoch
 
 
@@ -104,9 +107,8 @@ def _epoch_step(config: DistillConfig, ms: Mapping[str, float], epoch: int, work
 def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: int, kept: float) -> float:
     if config.teacher_cache is None:
         return ms[f"{index + 1}/teacher"]
-    shares = (
-        missing_share(config.data.flip, _epochs_before(config, name, epoch)) for name in config.stages[index].teachers
-    )
+    flip, pool = config.data.augmentation["flip"], config.data.augment_pool
+    shares = (missing_share(flip, _epochs_before(config, name, epoch), pool) for name in config.stages[index].teachers)
     missing = kept * fmean(shares) + 1 - kept
     return missing * ms[f"{index + 1}/stored"] + (1 - missing) * ms[f"{index + 1}/cached"]
 

@@ -13,10 +13,11 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from dfmsd.data.batching import collate
 from dfmsd.data.coco import CocoDetection
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.splitcheck import check_measurable
-from dfmsd.data.transforms import Sample, collate
+from dfmsd.data.transforms import Sample
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.errors import DfmsdError

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from dfmsd.data.batching import collate
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.dataset import DetectionDataset
-from dfmsd.data.transforms import Sample, collate
+from dfmsd.data.transforms import Sample
 from dfmsd.detectors import Detector
 from dfmsd.engine.config import DistillConfig
 from dfmsd.evaluation.evaluate import CocoResult, Metrics, coco_metrics, coco_results, detect, match_classes

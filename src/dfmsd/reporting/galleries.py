@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dfmsd.data.batching import collate
 from dfmsd.data.dataset import DetectionDataset
-from dfmsd.data.transforms import Sample, collate
+from dfmsd.data.transforms import Sample
 from dfmsd.detectors import Detector
 from dfmsd.reporting.matching import ImageMatches
 from dfmsd.reporting.page import Gallery, Picture, Section
