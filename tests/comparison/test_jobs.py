@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dfmsd.comparison import jobs, worker
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.jobs import LOG, locked, preemptible, run_all, threads_per_job
+from dfmsd.comparison.jobs import LOG, preemptible, run_all, threads_per_job
 from dfmsd.comparison.runs import PlannedRun, plan_runs
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
@@ -56,8 +56,8 @@ def test_runs_end_independently(
     names = ("broken", "first", "killed", "second")
     runs = [replace(run, config=replace(run.config, out=str(tmp_path / name))) for name in names]
     ended: dict[str, str | None] = {}
-    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
-        run_all(runs, 2, lock, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file))
+    with (tmp_path / "console").open("w") as file:
+        run_all(runs, 2, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file))
     assert ended == {
         "broken": f"no detector at 'nowhere'; see {tmp_path / 'broken' / LOG}",
         "first": None,
@@ -115,10 +115,8 @@ def test_failed_run_does_not_stop_others(compare_config: Callable[..., CompareCo
     stages = [StageConfig(1, teacher="nowhere")]
     broken = replace(run, config=replace(run.config, out=str(tmp_path / "broken"), stages=stages))
     ended: dict[str, str | None] = {}
-    with locked(tmp_path) as lock, (tmp_path / "console").open("w") as file:
-        run_all(
-            [broken, run], 2, lock, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file)
-        )
+    with (tmp_path / "console").open("w") as file:
+        run_all([broken, run], 2, lambda done, why: ended.update({done.folder.path.name: why}), Console(file=file))
     assert ended.keys() == {"broken", run.folder.path.name}
     assert "no detector at 'nowhere'" in str(ended["broken"])
     assert str(ended["broken"]).endswith(str(tmp_path / "broken" / LOG))
@@ -146,8 +144,8 @@ def test_run_resumes_after_ctrl_c(
     monkeypatch.setattr(jobs, "POLL", 0.02)
     clock = SimpleNamespace(sleep=press_ctrl_c_after_an_epoch, monotonic=time.monotonic)
     monkeypatch.setattr(jobs, "time", clock)
-    with locked(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
-        run_all([run], 1, lock, note, console)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([run], 1, note, console)
     assert not ended
     said = (run.folder.path / LOG).read_text()
     assert "interrupted: " in " ".join(said.split())
@@ -155,8 +153,7 @@ def test_run_resumes_after_ctrl_c(
     assert not run.finished
 
     monkeypatch.undo()
-    with locked(tmp_path) as lock:  # released by all former processes
-        run_all([run], available_cores(), lock, note, console)  # one thread each
+    run_all([run], available_cores(), note, console)  # one thread each
     assert ended[run.folder.path.name] is None
     assert run.finished
     said = (run.folder.path / LOG).read_text()
@@ -167,7 +164,7 @@ def test_run_resumes_after_ctrl_c(
     assert (run.folder.path / "report.html").exists()
 
 
-def idle(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
+def idle(run: PlannedRun, threads: int) -> subprocess.Popen[bytes]:
     """Start a process that waits until its parent asks it to end, or for half a second."""
     code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
@@ -180,7 +177,7 @@ def test_brackets_in_method_names_are_not_markup(
     config = compare_config(tmp_path, methods=["mgd[ratio=0]"])
     _, run = plan_runs(config, config.parsed_methods(), "both")[0]
     with (tmp_path / "console").open("w+") as file:
-        run_all([run], 1, 0, lambda *_: None, Console(file=file, force_terminal=True, width=120))
+        run_all([run], 1, lambda *_: None, Console(file=file, force_terminal=True, width=120))
         file.seek(0)
         assert "both: mgd[ratio=0], seed 0, epochs" in file.read()
 
@@ -203,7 +200,7 @@ def test_scheduler_signal_ends_runs_and_restores_handler(
     config = compare_config(tmp_path)
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     with pytest.raises(Stopped) as stopped, preemptible(), (tmp_path / "console").open("w") as file:
-        run_all(runs, 1, 0, lambda *_: None, Console(file=file))
+        run_all(runs, 1, lambda *_: None, Console(file=file))
     assert stopped.value.status == PREEMPTED
     assert [process.returncode for process in started] == [0]  # asked to end, and waited for
     assert signal.getsignal(number) is former
@@ -247,9 +244,3 @@ def test_omp_num_threads_overrides_cores(monkeypatch: pytest.MonkeyPatch, chosen
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     assert threads_per_job(2) == threads
-
-
-def test_unwritable_folder_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DfmsdError, match=r"out: cannot write to .*file"), locked(tmp_path / "file"):
-        pass

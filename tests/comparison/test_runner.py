@@ -10,7 +10,6 @@ import pytest
 
 from dfmsd.comparison import runner
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.jobs import locked
 from dfmsd.comparison.runner import compare
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.step_cost import StepCost
@@ -23,6 +22,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
+from dfmsd.utils.lock import locked
 
 MakeCompare = Callable[..., CompareConfig]
 COSTS = {"none": StepCost(4.0, 100), "pkd": StepCost(6.0, 125)}
@@ -37,7 +37,7 @@ class InProcess:
         self.fails: dict[str, str] = {}
         self.stops_at: int | None = None
 
-    def __call__(self, runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, console: Any) -> None:
+    def __call__(self, runs: Sequence[PlannedRun], jobs: int, ended: Any, console: Any) -> None:
         for run in runs:
             if len(self.made) == self.stops_at:
                 raise KeyboardInterrupt
@@ -146,7 +146,10 @@ def test_dry_run_lists_runs_and_writes_nothing(
 
 
 def test_two_comparisons_cannot_share_a_folder(compare_config: MakeCompare, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(DfmsdError, match="another comparison is running there"):
+    with locked(tmp_path), pytest.raises(DfmsdError, match="is being written by process"):
+        compare(compare_config(tmp_path))
+    late = tmp_path / "none" / "seed-0"  # a run of a comparison that was killed
+    with locked(late), pytest.raises(DfmsdError, match="seed-0 is being written by process"):
         compare(compare_config(tmp_path))
     with pytest.raises(DfmsdError, match="jobs must be at least 1, got 0"):
         compare(compare_config(tmp_path), jobs=0)

@@ -418,7 +418,7 @@ def test_a_further_process_neither_checks_nor_writes_the_folder(
     run.mkdir()
     write_config(train_config(run), run)
     written = (run / "config.yaml").stat().st_mtime_ns
-    for module in ("run", "fit"):
+    for module in ("run", "fit", "folder"):
         monkeypatch.setattr(f"dfmsd.engine.{module}.is_first_process", lambda: False)
     train(train_config(run), overwrite=True)
     assert (run / "config.yaml").stat().st_mtime_ns == written

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO
 
 from rich.console import Console
@@ -19,12 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.engine.saved_config import write_config
-from dfmsd.errors import PREEMPTED, DfmsdError, Stopped
+from dfmsd.errors import PREEMPTED, Stopped
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
-
-if sys.platform != "win32":
-    import fcntl
 
 LOG = "worker.log"
 POLL = 0.2
@@ -41,32 +37,6 @@ def threads_per_job(jobs: int) -> int:
     if chosen.isdecimal() and int(chosen) > 0:
         return int(chosen)
     return max(1, available_cores() // jobs)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Lock a folder against other comparisons until this process and all processes it started have ended.
-
-    Yields:
-        File descriptor of the lock.
-
-    Raises:
-        DfmsdError: another comparison holds the lock, or the folder is not writable.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DfmsdError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DfmsdError(
-                    f"{folder}: another comparison is running there, or its last runs are still stopping; wait for it"
-                ) from error
-        yield file.fileno()
 
 
 @contextlib.contextmanager
@@ -92,13 +62,12 @@ def preemptible() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, on_end: OnEnd, console: Console) -> None:
+def run_all(runs: Sequence[PlannedRun], jobs: int, on_end: OnEnd, console: Console) -> None:
     """Run processes, ``jobs`` at a time; they end with this function, even on an error.
 
     Args:
         runs: in the order of execution.
         jobs: number of parallel processes.
-        lock: file descriptor of `locked`, which the processes keep open.
         on_end: called after each run, with the reason if it failed.
         console: for progress.
     """
@@ -109,7 +78,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, on_end: OnEnd, con
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.popleft()
-                process = _start(run, threads_per_job(jobs), lock)
+                process = _start(run, threads_per_job(jobs))
                 running[process] = run, progress.add_task(f"  {run}, epochs", total=run.config.epochs)
             time.sleep(POLL)
             for process, (run, bar) in list(running.items()):
@@ -121,7 +90,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, lock: int, on_end: OnEnd, con
                     on_end(run, _failure(run, process.returncode))
 
 
-def _start(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
+def _start(run: PlannedRun, threads: int) -> subprocess.Popen[bytes]:
     run.folder.path.mkdir(parents=True, exist_ok=True)
     if not run.folder.exists:
         write_config(run.config, run.folder.path)
@@ -134,7 +103,6 @@ def _start(run: PlannedRun, threads: int, lock: int) -> subprocess.Popen[bytes]:
             stderr=log,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches only this process, which then stops the others
-            pass_fds=() if sys.platform == "win32" else (lock,),
         )
 
 

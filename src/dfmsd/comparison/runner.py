@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
-from dfmsd.comparison.jobs import locked, preemptible, run_all, threads_per_job
+from dfmsd.comparison.jobs import preemptible, run_all, threads_per_job
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.plan import PairPlan, plan_pair, print_plans
 from dfmsd.comparison.results import PairResults, read_row, write_results
@@ -23,6 +23,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.utils.console import console
 from dfmsd.utils.files import write_json
+from dfmsd.utils.lock import locked, refuse_writer
 
 
 def compare(
@@ -53,14 +54,16 @@ def compare(
     print_plans(config, plans, console)
     if dry_run:
         return []
-    with locked(Path(config.out)) as lock, preemptible():
+    with locked(Path(config.out)), preemptible():
+        for run in (run for plan in plans.values() for run in plan.runs if not run.finished):
+            refuse_writer(run.folder.path)  # of a comparison that was killed, the last runs may still be stopping
         aps = measure_teachers(config, data, console, allow_weak=allow_weak_teacher)
         results = {pair: _empty_results(config, pair, plan, aps) for pair, plan in plans.items()}
         with limited_threads(threads_per_job(jobs)):
             for pair, plan in plans.items():
                 results[pair].costs = _measure_costs(config, plan, data, PairFolder(Path(config.out, pair)))
                 _write(config, plan, results[pair])
-        _run_pending(config, plans, results, jobs, lock, data.num_labeled)
+        _run_pending(config, plans, results, jobs, data.num_labeled)
     for pair_results in results.values():
         print_table(pair_results, console)
         console.print(str(PairFolder(Path(config.out, pair_results.pair))))
@@ -99,7 +102,6 @@ def _run_pending(
     plans: Mapping[str, PairPlan],
     results: Mapping[str, PairResults],
     jobs: int,
-    lock: int,
     images: int,
 ) -> None:
     pending = {run.folder.path: run for plan in plans.values() for run in plan.runs if not run.finished}
@@ -120,7 +122,7 @@ def _run_pending(
         console.print(f"{run}: {failure or f'AP {percent(read_row(run, {}).AP)}'}", highlight=False)
 
     try:
-        run_all(runs, jobs, lock, on_end, console)
+        run_all(runs, jobs, on_end, console)
     except KeyboardInterrupt:
         console.print(f"interrupted: finished runs are in {config.out}; repeat the command to resume")
         raise

@@ -1,8 +1,9 @@
-"""Checks on the folder of a new or resumed run, and its creation."""
+"""The folder of a new or resumed run: reserved for one process, checked, and created."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dfmsd.distillation.checks import ownership
@@ -10,27 +11,44 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.checkpoint import saved_step, tidy
 from dfmsd.engine.config import RunConfig
 from dfmsd.engine.environment import describe_environment
-from dfmsd.engine.saved_config import differing_keys, write_config
+from dfmsd.engine.saved_config import differing_keys, to_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
-from dfmsd.utils.files import check_writable, write_json
+from dfmsd.utils.distributed import is_first_process
+from dfmsd.utils.files import write_json, write_text
+from dfmsd.utils.lock import empty, locked
 
 SHOWN_KEYS = 4
 """Keys in which a resumed config differs that its refusal names."""
 
 
-def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that the run must not or cannot use; nothing is left there.
+@contextmanager
+def reserved(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> Iterator[bool]:
+    """Keep other runs out of a folder, after `check_folder`.
+
+    Yields:
+        Whether this process writes the folder: the first one of the run. The others start when it is no longer empty.
 
     Raises:
-        DfmsdError: the folder holds a run, or none, or another one, against what ``resume`` and ``overwrite`` say, or
-            cannot be written.
+        DfmsdError: another process is writing there, or the folder must not or cannot be used.
+    """
+    if not is_first_process():
+        yield False
+        return
+    with locked(run.path):
+        check_folder(run, config, resume=resume, overwrite=overwrite)
+        yield True
+
+
+def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that the run must not use.
+
+    Raises:
+        DfmsdError: the folder holds a run, or none, or another one, against what ``resume`` and ``overwrite`` say.
     """
     if resume and overwrite:
         raise DfmsdError("--resume keeps what is in the run folder and --overwrite deletes it; pass one of them")
-    if run.path.exists() and not run.path.is_dir():
-        raise DfmsdError(f"out: {run} is a file; name a folder")
     if resume and not run.exists:
         raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out --resume")
     if resume and (keys := differing_keys(config, run.path)):
@@ -40,7 +58,6 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
         )
     if not resume and not overwrite and run.exists:
         raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
-    check_writable(run.path)
 
 
 def open_folder(
@@ -54,19 +71,14 @@ def open_folder(
         task: its parameters are counted.
         checkpoint: where a resumed run continues.
         overwrite: delete an existing run first.
-
-    Raises:
-        DfmsdError: the folder cannot be written.
     """
+    described = to_yaml(config)
+    environment = {**describe_environment(), "parameters": ownership(task)}
     if overwrite and run.exists:
-        shutil.rmtree(run.path)
+        empty(run.path)
     tidy(run.path, checkpoint)
     if checkpoint is not None and checkpoint == run.previous_checkpoint:
         step = saved_step(checkpoint)
         console.print(f"the last checkpoint is damaged; resuming from the one before it, step {step}", highlight=False)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_config(config, run.path)
-    except OSError as error:
-        raise DfmsdError(f"out: cannot write to {run} ({error.strerror}); choose another folder") from error
-    write_json(run.environment_file, {**describe_environment(), "parameters": ownership(task)})
+    write_text(run.config_file, described)
+    write_json(run.environment_file, environment)

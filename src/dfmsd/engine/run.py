@@ -14,7 +14,7 @@ from dfmsd.engine.build import assemble_task, build_student, preserved_modes, re
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
 from dfmsd.engine.config import DistillConfig, Recipe, RunConfig, TrainConfig
 from dfmsd.engine.fit import Result, fit
-from dfmsd.engine.folder import check_folder, open_folder
+from dfmsd.engine.folder import open_folder, reserved
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.near import expand
 from dfmsd.engine.nearchoice import Settled, describe, settle
@@ -85,15 +85,16 @@ def distill(
     if no_distill:
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
-    first = is_first_process()  # further processes start when the folder is no longer empty
-    if first:
-        check_folder(run, saved_as or config, resume=resume, overwrite=overwrite)
-    if student is None:
-        check_frozen(config.student)
-    settled = settle(as_started(config, run.path) if resume else config, teachers, recipes)
-    saved_as = saved_as or settled.config
-    config, near = expand(settled.config)
-    with preserved_rng(), preserved_modes((teachers or {}).values()):
+    with (
+        reserved(run, saved_as or config, resume=resume, overwrite=overwrite) as first,
+        preserved_rng(),
+        preserved_modes((teachers or {}).values()),
+    ):
+        if student is None:
+            check_frozen(config.student)
+        settled = settle(as_started(config, run.path) if resume else config, teachers, recipes)
+        saved_as = saved_as or settled.config
+        config, near = expand(settled.config)
         data = read_data(config)
         _print_plan(settled, near, data)
         task = build_task(

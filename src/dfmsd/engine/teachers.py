@@ -14,8 +14,9 @@ from dfmsd.engine.saved_config import same_run
 from dfmsd.errors import DfmsdError, Stopped
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
-from dfmsd.utils.distributed import check_process_counts
+from dfmsd.utils.distributed import check_process_counts, is_first_process
 from dfmsd.utils.files import check_path
+from dfmsd.utils.lock import refuse_writer
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def find_teachers(
 def _refuse_unfinished(name: str) -> None:
     run = RunFolder(Path(name))
     if run.exists and not run.finished:
+        refuse_writer(run.path)
         raise DfmsdError(
             f"teacher {name}: the run has not finished; continue it with --config {run.config_file} --resume, or name "
             f"{run.weights_file} to use the detector as it is"
@@ -200,6 +202,8 @@ def _is_trained(name: str, recipe: Recipe, class_names: Sequence[str]) -> bool:
         )
     if run.finished:
         return True
+    if is_first_process():  # of the others, the first one is the writer
+        refuse_writer(run.path)
     config = recipe.as_distillation()
     build_detector(config.student, class_names)
     find_teachers(teacher_names(config), class_names, run.path, config.processes)

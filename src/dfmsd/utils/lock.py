@@ -1,0 +1,156 @@
+"""Locks on folders, so that no two processes write into the same one, also on a disk that machines share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from filelock import SoftFileLease, Timeout
+
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.console import console
+from dfmsd.utils.files import make_folder, write_json
+
+LOCK = ".writing.lock"
+"""In a folder that is being written; its owner renews its time."""
+WRITER = ".writing.json"
+"""Who the owner is."""
+HEARTBEAT = 15.0
+"""Seconds between two renewals."""
+LEASE = 180.0
+"""Seconds without one after which a process that cannot be looked up, as on another machine, counts as ended; network
+file systems may report a renewal a minute late."""
+POLL = 1.0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Reserve a folder for writing by this process; reading it needs no lock.
+
+    A folder that does not exist is created, and removed if nothing is written there. The lock of a process that was
+    killed is taken over: on the same machine at once, else after `LEASE` seconds without a sign of life.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        DfmsdError: Another process is writing there, or the folder cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DfmsdError(f"out: {folder} is a file; name a folder")
+    missing = list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    make_folder(folder)
+    try:
+        with _lease(folder, "wait for it, or choose another `out`"):
+            try:
+                write_json(folder / WRITER, _this_process())
+                yield
+            finally:
+                (folder / WRITER).unlink(missing_ok=True)
+    finally:
+        for place in missing:
+            with suppress(OSError):  # something was written there
+                place.rmdir()
+
+
+def refuse_writer(folder: Path) -> None:
+    """Refuse a folder that another process is writing.
+
+    Args:
+        folder: Folder, which need not exist.
+
+    Raises:
+        DfmsdError: Another process is writing there.
+    """
+    if (folder / LOCK).exists():
+        with _lease(folder, "wait for it"):
+            pass
+
+
+def empty(folder: Path) -> None:
+    """Delete the contents of a folder that this process has locked, except for the lock."""
+    for path in folder.iterdir():
+        if path.name in (LOCK, WRITER):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _lease(folder: Path, remedy: str) -> Iterator[None]:
+    lock = SoftFileLease(folder / LOCK, lease_duration=LEASE, heartbeat_interval=HEARTBEAT, poll_interval=POLL / 4)
+    try:
+        if not _acquire(lock):
+            writer = _read_writer(folder)
+            if _is_local(writer) or not _outlive(lock, folder, writer):
+                raise DfmsdError(f"{folder} is being written by {_describe(writer)}; {remedy}")
+    except OSError as error:
+        raise DfmsdError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: SoftFileLease, seconds: float = 0) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def _outlive(lock: SoftFileLease, folder: Path, writer: dict[str, Any]) -> bool:
+    """Wait until the owner renews its lock, or its lease is over and this process has taken it."""
+    console.print(f"{folder} was written by {_describe(writer)}: waiting for a sign of life, at most {LEASE:.0f} s")
+    renewed = _renewed(folder)
+    end = time.monotonic() + LEASE + HEARTBEAT
+    while time.monotonic() < end and _renewed(folder) in (renewed, None):
+        if _acquire(lock, POLL):
+            return True
+    return False
+
+
+def _renewed(folder: Path) -> float | None:
+    with suppress(FileNotFoundError):
+        return (folder / LOCK).stat().st_mtime
+    return None
+
+
+def _this_process() -> dict[str, Any]:
+    return {"process": os.getpid(), "since": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M UTC}", **_machine()}
+
+
+def _machine() -> dict[str, Any]:
+    """Return what two processes share if one can look up the other: containers may have a host name in common."""
+    namespace = Path("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "namespace": os.readlink(namespace) if namespace.exists() else None}
+
+
+def _read_writer(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        content = json.loads((folder / WRITER).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _is_local(writer: dict[str, Any]) -> bool:
+    return all(writer.get(key) == value for key, value in _machine().items())
+
+
+def _describe(writer: dict[str, Any]) -> str:
+    if not {"process", "host", "since"} <= writer.keys():
+        return "another process"
+    return f"process {writer['process']} on host {writer['host']} since {writer['since']}"
