@@ -16,7 +16,7 @@ import timm
 import torch
 from transformers import AutoModelForObjectDetection, RTDetrConfig, RTDetrImageProcessor, TimmBackboneConfig
 
-from dfmsd.detectors.weights import read_state_dict
+from dfmsd.detectors.statedict import read_state_dict
 
 BACKBONE = "tf_efficientnet_lite2"
 ANNOTATIONS = Path("../shared/data/aquarium/annotations/instances_train.json")

@@ -142,7 +142,7 @@ def _edit(run: Path, **changes: object) -> None:
         (lambda run: _edit(run, detector={"wings": 2}), r"does not describe a detector .*wings"),
         (lambda run: _edit(run, class_names=["only"]), r"does not fit the model: size mismatch for head\.class"),
         (lambda run: _edit(run, levels=[]), r"lists levels \[\]"),
-        (_drop_weight, r"does not fit the model: Missing key.*cls_logits\.bias"),
+        (_drop_weight, r"does not fit the model: missing 1 .*cls_logits\.bias"),
     ],
 )
 def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message: str) -> None:

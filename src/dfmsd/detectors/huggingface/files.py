@@ -16,6 +16,7 @@ import torch
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import HUGGING_FACE
 from dfmsd.detectors.huggingface.detector import FAMILIES, TransformersDetector, processor_settings, refuse_student
+from dfmsd.detectors.statedict import check_finite
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.extras import import_extra
 
@@ -136,7 +137,7 @@ def load_weights(reference: str, config: Any, kind: Any = None, optional_layers:
         optional_layers: Prefixes of the names of layers that a file may lack.
 
     Raises:
-        DfmsdError: The file is missing or does not fit the config.
+        DfmsdError: The file is missing, does not fit the config, or has values that are not finite.
     """
     load = (kind or _library(reference).AutoModelForObjectDetection).from_pretrained
     model, info = _fetch(
@@ -155,6 +156,7 @@ def load_weights(reference: str, config: Any, kind: Any = None, optional_layers:
             f"{reference}: its weights do not fit its config.json: {len(missing)} missing or of another shape, such as "
             f"{missing[0]}; pass the folder of a complete model"
         )
+    check_finite(model, reference)
     return model
 
 

@@ -27,7 +27,7 @@ from dfmsd.detectors.mmdet.settings import (
     with_classes,
     with_trainable_backbone,
 )
-from dfmsd.detectors.weights import StateDict, load_strictly
+from dfmsd.detectors.statedict import StateDict, load_strictly
 from dfmsd.errors import DfmsdError, foreign_message
 
 logger = logging.getLogger("dfmsd")

@@ -12,7 +12,8 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.detectors.weights import download_weights, load_strictly, read_state_dict
+from dfmsd.detectors.statedict import load_strictly, read_state_dict
+from dfmsd.detectors.weights import download_weights
 from dfmsd.errors import DfmsdError
 
 TorchvisionModel: TypeAlias = FCOS | RetinaNet | FasterRCNN | SSD
