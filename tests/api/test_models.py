@@ -20,6 +20,28 @@ def test_evaluate_takes_a_detector_or_a_reference(
     assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
 
 
+def test_evaluate_uses_the_size_of_the_training_unless_another_is_named(
+    tiny_root: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector, sizes = dfmsd.load_detector(tiny_teachers[0]), []
+    detector.image_size = 64
+    monkeypatch.setattr(
+        "dfmsd.evaluation.evaluate.evaluate", lambda _, loader, **__: sizes.append(loader.dataset.image_size)
+    )
+    data = dfmsd.DataConfig(str(tiny_root))
+    dfmsd.evaluate(detector, tiny_root)
+    dfmsd.evaluate(detector, tiny_root, image_size=96)
+    dfmsd.evaluate(detector, data, image_size=96)
+    assert not caplog.records
+    dfmsd.evaluate(detector, data)
+    assert sizes == [64, 96, 96, 256]
+    assert caplog.messages == ["evaluating at 256 pixels a model trained at 64"]
+    with pytest.raises(DfmsdError, match=r"image_size must be a multiple of 32, at least 32 .* got 0"):
+        dfmsd.evaluate(detector, tiny_root, image_size=0)
+    with pytest.raises(DfmsdError, match="image_size: a data set or a loader has its own; leave it out"):
+        dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, image_size=96)
+
+
 def test_evaluate_refuses_another_type() -> None:
     with pytest.raises(DfmsdError, match="model: expected a Detector or a reference such as a run folder, got int"):
         dfmsd.evaluate(3, "data")  # type: ignore[arg-type]

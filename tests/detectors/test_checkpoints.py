@@ -141,6 +141,7 @@ def _edit(run: Path, **changes: object) -> None:
         (lambda run: _edit(run, format_version=99), "format_version 99, this dfmsd reads 1"),
         (lambda run: _edit(run, detector={"wings": 2}), r"does not describe a detector .*wings"),
         (lambda run: _edit(run, class_names=["only"]), r"does not fit the model: size mismatch for head\.class"),
+        (lambda run: _edit(run, image_size="96"), r"student\.json: image_size must be a multiple of 32, .* got '96'"),
         (lambda run: _edit(run, levels=[]), r"lists levels \[\]"),
         (_drop_weight, r"does not fit the model: missing 1 .*cls_logits\.bias"),
     ],
@@ -220,10 +221,22 @@ def test_files_copied_without_their_run_keep_the_image_size(run: Path, tmp_path:
     detector = build_detector(SMALL, NAMES)
     detector.image_size = 96
     save_detector(detector, tmp_path / "copied" / "cells.safetensors")
-    assert load_detector(tmp_path / "copied" / "cells.safetensors").input_size == 96
+    assert load_detector(tmp_path / "copied" / "cells.safetensors").choose_size() == 96
     assert load_detector(run).image_size is None  # neither its description nor a config states one
 
 
 def test_older_descriptions_take_the_image_size_of_the_config(run: Path) -> None:
     (run / "config.yaml").write_text("data: {image_size: 160}")
-    assert load_detector(run).input_size == 160
+    assert load_detector(run).choose_size() == 160
+    assert load_detector(run / "student.safetensors").choose_size() == 160
+
+
+def test_an_unknown_image_size_is_assumed_and_said_once(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    detector = load_detector(run)
+    for _ in range(2):
+        assert detector.choose_size(None, "--image-size") == 256
+    assert [record.getMessage() for record in caplog.records] == [
+        "the image size that the model was trained at is unknown: assuming 256 pixels; --image-size states another"
+    ]
+    assert detector.choose_size(96) == 96
+    assert load_detector(save_detector(detector, run)).image_size is None  # the assumption is not passed on

@@ -279,7 +279,10 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
     ("values", "message"),
     [
         ({"data": DataConfig(scale_jitter=(0.5, 2.0))}, "teacher_cache: data.scale_jitter changes the pixels in every"),
-        ({"data": DataConfig(augment="strong", scale_jitter=(1, 1))}, "teacher_cache: data.photometric changes the pix"),
+        (
+            {"data": DataConfig(augment="strong", scale_jitter=(1, 1))},
+            "teacher_cache: data.photometric changes the pix",
+        ),
         ({"data": DataConfig(pad="batch")}, "teacher_cache: with data.pad `batch` the frame, and so the features"),
         ({"teacher_cache": "tape"}, "teacher_cache must be one of ram, disk or null, got 'tape'"),
         ({"teacher_cache_dtype": "float64"}, "teacher_cache_dtype must be one of float16, int8, got 'float64'"),

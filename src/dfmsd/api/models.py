@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from dfmsd.evaluation.evaluate import Metrics
     from dfmsd.evaluation.predict import Speed
     from dfmsd.exporting.results import Exported
+
+logger = logging.getLogger("dfmsd")
 
 # Each function imports what it needs itself, as in `dfmsd.api.runs`.
 
@@ -41,7 +45,8 @@ def evaluate(
         model: a detector, or a reference such as a run folder; see `load_detector`.
         data: data set folder in the COCO layout, ``"digits"`` or a `DataConfig`; or a data set without augmentation,
             or its loader, which is used as a whole.
-        image_size: longer side in pixels; None uses that of the `DataConfig`, else of the model's training, else 256.
+        image_size: longer side in pixels, instead of that of a `DataConfig`; with a folder, None uses that of the
+            model's training, else 256.
         batch_size: images in a batch; a loader has its own.
         limit: evaluate the first ``limit`` images only.
         device: where to run; None uses the GPU if there is one.
@@ -67,8 +72,14 @@ def evaluate(
     detector = _detector(model)
     images: Any = data
     if isinstance(data, str | Path):
-        data = DataConfig(root=str(data), image_size=image_size or detector.input_size, batch_size=batch_size)
+        data = DataConfig(root=str(data), image_size=detector.choose_size(image_size), batch_size=batch_size)
+    elif isinstance(data, DataConfig) and image_size is not None:
+        data = replace(data, image_size=image_size)
+    elif image_size is not None:
+        raise DfmsdError("image_size: a data set or a loader has its own; leave it out, or pass the folder of the data")
     if isinstance(data, DataConfig):
+        if image_size is None and detector.image_size not in (None, data.image_size):
+            logger.warning("evaluating at %d pixels a model trained at %d", data.image_size, detector.image_size)
         images = CocoDataModule(data).val_dataloader()
     device = default_device() if device is None else device
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)

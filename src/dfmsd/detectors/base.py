@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dfmsd.detectors.images import ImageLike
     from dfmsd.detectors.prediction import Prediction
 
+logger = logging.getLogger("dfmsd")
 SCORE_THRESHOLD = 0.05
 """Detections below are dropped; low, since average precision needs the whole precision-recall curve."""
 DETECTIONS_PER_IMAGE = 100
@@ -43,13 +45,34 @@ class Detector(nn.Module, ABC):
     """Configuration that :func:`~dfmsd.detectors.build_detector` built it from; None for other detectors."""
     image_size: int | None = None
     """Longer side of its training images in pixels; None if unknown."""
+    _size_assumed = False
     model: Any
     """The wrapped model, whose state dict is saved; only a detector with a `config` needs one."""
 
-    @property
-    def input_size(self) -> int:
-        """Longer side that images are resized to, in pixels: `image_size`, or the default of `DataConfig`."""
-        return self.image_size or DataConfig.image_size
+    def choose_size(self, image_size: int | None = None, name: str = "image_size") -> int:
+        """Return the longer side to resize images to, in pixels.
+
+        Args:
+            image_size: The user's choice; None takes that of the training. If it is unknown too, the default of
+                `DataConfig` is taken and logged, once.
+            name: Name of the setting, for messages.
+
+        Raises:
+            DfmsdError: The choice is not a multiple of 32 from 32 to 16384.
+        """
+        if image_size is not None:
+            check_image_size(image_size, name)
+            return image_size
+        if self.image_size is not None:
+            return self.image_size
+        if not self._size_assumed:
+            self._size_assumed = True
+            logger.warning(
+                "the image size that the model was trained at is unknown: assuming %d pixels; %s states another",
+                DataConfig.image_size,
+                name,
+            )
+        return DataConfig.image_size
 
     @abstractmethod
     def features(self, images: Tensor) -> FeaturePyramid:
@@ -82,7 +105,7 @@ class Detector(nn.Module, ABC):
             images: An image, or a list of images: the path of a file; a PIL image; a uint8 array ``H x W x 3``, RGB; or
                 a tensor ``3 x H x W``, RGB, uint8 or floating point in [0, 1].
             score: Detections with lower scores are dropped, 0..1.
-            image_size: Longer side to resize to, in pixels, a multiple of 32; None uses `input_size`.
+            image_size: Longer side to resize to, in pixels, a multiple of 32; None uses that of the training.
 
         Returns:
             The detections, in pixels of the original image; a list of them for a list of images.
@@ -94,9 +117,8 @@ class Detector(nn.Module, ABC):
         from dfmsd.detectors.images import to_rgb  # here, since torchvision is slow to import
         from dfmsd.detectors.prediction import check_score
 
-        size = self.input_size if image_size is None else image_size
         check_score(score)
-        check_image_size(size, "image_size")
+        size = self.choose_size(image_size)
         if isinstance(images, list | tuple):
             return [self._predict(to_rgb(image), score, size) for image in images]
         return self._predict(to_rgb(cast("ImageLike", images)), score, size)

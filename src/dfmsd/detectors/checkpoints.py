@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dfmsd.data.config import check_image_size
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.frameworks import FRAMEWORKS
@@ -127,9 +128,7 @@ def _describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
 def _load_folder(folder: RunFolder) -> Detector:
     if not folder.weights_file.is_file():
         raise DfmsdError(f"folder {folder} has no {folder.weights_file.name}: pass the folder of a finished run")
-    detector = _load_files(folder.weights_file).eval()
-    detector.image_size = detector.image_size or folder.image_size()  # older descriptions do not state it
-    return detector
+    return _load_files(folder.weights_file).eval()
 
 
 def _load_files(path: Path) -> Detector:
@@ -152,6 +151,9 @@ def _load_files(path: Path) -> Detector:
                 f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it in ModuleDetector"
             )
         detector = _restore(config, description)
+        image_size = description.get("image_size")
+        if image_size is not None:
+            check_image_size(image_size, f"{description_file}: image_size")
         # not the sizes, which older files lack and on which no weight depends
         levels = [(level["name"], level["channels"], level["stride"]) for level in description["levels"]]
     except DfmsdError:
@@ -165,7 +167,9 @@ def _load_files(path: Path) -> Detector:
     if of_training:  # it holds the layers of the losses too
         state = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
     load_strictly(detector.model, state, weights)
-    detector.image_size = description.get("image_size")
+    detector.image_size = image_size
+    if image_size is None and description_file == run.description_file:
+        detector.image_size = run.image_size()  # older descriptions do not state it
     built = [(level.name, level.channels, level.stride) for level in detector.levels]
     if levels != built:
         raise DfmsdError(f"{description_file} lists levels {levels}, but this version of its library builds {built}")

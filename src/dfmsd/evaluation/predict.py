@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torchvision.ops import box_convert
 
-from dfmsd.data.config import check_image_size
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
@@ -71,8 +70,7 @@ def predict(
     for file in files:
         _check_readable(file)
     detector = model if isinstance(model, Detector) else load_detector(model)
-    size = detector.input_size if image_size is None else image_size
-    check_image_size(size, "--image-size")
+    size = detector.choose_size(image_size, "--image-size")
     make_folder(out)
     recorder = _Recorder(detector.to(default_device()), score, size)
     start = time.perf_counter()

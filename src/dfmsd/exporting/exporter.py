@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.data.config import check_image_size
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
@@ -78,8 +77,7 @@ def export(
     root = _images_root(Path(model), images)
     image_files = find_images([_val_folder(root)])[:MAX_IMAGES]
     detector = load_detector(str(model))
-    side = detector.input_size if image_size is None else image_size
-    check_image_size(side, "--image-size")
+    side = detector.choose_size(image_size, "--image-size")
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
     graph = DetectionGraph(detector, side).eval()
     batches = [to_batch(read_image(path), side).images for path in image_files]

@@ -44,7 +44,7 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     files = find_images(images, exclude=out)
     student, detector = load_detector(model), load_detector(teacher)
     stages = stage_criteria(model, student, teacher, detector)
-    size = student.input_size
+    size = student.choose_size()
     make_folder(out)
     scenes, written = [], []
     for file, name in zip(files, picture_names(files), strict=True):
