@@ -62,7 +62,7 @@ VALUES: list[tuple[str, Any, tuple[str, ...]]] = [
         {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "pwned"]}},
         ("class_path", "write plain values"),
     ),
-    ("data.root", "nowhere", ("data.root: no folder", "nowhere", "give a folder in the COCO layout")),
+    ("data.root", "nowhere", ("data.root: no folder", "nowhere", "give the folder of a data set")),
     ("data.root", LONG, ("data.root: 'aaaa", "File name too long", "give another")),
     ("data.root", "a\0b", ("data.root: 'a\\x00b'", "null", "give another")),
     ("data.image_size", 100, ("data.image_size", "multiple of 32", "got 100")),

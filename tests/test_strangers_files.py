@@ -23,7 +23,7 @@ from tests.helpers.command import STUDENT, Command
 from tests.helpers.tiny_transformers import needs_transformers, save_model
 
 import dfmsd as package
-from dfmsd.data import CocoDetection
+from dfmsd.data import open_split
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.detectors.mmdet.files import read_checkpoint
 from dfmsd.engine.config import DistillConfig
@@ -283,7 +283,7 @@ def test_links_within_the_data_and_to_it_are_followed(dfmsd: Command) -> None:
     (train / "0.png").symlink_to("../blob")
     (dfmsd.folder / "link").symlink_to(dfmsd.folder / "data")
     for root in ("data", "link"):
-        assert len(CocoDetection(root, "train")) == 2
+        assert len(open_split(root, "train")) == 2
 
 
 # Names in reports and on the terminal.

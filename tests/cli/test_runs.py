@@ -37,7 +37,7 @@ def copy_data(tiny_root: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.root", "nowhere", "data.root: no folder .*nowhere; give a folder in the COCO layout"),
+        ("data.root", "nowhere", "data.root: no folder .*nowhere; give the folder of a data set"),
         ("data.rot", "x", r"option 'data\.rot'; did you mean data\.root\?; see dfmsd distill --help"),
         ("student.backbon", "x", r"'student\.backbon'; did you mean student\.backbone\?"),
         ("stages.0.epoch", 3, r"'epoch' is not accepted; did you mean epochs\?"),

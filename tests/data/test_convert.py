@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.layouts import WANTED, Boxes, voc, yolo
 
 from dfmsd.cli.main import run
-from dfmsd.data.coco import CocoDetection
+from dfmsd.data import open_split
 from dfmsd.data.convert import convert
 from dfmsd.errors import DfmsdError
 
@@ -17,8 +17,8 @@ pytest.importorskip("supervision", reason="needs pip install 'dfmsd[convert]'")
 
 
 def read(root: Path, split: str) -> Boxes:
-    """Read the result with `CocoDetection`."""
-    data = CocoDetection(root, split)
+    """Read the result with `DetectionSplit`."""
+    data = open_split(root, split)
     found: Boxes = {}
     for index, record in enumerate(data.records):
         pixels, target = data[index]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, EpochSampler, Sample, collate
+from dfmsd.data import Augmentation, DetectionDataset, DetectionSplit, EpochSampler, Sample, collate, open_split
 from dfmsd.data.dataset import file_key
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
@@ -21,11 +21,11 @@ from dfmsd.utils.store import DiskStore
 
 
 @pytest.fixture
-def coco(tiny_coco: Path) -> CocoDetection:
-    return CocoDetection(tiny_coco, "train")
+def coco(tiny_coco: Path) -> DetectionSplit:
+    return open_split(tiny_coco, "train")
 
 
-def augmented(coco: CocoDetection, *, seed: int = 0, cache: bool = False) -> DetectionDataset:
+def augmented(coco: DetectionSplit, *, seed: int = 0, cache: bool = False) -> DetectionDataset:
     return DetectionDataset(coco, 64, Augmentation(64, scale_jitter=(0.5, 1.5)), cache=cache, seed=seed)
 
 
@@ -45,7 +45,7 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
     )
 
 
-def test_data_do_not_depend_on_the_global_generators(coco: CocoDetection) -> None:
+def test_data_do_not_depend_on_the_global_generators(coco: DetectionSplit) -> None:
     first = epoch_of(augmented(coco), 3)
     random.seed(99)
     np.random.seed(99)
@@ -53,14 +53,14 @@ def test_data_do_not_depend_on_the_global_generators(coco: CocoDetection) -> Non
     assert same(first, epoch_of(augmented(coco), 3))
 
 
-def test_data_are_the_same_with_and_without_workers_and_cache(coco: CocoDetection) -> None:
+def test_data_are_the_same_with_and_without_workers_and_cache(coco: DetectionSplit) -> None:
     dataset = augmented(coco, cache=True)
     epochs = [epoch_of(dataset, epoch) for epoch in range(2)]  # the second from the cache
     assert same(epochs[1], epoch_of(augmented(coco), 1))
     assert same(epochs[1], epoch_of(augmented(coco), 1, workers=2))
 
 
-def test_order_and_augmentation_differ_between_epochs_and_seeds(coco: CocoDetection) -> None:
+def test_order_and_augmentation_differ_between_epochs_and_seeds(coco: DetectionSplit) -> None:
     dataset = augmented(coco)
     assert not torch.equal(dataset[0, 0].image, dataset[1, 0].image)
     assert not torch.equal(dataset[0, 0].image, augmented(coco, seed=1)[0, 0].image)
@@ -70,7 +70,7 @@ def test_order_and_augmentation_differ_between_epochs_and_seeds(coco: CocoDetect
     assert len(orders) == 4
 
 
-def test_a_plain_index_is_epoch_0_and_others_are_out_of_range(coco: CocoDetection) -> None:
+def test_a_plain_index_is_epoch_0_and_others_are_out_of_range(coco: DetectionSplit) -> None:
     dataset = augmented(coco)
     assert torch.equal(dataset[2].image, dataset[0, 2].image)
     with pytest.raises(IndexError):
@@ -80,11 +80,11 @@ def test_a_plain_index_is_epoch_0_and_others_are_out_of_range(coco: CocoDetectio
 
 
 def test_the_cache_decodes_each_image_once_and_keeps_it_unaugmented(
-    coco: CocoDetection, monkeypatch: pytest.MonkeyPatch
+    coco: DetectionSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    original = CocoDetection.__getitem__
-    monkeypatch.setattr(CocoDetection, "__getitem__", lambda self, i: (decoded.append(i), original(self, i))[1])
+    original = DetectionSplit.__getitem__
+    monkeypatch.setattr(DetectionSplit, "__getitem__", lambda self, i: (decoded.append(i), original(self, i))[1])
     plain = DetectionDataset(coco, 64)
     dataset = augmented(coco, cache=True)
     for epoch in range(3):
@@ -103,7 +103,7 @@ def store(tmp_path: Path) -> DiskStore:
     return DiskStore(tmp_path / "store", 10**9)
 
 
-def test_a_stored_image_equals_the_decoded_one_and_has_current_boxes(coco: CocoDetection, store: DiskStore) -> None:
+def test_a_stored_image_equals_the_decoded_one_and_has_current_boxes(coco: DetectionSplit, store: DiskStore) -> None:
     plain, stored = DetectionDataset(coco, 64), DetectionDataset(coco, 64, store=store)
     for _ in range(2):
         for index in range(len(coco)):
@@ -119,7 +119,7 @@ def test_a_stored_image_equals_the_decoded_one_and_has_current_boxes(coco: CocoD
     assert torch.equal(stored[0].target["boxes"], DetectionDataset(coco, 64)[0].target["boxes"])
 
 
-def test_a_changed_image_file_is_decoded_again(coco: CocoDetection, store: DiskStore) -> None:
+def test_a_changed_image_file_is_decoded_again(coco: DetectionSplit, store: DiskStore) -> None:
     dataset = DetectionDataset(coco, 64, store=store)
     before, record = dataset[0].image, coco.records[0]
     Image.new("RGB", (record.width, record.height), (255, 0, 0)).save(record.path)
@@ -128,7 +128,7 @@ def test_a_changed_image_file_is_decoded_again(coco: CocoDetection, store: DiskS
     assert torch.equal(after, DetectionDataset(coco, 64)[0].image)
 
 
-def test_a_wrong_image_size_is_refused_with_a_store_too(coco: CocoDetection, store: DiskStore) -> None:
+def test_a_wrong_image_size_is_refused_with_a_store_too(coco: DetectionSplit, store: DiskStore) -> None:
     dataset = DetectionDataset(coco, 64, store=store)
     record = coco.records[0]
     assert dataset[0].image_id == record.id
@@ -141,7 +141,7 @@ def test_a_wrong_image_size_is_refused_with_a_store_too(coco: CocoDetection, sto
 
 
 @pytest.mark.parametrize("damaged", [{"image": torch.zeros(3, 64, 64)}, {"other": torch.zeros(1)}])
-def test_an_invalid_entry_is_replaced(coco: CocoDetection, store: DiskStore, damaged: dict[str, torch.Tensor]) -> None:
+def test_an_invalid_entry_is_replaced(coco: DetectionSplit, store: DiskStore, damaged: dict[str, torch.Tensor]) -> None:
     dataset = DetectionDataset(coco, 64, store=store)
     key = file_key(coco.records[0].path, 64)
     store.put(key, damaged)
@@ -149,7 +149,7 @@ def test_an_invalid_entry_is_replaced(coco: CocoDetection, store: DiskStore, dam
     assert store.get(key).keys() == {"image"}  # type: ignore[union-attr]
 
 
-def test_the_digest_identifies_the_pixels(coco: CocoDetection, store: DiskStore) -> None:
+def test_the_digest_identifies_the_pixels(coco: DetectionSplit, store: DiskStore) -> None:
     def digests(**options: object) -> list[str | None]:
         dataset = DetectionDataset(coco, 64, digest=True, **options)  # type: ignore[arg-type]
         return [dataset[index].digest for index in range(len(coco))] + [dataset[1].digest]
@@ -169,7 +169,7 @@ def test_the_digest_identifies_the_pixels(coco: CocoDetection, store: DiskStore)
 @pytest.fixture(scope="module")
 def small(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DetectionDataset]:
     """Build data sets of the same three images, with each kind of cache."""
-    coco = CocoDetection(tiny_root, "train").subset(lambda record: record.id <= 3)
+    coco = open_split(tiny_root, "train").subset(lambda record: record.id <= 3)
     jitter, store = Augmentation(32, scale_jitter=(0.5, 1.5)), DiskStore(tmp_path_factory.mktemp("store"), 10**9)
     return {
         "off": DetectionDataset(coco, 32, jitter, seed=1),

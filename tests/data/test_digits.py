@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfmsd.data import CocoDataModule, CocoDetection, DataConfig, digits, make_digits
+from dfmsd.data import CocoDataModule, DataConfig, digits, make_digits, open_split
 from dfmsd.errors import DfmsdError
 
 needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
@@ -21,7 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_sklearn
 def test_layout_counts_classes_and_sizes(root: Path) -> None:
-    train, val = CocoDetection(root, "train"), CocoDetection(root, "val")
+    train, val = open_split(root, "train"), open_split(root, "val")
     assert train.class_names == tuple("0123456789")
     assert (len(train), len(val)) == (60, 20)
     assert train[0][0].shape == (3, 96, 96)
@@ -34,7 +34,7 @@ def test_layout_counts_classes_and_sizes(root: Path) -> None:
 
 @needs_sklearn
 def test_boxes_are_inside_the_image_vary_in_scale_and_do_not_overlap(root: Path) -> None:
-    records = CocoDetection(root, "train").records
+    records = open_split(root, "train").records
     sides = []
     for record in records:
         boxes = record.boxes

@@ -15,7 +15,7 @@ from tests.helpers.bad_input import dfmsd as dfmsd
 from tests.helpers.command import Command
 from torch.utils.data import DataLoader
 
-from dfmsd.data import Augmentation, CocoDetection, DetectionDataset, collate, read_image
+from dfmsd.data import Augmentation, DetectionDataset, collate, open_split, read_image
 from dfmsd.data.images import FORMATS, read_size
 from dfmsd.errors import DfmsdError
 
@@ -159,7 +159,7 @@ def test_boxes_are_in_pixels_of_the_oriented_image(tmp_path: Path, orientation: 
     }
     (root / "annotations" / "instances_train.json").write_text(json.dumps(truth))
     for flip in (0.0, 1.0):  # through the whole pipeline, at twice the size
-        sample = DetectionDataset(CocoDetection(root, "train"), 128, Augmentation(128, flip))[0]
+        sample = DetectionDataset(open_split(root, "train"), 128, Augmentation(128, flip))[0]
         x0, y0, x1, y1 = sample.target["boxes"][0].round().int().tolist()
         bright = sample.image.float().mean(0) > 128
         assert (x1 - x0, y1 - y0) == (2 * w, 2 * h)
@@ -168,7 +168,7 @@ def test_boxes_are_in_pixels_of_the_oriented_image(tmp_path: Path, orientation: 
 
 
 def test_an_error_in_a_loader_worker_is_one_line(dfmsd: Command) -> None:
-    dataset = DetectionDataset(CocoDetection("data", "train"), 64)
+    dataset = DetectionDataset(open_split("data", "train"), 64)
     (dfmsd.folder / "data" / "train" / "0.png").write_bytes(b"gone bad since")
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)
     with pytest.raises(DfmsdError) as caught:

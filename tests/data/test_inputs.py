@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfmsd.data import DetectionDataset
-from dfmsd.data.coco import CocoDetection
+from dfmsd.data import DetectionDataset, open_split
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.errors import DfmsdError
@@ -57,7 +56,7 @@ def test_missing_paths_and_folders_without_images_are_refused(folder: Path) -> N
 
 
 def test_a_batch_of_one_image_equals_that_of_the_data_set(tiny_root: Path) -> None:
-    coco = CocoDetection(tiny_root, "val")
+    coco = open_split(tiny_root, "val")
     batch, sample = to_batch(read_image(coco.records[0].path), 64, 7), DetectionDataset(coco, 64)[0]
     height, width = sample.image.shape[-2:]
     assert batch.images.shape == (1, 3, 64, 64)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from dfmsd.data import Augmentation, CocoDetection, DetectionDataset
+from dfmsd.data import Augmentation, DetectionDataset, open_split
 
 
 def build(root: Path, pool: int | None, *, digest: bool = True) -> DetectionDataset:
     augment = Augmentation(64, scale_jitter=(0.5, 1.5), photometric=0.5, mosaic=0.5)
-    return DetectionDataset(CocoDetection(root, "train"), 64, augment, digest=digest, pool=pool)
+    return DetectionDataset(open_split(root, "train"), 64, augment, digest=digest, pool=pool)
 
 
 def test_the_versions_of_a_pool_come_back_in_turn_with_their_digests(tiny_coco: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from tests.helpers.annotations import edit
 
-from dfmsd.data import splitcheck
-from dfmsd.data.coco import CocoDetection
+from dfmsd.data import open_split, splitcheck
 from dfmsd.data.splitcheck import annotated_classes, check_measurable, check_trainable, find_copies, warn_of_contents
 from dfmsd.errors import DfmsdError
 
@@ -26,7 +25,7 @@ def warned(tiny_coco: Path, caplog: pytest.LogCaptureFixture) -> Warned:
     def warn() -> list[str]:
         caplog.clear()
         with caplog.at_level(logging.WARNING, "dfmsd"):
-            warn_of_contents(CocoDetection(tiny_coco, "train"), CocoDetection(tiny_coco, "val"))
+            warn_of_contents(open_split(tiny_coco, "train"), open_split(tiny_coco, "val"))
         return [record.getMessage() for record in caplog.records]
 
     return warn
@@ -50,7 +49,7 @@ def copy_image(root: Path, name: str, new: str, split: str = "train", to: str = 
 
 
 def test_a_usual_data_set_is_accepted_in_silence(tiny_coco: Path, warned: Warned) -> None:
-    train = CocoDetection(tiny_coco, "train")
+    train = open_split(tiny_coco, "train")
     check_trainable(train)
     check_measurable(train)
     assert annotated_classes([train]) == ["square", "disc"]
@@ -68,7 +67,7 @@ def test_a_usual_data_set_is_accepted_in_silence(tiny_coco: Path, warned: Warned
 )
 def test_a_split_without_objects_is_refused_with_the_reason(tiny_coco: Path, change: Any, reason: str) -> None:
     edit(tiny_coco, change)
-    train = CocoDetection(tiny_coco, "train")
+    train = open_split(tiny_coco, "train")
     with pytest.raises(DfmsdError, match=rf"instances_train\.json: no annotation to train on; {reason}: annotate"):
         check_trainable(train)
     with pytest.raises(DfmsdError, match=f"no annotated object, so no AP can be measured; {reason}: annotate"):
@@ -77,7 +76,7 @@ def test_a_split_without_objects_is_refused_with_the_reason(tiny_coco: Path, cha
 
 def test_the_first_images_alone_may_have_no_object(tiny_coco: Path) -> None:
     edit(tiny_coco, lambda raw: raw["images"].insert(0, raw["images"].pop()))  # the last image has no box
-    train = CocoDetection(tiny_coco, "train")
+    train = open_split(tiny_coco, "train")
     with pytest.raises(DfmsdError, match="no annotated object in the first 1 of 8 images, so no AP can be measured"):
         check_measurable(train, limit=1)
     check_measurable(train, limit=2)
@@ -86,7 +85,7 @@ def test_the_first_images_alone_may_have_no_object(tiny_coco: Path) -> None:
 def test_a_class_without_objects_is_named(tiny_coco: Path, warned: Warned) -> None:
     for split in ("train", "val"):
         edit(tiny_coco, lambda raw: raw["categories"].insert(0, {"id": 0, "name": "cells"}), split)
-    assert annotated_classes([CocoDetection(tiny_coco, "train")]) == ["square", "disc"]
+    assert annotated_classes([open_split(tiny_coco, "train")]) == ["square", "disc"]
     (message,) = warned()
     assert message.endswith("instances_train.json: no annotation of class cells: remove what is not a class of its own")
 
@@ -133,7 +132,7 @@ def test_training_images_among_those_of_the_evaluation_are_named(tiny_coco: Path
 
 
 def test_one_folder_for_both_splits_is_noticed(tiny_coco: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train = CocoDetection(tiny_coco, "train")
+    train = open_split(tiny_coco, "train")
     warn_of_contents(train, train)
     assert "8 of 8 evaluation images are also training images" in caplog.text
 
@@ -145,7 +144,7 @@ def test_only_files_that_may_be_equal_are_read(tiny_coco: Path, monkeypatch: pyt
         Image.new("L", (200, 200), colour).save(tiny_coco / "train" / f"{number}.bmp")
         images.append({"id": number, "file_name": f"{number}.bmp", "width": 200, "height": 200})
     edit(tiny_coco, lambda raw: raw.update(images=images, annotations=[]))
-    train, read = CocoDetection(tiny_coco, "train"), []
+    train, read = open_split(tiny_coco, "train"), []
     digest = splitcheck._digest
 
     def record(path: Path, size: int, *, whole: bool) -> bytes:
@@ -168,4 +167,4 @@ def test_files_that_differ_between_the_pieces_are_no_copies(tiny_coco: Path) -> 
     (tiny_coco / "annotations" / "instances_train.json").write_text(
         json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "square"}]})
     )
-    assert find_copies(CocoDetection(tiny_coco, "train").records) == []
+    assert find_copies(open_split(tiny_coco, "train").records) == []

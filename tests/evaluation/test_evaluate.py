@@ -13,7 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from torch import Tensor, nn
 
-from dfmsd.data import Augmentation, CocoDataModule, CocoDetection, DataConfig, DetectionDataset, collate
+from dfmsd.data import Augmentation, CocoDataModule, DataConfig, DetectionDataset, DetectionSplit, collate, open_split
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import coco_metrics, coco_results, detect, evaluate, match_classes
@@ -59,10 +59,10 @@ def perfect(dataset: DetectionDataset) -> list[Detections]:
 
 @pytest.fixture
 def val(tiny_coco: Path) -> DetectionDataset:
-    return DetectionDataset(CocoDetection(tiny_coco, "val"), 64)
+    return DetectionDataset(open_split(tiny_coco, "val"), 64)
 
 
-def one_class(root: Path, boxes: Sequence[Sequence[float]], images: int = 1, **extra: object) -> CocoDetection:
+def one_class(root: Path, boxes: Sequence[Sequence[float]], images: int = 1, **extra: object) -> DetectionSplit:
     """Write images of 300 x 200 pixels; the first has the boxes (xywh)."""
     (root / "val").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -77,10 +77,10 @@ def one_class(root: Path, boxes: Sequence[Sequence[float]], images: int = 1, **e
         ],
     }
     (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
-    return CocoDetection(root, "val")
+    return open_split(root, "val")
 
 
-def result(bbox: Sequence[float], score: float, image_id: int = 10) -> Any:
+def result(bbox: Sequence[float], score: float, image_id: int = 1) -> Any:
     return {"image_id": image_id, "category_id": 5, "bbox": list(bbox), "score": score}
 
 
@@ -99,7 +99,7 @@ def test_perfect_detections_have_ap_1(val: DetectionDataset) -> None:
 def test_loader_and_data_set_have_the_same_metrics(tiny_coco: Path, split: str) -> None:
     data = CocoDataModule(DataConfig(root=str(tiny_coco), image_size=96, batch_size=3, pad="batch"))
     loader, names = data.val_dataloader(), data.class_names
-    dataset = DetectionDataset(CocoDetection(tiny_coco, split), 96)
+    dataset = DetectionDataset(open_split(tiny_coco, split), 96)
     if split == "val":
         assert evaluate(FakeDetector(names, perfect(data.val)), loader) == evaluate(
             FakeDetector(names, perfect(dataset)), dataset
@@ -135,7 +135,7 @@ def test_detections_in_a_crowd_are_neither_hits_nor_false_positives(tmp_path: Pa
 def test_a_detection_in_an_image_without_boxes_is_a_false_positive(tmp_path: Path) -> None:
     coco = one_class(tmp_path, [A], images=2)
     assert coco_metrics(coco, [result(A, 0.9)])["AP"] == 1.0
-    assert coco_metrics(coco, [result(A, 0.8), result(B, 0.9, image_id=11)])["AP"] == pytest.approx(0.5)
+    assert coco_metrics(coco, [result(A, 0.8), result(B, 0.9, image_id=2)])["AP"] == pytest.approx(0.5)
 
 
 def test_no_detections_have_ap_0_and_no_objects_have_none(val: DetectionDataset, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_no_class_in_common_is_refused_with_both_lists(val: DetectionDataset) ->
 
 @pytest.mark.parametrize("image_size", [64, 96, 160])
 def test_boxes_map_back_to_original_pixels(tiny_coco: Path, image_size: int) -> None:
-    coco = CocoDetection(tiny_coco, "val")
+    coco = open_split(tiny_coco, "val")
     dataset = DetectionDataset(coco, image_size)
     batch = collate([dataset[i] for i in range(len(dataset))], image_size)
     results = coco_results([found(**target) for target in batch.targets], batch, {0: 1, 1: 3})
@@ -275,7 +275,7 @@ def test_detections_on_a_device_without_float64_are_moved_off_it_first(val: Dete
 
 
 def test_metrics_equal_a_plain_coco_evaluation(tiny_coco: Path) -> None:
-    coco = CocoDetection(tiny_coco, "train")
+    coco = open_split(tiny_coco, "train")
     rng = np.random.default_rng(0)
     results: list[Any] = [
         {

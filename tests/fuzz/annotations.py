@@ -13,7 +13,7 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["dfmsd.data.annotations", "dfmsd.data.coco", "dfmsd.data.imagecheck", "json"]):
+with atheris.instrument_imports(include=["dfmsd.data.formats", "dfmsd.data.split", "dfmsd.data.imagecheck", "json"]):
     from tests.fuzz.target import changed, check, make_root
 
 WORDS = ("0.png", "../0.png", "/etc/hostname", "deep", "a\0b", "", "disc", ".", "deep/../0.png")

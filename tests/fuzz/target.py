@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dfmsd.data import CocoDetection
+from dfmsd.data import DetectionSplit, open_split
 from dfmsd.errors import DfmsdError
 
 SIDES = (40, 30)
@@ -39,7 +39,7 @@ def make_root(root: Path) -> Path:
     return root
 
 
-def check(content: bytes, root: Path) -> CocoDetection | None:
+def check(content: bytes, root: Path) -> DetectionSplit | None:
     """Read an annotation file; check the data set, or that the error is one line that names the file.
 
     Returns:
@@ -48,7 +48,7 @@ def check(content: bytes, root: Path) -> CocoDetection | None:
     file = root / "annotations" / "instances_train.json"
     file.write_bytes(content)
     try:
-        split = CocoDetection(root, "train")
+        split = open_split(root, "train")
     except DfmsdError as error:
         message = str(error)
         assert file.name in message or "data.root" in message, message

@@ -8,7 +8,7 @@ import pytest
 from tests.fuzz.target import check, make_root
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
-SOUND = {"sound.json", "bom.json", "more-keys.json", "no-objects.json"}
+SOUND = {"sound.json", "bom.json", "more-keys.json", "no-objects.json", "other-form.json"}
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)

@@ -1,4 +1,4 @@
-"""Data sets in the COCO layout: reading, transforms, loaders, and the built-in digits."""
+"""Data sets: reading, transforms, loaders, and the built-in digits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd.data.augmentation import Augmentation
     from dfmsd.data.batching import collate
-    from dfmsd.data.coco import CocoDetection
     from dfmsd.data.datamodule import CocoDataModule
     from dfmsd.data.dataset import DetectionDataset
     from dfmsd.data.digits import cached_digits, make_digits
     from dfmsd.data.images import read_image
+    from dfmsd.data.opening import open_split
     from dfmsd.data.records import ImageRecord
     from dfmsd.data.samplers import EpochSampler
+    from dfmsd.data.split import DetectionSplit
     from dfmsd.data.transforms import Sample, fit, hflip, random_rescale
 else:  # torchvision takes seconds to import
     __getattr__, __dir__ = lazy_imports(__name__)
@@ -24,9 +25,9 @@ else:  # torchvision takes seconds to import
 __all__ = [
     "Augmentation",
     "CocoDataModule",
-    "CocoDetection",
     "DataConfig",
     "DetectionDataset",
+    "DetectionSplit",
     "EpochSampler",
     "ImageRecord",
     "Sample",
@@ -35,6 +36,7 @@ __all__ = [
     "fit",
     "hflip",
     "make_digits",
+    "open_split",
     "random_rescale",
     "read_image",
 ]

@@ -19,12 +19,13 @@ from torchvision.ops import box_area
 
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.batching import collate
-from dfmsd.data.coco import CocoDetection
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
+from dfmsd.data.opening import open_split
 from dfmsd.data.samplers import EpochSampler, MixedSampler
+from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample, fitted_size
 from dfmsd.data.unlabeled import unlabeled_records
 from dfmsd.errors import DfmsdError
@@ -70,8 +71,8 @@ class CocoDataModule(pl.LightningDataModule):
         self.config = config
         self.seed = seed
         root = cached_digits() if config.root == "digits" else config.root
-        whole = train = CocoDetection(root, "train")
-        val = CocoDetection(root, "val")
+        whole = train = open_split(root, "train")
+        val = open_split(root, "val")
         if config.holdout:
             train, val = split_holdout(whole, config.holdout)
         if train.class_names != val.class_names:
@@ -159,7 +160,7 @@ class CocoDataModule(pl.LightningDataModule):
         }
 
 
-def split_holdout(split: CocoDetection, share: float) -> tuple[CocoDetection, CocoDetection]:
+def split_holdout(split: DetectionSplit, share: float) -> tuple[DetectionSplit, DetectionSplit]:
     """Split off about this share of the images, chosen by their file names.
 
     Args:
@@ -186,7 +187,7 @@ def _unit_hash(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def _resized_bytes(splits: Iterable[CocoDetection], image_size: int) -> int:
+def _resized_bytes(splits: Iterable[DetectionSplit], image_size: int) -> int:
     """Compute the size of all resized images from the annotation files."""
     sizes = (fitted_size(record.height, record.width, image_size) for split in splits for record in split.records)
     return sum(3 * height * width for height, width in sizes)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dfmsd.data.augmentation import Augmentation
-from dfmsd.data.coco import CocoDetection
 from dfmsd.data.records import ImageRecord
+from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample, fit, fitted_size, pixel_digest, resize_boxes
 from dfmsd.types import Target
 from dfmsd.utils.store import Store
@@ -41,7 +41,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        coco: CocoDetection,
+        coco: DetectionSplit,
         image_size: int,
         augmentation: Augmentation | None = None,
         *,

@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from dfmsd.data.coco import CocoDetection
 from dfmsd.data.records import ImageRecord
+from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -27,7 +27,7 @@ THREADS = 16
 """Threads that read files: network disks have a high latency."""
 
 
-def check_trainable(split: CocoDetection) -> None:
+def check_trainable(split: DetectionSplit) -> None:
     """Refuse to train on a split without objects.
 
     Raises:
@@ -37,7 +37,7 @@ def check_trainable(split: CocoDetection) -> None:
         raise DfmsdError(f"{split.file}: no annotation to train on; {_why_no_object(split)}")
 
 
-def check_measurable(split: CocoDetection, limit: int | None = None) -> None:
+def check_measurable(split: DetectionSplit, limit: int | None = None) -> None:
     """Refuse to measure AP on images without objects.
 
     Args:
@@ -57,14 +57,14 @@ def check_measurable(split: CocoDetection, limit: int | None = None) -> None:
     raise DfmsdError(f"{split.file}: no annotated object, so no AP can be measured; {_why_no_object(split)}")
 
 
-def annotated_classes(splits: Iterable[CocoDetection]) -> list[str]:
+def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:
     """Return the classes that have objects in one of the splits, in the order of their labels."""
     splits = list(splits)
     labels = set(chain.from_iterable(record.labels.tolist() for split in splits for record in split.records))
     return [splits[0].class_names[label] for label in sorted(labels)]
 
 
-def warn_of_contents(train: CocoDetection, val: CocoDetection) -> None:
+def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
     """Log what is unlikely to be meant: classes without objects, repeated boxes, and copies of images.
 
     Images are copies if their files have the same bytes. Files are read only as far as others of the same size force it
@@ -94,7 +94,7 @@ def warn_of_contents(train: CocoDetection, val: CocoDetection) -> None:
         )
 
 
-def _warn_of_repeats(split: CocoDetection) -> None:
+def _warn_of_repeats(split: DetectionSplit) -> None:
     repeated = [(record, len(record.boxes) - _count_distinct(record)) for record in split.records]
     repeated = [(record, count) for record, count in repeated if count]
     if repeated:
@@ -115,7 +115,7 @@ def _warn_of_repeats(split: CocoDetection) -> None:
         )
 
 
-def _warn_of_copies(split: CocoDetection, contents: Mapping[Path, Path]) -> None:
+def _warn_of_copies(split: DetectionSplit, contents: Mapping[Path, Path]) -> None:
     first: dict[Path, Path] = {}
     for path in (record.path for record in split.records):
         first.setdefault(contents[path], path)
@@ -179,7 +179,7 @@ def _count_distinct(record: ImageRecord) -> int:
     return len({(*box, label) for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)})
 
 
-def _why_no_object(split: CocoDetection) -> str:
+def _why_no_object(split: DetectionSplit) -> str:
     annotations = split.ground_truth["annotations"]
     crowds = sum(annotation["iscrowd"] for annotation in annotations)
     if not annotations:

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
 from dfmsd.data.batching import collate
-from dfmsd.data.coco import CocoDetection
 from dfmsd.data.dataset import DetectionDataset
+from dfmsd.data.split import DetectionSplit
 from dfmsd.data.splitcheck import check_measurable
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors.base import Detector
@@ -104,7 +104,7 @@ def detect(detector: Detector, batch: Batch, amp: torch.dtype | None = None) -> 
         return detector.detect(batch.images.to(device), batch.sizes)
 
 
-def match_classes(class_names: Sequence[str], coco: CocoDetection) -> dict[int, int]:
+def match_classes(class_names: Sequence[str], coco: DetectionSplit) -> dict[int, int]:
     """Map a detector's labels to the data set's category ids by name, see `common_classes`; others are omitted.
 
     Raises:
@@ -138,7 +138,9 @@ def coco_results(detections: Sequence[Detections], batch: Batch, category_of: Ma
     return results
 
 
-def coco_metrics(coco: CocoDetection, results: Sequence[CocoResult], image_ids: Sequence[int] | None = None) -> Metrics:
+def coco_metrics(
+    coco: DetectionSplit, results: Sequence[CocoResult], image_ids: Sequence[int] | None = None
+) -> Metrics:
     """Compute average precision over IoU 0.50:0.95, with at most 100 detections per image.
 
     Args:

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dfmsd.data.coco import CocoDetection
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.split import DetectionSplit
 from dfmsd.data.splitcheck import check_measurable, check_trainable
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
@@ -44,7 +44,7 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
     return data
 
 
-def spread(split: CocoDetection, images: int) -> CocoDetection:
+def spread(split: DetectionSplit, images: int) -> DetectionSplit:
     """Return a split of ``images`` of a split's images, evenly spread over it, or all if there are fewer."""
     step = max(1, len(split) // images)
     chosen = {record.id for record in split.records[::step][:images]}

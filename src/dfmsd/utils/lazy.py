@@ -17,7 +17,7 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     (``lazy_loader.attach_stub`` does the same with a separate stub file)::
 
         if TYPE_CHECKING:
-            from dfmsd.data.coco import CocoDetection
+            from dfmsd.data.split import DetectionSplit
         else:
             __getattr__, __dir__ = lazy_imports(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tests.helpers.annotations import Edit, change, edit
 
-from dfmsd.data import CocoDetection
+from dfmsd.data import open_split
 from dfmsd.errors import DfmsdError
 
 
@@ -27,13 +27,13 @@ def set_boxes(*boxes: list[float], **extra: object) -> Edit:
 
 def test_classes_come_from_the_categories_sorted_by_id_with_gaps(tiny_coco: Path) -> None:
     edit(tiny_coco, lambda raw: raw["categories"].reverse())
-    coco = CocoDetection(tiny_coco, "train")
+    coco = open_split(tiny_coco, "train")
     assert coco.class_names == ("square", "disc")
     assert coco.category_ids == (1, 3)
 
 
 def test_item_is_the_decoded_image_with_xyxy_boxes_and_contiguous_labels(tiny_coco: Path) -> None:
-    coco = CocoDetection(tiny_coco, "train")
+    coco = open_split(tiny_coco, "train")
     raw = json.loads((tiny_coco / "annotations" / "instances_train.json").read_text())
     for index, entry in enumerate(raw["images"]):
         image, target = coco[index]
@@ -47,7 +47,7 @@ def test_item_is_the_decoded_image_with_xyxy_boxes_and_contiguous_labels(tiny_co
 
 
 def test_an_image_without_boxes_is_kept(tiny_coco: Path) -> None:
-    coco = CocoDetection(tiny_coco, "train")
+    coco = open_split(tiny_coco, "train")
     _, target = coco[7]
     assert len(coco) == 8
     assert target["boxes"].shape == (0, 4)
@@ -59,11 +59,11 @@ def test_an_image_without_boxes_is_kept(tiny_coco: Path) -> None:
 def test_boxes_are_clipped_and_empty_ones_dropped_with_one_warning(
     tiny_coco: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    width = CocoDetection(tiny_coco, "train").records[0].width
+    width = open_split(tiny_coco, "train").records[0].width
     partly_out = [-5.0, -5.0, 15.0, 25.0]
     edit(tiny_coco, set_boxes(partly_out, [3, 3, 0, 5], [width + 1, 0, 9, 9], [9, 9, -4, 4]))
     with caplog.at_level(logging.WARNING, "dfmsd"):
-        coco = CocoDetection(tiny_coco, "train")
+        coco = open_split(tiny_coco, "train")
     assert coco.records[0].boxes.tolist() == [[0, 0, 10, 20]]
     assert coco.records[0].labels.tolist() == [1]
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
@@ -73,54 +73,54 @@ def test_boxes_are_clipped_and_empty_ones_dropped_with_one_warning(
 
 def test_crowds_are_in_the_ground_truth_but_not_in_the_targets(tiny_coco: Path) -> None:
     edit(tiny_coco, set_boxes([2, 2, 10, 10], iscrowd=1))
-    coco = CocoDetection(tiny_coco, "train")
+    coco = open_split(tiny_coco, "train")
     assert len(coco.records[0].labels) == 0
     assert [a["iscrowd"] for a in coco.ground_truth["annotations"]] == [1]
 
 
 def test_ground_truth_fills_in_a_missing_area(tiny_coco: Path) -> None:
     edit(tiny_coco, set_boxes([2, 2, 10, 20]))
-    assert CocoDetection(tiny_coco, "train").ground_truth["annotations"][0]["area"] == 200
+    assert open_split(tiny_coco, "train").ground_truth["annotations"][0]["area"] == 200
 
 
 def test_missing_images_are_counted_and_the_first_is_named(tiny_coco: Path) -> None:
     for index in (2, 5):
         (tiny_coco / "train" / f"train_{index}.jpg").unlink()
-    with pytest.raises(DfmsdError, match=r"2 of the 8 images .* are missing, the first is train_2.jpg"):
-        CocoDetection(tiny_coco, "train")
+    with pytest.raises(DfmsdError, match=r"2 of the 8 images .* are missing: train_2.jpg, train_5.jpg"):
+        open_split(tiny_coco, "train")
 
 
 def test_a_missing_image_folder_counts_as_missing_images(tiny_coco: Path) -> None:
     shutil.rmtree(tiny_coco / "train")
     with pytest.raises(DfmsdError, match="8 of the 8 images"):
-        CocoDetection(tiny_coco, "train")
+        open_split(tiny_coco, "train")
 
 
 def test_images_may_be_in_subfolders(tiny_coco: Path) -> None:
     (tiny_coco / "train" / "a").mkdir()
     (tiny_coco / "train" / "train_0.jpg").rename(tiny_coco / "train" / "a" / "train_0.jpg")
     edit(tiny_coco, change("images", file_name="a/train_0.jpg"))
-    assert CocoDetection(tiny_coco, "train")[0][0].shape[0] == 3
+    assert open_split(tiny_coco, "train")[0][0].shape[0] == 3
 
 
-def test_the_error_about_a_missing_root_names_the_layout_and_the_digits(tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"no folder .*nowhere; .*instances_train.json.*`digits`"):
-        CocoDetection(tmp_path / "nowhere", "train")
+def test_the_error_about_a_missing_root_names_the_formats_and_the_digits(tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"no folder .*nowhere; .*COCO, YOLO .*`digits`"):
+        open_split(tmp_path / "nowhere", "train")
 
 
-def test_the_error_about_a_missing_annotation_file_names_the_converter(tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"instances_val.json is missing; .*dfmsd convert"):
-        CocoDetection(tmp_path, "val")
+def test_the_error_about_a_missing_split_names_those_that_are_there(tiny_coco: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"tiny_coco \(COCO layout\) has no test images, only train, val"):
+        open_split(tiny_coco, "test")
 
 
 def test_a_wrong_image_size_in_the_annotation_file_is_refused(tiny_coco: Path) -> None:
     edit(tiny_coco, change("images", width=11, height=12))
     with pytest.raises(DfmsdError, match=r"train_0.jpg is .* says 11 x 12; .*image id 1"):
-        CocoDetection(tiny_coco, "train")
+        open_split(tiny_coco, "train")
 
 
 def test_a_broken_image_is_refused_by_name(tiny_coco: Path) -> None:
     file = tiny_coco / "train" / "train_0.jpg"
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(DfmsdError, match=r"train_0.jpg: cannot be decoded"):
-        CocoDetection(tiny_coco, "train")[0]
+        open_split(tiny_coco, "train")[0]

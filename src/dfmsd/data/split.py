@@ -1,4 +1,4 @@
-"""Data sets in the COCO layout."""
+"""One split of a data set."""
 
 from __future__ import annotations
 
@@ -13,48 +13,45 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfmsd.data.annotations import CONVERT_HINT, CocoFile, Entry, read_annotations
-from dfmsd.data.imagecheck import check_files, check_size, check_sizes
+from dfmsd.data.formats.layout import Content, Entry, Source
+from dfmsd.data.imagecheck import check_size
 from dfmsd.data.images import read_image
 from dfmsd.data.records import ImageRecord
-from dfmsd.errors import DfmsdError
 from dfmsd.types import Target
-from dfmsd.utils.files import check_path
 
 logger = logging.getLogger("dfmsd")
 
 
-class CocoDetection(Dataset[tuple[Tensor, Target]]):
-    """One split of a data set: ``root/annotations/instances_{split}.json`` and the images in ``root/{split}/``.
+class DetectionSplit(Dataset[tuple[Tensor, Target]]):
+    """One split of a data set, read from any format.
 
-    Everything is validated on construction. Class names come from ``categories``, sorted by id; label ``i`` stands for
-    ``category_ids[i]``, so ids may have gaps. Images without boxes are kept. Item ``i`` is the decoded image (uint8,
-    ``3 x H x W``, RGB, original size) and its target in original pixels.
+    Class names come from the categories, sorted by id; label ``i`` stands for ``category_ids[i]``, so ids may have
+    gaps. Images without boxes are kept. Item ``i`` is the decoded image (uint8, ``3 x H x W``, RGB, original size) and
+    its target in original pixels.
 
     Args:
-        root: Folder of the data set.
-        split: ``train`` or ``val``.
+        source: The split; `open_split` finds it.
 
     Attributes:
+        file: File or folder that messages about the split name.
+        class_names: Name of each label.
+        category_ids: Category id of each label.
+        records: Images and boxes.
         ground_truth: Images, categories and annotations for COCO evaluation, crowds included.
 
     Raises:
-        DfmsdError: Something is missing, malformed or contradictory, including the size of every image; also when an
-            image cannot be decoded later.
+        DfmsdError: Something is missing, malformed or contradictory; also when an image cannot be decoded later.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
-        root = Path(root).expanduser()
-        self.file = _find_annotations(root, split)
-        content = read_annotations(self.file, root / split)
+    def __init__(self, source: Source) -> None:
+        content = source.read()
+        self.file = source.file
         self.class_names: tuple[str, ...] = tuple(category["name"] for category in content.categories)
         self.category_ids: tuple[int, ...] = tuple(category["id"] for category in content.categories)
-        check_files([image["file_name"] for image in content.images], root / split, root, self.file)
-        self.records = _to_records(content, root / split, self.file)
-        check_sizes(self.records, self.file)
+        self.records = _to_records(content, self.file)
         self.ground_truth = _to_ground_truth(content)
 
-    def subset(self, keep: Callable[[ImageRecord], bool]) -> CocoDetection:
+    def subset(self, keep: Callable[[ImageRecord], bool]) -> DetectionSplit:
         """Return a copy that contains only the images for which ``keep`` is true."""
         subset = copy(self)
         subset.records = [record for record in self.records if keep(record)]
@@ -66,7 +63,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         }
         return subset
 
-    def extended(self, records: Sequence[ImageRecord]) -> CocoDetection:
+    def extended(self, records: Sequence[ImageRecord]) -> DetectionSplit:
         """Return a copy with more images appended; `ground_truth` does not change."""
         extended = copy(self)
         extended.records = [*self.records, *records]
@@ -84,22 +81,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return image, Target(boxes=record.boxes, labels=record.labels)
 
 
-def _find_annotations(root: Path, split: str) -> Path:
-    check_path("data.root", str(root))
-    if not root.is_dir():
-        raise DfmsdError(
-            f"data.root: no folder {root.absolute()}; give a folder in the COCO layout "
-            "(annotations/instances_train.json, train/, ...), or `digits` for the built-in data set"
-        )
-    file = root / "annotations" / f"instances_{split}.json"
-    if not file.is_file():
-        raise DfmsdError(
-            f"data.root: {file} is missing; put the COCO annotations of the {split} images there; {CONVERT_HINT}"
-        )
-    return file
-
-
-def _to_records(content: CocoFile, folder: Path, file: Path) -> list[ImageRecord]:
+def _to_records(content: Content, file: Path) -> list[ImageRecord]:
     label_of = {category["id"]: label for label, category in enumerate(content.categories)}
     annotations_of: dict[int, list[Entry]] = defaultdict(list)
     for annotation in content.annotations:
@@ -117,7 +99,7 @@ def _to_records(content: CocoFile, folder: Path, file: Path) -> list[ImageRecord
         records.append(
             ImageRecord(
                 image["id"],
-                folder / image["file_name"],
+                image["path"],
                 image["height"],
                 image["width"],
                 torch.from_numpy(boxes[keep]),
@@ -129,7 +111,7 @@ def _to_records(content: CocoFile, folder: Path, file: Path) -> list[ImageRecord
     return records
 
 
-def _to_ground_truth(content: CocoFile) -> dict[str, list[Entry]]:
+def _to_ground_truth(content: Content) -> dict[str, list[Entry]]:
     return {
         "images": [{key: image[key] for key in ("id", "width", "height")} for image in content.images],
         "categories": [{key: category[key] for key in ("id", "name")} for category in content.categories],

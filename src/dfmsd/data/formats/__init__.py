@@ -1,0 +1,65 @@
+"""Readers of data sets: one module per format, which recognises its layouts and reads one split of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dfmsd.data.formats import coco
+from dfmsd.data.formats.layout import Content, Layout, Source, hidden
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import check_path
+
+__all__ = ["FORMATS", "Content", "Layout", "Source", "recognize"]
+
+FORMATS = (coco,)
+"""Each has ``recognize(root)``, which returns a `Layout` or None, and ``expected(root)``, a hint for a message."""
+SHOWN = 8
+"""Entries of a folder that a message lists."""
+
+
+def recognize(root: str | Path) -> Layout:
+    """Find out the layout of a data set from the names of its files.
+
+    Args:
+        root: Folder of the data set, or of a folder that holds nothing else, as in an unpacked archive.
+
+    Raises:
+        DfmsdError: There is no such folder, no reader knows its layout, or several folders in it are data sets.
+    """
+    check_path("data.root", str(root))
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise DfmsdError(
+            f"data.root: no folder {root.absolute()}; give the folder of a data set in the layout of COCO, YOLO or "
+            "Pascal VOC, or `digits` for the built-in data set"
+        )
+    layout = _recognize(root)
+    if layout is not None:
+        return layout
+    inner = [found for folder in _folders(root) if (found := _recognize(folder)) is not None]
+    if len(inner) == 1:
+        return inner[0]
+    if inner:
+        places = ", ".join(str(found.root) for found in inner[:SHOWN])
+        raise DfmsdError(f"data.root: {root} holds several data sets; give one of them: {places}")
+    raise DfmsdError(f"data.root: {root} {_contents(root)}, which is no known layout; {_expected(root)}")
+
+
+def _recognize(root: Path) -> Layout | None:
+    return next((layout for format in FORMATS if (layout := format.recognize(root)) is not None), None)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path)] if root.is_dir() else []
+
+
+def _contents(root: Path) -> str:
+    if not root.is_dir():
+        return "is a file"
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in sorted(root.iterdir())]
+    return f"holds {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}" if names else "is empty"
+
+
+def _expected(root: Path) -> str:
+    hints = [hint for format in FORMATS if (hint := format.expected(root)) is not None]
+    return hints[0] if hints else coco.EXPECTED

@@ -1,0 +1,86 @@
+"""Boxes that are computed from segmentations, and boxes in other conventions than a format's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfmsd.errors import DfmsdError
+
+MAX_SIDE = 2**16
+"""Side of an image in pixels, in a run-length encoding."""
+TOLERANCE = 2.0
+"""Pixels that a box may reach beyond its image by rounding."""
+SHARE = 0.25
+"""Share of boxes beyond their image, from which on another convention is looked for."""
+
+
+def segmentation_box(segmentation: Any) -> list[float] | None:
+    """Compute the box of a COCO segmentation, as pycocotools does.
+
+    Args:
+        segmentation: Polygons ``[[x, y, x, y, ...], ...]`` in pixels, or a run-length encoding ``{counts, size}``.
+
+    Returns:
+        ``[x, y, width, height]`` in pixels, or None if there is no segmentation.
+
+    Raises:
+        ValueError: The segmentation is malformed.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        return _rle_box(segmentation)
+    points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation])
+    if not len(points) or not np.isfinite(points).all():
+        raise ValueError("not finite points")
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _rle_box(rle: dict[str, Any]) -> list[float]:
+    from faster_coco_eval.core import mask
+
+    counts, size = rle["counts"], rle["size"]
+    height, width = size
+    if any(type(side) is not int or not 0 < side < MAX_SIDE for side in size):
+        raise ValueError(f"size {size}")
+    if isinstance(counts, list):
+        if any(type(count) is not int or count < 0 for count in counts) or sum(counts) != height * width:
+            raise ValueError("counts do not add up to the image")
+        rle = mask.frPyObjects({"counts": counts, "size": size}, height, width)
+    return [float(side) for side in mask.toBbox(rle)]
+
+
+def check_convention(boxes: Sequence[Sequence[float]], sides: Sequence[tuple[int, int]], file: Path) -> None:
+    """Refuse boxes that are fractions of the image, or corners in place of a corner and the size.
+
+    Args:
+        boxes: ``[x, y, width, height]`` that should be in pixels.
+        sides: Width and height of the image of each box.
+        file: Annotation file, for messages.
+
+    Raises:
+        DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and all are sound if read as corners.
+    """
+    array, limits = np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sides, dtype=np.float64).reshape(-1, 2)
+    sized = (array[:, 2:] > 0).all(axis=1)
+    array, limits = array[sized], limits[sized]
+    if not len(array):
+        return
+    fractions = ((array >= 0) & (array <= 1)).all(axis=1)
+    if 2 * fractions.sum() > len(array) and (array % 1 != 0).any():
+        raise DfmsdError(
+            f"{file}: {fractions.sum()} of {len(array)} boxes lie within 0..1, so they are probably fractions of the "
+            "image; multiply them by its width and height"
+        )
+    beyond = (array[:, :2] + array[:, 2:] > limits + TOLERANCE).any(axis=1)
+    corners = ((array[:, 2:] > array[:, :2]) & (array[:, :2] >= 0) & (array[:, 2:] <= limits + TOLERANCE)).all()
+    if beyond.sum() > SHARE * len(array) and corners:
+        raise DfmsdError(
+            f"{file}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and all fit if read as x1, y1, "
+            "x2, y2; write x, y, width, height"
+        )

@@ -1,0 +1,80 @@
+"""What the readers of all formats return: layouts, and the content of a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from dfmsd.errors import DfmsdError
+
+Entry = dict[str, Any]
+SPLITS = ("train", "val", "trainval", "test")
+"""Our names of splits."""
+ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+"""Other names of splits -> ours."""
+
+
+class Content(NamedTuple):
+    """Validated content of one split, in the terms of COCO.
+
+    Images are numbered from 1, since the COCO evaluation passes ids through floating point.
+    """
+
+    images: list[Entry]
+    """``id``, ``path`` of the file, and the ``width`` and ``height`` that it has."""
+    categories: list[Entry]
+    """``id`` and ``name``, sorted by id."""
+    annotations: list[Entry]
+    """``image_id``, ``category_id`` and ``bbox``, maybe ``area`` and ``iscrowd``."""
+
+
+class Source(Protocol):
+    """Where a split is, and the reader of it."""
+
+    @property
+    def file(self) -> Path:
+        """File or folder that messages about the split name."""
+
+    def read(self) -> Content:
+        """Read and validate the split.
+
+        Raises:
+            DfmsdError: Something is missing, malformed or contradictory.
+        """
+
+
+class Layout(NamedTuple):
+    """A recognised data set."""
+
+    name: str
+    """Such as "Roboflow COCO"."""
+    root: Path
+    sources: Mapping[str, Source]
+    """Name of each split, as the data set has it -> its source."""
+
+    def find(self, split: str) -> Source | None:
+        """Return the source of a split by its own name, or by ours: ``val`` is also ``valid`` and ``val2017``.
+
+        Raises:
+            DfmsdError: Several splits answer to the name.
+        """
+        if split in self.sources:
+            return self.sources[split]
+        names = [name for name in self.sources if plain_name(name) == split]
+        if len(names) > 1:
+            key = split if split in ("train", "val", "test") else "val"
+            raise DfmsdError(f"data.root: {self.root} has {', '.join(names)}; choose one with data.{key}")
+        return self.sources[names[0]] if names else None
+
+
+def plain_name(split: str) -> str:
+    """Return our name of a split: ``val2017`` and ``valid`` are ``val``."""
+    name = re.sub(r"[-_]?\d{4}$", "", split.lower())
+    return ALIASES.get(name, name)
+
+
+def hidden(path: Path) -> bool:
+    """Return whether a file or folder is hidden, as what archives of other systems leave: ``._a.jpg``, ``__MACOSX``."""
+    return path.name.startswith((".", "__MACOSX"))
