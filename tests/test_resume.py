@@ -44,6 +44,7 @@ def killable(distill_config: MakeDistill, tiny_root: Path) -> MakeDistill:
         data = {"image_size": 64, "batch_size": 2, "scale_jitter": (0.8, 1.2), **values.pop("data", {})}
         optim = OptimConfig(warmup=2, schedule="restart")
         defaults = {"data": DataConfig(str(tiny_root), **data), "balance": 0.5, "optim": optim, "checkpoint_every": 2}
+        defaults["deliver"] = "ema"  # whose average has to be restored, too
         return distill_config(out, **{**defaults, **values})
 
     return build

@@ -31,7 +31,8 @@ class RunSettings(TypedDict, total=False):
     optim: OptimConfig
     seed: int
     precision: Precision
-    deliver: Literal["last", "best"]
+    deliver: Literal["last", "ema", "best"]
+    ema: float
     eval_every: int
     devices: int
     num_nodes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
+from dfmsd.engine.average import WeightAverage
 from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.steplog import CsvTable
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
@@ -27,10 +29,19 @@ class EpochEnd(pl.Callback):
         loader: validation images.
         every: epochs between evaluations.
         print_line: prints a line.
+        average: evaluate these weights instead of the student's own. None evaluates its own.
     """
 
-    def __init__(self, run: Path, loader: DataLoader[Sample], every: int, print_line: PrintLine = print) -> None:
+    def __init__(
+        self,
+        run: Path,
+        loader: DataLoader[Sample],
+        every: int,
+        print_line: PrintLine = print,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.run = run
+        self.average = average
         self.loader = loader
         self.every = every
         self.print_line = print_line
@@ -47,12 +58,13 @@ class EpochEnd(pl.Callback):
         assert isinstance(pl_module, DistillationModule)
         epoch, student = trainer.current_epoch, pl_module.task.student
         if trainer.is_global_zero:
-            save_detector(student, self.run)
+            with self.average.applied(student) if self.average else nullcontext():
+                save_detector(student, self.run)
+                if self.is_due(trainer, epoch):
+                    self.metrics = evaluate(student, self.loader)
+                    self._log(trainer, pl_module, self.metrics)
         if not self.is_due(trainer, epoch):
             return
-        if trainer.is_global_zero:
-            self.metrics = evaluate(student, self.loader)
-            self._log(trainer, pl_module, self.metrics)
         self.metrics = trainer.strategy.broadcast(self.metrics)
         assert self.metrics is not None
         scalars = {name: value for name, value in self.metrics.items() if isinstance(value, float)}

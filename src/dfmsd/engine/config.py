@@ -38,8 +38,9 @@ class RunConfig:
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
         precision: compute precision of the networks; distillation terms are always float32.
-        deliver: deliver the ``last`` weights or those of the epoch with the ``best`` AP. The best epoch is chosen on
-            the validation images, so its AP is optimistic: comparisons use ``last``.
+        deliver: deliver the ``last`` weights, their moving average over the steps (``ema``), or those of the epoch with
+            the ``best`` AP. The best epoch is chosen on the validation images, so its AP is optimistic.
+        ema: decay of the moving average, in 0..1; less in the first steps, see `WeightAverage`.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         devices: processes per machine, each with a GPU if there are any, else on the CPU; overridden by ``torchrun``.
         num_nodes: number of machines, on which SLURM starts the processes; overridden by ``torchrun``.
@@ -55,7 +56,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     precision: Precision = "32"
-    deliver: Literal["last", "best"] = "last"
+    deliver: Literal["last", "ema", "best"] = "last"
+    ema: float = 0.9998
     eval_every: int = 1
     devices: int = 1
     num_nodes: int = 1
@@ -73,6 +75,8 @@ class RunConfig:
         check_path("out", self.out)
         check_range(self, ("eval_every", "devices", "num_nodes", "checkpoint_every"), minimum=1)
         check_range(self, ("skip_nonfinite",), minimum=0)
+        if not 0 <= self.ema < 1:
+            raise DfmsdError(f"ema must be in 0..1 and below 1, got {self.ema}")
         if not 0 <= self.seed < 2**32:
             raise DfmsdError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
 
@@ -105,7 +109,8 @@ class TrainConfig(RunConfig):
         optim: optimizer.
         seed: of weights, data order and augmentation.
         precision: compute precision of the network.
-        deliver: ``last`` or ``best`` weights.
+        deliver: ``last``, ``ema`` or ``best`` weights.
+        ema: decay of the moving average.
         eval_every: epochs between evaluations.
         devices: processes per machine.
         num_nodes: number of machines.
@@ -145,7 +150,8 @@ class DistillConfig(RunConfig):
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
         precision: compute precision of the networks.
-        deliver: ``last`` or ``best`` weights.
+        deliver: ``last``, ``ema`` or ``best`` weights.
+        ema: decay of the moving average.
         eval_every: epochs between evaluations.
         devices: processes per machine.
         num_nodes: number of machines.

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.average import WeightAverage
 from dfmsd.engine.basis import BasisFit
 from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
@@ -87,7 +88,8 @@ def fit(
         sync_statistics=config.sync_statistics,
     )
     module.to(memory_format=torch.channels_last)
-    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print)
+    average = WeightAverage(config.ema) if config.deliver == "ema" else None
+    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, average)
     dashboard = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
     status = None
     with _without_irrelevant_warnings():
@@ -98,11 +100,15 @@ def fit(
         except Interrupted as interrupted:
             status = interrupted.status
     if status is not None:
+        if average:
+            average.apply(task.student)
         _deliver_unfinished(run, task)
         # torchrun would end the first process, which is still writing, if another one exited with a status first
         raise Stopped(status if is_first_process() else 0)
     metrics = epoch_end.metrics
-    if config.deliver == "best":
+    if average:
+        average.apply(task.student)
+    elif config.deliver == "best":
         module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
@@ -123,6 +129,7 @@ def _build_callbacks(
     return [
         StepLog(run.path),
         FiniteCheck(run.path, config.skip_nonfinite),
+        *([epoch_end.average] if epoch_end.average else []),
         epoch_end,
         *([dashboard] if dashboard else []),
         BasisFit(run.path, _print),

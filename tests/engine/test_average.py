@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfmsd.data import DataConfig
+from dfmsd.detectors import DetectorConfig, load_detector
+from dfmsd.engine.average import WeightAverage
+from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.run import train
+from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.norm = nn.BatchNorm2d(1)
+
+
+def average_of(decay: float, values: list[float], skipped: frozenset[int] = frozenset()) -> tuple[WeightAverage, Any]:
+    """Return the average over steps that set the student's weight to these values, and the module."""
+    from dfmsd.engine.module import DistillationModule
+
+    module = DistillationModule.__new__(DistillationModule)
+    nn.Module.__init__(module)
+    task = nn.Module()
+    task.student = Student()
+    module.task = task  # type: ignore[assignment]
+    average = WeightAverage(decay)
+    average.on_train_start(None, module)  # type: ignore[arg-type]
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            task.student.weight.fill_(value)
+            task.student.norm.num_batches_tracked += 1
+        module.skipped = step in skipped
+        average.on_train_batch_end(None, module, None, None, step)  # type: ignore[arg-type]
+    return average, task.student
+
+
+def test_the_average_is_that_of_the_formula() -> None:
+    values, expected = [3.0, 1.0, -2.0, 5.0], 0.0
+    for step, value in enumerate(values, 1):
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    average, student = average_of(0.25, values)
+    assert average.tensors["weight"].tolist() == pytest.approx([expected] * 2)
+    assert average.tensors["norm.num_batches_tracked"] == student.norm.num_batches_tracked == 4
+
+
+def test_a_decay_of_zero_follows_the_weights() -> None:
+    average, student = average_of(0.0, [3.0, 1.0])
+    assert torch.equal(average.tensors["weight"], student.weight)
+
+
+def test_skipped_steps_do_not_count() -> None:
+    average, _ = average_of(0.5, [3.0, 100.0, 1.0], frozenset([1]))
+    expected, _ = average_of(0.5, [3.0, 1.0])
+    assert torch.equal(average.tensors["weight"], expected.tensors["weight"])
+
+
+def test_the_students_own_weights_come_back() -> None:
+    average, student = average_of(0.5, [3.0, 1.0])
+    with average.applied(student):
+        assert torch.equal(student.weight.detach(), average.tensors["weight"])
+    assert student.weight.tolist() == [1.0, 1.0]
+    average.apply(student)
+    assert torch.equal(student.weight.detach(), average.tensors["weight"])
+
+
+def test_a_restored_average_continues() -> None:
+    whole, _ = average_of(0.5, [3.0, 1.0, 2.0])
+    first, student = average_of(0.5, [3.0, 1.0])
+    second = WeightAverage(0.5)
+    second.load_state_dict(first.state_dict())
+    module: Any = first_module(student)
+    second.on_train_start(None, module)  # type: ignore[arg-type]
+    with torch.no_grad():
+        student.weight.fill_(2.0)
+    module.skipped = False
+    second.on_train_batch_end(None, module, None, None, 2)  # type: ignore[arg-type]
+    assert torch.equal(second.tensors["weight"], whole.tensors["weight"])
+
+
+def first_module(student: Any) -> Any:
+    from dfmsd.engine.module import DistillationModule
+
+    module = DistillationModule.__new__(DistillationModule)
+    nn.Module.__init__(module)
+    module.task = nn.Module()  # type: ignore[assignment]
+    module.task.student = student
+    return module
+
+
+def run_config(out: Path, root: Path, **values: Any) -> TrainConfig:
+    data = DataConfig(str(root), image_size=64, batch_size=2)
+    model = DetectorConfig(backbone="mobilenetv3_small_050", fpn_channels=16, head_convs=1)
+    return TrainConfig(out=str(out), data=data, model=model, epochs=2, **values)
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return dict(load_detector(str(path)).state_dict())
+
+
+def test_a_run_delivers_and_measures_the_average(tiny_coco: Path, tmp_path: Path) -> None:
+    averaged = train(run_config(tmp_path / "ema", tiny_coco, deliver="ema", ema=0.9))
+    plain = train(run_config(tmp_path / "last", tiny_coco))
+    checkpoint = torch.load(RunFolder(averaged.run).last_checkpoint, weights_only=True)
+    state = checkpoint["callbacks"]["WeightAverage"]
+    prefix = "task.trainable.student."
+    own = {name.removeprefix(prefix): v for name, v in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    delivered, last = weights(averaged.run), weights(plain.run)
+    assert state["steps"] == checkpoint["global_step"]
+    for name, value in delivered.items():
+        assert torch.equal(value, state["tensors"][name])
+        assert torch.equal(last[name], own[name])  # training itself is the same
+    assert any(not torch.equal(value, own[name]) for name, value in delivered.items())
+
+
+def test_an_impossible_decay_is_refused() -> None:
+    with pytest.raises(DfmsdError, match=r"ema must be in 0\.\.1 and below 1, got 1\.0"):
+        TrainConfig(out="x", ema=1.0)
