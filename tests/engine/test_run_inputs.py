@@ -212,3 +212,11 @@ def test_an_unknown_student_is_refused_before_a_teacher_is_trained(
         distill(config)
     assert not (tmp_path / "teacher").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_augmentations_are_compared_by_what_they_do(tmp_path: Path) -> None:
+    config = TrainConfig(out="x", data=DataConfig(flip=0.5))
+    write_config(config, tmp_path)
+    assert differing_keys(replace(config, data=DataConfig(augment="light")), tmp_path) == []
+    changed = replace(config, data=DataConfig(augment="light", mosaic=0.5))
+    assert differing_keys(changed, tmp_path) == ["data.mosaic"]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dfmsd.data import DataConfig
+from dfmsd.data.config import PROBABILITIES
 from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, RunConfig
 from dfmsd.errors import DfmsdError
@@ -52,7 +53,8 @@ def differing_keys(config: RunConfig, run: Path) -> list[str]:
     try:
         current: dict[str, Any] = yaml.safe_load(to_yaml(as_started(config, run)))
         nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
-        nested["data"]["cache"] = DataConfig(cache=nested["data"]["cache"]).cache  # a bool in older files
+        nested["data"] = _with_augmentation(nested["data"])
+        current["data"] = _with_augmentation(current["data"])
         stages = [{**asdict(StageConfig(epochs=1)), **stage} for stage in saved.get("stages", [])]
         former = _with_loss_options({**defaults, **saved, **nested, **({"stages": stages} if stages else {})})
     except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
@@ -90,6 +92,13 @@ def _with_chosen(stage: StageConfig, saved: Any) -> StageConfig:
         given = {name: value for name, value in asdict(stage.near).items() if value is not None}
         return replace(stage, near=NearConfig(**{**chosen, **given}))
     return stage
+
+
+def _with_augmentation(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the data's values with the switches of the preset in place of its name."""
+    data = DataConfig(**values)
+    switches = dict.fromkeys([*PROBABILITIES, "scale_jitter", "augment"]) | data.augmentation
+    return {**values, "cache": data.cache, **switches}  # older files have a bool as `cache`
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:
