@@ -5,7 +5,7 @@ from __future__ import annotations
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
 PREEMPTED = 75
-"""Exit status after SIGTERM or SIGUSR1: the run is saved and can be resumed (EX_TEMPFAIL in sysexits.h)."""
+"""Exit status after SIGTERM, SIGUSR1 or SIGHUP: the run is saved and can be resumed (EX_TEMPFAIL in sysexits.h)."""
 
 
 def one_line(error: object) -> str:

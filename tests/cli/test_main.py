@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import os
+import pty
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.helpers.command import Command
+from tests.helpers.fixtures import TINY_BACKBONE
 
 from dfmsd import __version__
 from dfmsd.cli import main as cli
 from dfmsd.detectors import list_backbones
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import PREEMPTED, DfmsdError
 
 
 @pytest.mark.parametrize(
@@ -114,3 +120,49 @@ def test_losses_and_refusals_import_neither_lightning_nor_torchvision() -> None:
     assert (done.returncode, done.stdout) == (0, "as expected\n"), done.stderr
     assert done.stderr.startswith("dfmsd: error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_the_run(tmp_path: Path, tiny_root: Path) -> None:
+    """In the first epoch; nothing can be printed after the terminal is gone."""
+    flags = ["--data.root", tiny_root, "--data.image_size", 64, "--data.batch_size", 1, "--epochs", 50, "--out", "run"]
+    flags += ["--model.backbone", TINY_BACKBONE, "--model.head_convs", 1, "--eval_every", 50]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *map(str, flags)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    log = tmp_path / "run" / "log.csv"
+    while not log.exists() or log.read_text().count("\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+        with suppress(BlockingIOError):
+            os.read(ours, 100_000)
+    os.close(ours)
+    assert process.wait(60) == PREEMPTED
+    assert (tmp_path / "run" / "last.ckpt").exists()
+    assert (tmp_path / "run" / "student.safetensors").exists()
+
+
+TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv = ["dfmsd", "train", *sys.argv[1:]]
+runpy.run_module("dfmsd", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    command = [sys.executable, "-m", "dfmsd", "list", "losses"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

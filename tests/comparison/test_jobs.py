@@ -182,7 +182,7 @@ def test_brackets_in_method_names_are_not_markup(
         assert "both: mgd[ratio=0], seed 0, epochs" in file.read()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_scheduler_signal_ends_runs_and_restores_handler(
     compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

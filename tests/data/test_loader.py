@@ -142,7 +142,7 @@ def test_loader_workers_ignore_stop_signals_to_the_whole_run(tiny_root: Path) ->
     walk = iter(loader)
     next(walk)
     (worker,) = loader._iterator._workers  # type: ignore[union-attr]
-    others = "; ".join(f"kill -{name} {worker.pid}" for name in ("INT", "TERM", "USR1"))
+    others = "; ".join(f"kill -{name} {worker.pid}" for name in ("INT", "TERM", "USR1", "HUP"))
     subprocess.run(["sh", "-c", others], check=True)
     assert len(list(walk)) == 3
     assert worker.is_alive()

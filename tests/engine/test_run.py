@@ -187,7 +187,7 @@ def test_no_checkpoint_holds_a_teacher(distilled: Result, tiny_teachers: tuple[s
 def process_state() -> list[Any]:
     """Everything that a library call must not change in its process."""
     levels = [logging.getLogger(name).level for name in (None, "dfmsd", "pytorch_lightning.utilities.rank_zero")]
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)]
     numpy = np.random.get_state()
     return [
         torch.get_rng_state().tolist(),
@@ -327,7 +327,7 @@ def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
     assert rates[3] < 0.001
 
 
-@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGHUP, 1)])
 def test_a_preempted_run_is_saved_and_can_be_resumed(
     train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, at: int
 ) -> None:
@@ -342,6 +342,18 @@ def test_a_preempted_run_is_saved_and_can_be_resumed(
     train(config, resume=True)
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1", "2", "3"]
     assert [row["epoch"] for row in rows(tmp_path / "run" / "epochs.csv")] == ["0", "1"]
+
+
+def test_an_ignored_sighup_stays_ignored(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``nohup`` starts a command."""
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(1, lambda: signal.raise_signal(signal.SIGHUP)))
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(train_config(tmp_path / "run"))
+    finally:
+        assert signal.signal(signal.SIGHUP, former) is signal.SIG_IGN
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(

@@ -98,7 +98,7 @@ def distill(
 
     Raises:
         DfmsdError: bad input; nothing has been trained.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or the like ended the run after saving it; ``resume=True`` continues it.
     """
     from dfmsd.engine import run as engine
 
@@ -185,7 +185,7 @@ def train(
 
     Raises:
         DfmsdError: bad input; nothing has been trained.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1 ended the run after saving it; ``resume=True`` continues it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or the like ended the run after saving it; ``resume=True`` continues it.
     """
     from dfmsd.engine import run as engine
 

@@ -20,7 +20,7 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import command_parser, explain
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
-from dfmsd.utils.console import console
+from dfmsd.utils.console import console, discard
 
 
 class Command(NamedTuple):
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit with status 2 after bad input, 130 after Ctrl-C, 75 after SIGTERM and SIGUSR1."""
+    """Run the command line; exit with status 2 after bad input, 130 after Ctrl-C, 75 after SIGTERM or the like."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)])
     logging.getLogger("dfmsd").setLevel(logging.INFO)
     arguments = sys.argv[1:]
@@ -106,6 +106,10 @@ def main() -> None:
     keep_freed_memory()
     try:
         run([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        discard(sys.stdout)
+        sys.exit(1)
     except DfmsdError as error:
         if debug:
             raise

@@ -21,6 +21,7 @@ from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import PREEMPTED, Stopped
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
+from dfmsd.utils.signals import preemptions
 
 LOG = "worker.log"
 POLL = 0.2
@@ -41,7 +42,7 @@ def threads_per_job(jobs: int) -> int:
 
 @contextlib.contextmanager
 def preemptible() -> Iterator[None]:
-    """End the block on SIGTERM or SIGUSR1, the signals of schedulers, as on Ctrl-C, so that the runs are saved.
+    """End the block on the signals `preemptions`, as on Ctrl-C, so that the runs are saved.
 
     Has no effect outside the main thread, where Python does not allow signal handlers.
 
@@ -53,8 +54,7 @@ def preemptible() -> Iterator[None]:
         raise Stopped(PREEMPTED)
 
     main = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if main and hasattr(signal, name)]
-    former = {number: signal.signal(number, stop) for number in numbers}
+    former = {number: signal.signal(number, stop) for number in (preemptions() if main else ())}
     try:
         yield
     finally:

@@ -43,7 +43,7 @@ def compare(
     Raises:
         DfmsdError: invalid input, or a folder that contains different runs. Methods that do not apply to a pair are
             skipped without an error.
-        Stopped: SIGTERM or SIGUSR1 ended the comparison; the runs are saved, and the next call resumes them.
+        Stopped: SIGTERM, SIGUSR1 or SIGHUP ended the comparison; the runs are saved, and the next call resumes them.
     """
     if jobs < 1:
         raise DfmsdError(f"jobs must be at least 1, got {jobs}")

@@ -14,6 +14,7 @@ from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.samplers import EpochBatches
 from dfmsd.data.transforms import Sample
 from dfmsd.types import Batch
+from dfmsd.utils.signals import preemptions
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -60,9 +61,9 @@ def ignore_stop_signals(_: int) -> None:
 
     The worker ends when its parent asks it to or has ended.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, *preemptions()):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from dfmsd.errors import INTERRUPTED, PREEMPTED
+from dfmsd.utils.signals import preemptions
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error, and no KeyboardInterrupt, which Lightning handles itself
@@ -26,8 +27,8 @@ class Interrupted(Exception):  # noqa: N818 - not an error, and no KeyboardInter
 class StopOnInterrupt(pl.Callback):
     """Record signals that ask the run to stop, so that `LastCheckpoint` saves and ends it after the current step.
 
-    Handled are Ctrl-C (a second one ends the run at once) and SIGTERM and SIGUSR1, which schedulers send before they
-    take a machine away. The previous handlers are restored when training ends.
+    Handled are Ctrl-C (a second one ends the run at once) and `preemptions`. The previous handlers are restored when
+    training ends.
 
     Attributes:
         asked: exit status for the signal received; 0 before there is one.
@@ -40,13 +41,16 @@ class StopOnInterrupt(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-            self._former = {getattr(signal, name): signal.signal(getattr(signal, name), self._ask) for name in names}
+            numbers = (signal.SIGINT, *preemptions())
+            self._former = {number: signal.signal(number, self._ask) for number in numbers}
 
     def _ask(self, number: int, _: Any) -> None:
         self.asked = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         if number == signal.SIGINT:
             signal.signal(number, self._former.pop(number) or signal.SIG_DFL)
+        elif number == getattr(signal, "SIGHUP", None):  # comes twice, from the kernel and from the shell
+            signal.signal(number, signal.SIG_IGN)
+            self._former.pop(number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the previous handlers."""

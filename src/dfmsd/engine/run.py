@@ -42,7 +42,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
     Raises:
         DfmsdError: invalid input, or a folder that already holds a run.
-        Stopped: Ctrl-C, SIGTERM or SIGUSR1 ended the training; the run is saved.
+        Stopped: Ctrl-C, SIGTERM or the like ended the training; the run is saved.
     """
     return distill(config.as_distillation(), resume=resume, overwrite=overwrite, saved_as=config)
 
@@ -77,7 +77,7 @@ def distill(
 
     Raises:
         DfmsdError: invalid input, or a folder that already holds a run.
-        Stopped: Ctrl-C, SIGTERM or SIGUSR1 ended the training; the run is saved, and the student as of the last step
+        Stopped: Ctrl-C, SIGTERM or the like ended the training; the run is saved, and the student as of the last step
             delivered.
     """
     check_loggers(config.loggers)

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 
-console = Console(stderr=True, markup=False, emoji=False)  # names may contain brackets
+
+class StandardError:
+    """Standard error, whatever it is at the moment, which is discarded once its reader is gone.
+
+    A closed terminal or an ended ``| tee`` would end a run otherwise.
+    """
+
+    def write(self, text: str) -> int:
+        """Write a text; return its length."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            discard(self._stream)
+
+    @property
+    def _stream(self) -> IO[str]:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a dashboard puts itself in between
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "rich_proxied_file":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what is still written to a standard stream nowhere."""
+    with suppress(OSError, ValueError):  # not a file, or closed
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+console = Console(file=cast("IO[str]", StandardError()), markup=False, emoji=False)  # names may contain brackets
 """Shared by all of dfmsd, so that what is printed while the dashboard runs appears above it."""
 
 
