@@ -41,6 +41,15 @@ def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, t
         (["broken.jpg"], "broken.jpg: cannot be decoded as an image"),
         (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
         (["--score", "1.5", "good"], "--score must be a number in 0..1, got 1.5"),
+        (
+            ["--image-size", "640", "480", "good"],
+            "--image-size: one size, the longer side in pixels, is meant, got 640 480",
+        ),
+        (
+            ["--image-size=640", "480", "good"],
+            "--image-size: one size, the longer side in pixels, is meant, got 640 480",
+        ),
+        (["--image-size", "640x480", "good"], "is meant, got 640x480"),
         (["--image-size", "0", "good"], "--image-size must be a multiple of 32, at least 32"),
         (["--model", "nowhere", "good"], "no detector at 'nowhere'"),
         (["--out", "good", "good"], "would overwrite"),

@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.helpers.bad_input import dfmsd as dfmsd
 from tests.helpers.command import Command
 from torch.utils.data import DataLoader
 
-from dfmsd.data import Augmentation, DetectionDataset, collate, open_split, read_image
+from dfmsd.data import Augmentation, DetectionDataset, collate, images, open_split, read_image
 from dfmsd.data.images import FORMATS, read_size
 from dfmsd.errors import DfmsdError
 
@@ -79,10 +80,36 @@ def test_a_large_image_is_read(tmp_path: Path) -> None:
     assert read_image(tmp_path / "huge.png").shape == (3, 4000, 6000)
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind", "suffix"), [(12, np.uint16, "png"), (12, np.int32, "tif"), (8, np.uint16, "tif")]
+)
+def test_gray_of_fewer_bits_stored_in_16_keeps_its_brightness(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bits: int, kind: Any, suffix: str
+) -> None:
+    monkeypatch.setattr(images, "_said_depths", set())
+    highest = 2**bits - 1
+    for name in "ab":
+        Image.fromarray(np.array([[0, highest // 2, highest]], dtype=kind)).save(tmp_path / f"{name}.{suffix}")
+        assert read_image(tmp_path / f"{name}.{suffix}")[0].tolist() == [[0, 127, 255]]
+    (message,) = caplog.messages
+    assert f"a.{suffix}: none of its 16-bit gray values needs more than {bits} bits" in message
+
+
+@pytest.mark.parametrize("value", [-1, 2**16])
+def test_gray_beyond_16_bits_is_refused_before_work_starts(tmp_path: Path, value: int) -> None:
+    Image.fromarray(np.array([[0, value]], dtype=np.int32)).save(tmp_path / "deep.tif")
+    for read in (read_image, read_size):
+        with pytest.raises(
+            DfmsdError, match=r"deep\.tif: gray values from -?\d+ to \d+ do not fit into 16 bits; save it"
+        ):
+            read(tmp_path / "deep.tif")
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DfmsdError, match=r"float\.tif: floating-point pixels have no known range; save"):
-        read_image(tmp_path / "float.tif")
+    for read in (read_image, read_size):
+        with pytest.raises(DfmsdError, match=r"float\.tif: floating-point pixels have no known range; save"):
+            read(tmp_path / "float.tif")
 
 
 def test_a_format_that_starts_external_programs_is_refused(tmp_path: Path) -> None:

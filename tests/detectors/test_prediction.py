@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dfmsd.detectors.base import Detector
+from dfmsd.detectors.prediction import to_prediction
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation import predict as module
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
@@ -49,6 +50,15 @@ class BrightBox(Detector):
         return [
             {"boxes": torch.stack([box, frame]), "scores": torch.tensor([0.9, 0.2]), "labels": torch.tensor([1, 0])}
         ]
+
+
+def test_boxes_without_area_inside_the_image_are_dropped() -> None:
+    """Objects beyond the lower edge of a wide image are clipped to it."""
+    boxes = torch.tensor([[0.0, 1.0, 8.0, 3.0], [0.0, 4.0, 8.0, 9.0], [70.0, 0.0, 80.0, 2.0]])
+    found = Detections(boxes=boxes, scores=torch.tensor([0.9, 0.8, 0.7]), labels=torch.tensor([1, 0, 0]))
+    prediction = to_prediction(found, torch.zeros(3, 8, 128, dtype=torch.uint8), (0.5, 0.5), ("a", "b"), 0.1)
+    assert prediction.boxes.tolist() == [[0.0, 2.0, 16.0, 6.0]]
+    assert (prediction.class_names, prediction.labels.tolist(), len(prediction.scores)) == (("b",), [1], 1)
 
 
 def bright_rectangle(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:

@@ -226,6 +226,12 @@ def test_training_flags_are_restored_after_an_error(val: DetectionDataset, monke
     assert detector.norm.training
 
 
+def test_boxes_without_area_are_dropped(val: DetectionDataset) -> None:
+    flat = found([[0, 0, 9, 9], [0, 5, 9, 5], [7, 0, 7, 9]], [1, 1, 0], [0.9, 0.8, 0.7])
+    (detections,) = detect(FakeDetector(val.coco.class_names, [flat]), collate([val[0]], 64))
+    assert [value.tolist() for value in detections.values()] == [[[0, 0, 9, 9]], [pytest.approx(0.9)], [1]]
+
+
 def test_amp_reaches_the_detector(val: DetectionDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = FakeDetector(val.coco.class_names, [])
     seen: list[torch.dtype] = []

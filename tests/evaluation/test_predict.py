@@ -202,6 +202,30 @@ def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
         predict("any", [tmp_path], tmp_path / "out", score="high")  # type: ignore[arg-type]
 
 
+def test_an_unreadable_file_among_others_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{name}.png", 64, 64) for name in "abcd"]
+    files[0].write_bytes(b"no image")
+    files[2].write_bytes(files[2].read_bytes()[:60])  # its header is whole
+    message = (
+        r"2 of 4 files cannot be read: .*a\.png: cannot be decoded .*; so is .*c\.png; the others are done, see .*json"
+    )
+    with pytest.raises(DfmsdError, match=message):
+        run(files, tmp_path / "out")
+    assert [image["file_name"] for image in content(tmp_path / "out")["images"]] == ["b.png", "d.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.png", "d.png", "predictions.json"]
+
+
+def test_where_no_file_can_be_read_nothing_is_written(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.png" for name in "abcde"]
+    for file in files:
+        file.write_bytes(b"no image")
+    with pytest.raises(
+        DfmsdError, match=r"5 of 5 files cannot be read: .*a\.png.*; so are \S+b\.png, \S+c\.png, \.\.\.$"
+    ):
+        run(files, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
     image = save(tmp_path / "in" / "a.png", 64, 64)
     with pytest.raises(DfmsdError, match=r"out: cannot write to .*; choose another folder"):

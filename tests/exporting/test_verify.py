@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detections
+from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detections, compare_detectors
 from dfmsd.types import Detections
 
 BOX = [10.0, 10.0, 30.0, 30.0]
@@ -54,6 +54,19 @@ def test_end_of_a_full_list_may_differ() -> None:
 def test_nan_score_is_a_difference() -> None:
     found = difference(detections((BOX, 0.9, 0)), detections((BOX, float("nan"), 0)))
     assert not max(found.boxes, found.scores) <= 1e-3
+
+
+def test_boxes_without_area_are_not_compared() -> None:
+    """A runtime may round the coordinates of a box that clipping has left no height the other way."""
+    boxes, scores, labels = (
+        torch.tensor([[BOX, [0.0, 100.0, 9.0, 100.0]]]),
+        torch.tensor([[0.9, 0.5]]),
+        torch.ones(1, 2),
+    )
+    whole = ExportedDetector(lambda _: (boxes, scores, labels.long()), ("a", "b"))
+    part = ExportedDetector(lambda _: (boxes[:, :1], scores[:, :1], labels[:, :1].long()), ("a", "b"))
+    found = compare_detectors(whole, part, [torch.zeros(1, 3, 100, 100)], 0.05, 100)
+    assert found == (0, 0, 1)
 
 
 def test_padding_is_removed_and_boxes_are_clipped() -> None:

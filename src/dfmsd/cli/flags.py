@@ -1,8 +1,9 @@
-"""Flags that jsonargparse cannot parse: into the entries of lists, and lists without brackets."""
+"""Flags that jsonargparse cannot parse or explain: into the entries of lists, lists without brackets, two sizes."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -56,6 +57,22 @@ def split_lists(arguments: Sequence[str]) -> list[str]:
         json.dumps(split[flag](word)) if flag in split and not word.startswith(("[", "--")) else word
         for flag, word in pairwise(["", *words])
     ]
+
+
+def refuse_two_sizes(arguments: Sequence[str]) -> None:
+    """Refuse a width and a height after ``--image-size``, before the second number is taken for a file.
+
+    Raises:
+        DfmsdError: two sizes are given.
+    """
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    for flag, first, second in zip(parts, parts[1:], [*parts[2:], ""], strict=False):
+        if not re.fullmatch(r"--(data\.)?image[-_]size", flag):
+            continue
+        follows = first.isdecimal() and second.isdecimal() and not Path(second).exists()
+        if follows or re.fullmatch(r"[\[(]?\d+\s*[x,]\s*\d+[\])]?", first):
+            given = f"{first} {second}" if follows else first
+            raise DfmsdError(f"{flag}: one size, the longer side in pixels, is meant, got {given}")
 
 
 def merge_list_flags(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:

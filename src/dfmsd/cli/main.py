@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 
 from dfmsd import __version__
 from dfmsd.cli import models, runs
-from dfmsd.cli.flags import config_files, merge_list_flags, naming, split_lists
+from dfmsd.cli.flags import config_files, merge_list_flags, naming, refuse_two_sizes, split_lists
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -80,6 +80,7 @@ def run(arguments: Sequence[str]) -> None:
         if COMMANDS[command].config:
             subparser.usage = f"dfmsd {command} [--config FILE] [--KEY VALUE ...] [options]"
     arguments = [re.sub("^--print_config", "--print-config", argument) for argument in arguments]  # its former name
+    refuse_two_sizes(arguments)
     files = config_files(arguments)
     for file in files:
         check_yaml(file, config)

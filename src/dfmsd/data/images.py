@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
 
+logger = logging.getLogger("dfmsd")
+
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that files may have, whatever their suffix. PIL has more, but some (EPS) start external programs."""
+GRAY_BITS = (8, 12, 16)
+"""Depths of gray values that are stored in 16 bits: an image has the smallest that holds its values."""
+_said_depths: set[int] = set()
 TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -22,7 +30,8 @@ TRANSPOSED = (5, 6, 7, 8)
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 RGB, ``3 x H x W``, with its EXIF orientation applied.
 
-    Only the upper 8 bits of 16-bit images and the first frame of animations are kept; transparency is dropped.
+    Only the upper 8 bits of 16-bit images and the first frame of animations are kept; transparency is dropped. Gray in
+    16 bits whose values all fit into 8 or 12 is read as that, which is logged once.
 
     Raises:
         DfmsdError: The file is missing, broken, suspiciously large (a decompression bomb) or not an image.
@@ -39,29 +48,48 @@ def rgb_tensor(image: Image.Image, name: str) -> Tensor:
         name: Name of the image, for the message.
 
     Raises:
-        DfmsdError: The image has floating-point pixels.
+        DfmsdError: The image has floating-point pixels, or gray values beyond 16 bits.
     """
+    _check_mode(image, name)
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # PIL's own conversion of 16-bit gray clips at 255
+        image = Image.fromarray(_to_8_bits(np.asarray(image), name))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _check_mode(image: Image.Image, name: str) -> None:
     if image.mode == "F":
         raise DfmsdError(f"{name}: floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):  # PIL's own conversion of 16-bit gray clips at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _to_8_bits(gray: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
+    low, high = int(gray.min(initial=0)), int(gray.max(initial=0))
+    if low < 0 or high >= 2**16:
+        raise DfmsdError(f"{name}: gray values from {low} to {high} do not fit into 16 bits; save it with 8 or 16 bits")
+    bits = next(bits for bits in GRAY_BITS if high < 2**bits)
+    if bits < 16 and high and bits not in _said_depths:
+        _said_depths.add(bits)
+        logger.warning("%s: none of its 16-bit gray values needs more than %d bits, so it is read as such", name, bits)
+    return (gray >> (bits - 8)).astype(np.uint8)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Read the height and width of the image that `read_image` returns, from the header alone.
 
     Raises:
-        DfmsdError: The file is missing, suspiciously large or not an image, or its header is broken.
+        DfmsdError: The file is missing, suspiciously large or not an image, its header is broken, or `read_image`
+            refuses its kind of pixels.
     """
     with _open_image(path) as file:
+        _check_mode(file, str(path))
         exif = Image.Image.getexif(file)  # PngImageFile.getexif would decode all pixels
         transposed = exif.get(ExifTags.Base.Orientation) in TRANSPOSED
         if transposed and file.format == "TIFF":  # PIL transposes TIFF itself, when loading
             file.load()
             transposed = False
         width, height = file.size
+        if file.mode == "I" and file.format == "TIFF":  # 32 bits, of which 16 may be used
+            rgb_tensor(file, str(path))
         return (width, height) if transposed else (height, width)
 
 

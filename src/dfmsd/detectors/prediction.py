@@ -15,6 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from dfmsd.detectors.drawing import draw_boxes, import_supervision
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections
+from dfmsd.utils.boxes import has_area
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +76,17 @@ def to_prediction(
         image: Original image, uint8, ``3 x H x W``, RGB.
         scale: Input pixels per original pixel, vertical and horizontal.
         class_names: Class names of the detector.
-        min_score: Detections with lower scores are dropped, 0..1.
+        min_score: Detections with lower scores are dropped, 0..1, as are boxes without area inside the image.
     """
-    scores = detections["scores"].detach().cpu().float()
-    keep = scores >= min_score
-    labels = detections["labels"].detach().cpu()[keep]
     height, width = image.shape[-2:]
     vertical, horizontal = scale
-    boxes = detections["boxes"].detach().cpu()[keep].double()
-    boxes = clip_boxes_to_image(boxes / boxes.new_tensor([horizontal, vertical] * 2), (height, width))
+    boxes = detections["boxes"].detach().cpu().double()
+    boxes = clip_boxes_to_image(boxes / boxes.new_tensor([horizontal, vertical] * 2), (height, width)).float()
+    scores, labels = detections["scores"].detach().cpu().float(), detections["labels"].detach().cpu()
+    keep = (scores >= min_score) & has_area(boxes)
+    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
     names = tuple(class_names[label] for label in labels.tolist())
-    return Prediction(boxes.float(), scores[keep], labels.to(torch.int64), names, (height, width), image)
+    return Prediction(boxes, scores, labels.to(torch.int64), names, (height, width), image)
 
 
 def check_score(score: object, name: str = "score") -> None:

@@ -22,6 +22,7 @@ from dfmsd.detectors.base import Detector
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch, Detections
+from dfmsd.utils.boxes import drop_empty
 from dfmsd.utils.classes import common_classes
 
 
@@ -96,12 +97,15 @@ def evaluate(
 
 
 def detect(detector: Detector, batch: Batch, amp: torch.dtype | None = None) -> list[Detections]:
-    """Detect in one batch, in eval mode and without gradients, on the detector's device."""
+    """Detect in one batch, in eval mode and without gradients, on the detector's device.
+
+    Boxes without area are dropped: clipping to a narrow image leaves them of objects beyond its edge.
+    """
     device = device_of(detector)
     autocast = torch.autocast(device.type, amp) if amp else nullcontext()
     # no_grad, not inference_mode: anchors cached by a detector must still serve its training
     with eval_mode(detector), torch.no_grad(), autocast:
-        return detector.detect(batch.images.to(device), batch.sizes)
+        return [drop_empty(found) for found in detector.detect(batch.images.to(device), batch.sizes)]
 
 
 def match_classes(class_names: Sequence[str], coco: DetectionSplit) -> dict[int, int]:

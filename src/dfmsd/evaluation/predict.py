@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -61,27 +62,39 @@ def predict(
         image_size: longer side in pixels; None uses that of the model's training, else 256.
 
     Raises:
-        DfmsdError: supervision or a file is missing, a file cannot be read, or a drawing would overwrite an input.
+        DfmsdError: supervision or a file is missing, a drawing would overwrite an input, or files cannot be read; if
+            others can, these are done first.
     """
     check_score(score, "--score")
     import_supervision("predict")
     files = find_images(images, VIDEOS, exclude=out)
     targets = output_paths(files, out)
+    unreadable: dict[Path, str] = {}
     for file in files:
-        _check_readable(file)
+        with _noting(file, unreadable):
+            _check_readable(file)
+    if len(unreadable) == len(files):
+        raise _unreadable_error(unreadable, len(files), out)
     detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.choose_size(image_size, "--image-size")
     make_folder(out)
     recorder = _Recorder(detector.to(default_device()), score, size)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
+        if file in unreadable:
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         name = os.path.relpath(target.with_name(file.name), out)
         if _is_video(file):
             _predict_video(recorder, file, name, target)
-        else:
-            recorder.predict(read_image(file), name).plot().save(target)
+            continue
+        with _noting(file, unreadable):  # the header alone was read before
+            image = read_image(file)
+        if file not in unreadable:
+            recorder.predict(image, name).plot().save(target)
     write_json(out / PREDICTIONS, recorder.as_coco())
+    if unreadable:
+        raise _unreadable_error(unreadable, len(files), out)
     return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)
 
 
@@ -162,6 +175,25 @@ def _check_readable(file: Path) -> None:
             import_supervision("predict").VideoInfo.from_video_path(str(file))
     except Exception as error:  # decoders of damaged files raise any kind of exception
         raise DfmsdError(f"{file}: cannot be decoded as a video ({error}); replace or remove it") from error
+
+
+@contextmanager
+def _noting(file: Path, unreadable: dict[Path, str]) -> Iterator[None]:
+    """Note the error of a file that cannot be read, instead of raising it."""
+    try:
+        yield
+    except DfmsdError as error:
+        unreadable[file] = str(error)
+
+
+def _unreadable_error(unreadable: Mapping[Path, str], files: int, out: Path) -> DfmsdError:
+    first, *more = unreadable.values()
+    if files == 1:
+        return DfmsdError(first)
+    names = ", ".join(map(str, list(unreadable)[1:3]))
+    others = f"; so is {names}" if len(more) == 1 else f"; so are {names}{', ...' if len(more) > 2 else ''}"
+    done = f"; the others are done, see {out / PREDICTIONS}" if len(unreadable) < files else ""
+    return DfmsdError(f"{len(unreadable)} of {files} files cannot be read: {first}{others if more else ''}{done}")
 
 
 def _is_video(file: Path) -> bool:

@@ -13,6 +13,7 @@ from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.formats import Run
 from dfmsd.types import Detections, FeaturePyramid, Target
+from dfmsd.utils.boxes import drop_empty
 
 
 class ExportedDetector(Detector):
@@ -109,8 +110,8 @@ def compare_detectors(
     largest = Difference(0.0, 0.0)
     for images in batches:
         sizes = [(images.shape[-2], images.shape[-1])] * len(images)
-        for pair in zip(detector.detect(images, sizes), exported.detect(images, sizes), strict=True):
-            largest |= compare_detections(*pair, images.shape[-1], threshold, limit)
+        for expected, actual in zip(detector.detect(images, sizes), exported.detect(images, sizes), strict=True):
+            largest |= compare_detections(drop_empty(expected), drop_empty(actual), images.shape[-1], threshold, limit)
     return largest
 
 

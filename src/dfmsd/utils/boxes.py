@@ -1,4 +1,4 @@
-"""Elementwise IoU and GIoU."""
+"""Boxes with and without area, and elementwise IoU and GIoU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dfmsd.types import Detections
+
 EPS = 1e-6
 """Lower bound of areas used as divisors, as in the official code of GFL and CrossKD."""
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """Return which boxes, ``K x 4``, xyxy, have width and height; clipping leaves none of those beyond the image."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+
+
+def drop_empty(detections: Detections) -> Detections:
+    """Drop the boxes without area."""
+    keep = has_area(detections["boxes"])
+    return Detections(
+        boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=detections["labels"][keep]
+    )
 
 
 class BoxOverlap(NamedTuple):
