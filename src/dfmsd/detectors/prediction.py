@@ -59,11 +59,12 @@ class Prediction:
     def plot(self) -> Image.Image:
         """Draw boxes, class names and scores into a copy of the image.
 
+        A name that no installed font has the letters of is drawn as the number of its class, which is logged once.
+
         Raises:
             DfmsdError: supervision is not installed.
         """
-        captions = [f"{name} {score:.2f}" for name, score in zip(self.class_names, self.scores.tolist(), strict=True)]
-        return draw_boxes(self.image, self.boxes, self.labels, captions)
+        return draw_boxes(self.image, self.boxes, self.labels, self.class_names, self.scores)
 
 
 def to_prediction(

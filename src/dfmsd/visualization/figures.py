@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from dfmsd.utils.fonts import find_families
 from dfmsd.visualization.criteria import StageCriterion
 from dfmsd.visualization.maps import LevelMaps, Map
 from dfmsd.visualization.scene import Scene
@@ -44,7 +45,7 @@ SHEET = ("input", *COLUMNS[:2], *COLUMNS[4:6])
 def draw_scene(scene: Scene) -> Figure:
     """Draw the input image and, below it, a row for each level of each stage."""
     rows = [(stage, level) for stage, maps in zip(scene.stages, scene.maps, strict=True) for level in maps]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.family": find_families(scene.describe())}):
         figure, top = _figure(len(rows), len(COLUMNS), TOP)
         _draw_input(figure.add_axes((0.01, top + 0.01, 0.16, 0.97 - top)), scene, "")
         figure.text(0.18, 0.985, "\n".join(scene.describe()), va="top", fontsize=10)
@@ -55,7 +56,7 @@ def draw_scene(scene: Scene) -> Figure:
 
 def draw_contact_sheet(scenes: Sequence[Scene]) -> Figure:
     """Draw a row for each image: its name, the input, and the finest level of the last stage."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.family": find_families(scene.name for scene in scenes)}):
         figure, _ = _figure(len(scenes), len(SHEET), 0.3)
         for index, scene in enumerate(scenes):
             row, level = figure.axes[index * len(SHEET) :][: len(SHEET)], scene.maps[-1][0]
