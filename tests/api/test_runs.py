@@ -194,7 +194,12 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
         (lambda: distill("nowhere.yaml"), r"nowhere\.yaml"),
         (lambda: train("fcos", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
         (lambda: train("fcos", "data"), "out: missing; pass out=..., or a TrainConfig"),
-        (lambda: check(3), "config: expected a DistillConfig or the path of its YAML file, got int"),
+        (
+            lambda: check(3),
+            "teachers: missing; pass teachers=..., or a DistillConfig or the path of its YAML file alone",
+        ),
+        (lambda: check("fcos", "a"), "data: missing; pass data=..."),
+        (lambda: check("fcos", "a", "data", epochs=3), "no setting 'epochs'"),
         (lambda: compare("c.yaml", job=2), "no setting 'job'; did you mean 'jobs'?"),
     ],
 )
@@ -207,6 +212,17 @@ def test_bad_arguments_are_refused_before_any_work(calls: Calls, call: Callable[
 NAMES = ("distill", "train", "check", "compare")
 distill, train, check, compare = (getattr(dfmsd, name) for name in NAMES)
 """Untyped, for arguments that a type checker would refuse."""
+
+
+def test_check_takes_what_distill_takes(tiny_root: Path, tiny_teachers: tuple[str, str]) -> None:
+    data = dfmsd.DataConfig(str(tiny_root), image_size=64, batch_size=4)
+    student, teacher = dfmsd.build_detector(tiny(), CLASSES), dfmsd.load_detector(tiny_teachers[0])
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    found = dfmsd.check(student, [teacher, tiny_teachers[1]], data, allow_weak_teacher=True, loss={"name": "pkd"})
+    assert set(found.ap) == {"python:teacher1", tiny_teachers[1], "student"}
+    assert {term.name for term in found.terms} == {"task", "pkd"}
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
 def test_epochs_are_not_a_setting_of_a_config_with_stages(calls: Calls, recipe: Path) -> None:

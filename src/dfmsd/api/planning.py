@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from dfmsd.api.runs import resolve_distillation
 from dfmsd.api.settings import check_names, resolve_config
+from dfmsd.api.students import Student, Teachers
 from dfmsd.comparison.config import CompareConfig
+from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
+from dfmsd.losses import LossConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dfmsd.api.settings import DistillChanges
+    from dfmsd.api.settings import DistillChanges, DistillSettings
     from dfmsd.comparison.results import PairResults
     from dfmsd.engine.preflight import Preflight
     from dfmsd.estimation.estimator import Estimate
@@ -23,23 +27,52 @@ if TYPE_CHECKING:
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
 
+@overload
 def check(
     config: DistillConfig | str | Path,
+    /,
     *,
     allow_weak_teacher: bool = False,
     check_images: int | None = None,
     **settings: Unpack[DistillChanges],
+) -> Preflight: ...
+@overload
+def check(
+    student: Student,
+    teachers: Teachers,
+    data: str | Path | DataConfig,
+    out: str | Path = ...,
+    *,
+    loss: LossConfig = ...,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    **settings: Unpack[DistillSettings],
+) -> Preflight: ...
+def check(
+    config: Any = None,
+    /,
+    teachers: Any = None,
+    data: Any = None,
+    out: Any = None,
+    *,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    **settings: Any,
 ) -> Preflight:
     """Run the pre-flight of a distillation: level pairs, the teachers' AP, parameters and loss scales.
 
-    Nothing is trained, except teachers that the run makes first and that do not exist yet: near ones, and those
-    described by a YAML file.
+    Called as ``check(config, **settings)`` or as ``check(student, teachers, data, **settings)``. Nothing is trained,
+    except teachers that the run makes first and that do not exist yet: near ones, and those described by a config.
 
     Args:
         config: a `DistillConfig`, or the path of its YAML file.
+        student: what would be trained, as in `distill`.
+        teachers: as in `distill`.
+        data: data set, as in `distill`.
+        out: the run folder, whose name those of near teachers begin with.
         allow_weak_teacher: accept a teacher with a low AP.
         check_images: validation images to measure the teachers on; None uses all.
-        **settings: keys of `DistillConfig` that replace the config's.
+        **settings: keys of `DistillConfig`, such as ``loss``. With a config they replace its values.
 
     Raises:
         DfmsdError: the run would be refused.
@@ -47,8 +80,10 @@ def check(
     from dfmsd.engine import run as engine
 
     check_names(settings, DistillConfig, check)
-    resolved = resolve_config(DistillConfig, config, settings)
-    return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+    if out is None and teachers is not None:
+        out = "runs/student"
+    resolved, objects = resolve_distillation(config, teachers, data, out, None, settings)
+    return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images, **objects)
 
 
 def rank_teachers(

@@ -103,23 +103,7 @@ def distill(
     from dfmsd.engine import run as engine
 
     check_names(settings, DistillConfig, distill)
-    if isinstance(config, DistillConfig) and teachers is not None:
-        raise DfmsdError("teachers: the config states those of each stage; replace them with stages=[...]")
-    objects: dict[str, Any] = {}
-    settings |= {key: value for key, value in {"data": data, "out": out}.items() if value is not None}
-    if teachers is None and _is_whole_run(config, DistillConfig):
-        if epochs is not None:
-            raise DfmsdError("epochs: the config states those of each stage; replace them with stages=[...]")
-        config = resolve_config(DistillConfig, config, settings)
-    else:
-        _refuse(settings, "stages", "teachers and epochs")
-        _refuse(settings if config is not None else {}, "student", "the student as first argument")
-        student = settings.pop("student", config)
-        _require(DistillConfig, student=student, teachers=teachers, data=data, out=out)
-        plan = plan_stages(teachers, 12 if epochs is None else epochs)
-        built, detector = resolve_student(student)
-        config = build_config(DistillConfig, {**settings, "student": built, "stages": plan.stages})
-        objects = {"student": detector, "teachers": plan.detectors, "recipes": plan.recipes}
+    config, objects = resolve_distillation(config, teachers, data, out, epochs, settings)
     result = engine.distill(
         config,
         no_distill=no_distill,
@@ -130,6 +114,34 @@ def distill(
         **objects,
     )
     return _reported(result, report)
+
+
+def resolve_distillation(
+    config: Any, teachers: Any, data: Any, out: Any, epochs: Any, settings: Mapping[str, Any]
+) -> tuple[DistillConfig, dict[str, Any]]:
+    """Build the config of a run from the arguments of `distill`.
+
+    Returns:
+        The config, and the student, teachers and recipes that are Python objects, as keywords of the engine.
+
+    Raises:
+        DfmsdError: arguments that are missing, or do not go together.
+    """
+    settings = {**settings, **{key: value for key, value in {"data": data, "out": out}.items() if value is not None}}
+    if isinstance(config, DistillConfig) and teachers is not None:
+        raise DfmsdError("teachers: the config states those of each stage; replace them with stages=[...]")
+    if teachers is None and _is_whole_run(config, DistillConfig):
+        if epochs is not None:
+            raise DfmsdError("epochs: the config states those of each stage; replace them with stages=[...]")
+        return resolve_config(DistillConfig, config, settings), {}
+    _refuse(settings, "stages", "teachers and epochs")
+    _refuse(settings if config is not None else {}, "student", "the student as first argument")
+    student = settings.pop("student", config)
+    _require(DistillConfig, student=student, teachers=teachers, data=data, out=out)
+    plan = plan_stages(teachers, 12 if epochs is None else epochs)
+    built, detector = resolve_student(student)
+    resolved = build_config(DistillConfig, {**settings, "student": built, "stages": plan.stages})
+    return resolved, {"student": detector, "teachers": plan.detectors, "recipes": plan.recipes}
 
 
 @overload

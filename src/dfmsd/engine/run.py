@@ -130,19 +130,43 @@ def distill(
     return result
 
 
-def check(config: DistillConfig, *, allow_weak_teacher: bool = False, check_images: int | None = None) -> Preflight:
-    """Run only the pre-flight of `distill`; nothing is written except teachers that are trained on first use."""
+def check(
+    config: DistillConfig,
+    *,
+    allow_weak_teacher: bool = False,
+    check_images: int | None = None,
+    student: Detector | None = None,
+    teachers: Mapping[str, Detector] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
+) -> Preflight:
+    """Run only the pre-flight of `distill`; nothing is written except teachers that are trained on first use.
+
+    Args:
+        config: the run.
+        allow_weak_teacher: see `distill`.
+        check_images: see `distill`.
+        student: see `distill`; it is left as it was, unless it inherits from a teacher.
+        teachers: see `distill`.
+        recipes: see `distill`.
+
+    Raises:
+        DfmsdError: the run would be refused.
+    """
     refuse_no_images(check_images)
-    check_frozen(config.student)
-    settled = settle(config)
+    if student is None:
+        check_frozen(config.student)
+    settled = settle(config, teachers, recipes)
     config, near = expand(settled.config)
-    with preserved_rng():
+    detectors = [*(teachers or {}).values(), *([student] if student else [])]
+    with preserved_rng(), preserved_modes(detectors):
         data = read_data(config)
         _print_plan(settled, near, data)
         task = build_task(
             config,
             data.class_names,
-            recipes=near,
+            student=student,
+            teachers=teachers,
+            recipes={**(recipes or {}), **near},
             allow_weak_teacher=allow_weak_teacher,
             check_images=check_images,
         )
