@@ -19,7 +19,7 @@ import torch.distributed as dist
 import yaml
 from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 from tests.helpers.exports import randomize
-from tests.helpers.layouts import voc, yolo
+from tests.helpers.layouts import coco
 from torch.distributed.tensor import DTensor
 
 from dfmsd.cli import main as cli
@@ -53,7 +53,6 @@ NOT_RUN = {
 }
 """First word of a line -> reason for skipping it."""
 NEEDS = {
-    "convert": "supervision",
     "predict": "supervision",
     "share": "huggingface_hub",
     "onnx": "onnxruntime",
@@ -208,7 +207,7 @@ def test_the_line_runs(line: list[str], place: Path) -> None:
         pytest.importorskip(NEEDS[word], reason=f"needs {NEEDS[word]}")
     ours = line[line.index("dfmsd") + 1 :]
     if ours[0] == "convert":
-        source(place / "SOURCE", ours[ours.index("--from") + 1])
+        coco(place / "SOURCE")
         shutil.rmtree(place / "data")
     if "clip.mp4" in ours:
         pictures(place)
@@ -220,10 +219,6 @@ def test_the_line_runs(line: list[str], place: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     run(line)
     assert all(path.exists() for path in paths)
-
-
-def source(folder: Path, layout: str) -> None:
-    {"yolo": yolo, "voc": voc}[layout](folder)
 
 
 def pictures(folder: Path) -> None:

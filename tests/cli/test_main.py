@@ -38,7 +38,7 @@ from dfmsd.errors import PREEMPTED, DfmsdError
         (["train", "--out", "run", "--overwrit"], r"did you mean --overwrite\?"),
         (["train", "--out", "run", "--modl.arch", "gfl"], r"did you mean --model\.arch\?"),
         (["predict", "--scor", "1", "x.jpg"], r"did you mean --score\?"),
-        (["convert", "folder"], "missing: --from, --out"),
+        (["convert", "folder"], "missing: --out"),
         (["train", "--out", "run", "--optim.name", "adam"], r"optim\.name: expected one of 'adamw', 'sgd', got adam"),
     ],
 )

@@ -1,84 +1,89 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.layouts import WANTED, Boxes, voc, yolo
+from tests.helpers.annotations import change, edit
+from tests.helpers.layouts import LAYOUTS, SPLITS, Picture, close, coco, read, roboflow_voc, voc, yolo
 
 from dfmsd.cli.main import run
 from dfmsd.data import open_split
 from dfmsd.data.convert import convert
+from dfmsd.data.formats import recognize
 from dfmsd.errors import DfmsdError
 
-pytest.importorskip("supervision", reason="needs pip install 'dfmsd[convert]'")
+TO = {"coco": "COCO", "yolo": "YOLO", "voc": "Pascal VOC"}
 
 
-def read(root: Path, split: str) -> Boxes:
-    """Read the result with `DetectionSplit`."""
-    data = open_split(root, split)
-    found: Boxes = {}
-    for index, record in enumerate(data.records):
-        pixels, target = data[index]
-        assert pixels.shape == (3, 48, 64)
-        boxes = [tuple(round(float(v)) for v in box) for box in target["boxes"]]
-        names = [data.class_names[int(label)] for label in target["labels"]]
-        found[Path(record.path).stem] = list(zip(names, boxes, strict=True))  # type: ignore[arg-type]
-    return found
-
-
-@pytest.mark.parametrize("layout", ["yolo", "voc"])
-@pytest.mark.parametrize("usual", [True, False])
-def test_boxes_and_classes_are_preserved(tmp_path: Path, layout: Any, usual: bool) -> None:
-    make = {"yolo": yolo, "voc": voc}[layout]
-    counts = convert(make(tmp_path / "source", usual), layout, tmp_path / "out")
-    assert counts == {"train": (2, 2), "val": (1, 1)}
-    assert {split: read(tmp_path / "out", split) for split in WANTED} == WANTED
-    lists = [
-        [c["name"] for c in json.loads(path.read_text())["categories"]]
-        for path in sorted((tmp_path / "out" / "annotations").iterdir())
-    ]
-    assert lists[0] == lists[1]
+@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_comes_back_from_every_format(tmp_path: Path, layout: str, to: Any) -> None:
+    counts = convert(LAYOUTS[layout](tmp_path / "source"), tmp_path / "out", to)
+    assert counts == {"train": (3, 3), "val": (1, 2)}
+    assert recognize(tmp_path / "out").name == TO[to]
+    for split, wanted in SPLITS.items():
+        assert close(read(tmp_path / "out", split), wanted)
 
 
 def test_the_command_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(["convert", str(voc(tmp_path / "source")), "--from", "voc", "--out", str(tmp_path / "out")])
-    assert capsys.readouterr().out == "train: 2 images, 2 boxes\nval: 1 images, 1 boxes\n"
+    run(["convert", str(voc(tmp_path / "source")), "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().out == "train: 3 images, 3 boxes\nval: 1 images, 2 boxes\n"
+    assert recognize(tmp_path / "out").name == "COCO"
 
 
-@pytest.mark.parametrize(
-    ("layout", "broken", "message"),
-    [
-        ("yolo", "data.yaml", r"data\.yaml is missing"),
-        ("yolo", "images/val", r"data\.yaml: val: no folder images/val"),
-        ("yolo", "labels/train", r"labels/train is missing"),
-        ("voc", "ImageSets", r"train\.txt is missing"),
-        ("voc", "JPEGImages/c.jpg", r"val\.txt: no image c in"),
-        ("voc", "Annotations", r"neither Annotations nor a folder train"),
-    ],
-)
-def test_missing_files_are_named_and_nothing_is_written(tmp_path: Path, layout: Any, broken: str, message: str) -> None:
-    source = {"yolo": yolo, "voc": voc}[layout](tmp_path / "source")
-    path = source / broken
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(DfmsdError, match=message):
-        convert(source, layout, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_crowds_stay_in_coco_and_are_counted_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = coco(tmp_path / "source")
+    edit(root, change("annotations", iscrowd=1))
+    assert convert(root, tmp_path / "coco")["train"] == (3, 3)
+    truth = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
+    assert [entry["iscrowd"] for entry in truth["annotations"]] == [1, 0, 0]
+    assert not caplog.records
+    assert convert(root, tmp_path / "yolo", "yolo")["train"] == (3, 2)
+    assert "1 crowds and boxes outside their image are left out: yolo has none" in caplog.text
 
 
-@pytest.mark.parametrize(("layout", "file"), [("yolo", "labels/train/a.txt"), ("voc", "Annotations/a.xml")])
-def test_a_bad_label_file_is_refused(tmp_path: Path, layout: Any, file: str) -> None:
-    source = {"yolo": yolo, "voc": voc}[layout](tmp_path / "source")
-    (source / file).write_text("nonsense")
-    with pytest.raises(DfmsdError, match=f"cannot be read as {layout}"):
-        convert(source, layout, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("to", TO)
+def test_images_of_the_same_name_are_kept_apart(tmp_path: Path, to: Any) -> None:
+    pictures = {"a": SPLITS["train"]["a"], "deep/a": SPLITS["val"]["e"]}
+    splits = {"train": pictures, "val": {"a": SPLITS["train"]["c.d"]}}
+    for split in splits:
+        (tmp_path / "source" / split / "deep").mkdir(parents=True)
+    convert(coco(tmp_path / "source", splits), tmp_path / "out", to)
+    assert close(read(tmp_path / "out", "train"), {"a": pictures["a"], "a_2": pictures["deep/a"]})
+    assert [*read(tmp_path / "out", "val").values()] == [splits["val"]["a"]]
+
+
+@pytest.mark.parametrize("to", TO)
+def test_classes_of_one_split_alone_have_one_number_in_all(tmp_path: Path, to: Any) -> None:
+    splits = {
+        "train": {"a": Picture(20, 20, [("ray", (1, 1, 9, 9))])},
+        "val": {"b": Picture(20, 20, [("eel", (1, 1, 9, 9)), ("ray", (2, 2, 8, 8))])},
+    }
+    convert(roboflow_voc(tmp_path / "source", splits), tmp_path / "out", to)
+    for split, wanted in splits.items():
+        assert close(read(tmp_path / "out", split), wanted)
+    if to != "voc":
+        assert {open_split(tmp_path / "out", split).class_names for split in splits} == {("eel", "ray")}
+
+
+def test_names_that_yaml_reads_otherwise_come_back(tmp_path: Path) -> None:
+    splits = {"train": {"a": Picture(20, 20, [(name, (1, 1, 9, 9)) for name in ("1", "null", "yes", "Ö: x")])}}
+    convert(coco(tmp_path / "source", splits), tmp_path / "out", "yolo")
+    assert close(read(tmp_path / "out", "train"), splits["train"])
+
+
+def test_a_bad_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = yolo(tmp_path / "source")
+    (source / "labels" / "train" / "a.txt").write_text("nonsense")
+    with pytest.raises(DfmsdError, match=r"a\.txt: line 1 is not a row of numbers"):
+        convert(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_nonempty_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(DfmsdError, match="not empty"):
-        convert(yolo(tmp_path / "source"), "yolo", tmp_path / "out")
+        convert(yolo(tmp_path / "source"), tmp_path / "out")

@@ -109,7 +109,7 @@ def test_the_error_about_a_missing_root_names_the_formats_and_the_digits(tmp_pat
 
 
 def test_the_error_about_a_missing_split_names_those_that_are_there(tiny_coco: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"tiny_coco \(COCO layout\) has no test images, only train, val"):
+    with pytest.raises(DfmsdError, match=r"tiny_coco \(COCO layout\) has no split test, only train, val"):
         open_split(tiny_coco, "test")
 
 

@@ -30,6 +30,7 @@ def evaluate(
     model: Detector | str | Path,
     data: str | Path | DataConfig | DetectionDataset | DataLoader[Any],
     *,
+    split: str = "val",
     image_size: int | None = None,
     batch_size: int = 16,
     limit: int | None = None,
@@ -37,14 +38,15 @@ def evaluate(
     amp: torch.dtype | None = None,
     out: str | Path | None = None,
 ) -> Metrics:
-    """Compute the COCO metrics of a detector on the validation images of a data set.
+    """Compute the COCO metrics of a detector on one split of a data set; the others are not opened.
 
     The detector's classes are matched to those of the data set by name.
 
     Args:
         model: a detector, or a reference such as a run folder; see `load_detector`.
-        data: data set folder in the COCO layout, ``"digits"`` or a `DataConfig`; or a data set without augmentation,
-            or its loader, which is used as a whole.
+        data: data set folder, ``"digits"`` or a `DataConfig`; or a data set without augmentation, or its loader,
+            which is used as a whole.
+        split: ``val``, ``test`` or another split of the folder or `DataConfig`.
         image_size: longer side in pixels, instead of that of a `DataConfig`; with a folder, None uses that of the
             model's training, else 256.
         batch_size: images in a batch; a loader has its own.
@@ -60,7 +62,7 @@ def evaluate(
     Raises:
         DfmsdError: unknown model or data, no common class, or augmented data.
     """
-    from dfmsd.data import CocoDataModule
+    from dfmsd.data.datamodule import split_loader
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import default_device
     from dfmsd.utils.files import make_folder, write_json
@@ -80,7 +82,7 @@ def evaluate(
     if isinstance(data, DataConfig):
         if image_size is None and detector.image_size not in (None, data.image_size):
             logger.warning("evaluating at %d pixels a model trained at %d", data.image_size, detector.image_size)
-        images = CocoDataModule(data).val_dataloader()
+        images = split_loader(data, split)
     device = default_device() if device is None else device
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
     if out is not None:
@@ -231,23 +233,25 @@ def share(
     return sharing.share(run, out, name=name, dataset=dataset, license=license, baseline=baseline, push=push)
 
 
-def convert(source: str | Path, layout: Literal["voc", "yolo"], out: str | Path) -> dict[str, tuple[int, int]]:
-    """Convert a data set in the layout of Pascal VOC or YOLO to the COCO layout; images are copied.
+def convert(
+    source: str | Path, out: str | Path, *, to: Literal["coco", "yolo", "voc"] = "coco"
+) -> dict[str, tuple[int, int]]:
+    """Write a data set in the format of COCO, YOLO or Pascal VOC; images are copied.
 
     Args:
-        source: folder of the data set; docs/convert.md describes its contents.
-        layout: layout of the source.
+        source: folder in any layout that dfmsd reads; docs/data.md describes them.
         out: folder to create.
+        to: format to write.
 
     Returns:
         Split -> number of images and of boxes.
 
     Raises:
-        DfmsdError: an extra or a file is missing, or a file cannot be read.
+        DfmsdError: the source cannot be read, or ``out`` is not empty or cannot be written.
     """
     from dfmsd.data import convert as conversion
 
-    return conversion.convert(Path(source), layout, Path(out))
+    return conversion.convert(source, Path(out), to)
 
 
 def _detector(model: object) -> Detector:

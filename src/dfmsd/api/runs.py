@@ -81,7 +81,7 @@ def distill(
             ``[first, [second, third]]``. A teacher is a reference (run folder, weights file, torchvision weight name,
             ``hf:...``, ``mmdet:...``, or the YAML file of a training or distillation), a `TrainConfig`, a
             `DistillConfig`, or a `Detector`. Those described by a config are made on first use.
-        data: data set folder in the COCO layout, ``"digits"``, or a `DataConfig`.
+        data: data set folder, ``"digits"``, or a `DataConfig`.
         out: run folder.
         epochs: of each stage, or of all stages in total, shared evenly.
         no_distill: train the baseline: the same loop without teachers.
@@ -184,7 +184,7 @@ def train(
     Args:
         config: a `TrainConfig`, or the path of its YAML file: the whole run.
         model: what to train, as the ``student`` of `distill`.
-        data: data set folder in the COCO layout, ``"digits"``, or a `DataConfig`.
+        data: data set folder, ``"digits"``, or a `DataConfig`.
         out: run folder.
         resume: continue the unfinished run in ``out``.
         overwrite: delete the contents of ``out`` first.

@@ -14,7 +14,8 @@ from dfmsd.engine.configfile import command_parser
 def evaluate_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd evaluate``."""
     parser = _model_parser("Compute the COCO metrics of a detector.")
-    parser.add_argument("--data", type=str, required=True, help="data set folder in the COCO layout, or digits")
+    parser.add_argument("--data", type=str, required=True, help="data set folder, or digits")
+    parser.add_argument("--split", type=str, default="val", help="split to evaluate on, such as test")
     _add_image_size(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="JSON file to write the metrics to")
     return parser
@@ -22,7 +23,7 @@ def evaluate_parser() -> ArgumentParser:
 
 def evaluate_command(values: Namespace) -> None:
     """Run ``dfmsd evaluate``."""
-    metrics = api.evaluate(values.model, values.data, image_size=values.image_size, out=values.out)
+    metrics = api.evaluate(values.model, values.data, split=values.split, image_size=values.image_size, out=values.out)
     print(json.dumps(metrics, indent=2))
 
 
@@ -136,16 +137,16 @@ def share_command(values: Namespace) -> None:
 
 def convert_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd convert``."""
-    parser = command_parser("Convert a data set in the layout of Pascal VOC or YOLO to the COCO layout.")
-    parser.add_argument("source", type=Path, help="folder of the data set; docs/convert.md describes its contents")
-    parser.add_argument("--from", dest="layout", choices=["voc", "yolo"], required=True, help="layout of the source")
+    parser = command_parser("Write a data set in the format of COCO, YOLO or Pascal VOC.")
+    parser.add_argument("source", type=Path, help="data set folder; its layout is recognised")
+    parser.add_argument("--to", choices=["coco", "yolo", "voc"], default="coco", help="format to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to create; images are copied")
     return parser
 
 
 def convert_command(values: Namespace) -> None:
     """Run ``dfmsd convert``."""
-    for split, (images, boxes) in api.convert(values.source, values.layout, values.out).items():
+    for split, (images, boxes) in api.convert(values.source, values.out, to=values.to).items():
         print(f"{split}: {images} images, {boxes} boxes")
 
 

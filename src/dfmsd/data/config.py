@@ -30,7 +30,12 @@ class DataConfig:
     """Where the data come from and how batches are made.
 
     Attributes:
-        root: Folder in the COCO layout, or `digits` for the built-in data set (`./digits` is a folder of that name).
+        root: Folder of the data set, whose layout is recognised (COCO, YOLO, Pascal VOC and their relatives), or
+            `digits` for the built-in data set (`./digits` is a folder of that name).
+        train: Split to train on: the name that it has there, or `{annotations: FILE.json, images: FOLDER}`, both in
+            `root`; null is the one that is recognised.
+        val: Split to evaluate on, likewise.
+        test: Split for the last word, likewise; opened on request only.
         image_size: Longer side after resizing, in pixels; a multiple of 32.
         batch_size: Images per batch and process.
         pad: Pad to a square of `image_size` (`square`), or to the largest sides in the batch, rounded up to a multiple
@@ -60,6 +65,9 @@ class DataConfig:
     """
 
     root: str = "digits"
+    train: str | dict[str, str] | None = None
+    val: str | dict[str, str] | None = None
+    test: str | dict[str, str] | None = None
     image_size: int = 256
     batch_size: int = 16
     pad: Literal["square", "batch"] = "square"
@@ -90,6 +98,8 @@ class DataConfig:
         if isinstance(self.cache, bool):  # YAML reads `off` as false
             self.cache = "ram" if self.cache else "off"
         check_path("data.root", self.root)
+        for name in ("train", "val", "test"):
+            _check_split(name, getattr(self, name))
         if self.unlabeled is not None:
             check_path("data.unlabeled", self.unlabeled)
         check_image_size(self.image_size)
@@ -131,6 +141,13 @@ class DataConfig:
     def unmixed_epochs(self, epochs: int) -> int:
         """Return the number of last epochs without mosaic and mixup, in a run of this many epochs."""
         return min(epochs, math.ceil(epochs / 10) if self.mosaic_off is None else self.mosaic_off)
+
+
+def _check_split(name: str, value: str | dict[str, str] | None) -> None:
+    if value == "" or (isinstance(value, dict) and value.keys() != {"annotations", "images"}):
+        raise DfmsdError(
+            f"data.{name} must be the name of a split or {{annotations: FILE.json, images: FOLDER}}, got {value!r}"
+        )
 
 
 def check_image_size(image_size: Any, name: str = "data.image_size") -> None:

@@ -19,11 +19,12 @@ from torchvision.ops import box_area
 
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.batching import collate
+from dfmsd.data.classes import match_classes
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset
-from dfmsd.data.digits import cached_digits
+from dfmsd.data.holdout import split_holdout
 from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
-from dfmsd.data.opening import open_split
+from dfmsd.data.opening import describe, has_split, open_split
 from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample, fitted_size
@@ -70,25 +71,23 @@ class CocoDataModule(pl.LightningDataModule):
             raise DfmsdError(f"seed must be at least 0, got {seed}")
         self.config = config
         self.seed = seed
-        root = cached_digits() if config.root == "digits" else config.root
-        whole = train = open_split(root, "train")
-        val = open_split(root, "val")
+        whole = open_split(config, "train")
         if config.holdout:
             train, val = split_holdout(whole, config.holdout)
-        if train.class_names != val.class_names:
-            raise DfmsdError(
-                f"{val.file}: classes {list(val.class_names)} differ from those of the train split, "
-                f"{list(train.class_names)}; give both files the same categories"
-            )
+        else:
+            train, val = match_classes(whole, open_split(config, "val"))
+        counts = {"train": len(train), "held out" if config.holdout else "val": len(val)}
+        logger.info("data: %s", describe(config, counts))
         self.class_names: tuple[str, ...] = train.class_names
         self.num_labeled = len(train)
         if config.unlabeled is not None:
-            labeled = [record.path for split in (whole, val) for record in split.records]
+            others = [open_split(config, "val")] if config.holdout and has_split(config, "val") else [val]
+            labeled = [record.path for split in (whole, *others) for record in split.records]
             train = train.extended(unlabeled_records(config.unlabeled, labeled))
         size = _resized_bytes((train, val), config.image_size)
         cache = _choose_cache(config, size)
         self.workers = _count_workers(config.workers, cache != "off", processes)
-        store = _open_store(Path(root), config, size) if cache == "disk" else None
+        store = _open_store(Path(config.root).expanduser(), config, size) if cache == "disk" else None
         keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
         mixing = None if epochs is None else epochs - config.unmixed_epochs(epochs)
         augmentation = Augmentation(config.image_size, **config.augmentation, mixing_epochs=mixing)
@@ -149,42 +148,38 @@ class CocoDataModule(pl.LightningDataModule):
 
     @property
     def _options(self) -> dict[str, Any]:
-        """Options of both loaders."""
-        return {
-            "num_workers": self.workers,
-            "persistent_workers": self.workers > 0,
-            "worker_init_fn": ignore_stop_signals,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": partial(collate, image_size=self.config.image_size if self.config.pad == "square" else None),
-            "generator": torch.Generator(),  # by default a loader draws from the global generator
-        }
+        return _loader_options(self.config, self.workers)
 
 
-def split_holdout(split: DetectionSplit, share: float) -> tuple[DetectionSplit, DetectionSplit]:
-    """Split off about this share of the images, chosen by their file names.
+def split_loader(config: DataConfig, split: str = "val") -> DataLoader[Sample]:
+    """Open one split and return a loader of its images, without augmentation; no other split is opened.
 
     Args:
-        split: Split to divide.
-        share: 0..1.
-
-    Returns:
-        The remaining images and those held out.
+        config: Data configuration; with ``holdout``, ``val`` is that share of the training images.
+        split: See `open_split`.
 
     Raises:
-        DfmsdError: One of the two has no images.
+        DfmsdError: There is no such split, or it is damaged.
     """
-    held_out = {record.id for record in split.records if _unit_hash(record.path.name) < share}
-    if not 0 < len(held_out) < len(split):
-        raise DfmsdError(
-            f"data.holdout: a share of {share} holds out {len(held_out)} of {len(split)} images; choose one that "
-            "leaves images on both sides"
-        )
-    return split.subset(lambda record: record.id not in held_out), split.subset(lambda record: record.id in held_out)
+    held_out = split == "val" and config.holdout > 0
+    data = open_split(config, "train" if held_out else split)
+    if held_out:
+        data = split_holdout(data, config.holdout)[1]
+    logger.info("data: %s", describe(config, {"held out" if held_out else split: len(data)}))
+    fits = _choose_cache(config, _resized_bytes([data], config.image_size)) != "off"
+    options = _loader_options(config, _count_workers(config.workers, fits, 1))
+    return DataLoader(DetectionDataset(data, config.image_size), config.batch_size, **options)
 
 
-def _unit_hash(name: str) -> float:
-    """Hash a name to a number in [0, 1)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
+def _loader_options(config: DataConfig, workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": ignore_stop_signals,
+        "pin_memory": torch.cuda.is_available(),
+        "collate_fn": partial(collate, image_size=config.image_size if config.pad == "square" else None),
+        "generator": torch.Generator(),  # by default a loader draws from the global generator
+    }
 
 
 def _resized_bytes(splits: Iterable[DetectionSplit], image_size: int) -> int:

@@ -94,7 +94,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path]:
-    """List the files in a folder and its subfolders that have the suffix of an image, sorted by name.
+    """List the files in a folder and its subfolders that have the suffix of an image, sorted by name; hidden ones not.
 
     Args:
         folder: Folder to search.
@@ -102,7 +102,11 @@ def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path
     """
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     suffixes.update(extra_suffixes)
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes and path.is_file()]
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    ]
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         file: File or folder that messages about the split name.
         class_names: Name of each label.
         category_ids: Category id of each label.
+        classes_listed: Whether the format lists the classes; otherwise they are those of the objects in this split.
         records: Images and boxes.
         ground_truth: Images, categories and annotations for COCO evaluation, crowds included.
 
@@ -48,6 +49,7 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         self.file = source.file
         self.class_names: tuple[str, ...] = tuple(category["name"] for category in content.categories)
         self.category_ids: tuple[int, ...] = tuple(category["id"] for category in content.categories)
+        self.classes_listed = content.listed
         self.records = _to_records(content, self.file)
         self.ground_truth = _to_ground_truth(content)
 

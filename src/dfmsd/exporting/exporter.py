@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.digits import cached_digits
+from dfmsd.data.formats import layout_of
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
@@ -75,7 +76,7 @@ def export(
         raise DfmsdError(f"--int8 requires --format onnx, got {format}")
     file = _output_file(Path(model), form, None if out is None else Path(out))
     root = _images_root(Path(model), images)
-    image_files = find_images([_val_folder(root)])[:MAX_IMAGES]
+    image_files = _find_images(root)[:MAX_IMAGES]
     detector = load_detector(str(model))
     side = detector.choose_size(image_size, "--image-size")
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
@@ -160,6 +161,10 @@ def _images_root(model: Path, images: str | Path | None) -> Path:
     return cached_digits() if str(root) == "digits" else Path(root).expanduser()
 
 
-def _val_folder(root: Path) -> Path:
-    """Return the val split of a data set, or the folder itself."""
-    return root / "val" if (root / "annotations").is_dir() else root
+def _find_images(root: Path) -> list[Path]:
+    """List the val images of a data set, or the images in a folder."""
+    layout = layout_of(root) if root.is_dir() else None
+    if layout is None:
+        return find_images([root])
+    source = layout.find("val") or next(iter(layout.sources.values()))
+    return [image["path"] for image in source.read().images]

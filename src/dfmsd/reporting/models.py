@@ -116,4 +116,4 @@ def run_name(run: Path) -> str:
 
 
 def _images_key(config: DistillConfig) -> tuple[object, ...]:
-    return config.data.root, config.data.image_size, config.data.holdout
+    return config.data.root, str(config.data.val), config.data.image_size, config.data.holdout

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dfmsd.data.formats import coco
+from dfmsd.data.formats import coco, voc, yolo
 from dfmsd.data.formats.layout import Content, Layout, Source, hidden
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.files import check_path
 
-__all__ = ["FORMATS", "Content", "Layout", "Source", "recognize"]
+__all__ = ["FORMATS", "Content", "Layout", "Source", "layout_of", "recognize"]
 
-FORMATS = (coco,)
+FORMATS = (coco, yolo, voc)
 """Each has ``recognize(root)``, which returns a `Layout` or None, and ``expected(root)``, a hint for a message."""
 SHOWN = 8
 """Entries of a folder that a message lists."""
@@ -33,10 +33,10 @@ def recognize(root: str | Path) -> Layout:
             f"data.root: no folder {root.absolute()}; give the folder of a data set in the layout of COCO, YOLO or "
             "Pascal VOC, or `digits` for the built-in data set"
         )
-    layout = _recognize(root)
+    layout = layout_of(root)
     if layout is not None:
         return layout
-    inner = [found for folder in _folders(root) if (found := _recognize(folder)) is not None]
+    inner = [found for folder in _folders(root) if (found := layout_of(folder)) is not None]
     if len(inner) == 1:
         return inner[0]
     if inner:
@@ -45,7 +45,8 @@ def recognize(root: str | Path) -> Layout:
     raise DfmsdError(f"data.root: {root} {_contents(root)}, which is no known layout; {_expected(root)}")
 
 
-def _recognize(root: Path) -> Layout | None:
+def layout_of(root: Path) -> Layout | None:
+    """Return the layout of a folder itself, or None if no reader knows it."""
     return next((layout for format in FORMATS if (layout := format.recognize(root)) is not None), None)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dfmsd.data.formats.boxes import check_convention, segmentation_box
-from dfmsd.data.formats.layout import Content, Entry
+from dfmsd.data.formats.layout import CONTROL_CHARACTERS, Content, Entry
 from dfmsd.data.formats.names import find_images
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.imagecheck import read_sizes
@@ -21,8 +21,6 @@ logger = logging.getLogger("dfmsd")
 MAX_ID = 2**63 - 1
 MAX_COORDINATE = 1e9
 """In pixels; products of two coordinates below it stay exact in float64."""
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters and lone surrogates, which file systems, pages and terminals reject."""
 SIZE, BOX, IGNORED = (
     "images have no usable width and height: taken from their files",
     "annotations have no box: computed from their segmentation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,8 @@ from dfmsd.errors import DfmsdError
 Entry = dict[str, Any]
 SPLITS = ("train", "val", "trainval", "test")
 """Our names of splits."""
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and lone surrogates, which file systems, pages and terminals reject."""
 ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 """Other names of splits -> ours."""
 
@@ -28,6 +31,8 @@ class Content(NamedTuple):
     """``id`` and ``name``, sorted by id."""
     annotations: list[Entry]
     """``image_id``, ``category_id`` and ``bbox``, maybe ``area`` and ``iscrowd``."""
+    listed: bool = True
+    """Whether the format has a list of classes; otherwise the categories are those of the objects in this split."""
 
 
 class Source(Protocol):
@@ -73,6 +78,25 @@ def plain_name(split: str) -> str:
     """Return our name of a split: ``val2017`` and ``valid`` are ``val``."""
     name = re.sub(r"[-_]?\d{4}$", "", split.lower())
     return ALIASES.get(name, name)
+
+
+def check_names(names: Mapping[int, str], file: Path) -> None:
+    """Check class names: they are not empty, without control characters, and differ.
+
+    Args:
+        names: Number of a class -> its name.
+        file: File that has them, for messages.
+
+    Raises:
+        DfmsdError: A name is none.
+    """
+    for number, name in names.items():
+        if not name or CONTROL_CHARACTERS.search(name):
+            reason = "has control characters" if name else "is empty"
+            raise DfmsdError(f"{file}: the name {name!r} of class {number} {reason}; rename it")
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise DfmsdError(f"{file}: class name {twice[0]!r} occurs more than once; make it unique")
 
 
 def hidden(path: Path) -> bool:

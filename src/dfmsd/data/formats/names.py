@@ -87,6 +87,31 @@ def _find_missing(names: Iterable[str], folder: Path, root: Path) -> tuple[list[
     return missing, outside
 
 
+def check_inside(paths: Sequence[Path], folders: Sequence[Path], file: Path) -> None:
+    """Check that no path or link leads out of the folders of a data set.
+
+    Args:
+        paths: Image files.
+        folders: Folders that may hold them.
+        file: File that lists them, for messages.
+
+    Raises:
+        DfmsdError: An image lies elsewhere.
+    """
+    resolved = [folder.resolve() for folder in folders]
+
+    def inside(path: Path) -> bool:
+        return any(path.is_relative_to(folder) for folder in resolved)
+
+    parents = {parent: inside(parent.resolve()) for parent in {path.parent for path in paths}}
+    outside = [p for p in paths if not (inside(p.resolve()) if p.is_symlink() else parents[p.parent])]
+    if outside:
+        raise DfmsdError(
+            f"{file}: {len(outside)} of its {len(paths)} images lead out of {folders[0]}, the first is {outside[0]}; "
+            "put the files themselves there, or choose a data.root that contains both"
+        )
+
+
 def _files(folder: Path, root: Path) -> dict[Path, Path]:
     """List the files in a folder and below, but not in folders of other splits: path -> path relative to it."""
     found: dict[Path, Path] = {}

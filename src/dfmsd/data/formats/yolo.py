@@ -1,0 +1,242 @@
+"""Data sets in the layout of YOLO: a YAML file with ``names``, and a text file of boxes for each image."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from dfmsd.data.formats.layout import Content, Layout, check_names, hidden
+from dfmsd.data.formats.names import check_inside
+from dfmsd.data.formats.text import read_text
+from dfmsd.data.formats.yolorows import read_rows
+from dfmsd.data.imagecheck import read_sizes
+from dfmsd.data.images import list_images
+from dfmsd.errors import DfmsdError, one_line
+
+EXPECTED = (
+    "a data set in the YOLO layout has a data.yaml with `names` and the image folders `train` and `val`; write it there"
+)
+KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Split -> keys that may name its images."""
+
+
+class TextLoader(yaml.SafeLoader):
+    """A loader that leaves every value but null as it is written: ``yes``, ``1``, ``1e3``."""
+
+
+TextLoader.yaml_implicit_resolvers = {
+    first: [pair for pair in resolvers if pair[0] == "tag:yaml.org,2002:null"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@dataclass(frozen=True)
+class YoloSource:
+    """The images of one split and the classes.
+
+    Attributes:
+        file: YAML file.
+        split: Key of the split there.
+        places: What the key lists: folders, and text files of paths.
+        root: Folder of the data set.
+    """
+
+    file: Path
+    split: str
+    places: tuple[str, ...]
+    root: Path
+
+    def read(self) -> Content:
+        """Read and validate the split; see `Source`."""
+        settings = read_settings(self.file)
+        names = class_names(settings, self.file)
+        paths = list(dict.fromkeys(self._images(settings)))
+        if not paths:
+            raise DfmsdError(f"{self.file}: {self.split}: no image in {', '.join(self.places)}; correct the path")
+        names_in = cache(_names)
+        labels = [label_file(path, names_in) for path in paths]
+        if not any(labels):
+            raise DfmsdError(
+                f"{self.file}: {self.split}: none of its {len(paths)} images has a label file, such as "
+                f"{_label_places(paths[0])[0]}; add them"
+            )
+        sizes = read_sizes(paths)
+        images = [
+            {"id": number, "path": path, "height": height, "width": width}
+            for number, (path, (height, width)) in enumerate(zip(paths, sizes, strict=True), 1)
+        ]
+        categories = [{"id": number, "name": name} for number, name in sorted(names.items())]
+        annotations = read_rows(images, labels, names, self.file, keypoints="kpt_shape" in settings)
+        return Content(images, categories, annotations)
+
+    def _images(self, settings: Mapping[str, Any]) -> Iterator[Path]:
+        bases = _bases(self.root, settings.get("path"))
+        for place in self.places:
+            found = _locate(place, bases)
+            if found is None:
+                raise DfmsdError(
+                    f"{self.file}: {self.split}: no folder or list {place} in {bases[0]}; correct the path"
+                )
+            paths = list_images(found) if found.is_dir() else list(_listed(found, bases))
+            check_inside(paths, [self.root, *bases[:1], *([found] if found.is_dir() else [])], self.file)
+            yield from paths
+
+
+def recognize(root: Path) -> Layout | None:
+    """Recognise the layout by ``data.yaml``, ``data.yml`` or the only YAML file with ``names``; None if there is none.
+
+    Raises:
+        DfmsdError: The file is not valid YAML, or several have ``names``.
+    """
+    file = _settings_file(root)
+    if file is None:
+        return None
+    settings = read_settings(file)
+    sources = {}
+    for split, keys in KEYS.items():
+        key = next((key for key in keys if settings.get(key)), None)
+        if key is not None:
+            sources[split] = YoloSource(file, key, _places(settings[key], key, file), file.parent)
+    if not sources:
+        raise DfmsdError(f"{file}: it has neither train nor val; give the folders of their images")
+    return Layout("YOLO", file.parent, sources)
+
+
+def expected(root: Path) -> str | None:
+    """Say what is missing for a data set in this format, if the folder looks like one."""
+    return EXPECTED if any(root.glob("labels*")) or any(root.glob("*/labels*")) else None
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read a YAML file whose values stay text.
+
+    Raises:
+        DfmsdError: It is not valid YAML, or no mapping.
+    """
+    text = read_text(file)
+    try:
+        content = TextLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        tab = mark is not None and text[mark.index : mark.index + 1] == "\t"
+        reason = "tab" if tab else one_line(getattr(error, "problem", None) or error)
+        raise DfmsdError(f"{file}: not valid YAML ({reason}){line}; correct it there") from error
+    if not isinstance(content, dict):
+        raise DfmsdError(f"{file}: expected keys such as names, train and val; write them there")
+    return content
+
+
+def class_names(settings: Mapping[str, Any], file: Path) -> dict[int, str]:
+    """Return class number -> name, from a list or from a mapping, whose keys are the numbers.
+
+    Raises:
+        DfmsdError: There are no names, or one of them is no text or occurs twice.
+    """
+    given = settings.get("names")
+    if isinstance(given, list):
+        given = dict(enumerate(given))
+    if not isinstance(given, dict) or not given:
+        raise DfmsdError(f"{file}: no `names` of classes; give a list, or a mapping from class number to name")
+    names: dict[int, str] = {}
+    for key, name in given.items():
+        number = int(key) if str(key).isdecimal() and len(str(key)) < 10 else None
+        if number is None or number in names:
+            raise DfmsdError(f"{file}: names: {key!r} is not the number of one class; count from 0")
+        if not isinstance(name, str):
+            raise DfmsdError(f"{file}: names: class {number} is {name!r}, no text; put the name in quotes")
+        names[number] = name.strip()
+    check_names(names, file)
+    return names
+
+
+def label_file(image: Path, names_in: Callable[[Path], Collection[str]]) -> Path | None:
+    """Return the label file of an image: in ``labels`` where the image is in ``images``, or beside it.
+
+    Args:
+        image: Image file.
+        names_in: Lists the names of the files in a folder.
+    """
+    return next((place for place in _label_places(image) if place.name in names_in(place.parent)), None)
+
+
+def _label_places(image: Path) -> list[Path]:
+    place = next((number for number, part in enumerate(image.parts[::-1]) if part == "images"), None)
+    beside = image.with_suffix(".txt")
+    if place is None:
+        return [beside]
+    parts = list(beside.parts)
+    parts[-1 - place] = "labels"
+    return [Path(*parts), beside]
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except OSError:
+        return frozenset()
+
+
+def _settings_file(root: Path) -> Path | None:
+    if root.is_file():
+        return root if root.suffix in (".yaml", ".yml") else None
+    for name in ("data.yaml", "data.yml"):
+        if (root / name).is_file():
+            return root / name
+    files = [file for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if not hidden(file)]
+    files = [file for file in files if file.is_file() and b"names:" in file.read_bytes()]
+    if len(files) > 1:
+        shown = ", ".join(file.name for file in files)
+        raise DfmsdError(f"data.root: {root} has several YAML files with names, {shown}; give one of them")
+    return files[0] if files else None
+
+
+def _places(value: object, key: str, file: Path) -> tuple[str, ...]:
+    places = value if isinstance(value, list) else [value]
+    if not all(isinstance(place, str) and place for place in places):
+        raise DfmsdError(f"{file}: {key}: expected a folder of images or a list of folders, got {value!r}; correct it")
+    return tuple(places)
+
+
+def _bases(root: Path, path: object) -> list[Path]:
+    """Return the folders that paths may be relative to: ``path``, the file's own, and one in it for ``../x``."""
+    given = [root / path] if isinstance(path, str) and path else []
+    return [*given, root, root / "-"]
+
+
+def _locate(place: str, bases: list[Path]) -> Path | None:
+    """Find a folder or file, also if it was written on another machine: by its last parts."""
+    place = place.replace("\\", "/")
+    for base in bases:
+        candidate = Path(os.path.normpath(base / place))
+        if _exists(candidate):
+            return candidate
+    parts = PurePosixPath(place).parts
+    shorter = (
+        Path(os.path.normpath(base.joinpath(*parts[start:]))) for start in range(1, len(parts)) for base in bases[:2]
+    )
+    return next((path for path in shorter if _exists(path)), None)
+
+
+def _exists(path: str | Path) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a null character
+        return False
+
+
+def _listed(file: Path, bases: list[Path]) -> Iterator[Path]:
+    """Yield the images in a text file, one path a line."""
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        found = _locate(line.strip(), [file.parent, *bases])
+        if found is None or not found.is_file():
+            raise DfmsdError(f"{file}: line {number}: no image {line.strip()}; add it or remove the line")
+        yield found

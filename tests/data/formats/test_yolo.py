@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from tests.helpers.layouts import SPLITS, close, read, roboflow_yolo, yolo
+
+from dfmsd.data import open_split
+from dfmsd.data.formats import recognize
+from dfmsd.errors import DfmsdError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Data with `cells.yaml`, `images` and `labels`."""
+    return yolo(tmp_path / "data")
+
+
+def settings(root: Path, **values: Any) -> None:
+    file = root / "cells.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **values}, allow_unicode=True))
+
+
+def rows(root: Path, *lines: str, name: str = "a") -> None:
+    (root / "labels" / "train" / f"{name}.txt").write_text("\n".join(lines))
+
+
+def refusal(root: Path, split: str = "train") -> str:
+    with pytest.raises(DfmsdError) as caught:
+        open_split(root, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Classes.
+
+
+@pytest.mark.parametrize("names", [{"0": "eel", "1": "ray"}, {1: "ray", 0: "eel"}, ["eel", "ray"]])
+def test_names_may_be_a_list_or_a_mapping_from_numbers(root: Path, names: Any) -> None:
+    settings(root, names=names)
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_the_keys_of_names_are_class_numbers(root: Path) -> None:
+    settings(root, names={3: "eel", 7: "ray"})
+    for file in root.glob("labels/*/*.txt"):
+        lines = [line.split(" ", 1) for line in file.read_text().splitlines()]
+        file.write_text("\n".join(f"{['3', '7'][int(number)]} {rest}" for number, rest in lines))
+    split = open_split(root, "train")
+    assert (split.class_names, split.category_ids) == (("eel", "ray"), (3, 7))
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[yes, no]", ("yes", "no")),
+        ("[1, 1e3]", ("1", "1e3")),
+        ("[' RBC ', 2020-01-01]", ("RBC", "2020-01-01")),
+        ("{0: on, 1: 'null'}", ("on", "null")),
+    ],
+)
+def test_names_are_text_as_it_is_written(root: Path, text: str, names: tuple[str, ...]) -> None:
+    settings(root, names=[])
+    file = root / "cells.yaml"
+    file.write_text(file.read_text().replace("names: []", f"names: {text}"))
+    assert open_split(root, "train").class_names == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["eel", None], "names: class 1 is None, no text"),
+        (["eel", "eel "], "class name 'eel' occurs more than once"),
+        (["eel", ""], "name '' of class 1 is empty"),
+        (["eel", "a\nb"], r"name 'a\nb' of class 1 has control characters"),
+        ({"a": "eel"}, "names: 'a' is not the number of one class"),
+        ({"00": "eel", "0": "ray"}, "is not the number of one class"),
+        ([], "no `names` of classes"),
+        ("eel", "no `names` of classes"),
+        (["eel"], "a.txt: line 1 has class 1, which has no name in cells.yaml (it has 0 to 0)"),
+    ],
+)
+def test_bad_names_are_refused(root: Path, names: Any, message: str) -> None:
+    settings(root, names=names)
+    assert message in refusal(root)
+
+
+# Places.
+
+
+def test_images_may_be_in_several_folders_and_in_subfolders(root: Path) -> None:
+    for kind, suffix in (("images", "png"), ("labels", "txt")):
+        for name, folder in (("a", "more/1"), ("c.d", "rest")):
+            (root / kind / folder).mkdir(parents=True)
+            shutil.move(root / kind / "train" / f"{name}.{suffix}", root / kind / folder)
+    settings(root, train=["images/train", "images/more", "images/rest"])
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+@pytest.mark.parametrize("path", [".", "../data", "absolute", "/nowhere/data", None])
+def test_path_may_be_relative_absolute_or_gone(root: Path, path: str | None) -> None:
+    settings(root, path=str(root) if path == "absolute" else path)
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+@pytest.mark.parametrize(
+    "place", ["/nowhere/data/images/train", "./images/train/", r"images\train", r"C:\x\images\train"]
+)
+def test_places_of_another_machine_are_found(root: Path, place: str) -> None:
+    settings(root, train=place)
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_the_yaml_file_itself_may_be_the_root(root: Path) -> None:
+    assert recognize(root / "cells.yaml").name == "YOLO"
+
+
+def test_a_list_with_a_missing_image_is_refused_with_the_line(root: Path) -> None:
+    (root / "list.txt").write_text("images/train/a.png\n\nimages/train/b.png\n")
+    settings(root, train="list.txt")
+    assert "list.txt: line 3: no image images/train/b.png" in refusal(root)
+
+
+def test_a_missing_folder_is_named(root: Path) -> None:
+    settings(root, train="nowhere")
+    assert "cells.yaml: train: no folder or list nowhere" in refusal(root)
+
+
+def test_several_yaml_files_have_to_be_chosen_from(root: Path) -> None:
+    shutil.copy(root / "cells.yaml", root / "other.yaml")
+    assert "several YAML files with names, cells.yaml, other.yaml; give one of them" in refusal(root)
+
+
+def test_a_link_out_of_the_data_is_refused(root: Path) -> None:
+    (root / "images" / "train" / "a.png").rename(root.parent / "private.png")
+    (root / "images" / "train" / "a.png").symlink_to(root.parent / "private.png")
+    assert "1 of its 3 images lead out of" in refusal(root)
+
+
+# YAML and text.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: a\nval: b\nnames:\n\t- eel\n", "data.yaml: not valid YAML (tab), line 4"),
+        ("names: [eel\n", "data.yaml: not valid YAML ("),
+        ("- eel\n", "data.yaml: expected keys such as names, train and val"),
+        ("names: [eel]\n", "data.yaml: it has neither train nor val"),
+        ("names: [eel]\ntrain: {a: b}\n", "data.yaml: train: expected a folder of images"),
+    ],
+)
+def test_a_bad_yaml_file_is_refused_with_the_place(root: Path, text: str, message: str) -> None:
+    (root / "data.yaml").write_text(text)
+    assert message in refusal(root)
+
+
+def test_utf_16_is_told(root: Path) -> None:
+    (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2", encoding="utf-16")
+    assert "a.txt: it is UTF-16 text; save it as UTF-8" in refusal(root)
+
+
+# Rows.
+
+
+def test_all_label_files_missing_are_refused(root: Path) -> None:
+    shutil.rmtree(root / "labels" / "train")
+    assert "none of its 3 images has a label file, such as" in refusal(root)
+    assert "labels/train/a.txt; add them" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["0 32 24 16 16", "1 10 10 9 9"], "a.txt: line 1 has a box outside 0..1, as have 2 of 3 rows"),
+        (["0 .5 .5 .2 x"], "a.txt: line 1 is not a row of numbers"),
+        (["", "0 .5 .5 .2"], "a.txt: line 2 has 4 numbers"),
+        (["0 .5 .5 .2 .2 .9"], "a.txt: line 1 has 6 numbers"),
+        (["0 .5 .5 .2 nan"], "a.txt: line 1 has a number that is not finite"),
+        (["0.5 .5 .5 .2 .2"], "has class 0.5, which has no name"),
+        (["0 .5 .5 .2 .2 .5 .5 2 .4 .4 1"], "a.txt: line 1 looks like a box with key points, as do 1 of 2 rows"),
+        (["0 .5 .5 .2 .2 .5 .5 .45 .55"], "looks like a box with key points"),
+        (["0 .1 .1 .5 .5", "1 .5 .5 .9 .9", "1 .6 .6 .9 .9"], "boxes reach beyond their image, and all fit if read"),
+    ],
+)
+def test_rows_in_another_convention_are_refused(root: Path, lines: list[str], message: str) -> None:
+    rows(root, *lines)
+    rows(root, "0 .1 .1 .2 .2" if "beyond" not in message else "0 .1 .1 .9 .95", name="c.d")
+    assert message in refusal(root)
+
+
+def test_polygons_give_their_boxes_and_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows(root, "0 .25 .5 .5 .25 .75 .5", "1 .5 .5 .5 .5", "1 0 0 1 0 1 1 0 1")
+    assert [box for _, box in read(root, "train")["a"].boxes] == [(16, 12, 48, 24), (16, 12, 48, 36), (0, 0, 64, 48)]
+    assert "2 of 4 rows have a polygon: its box is computed" in caplog.text
+
+
+def test_key_points_that_are_announced_are_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings(root, kpt_shape=[2, 3])
+    rows(root, "0 .5 .5 .5 .5 .5 .5 2 .4 .4 1")
+    assert [box for _, box in read(root, "train")["a"].boxes] == [(16, 12, 48, 36)]
+    assert "1 of 2 rows have key points, which are left out" in caplog.text
+
+
+def test_a_broken_image_is_named(root: Path) -> None:
+    (root / "images" / "train" / "a.png").write_bytes(b"text")
+    assert "images/train/a.png: cannot be decoded as an image" in refusal(root)
+
+
+def test_boxes_belong_to_the_image_as_it_is_turned(tmp_path: Path) -> None:
+    root = roboflow_yolo(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (root / "val" / "images" / "e.png").unlink()
+    Image.new("RGB", (48, 64)).save(root / "val" / "images" / "e.jpg", exif=exif)
+    assert close(read(root, "val"), SPLITS["val"])
