@@ -55,6 +55,21 @@ def test_evaluate_refuses_a_place_where_it_cannot_write_before_it_starts(tmp_pat
         dfmsd.evaluate("runs/none", "data", out=tmp_path / "file" / "metrics.json")
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_is_loaded(tiny_root: Path) -> None:
+    pytest.importorskip("supervision")
+    images, closed = tiny_root / "val", Path("/proc/self")
+    calls = {
+        "evaluate": lambda: dfmsd.evaluate("runs/none", "data", out=closed / "metrics.json"),
+        "predict": lambda: dfmsd.predict("runs/none", images, closed),
+        "export": lambda: dfmsd.export("runs/none", "torch", out=closed / "model.pt2", images=images),
+        "visualize": lambda: dfmsd.visualize("runs/none", "runs/none", images, closed),
+    }
+    for call in calls.values():
+        with pytest.raises(DfmsdError, match=r"out: cannot write to /proc/self .*; choose another folder"):
+            call()
+
+
 def test_predict_takes_a_detector(tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path) -> None:
     pytest.importorskip("supervision")
     detector = dfmsd.load_detector(tiny_teachers[0])

@@ -87,7 +87,9 @@ def test_a_class_without_objects_is_named(tiny_coco: Path, warned: Warned) -> No
         edit(tiny_coco, lambda raw: raw["categories"].insert(0, {"id": 0, "name": "cells"}), split)
     assert annotated_classes([open_split(tiny_coco, "train")]) == ["square", "disc"]
     (message,) = warned()
-    assert message.endswith("instances_train.json: no annotation of class cells to train on; remove categories that are no classes")
+    assert message.endswith(
+        "instances_train.json: no annotation of class cells to train on; remove categories that are no classes"
+    )
 
 
 def test_repeated_boxes_are_counted(tiny_coco: Path, warned: Warned) -> None:

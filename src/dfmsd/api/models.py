@@ -65,12 +65,12 @@ def evaluate(
     from dfmsd.data.datamodule import split_loader
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import default_device
-    from dfmsd.utils.files import make_folder, write_json
+    from dfmsd.utils.files import check_writable, make_folder, write_json
 
     if out is not None:  # before hours of work that would be lost
         if Path(out).is_dir():
             raise DfmsdError(f"out: {out} is a folder; name a file in it, such as {Path(out) / 'metrics.json'}")
-        make_folder(Path(out).parent)
+        check_writable(Path(out).parent)
     detector = _detector(model)
     images: Any = data
     if isinstance(data, str | Path):
@@ -86,6 +86,7 @@ def evaluate(
     device = default_device() if device is None else device
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
     if out is not None:
+        make_folder(Path(out).parent)
         write_json(Path(out), metrics)
     return metrics
 

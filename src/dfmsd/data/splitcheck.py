@@ -73,7 +73,9 @@ def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
     known = annotated_classes([train])
     unused = [name for name in train.class_names if name not in known]
     if unused:
-        logger.warning("%s: no annotation of %s to train on; remove categories that are no classes", train.file, _listed(unused))
+        logger.warning(
+            "%s: no annotation of %s to train on; remove categories that are no classes", train.file, _listed(unused)
+        )
     files = {record.path: record for split in (train, val) for record in split.records}
     contents = {path: path for path in files}
     contents |= {copy.path: group[0].path for group in find_copies([*files.values()]) for copy in group}

@@ -22,7 +22,7 @@ from dfmsd.detectors.prediction import Prediction, check_score
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import make_folder, write_json
+from dfmsd.utils.files import check_writable, make_folder, write_json
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
@@ -69,6 +69,7 @@ def predict(
     import_supervision("predict")
     files = find_images(images, VIDEOS, exclude=out)
     targets = output_paths(files, out)
+    check_writable(out)
     unreadable: dict[Path, str] = {}
     for file in files:
         with _noting(file, unreadable):

@@ -31,7 +31,7 @@ from dfmsd.exporting.to_torch import TORCH
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detectors
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
-from dfmsd.utils.files import write_json
+from dfmsd.utils.files import check_writable, write_json
 
 FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
 TOLERANCE = 1e-3
@@ -75,6 +75,7 @@ def export(
     if int8 and form is not ONNX:
         raise DfmsdError(f"--int8 requires --format onnx, got {format}")
     file = _output_file(Path(model), form, None if out is None else Path(out))
+    check_writable(file.parent, "--out")
     root = _images_root(Path(model), images)
     image_files = _find_images(root)[:MAX_IMAGES]
     detector = load_detector(str(model))

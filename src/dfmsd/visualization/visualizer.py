@@ -15,7 +15,7 @@ from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
-from dfmsd.utils.files import make_folder, write_atomically
+from dfmsd.utils.files import check_writable, make_folder, write_atomically
 from dfmsd.visualization.criteria import stage_criteria
 from dfmsd.visualization.figures import draw_contact_sheet, draw_scene, render_png
 from dfmsd.visualization.scene import build_scene
@@ -42,6 +42,7 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     """
     model, teacher, out = str(model), str(teacher), Path(out)
     files = find_images(images, exclude=out)
+    check_writable(out)
     student, detector = load_detector(model), load_detector(teacher)
     stages = stage_criteria(model, student, teacher, detector)
     size = student.choose_size()
