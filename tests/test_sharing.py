@@ -198,8 +198,8 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
         (_without("student.safetensors"), "contains no student.safetensors; pass the folder of a finished run"),
         (_full, "already exists; choose a new folder"),
         (_other_classes, "was evaluated on other classes than"),
-        (lambda *_: {"push": "no name"}, "--push: 'no name' is not <user>/<name>"),
-        (lambda *_: {"push": "shapes"}, "--push: 'shapes' is not <user>/<name>; include both"),
+        (lambda *_: {"push": "no name"}, "`push`: 'no name' is not <user>/<name>"),
+        (lambda *_: {"push": "shapes"}, "`push`: 'shapes' is not <user>/<name>; include both"),
         (lambda *_: {"baseline": Path("nowhere")}, "no run folder at nowhere"),
     ],
 )

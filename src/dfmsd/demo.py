@@ -22,6 +22,7 @@ from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
+from dfmsd.utils.files import check_writable
 
 DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is not a digit
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050", fpn_channels=64, head_convs=2)
@@ -68,6 +69,7 @@ def demo(out: Path) -> Path:
         Path of the report.
     """
     start, console = time.perf_counter(), Console(markup=False)
+    check_writable(out)
     configs = demo_configs(out)
     CocoDataModule(DATA)  # create the data set before two processes need it
     console.print("1/2 training both teachers at once")

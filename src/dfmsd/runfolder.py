@@ -156,7 +156,7 @@ class RunFolder:
             return int(config["data"]["image_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise DfmsdError(
-                f"{self.config_file} has no data.image_size; restore it, or use {self.weights_file} with --image-size"
+                f"{self.config_file} has no data.image_size; restore it, or use {self.weights_file} with `image_size`"
             ) from error
 
     def data_root(self) -> str | None:
@@ -169,7 +169,7 @@ class RunFolder:
             return None
         data = self.read_config().get("data")
         if not isinstance(data, dict) or not isinstance(data.get("root"), str):
-            raise DfmsdError(f"{self.config_file} has no data.root; pass --images")
+            raise DfmsdError(f"{self.config_file} has no data.root; pass `images`")
         return str(data["root"])
 
 

@@ -19,7 +19,7 @@ from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import import_extra
-from dfmsd.utils.files import is_taken, write_text
+from dfmsd.utils.files import check_writable, is_taken, write_text
 
 _RUN = RunFolder(Path())
 FILES = tuple(file.name for file in (_RUN.weights_file, _RUN.description_file, _RUN.config_file, _RUN.metrics_file))
@@ -112,7 +112,8 @@ def share(
     record = _finished(run)
     baseline_record = _finished(Path(baseline)) if baseline else None
     if is_taken(out):
-        raise DfmsdError(f"--out: {out} already exists; choose a new folder")
+        raise DfmsdError(f"`out`: {out} already exists; choose a new folder")
+    check_writable(out)
     if push:
         _check_repository(hub, push)
     for file in FILES:
@@ -120,7 +121,7 @@ def share(
             raise DfmsdError(f"{run} contains no {file}; pass the folder of a finished run")
     detector = load_detector(run)
     if baseline_record is not None and _classes(baseline_record) != _classes(record):
-        raise DfmsdError(f"--baseline: {baseline} was evaluated on other classes than {run}")
+        raise DfmsdError(f"`baseline`: {baseline} was evaluated on other classes than {run}")
     name = name or (push or record.folder.resolve().name).rpartition("/")[2]
     dataset = dataset or Path(RunFolder(run).data_root() or "").name
     card = _card(hub, record, detector, baseline_record, name=name, dataset=dataset, license=license)
@@ -223,9 +224,9 @@ def _check_repository(hub: ModuleType, name: str) -> None:
     try:
         hub.utils.validate_repo_id(name)
     except hub.errors.HFValidationError as error:
-        raise DfmsdError(f"--push: {name!r} is not <user>/<name> ({foreign_message(error)})") from error
+        raise DfmsdError(f"`push`: {name!r} is not <user>/<name> ({foreign_message(error)})") from error
     if name.count("/") != 1:
-        raise DfmsdError(f"--push: {name!r} is not <user>/<name>; include both")
+        raise DfmsdError(f"`push`: {name!r} is not <user>/<name>; include both")
 
 
 def _upload(hub: ModuleType, folder: Path, name: str) -> None:
@@ -235,6 +236,6 @@ def _upload(hub: ModuleType, folder: Path, name: str) -> None:
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES, CARD])
     except Exception as error:  # network, token and permission errors have many types
         raise DfmsdError(
-            f"--push: {name} was not uploaded ({foreign_message(error)}); log in with `hf auth login`, then upload"
+            f"`push`: {name} was not uploaded ({foreign_message(error)}); log in with `hf auth login`, then upload"
             f" {folder} with `hf upload {name} {folder}`"
         ) from error

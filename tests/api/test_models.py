@@ -23,6 +23,7 @@ def test_evaluate_takes_a_detector_or_a_reference(
 def test_evaluate_uses_the_size_of_the_training_unless_another_is_named(
     tiny_root: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", logger="dfmsd")
     detector, sizes = dfmsd.load_detector(tiny_teachers[0]), []
     detector.image_size = 64
     monkeypatch.setattr(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.helpers.yaml_configs import DISTILL, SUM
 
-from dfmsd.cli.flags import config_files, merge_list_flags, parsed_config, split_lists
+from dfmsd.cli.flags import config_files, in_flags, merge_list_flags, parsed_config, split_lists
 from dfmsd.distillation.stages import NearConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import config_parser, read_config
@@ -146,3 +146,10 @@ def test_lists_need_no_brackets() -> None:
 
 def test_config_files_are_found_in_both_spellings() -> None:
     assert config_files(["--config=a.yaml", "--out", "x", "--config", "b.yaml"]) == [Path("a.yaml"), Path("b.yaml")]
+
+
+def test_parameters_are_named_as_flags() -> None:
+    parser = config_parser(DistillConfig)
+    parser.add_argument("--check-images", type=int)
+    said = in_flags("`check_images`, `seed` or `teacher_cache`, not `square` or `data.root`", parser)
+    assert said == "--check-images, --seed or --teacher_cache, not `square` or `data.root`"

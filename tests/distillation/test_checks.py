@@ -117,7 +117,7 @@ def test_a_long_list_of_known_classes_is_cut() -> None:
     ],
 )
 def test_a_teacher_with_a_low_ap_is_refused(teacher: float, student: float, problem: str) -> None:
-    with pytest.raises(DfmsdError, match=rf"teacher t measures AP .*{problem}.*--allow-weak-teacher") as caught:
+    with pytest.raises(DfmsdError, match=rf"teacher t measures AP .*{problem}.*`allow_weak_teacher`") as caught:
         check_teacher_ap("t", teacher, student)
     assert one_line(caught)
 

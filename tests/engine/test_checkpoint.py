@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path) 
     save(tmp_path, 1)
     save(tmp_path, 2)
     with (
-        pytest.raises(DfmsdError, match=r"no space left to write \(.+\); free some, then --resume continues .* step 2"),
+        pytest.raises(DfmsdError, match=r"no space left to write \(.+\); free some, then `resume` continues .* step 2"),
         explain_full_disk(tmp_path),
         files_of_at_most(1000),
     ):
@@ -198,7 +198,7 @@ def test_a_run_stopped_by_a_full_disk_can_be_resumed(
     config.data.batch_size = 2  # four steps
     monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", Filling)
     try:
-        with pytest.raises(DfmsdError, match=r"no space left to write .* --resume continues from step 1"):
+        with pytest.raises(DfmsdError, match=r"no space left to write .* `resume` continues from step 1"):
             train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, hard)

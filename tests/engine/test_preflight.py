@@ -144,7 +144,7 @@ def test_a_teacher_that_cannot_teach_is_refused_unless_allowed(
     measured(*aps)
     with pytest.raises(DfmsdError, match=message) as error:
         preflight(task, data)
-    assert "--allow-weak-teacher" in str(error.value)
+    assert "`allow_weak_teacher`" in str(error.value)
     assert len(preflight(task, data, allow_weak_teacher=True).terms) == 6
 
 

@@ -263,11 +263,11 @@ def test_an_interrupted_run_delivers_its_student_and_resumes_to_the_same_bits(
     assert not (run / "metrics.json").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "interrupted: " in said
-    assert "is the student so far, not evaluated; --resume continues from step 3" in said
+    assert "is the student so far, not evaluated; resume it to continue from step 3" in said
     assert stopped.value.status == INTERRUPTED
     assert identical(delivered(run), in_checkpoint(run / "last.ckpt"))
     assert [row["step"] for row in rows(run / "log.csv")] == ["0", "1", "2"]
-    with pytest.raises(DfmsdError, match="already holds a run; pass --resume, --overwrite or another --out"):
+    with pytest.raises(DfmsdError, match="already holds a run; pass `resume`, `overwrite` or another `out`"):
         quietly(config)
 
     monkeypatch.undo()

@@ -42,7 +42,7 @@ def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config:
     config = train_config(folder)
     with pytest.raises(DfmsdError, match="already holds a run"):
         train(config)
-    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config in seed; resume with --config"):
+    with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config in seed; resume it with"):
         train(replace(config, seed=1), resume=True)
     with pytest.raises(DfmsdError, match="pass one of them"):
         train(config, resume=True, overwrite=True)
@@ -106,7 +106,7 @@ def test_an_unfinished_run_is_no_teacher(distill_config: MakeDistill, finished_r
     load = partial(load_teachers, class_names=("square", "disc"), out=tmp_path / "student", train=untrained)
     assert load([str(run)]).keys() == {str(run)}
     (run / "metrics.json").unlink()
-    with pytest.raises(DfmsdError, match=r"the run has not finished; continue it with --config .*--resume, or name"):
+    with pytest.raises(DfmsdError, match=r"the run has not finished; resume it with .*config.yaml, or name"):
         load([str(run)])
     assert load([str(run / "student.safetensors")])
 

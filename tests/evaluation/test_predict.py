@@ -198,7 +198,7 @@ def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"--score must be a number .*, got 'high'"):
+    with pytest.raises(DfmsdError, match=r"`score` must be a number .*, got 'high'"):
         predict("any", [tmp_path], tmp_path / "out", score="high")  # type: ignore[arg-type]
 
 

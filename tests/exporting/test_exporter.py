@@ -195,12 +195,12 @@ def test_int8_keeps_the_ap_of_a_trained_model(shared_data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"int8": True}, "--int8 requires --format onnx, got torch"),
-        ({"out": Path("x.onnx")}, "--out: expected a file ending in .pt2, got x.onnx"),
+        ({"int8": True}, "`int8` requires `format` onnx, got torch"),
+        ({"out": Path("x.onnx")}, "`out`: expected a file ending in .pt2, got x.onnx"),
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
-        ({"image_size": 50}, "--image-size must be a multiple of 32, .* got 50"),
-        ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "--out: required because FCOS_.* is not a file or folder"),
-        ({"model": "RUN/student.safetensors"}, "--images: required because .*student.safetensors is not a run folder"),
+        ({"image_size": 50}, "`image_size` must be a multiple of 32, .* got 50"),
+        ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "`out`: required because FCOS_.* is not a file or folder"),
+        ({"model": "RUN/student.safetensors"}, "`images`: required because .*student.safetensors is not a run folder"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_work(trained: Path, changes: dict[str, Any], message: str) -> None:
@@ -214,7 +214,7 @@ def test_invalid_arguments_are_rejected_before_work(trained: Path, changes: dict
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(DfmsdError, match=r"--format openvino needs openvino: pip install 'dfmsd\[openvino\]'"):
+    with pytest.raises(DfmsdError, match=r"`format` openvino needs openvino: pip install 'dfmsd\[openvino\]'"):
         export(trained, "openvino")
 
 

@@ -87,7 +87,7 @@ def test_missing_detections_are_padded() -> None:
 
 
 def test_unsupported_detectors_and_sizes_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"--image-size must be a multiple of 32, .* got 50"):
+    with pytest.raises(DfmsdError, match=r"`image_size` must be a multiple of 32, .* got 50"):
         DetectionGraph(tiny("gfl"), 50)
     with pytest.raises(DfmsdError, match="this ExportedDetector cannot be exported; supported are FCOS"):
         DetectionGraph(ExportedDetector(lambda images: (images, images, images), ("a",)), 64)

@@ -13,6 +13,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.utils.distributed import (
     broadcast_from_first,
     check_process_counts,
+    check_rank,
     explain_lost_process,
     process_sum,
     shared_step,
@@ -25,6 +26,38 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 NORMS = {"rtol": 1e-5, "atol": 1e-7}
 """Tolerance for balancing, which measures norms in float32, and for FCOS and GFL, which compute in it."""
 Found = dict[str, dict[str, torch.Tensor]]
+
+
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "refused"),
+    [
+        ({}, (1, 1), None),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, (1, 1), None),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, (1, 1), "RANK"),
+        ({"LOCAL_RANK": "1"}, (1, 1), "LOCAL_RANK"),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, (1, 1), "LOCAL_RANK"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 1), "RANK"),
+        (TORCHRUN, (1, 1), None),  # a teacher's training has started this process
+        ({"LOCAL_RANK": "1"}, (2, 1), None),
+        ({"SLURM_PROCID": "3"}, (1, 1), "SLURM_PROCID"),
+        ({"SLURM_PROCID": "3"}, (4, 1), None),
+    ],
+)
+def test_the_rank_of_another_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], processes: tuple[int, int], refused: str | None
+) -> None:
+    for name in (*TORCHRUN, "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if refused is None:
+        check_rank(processes)
+        return
+    with pytest.raises(DfmsdError, match=f"variable {refused} is .*: unset {refused} if another job left it behind"):
+        check_rank(processes)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import coerce
 
 if TYPE_CHECKING:
     import torch
@@ -64,13 +65,12 @@ def evaluate(
     """
     from dfmsd.data.datamodule import split_loader
     from dfmsd.evaluation import evaluate as evaluation
-    from dfmsd.utils.device import default_device
-    from dfmsd.utils.files import check_writable, make_folder, write_json
+    from dfmsd.utils.device import read_device
+    from dfmsd.utils.files import check_output, make_folder, write_json
 
     if out is not None:  # before hours of work that would be lost
-        if Path(out).is_dir():
-            raise DfmsdError(f"out: {out} is a folder; name a file in it, such as {Path(out) / 'metrics.json'}")
-        check_writable(Path(out).parent)
+        check_output(Path(out))
+    limit = coerce(limit, int | None, "limit")
     detector = _detector(model)
     images: Any = data
     if isinstance(data, str | Path):
@@ -83,7 +83,7 @@ def evaluate(
         if image_size is None and detector.image_size not in (None, data.image_size):
             logger.warning("evaluating at %d pixels a model trained at %d", data.image_size, detector.image_size)
         images = split_loader(data, split)
-    device = default_device() if device is None else device
+    device = read_device(device)
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
     if out is not None:
         make_folder(Path(out).parent)
@@ -148,6 +148,7 @@ def export(
     """
     from dfmsd.exporting import exporter
 
+    images = coerce(images, str | None, "images")
     return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8)
 
 

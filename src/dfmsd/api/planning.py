@@ -14,6 +14,7 @@ from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.losses import LossConfig
+from dfmsd.utils.coerce import coerce
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -118,7 +119,8 @@ def rank_teachers(
     """
     check_names(settings, DistillConfig, rank_teachers)
     if teachers is not None:
-        settings["stages"] = stages_of(list(map(str, teachers)))
+        named = coerce(list(teachers) if isinstance(teachers, tuple) else teachers, list[str], "teachers")
+        settings["stages"] = stages_of(named)
     resolved = resolve_config(DistillConfig, config, settings)
 
     from dfmsd.ranking.ranker import rank
@@ -147,9 +149,11 @@ def estimate(
         DfmsdError: the run would be refused.
     """
     from dfmsd.estimation import estimator
-    from dfmsd.utils.files import write_json
+    from dfmsd.utils.files import check_output, write_json
 
     check_names(settings, DistillConfig, estimate)
+    if json is not None:
+        check_output(Path(json), "json")
     found = estimator.estimate(resolve_config(DistillConfig, config, settings))
     if json is not None:
         write_json(Path(json), found.as_json())

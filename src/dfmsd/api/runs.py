@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from dfmsd.api.settings import build_config, check_names, resolve_config
+from dfmsd.api.settings import build_config, check_names, check_switches, resolve_config
 from dfmsd.api.students import Student, Teachers, plan_stages, resolve_student
 from dfmsd.data import DataConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -103,6 +103,7 @@ def distill(
     from dfmsd.engine import run as engine
 
     check_names(settings, DistillConfig, distill)
+    check_switches(no_distill=no_distill, resume=resume, overwrite=overwrite, allow_weak_teacher=allow_weak_teacher)
     config, objects = resolve_distillation(config, teachers, data, out, epochs, settings)
     result = engine.distill(
         config,
@@ -202,6 +203,7 @@ def train(
     from dfmsd.engine import run as engine
 
     check_names(settings, TrainConfig, train)
+    check_switches(resume=resume, overwrite=overwrite)
     settings |= {key: value for key, value in {"data": data, "out": out}.items() if value is not None}
     detector: Detector | None = None
     if _is_whole_run(config, TrainConfig):

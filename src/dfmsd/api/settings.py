@@ -21,6 +21,7 @@ from dfmsd.engine.configfile import parse_config, read_config
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
+from dfmsd.utils.coerce import coerce
 
 C = TypeVar("C")
 
@@ -125,14 +126,24 @@ def check_names(settings: Mapping[str, object], kind: type[Any], function: Any) 
         raise DfmsdError(f"no setting {name!r}; {hint}")
 
 
+def check_switches(**switches: object) -> None:
+    """Refuse what is neither True nor False, such as the text ``"no"``.
+
+    Raises:
+        DfmsdError: names the parameter.
+    """
+    for name, value in switches.items():
+        coerce(value, bool, name)
+
+
 def _plain(value: Any) -> Any:
     """Convert a value to what a YAML file can hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return _plain(asdict(value))
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

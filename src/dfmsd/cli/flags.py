@@ -35,6 +35,12 @@ def parsed_config(config: type[C], values: jsonargparse.Namespace) -> C:
         return build_config(config, values)
 
 
+def in_flags(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Name the parameters in a message, such as `check_images`, as flags of the command."""
+    flags = {flag[2:].replace("-", "_"): flag for flag in parser._option_string_actions if flag.startswith("--")}
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), message)
+
+
 @contextmanager
 def naming(files: Sequence[object]) -> Iterator[None]:
     """Name the files that a refused value may come from."""

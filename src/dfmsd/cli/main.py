@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 
 from dfmsd import __version__
 from dfmsd.cli import models, runs
-from dfmsd.cli.flags import config_files, merge_list_flags, naming, refuse_two_sizes, split_lists
+from dfmsd.cli.flags import config_files, in_flags, merge_list_flags, naming, refuse_two_sizes, split_lists
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -95,7 +95,10 @@ def run(arguments: Sequence[str]) -> None:
     except ArgumentError as error:
         see = " and ".join([f"dfmsd {name} --help" if name else "dfmsd --help", *map(str, files)])
         raise DfmsdError(f"{explain(error, subparsers.get(name, parser))}; see {see}") from error
-    COMMANDS[values.command].run(values[values.command])
+    try:
+        COMMANDS[values.command].run(values[values.command])
+    except DfmsdError as error:
+        raise DfmsdError(in_flags(str(error), subparsers[values.command])) from error
 
 
 def main() -> None:

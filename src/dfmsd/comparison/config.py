@@ -66,7 +66,7 @@ class CompareConfig:
         """
         check_path("out", self.out)
         if not self.seeds or not self.methods:
-            raise DfmsdError("methods and seeds: pass at least one of each, such as --methods none,pkd --seeds 0,1,2")
+            raise DfmsdError("methods and seeds: pass at least one of each, such as pkd and 0")
         if min(self.seeds) < 0:
             raise DfmsdError(f"seeds must be at least 0, got {min(self.seeds)}")
         if not self.pairs:

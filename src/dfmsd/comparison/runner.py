@@ -21,8 +21,10 @@ from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
+from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
-from dfmsd.utils.files import write_json
+from dfmsd.utils.distributed import check_rank
+from dfmsd.utils.files import check_writable, write_json
 from dfmsd.utils.lock import locked, refuse_writer
 
 
@@ -45,8 +47,11 @@ def compare(
             skipped without an error.
         Stopped: SIGTERM, SIGUSR1 or SIGHUP ended the comparison; the runs are saved, and the next call resumes them.
     """
-    if jobs < 1:
+    if coerce(jobs, int, "jobs") < 1:
         raise DfmsdError(f"jobs must be at least 1, got {jobs}")
+    check_rank((1, 1))
+    if not dry_run:
+        check_writable(Path(config.out))
     check_frozen(config.student)
     data = CocoDataModule(config.data, digest=config.teacher_cache is not None)
     check_contents(data)

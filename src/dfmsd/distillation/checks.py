@@ -39,7 +39,7 @@ def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -
         raise DfmsdError(
             f"teacher {teacher} does not know class(es) {', '.join(missing)} of the data; it knows "
             f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}; train a teacher on this data, "
-            "or pass --allow-weak-teacher to imitate its features anyway"
+            "or pass `allow_weak_teacher` to imitate its features anyway"
         )
 
 
@@ -65,7 +65,7 @@ def check_teacher_ap(teacher: str, teacher_ap: float | None, student_ap: float |
         return
     raise DfmsdError(
         f"teacher {teacher} measures AP {100 * teacher_ap:.1f} in this pipeline, {problem}; "
-        f"check {USUAL_CAUSES}, use a better teacher or pass --allow-weak-teacher"
+        f"check {USUAL_CAUSES}, use a better teacher or pass `allow_weak_teacher`"
     )
 
 

@@ -75,7 +75,7 @@ def find_checkpoint(run: Path) -> Path | None:
     if intact is None and (folder.last_checkpoint.exists() or folder.previous_checkpoint.exists()):
         raise DfmsdError(
             f"{folder.last_checkpoint} is damaged or not written by dfmsd, and there is no intact "
-            f"{folder.previous_checkpoint.name}; remove them, and --resume starts the run again"
+            f"{folder.previous_checkpoint.name}; remove them, and `resume` starts the run again"
         )
     return intact
 
@@ -116,7 +116,7 @@ def explain_full_disk(run: Path) -> Iterator[None]:
         if _error_code(error) not in DISK_FULL:
             raise
         saved = _newest_intact(RunFolder(run))
-        remedy = f"--resume continues from step {saved_step(saved)}" if saved else "start again with --overwrite"
+        remedy = f"`resume` continues from step {saved_step(saved)}" if saved else "start again with `overwrite`"
         reason = os.strerror(_error_code(error))
         raise DfmsdError(f"{run}: no space left to write ({reason}); free some, then {remedy}") from error
 

@@ -168,7 +168,7 @@ def _deliver_unfinished(run: RunFolder, task: DistillationTask) -> None:
     if is_first_process():
         save_detector(student, run.path)
         step = saved_step(run.last_checkpoint)
-        remedy = f"--resume continues from step {step}"
+        remedy = f"resume it to continue from step {step}"
         _print(f"interrupted: {run.weights_file} is the student so far, not evaluated; {remedy}")
 
 

@@ -48,16 +48,16 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
         DfmsdError: the folder holds a run, or none, or another one, against what ``resume`` and ``overwrite`` say.
     """
     if resume and overwrite:
-        raise DfmsdError("--resume keeps what is in the run folder and --overwrite deletes it; pass one of them")
+        raise DfmsdError("`resume` keeps what is in the run folder and `overwrite` deletes it; pass one of them")
     if resume and not run.exists:
-        raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out --resume")
+        raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out `resume`")
     if resume and (keys := differing_keys(config, run.path)):
         raise DfmsdError(
             f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
-            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; resume with --config {run.config_file}"
+            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; resume it with {run.config_file}"
         )
     if not resume and not overwrite and run.exists:
-        raise DfmsdError(f"{run} already holds a run; pass --resume, --overwrite or another --out")
+        raise DfmsdError(f"{run} already holds a run; pass `resume`, `overwrite` or another `out`")
 
 
 def open_folder(

@@ -25,9 +25,10 @@ from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
 from dfmsd.engine.teachers import find_teachers, load_teachers, untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
-from dfmsd.utils.distributed import is_first_process
+from dfmsd.utils.distributed import check_rank, is_first_process
 
 __all__ = ["Result", "build_task", "check", "distill", "load_teachers", "make_teacher", "train"]
 
@@ -82,6 +83,7 @@ def distill(
     """
     check_loggers(config.loggers)
     refuse_no_images(check_images)
+    check_rank(config.processes)
     if no_distill:
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
@@ -153,6 +155,7 @@ def check(
         DfmsdError: the run would be refused.
     """
     refuse_no_images(check_images)
+    check_rank(config.processes)
     if student is None:
         check_frozen(config.student)
     settled = settle(config, teachers, recipes)
@@ -245,5 +248,5 @@ def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataM
 
 def refuse_no_images(check_images: int | None) -> None:
     """Refuse to measure AP on no image; None uses all."""
-    if check_images is not None and check_images < 1:
+    if check_images is not None and coerce(check_images, int, "check_images") < 1:
         raise DfmsdError(f"check_images must be at least 1, got {check_images}; leave it out to use all images")

@@ -119,7 +119,7 @@ def _refuse_unfinished(name: str) -> None:
     if run.exists and not run.finished:
         refuse_writer(run.path)
         raise DfmsdError(
-            f"teacher {name}: the run has not finished; continue it with --config {run.config_file} --resume, or name "
+            f"teacher {name}: the run has not finished; resume it with {run.config_file}, or name "
             f"{run.weights_file} to use the detector as it is"
         )
 
@@ -198,7 +198,7 @@ def _is_trained(name: str, recipe: Recipe, class_names: Sequence[str]) -> bool:
     if run.exists and not same_run(recipe, run.path):
         described = "this teacher's config" if name == recipe.out else name
         raise DfmsdError(
-            f"{run} holds another run than {described} describes; remove it or change `out` in {described}"
+            f"{run} holds another run than {described} describes; remove it or change its out in {described}"
         )
     if run.finished:
         return True

@@ -65,11 +65,12 @@ def predict(
         DfmsdError: supervision or a file is missing, a drawing would overwrite an input, or files cannot be read; if
             others can, these are done first.
     """
-    check_score(score, "--score")
+    check_score(score, "`score`")
     import_supervision("predict")
     files = find_images(images, VIDEOS, exclude=out)
     targets = output_paths(files, out)
-    check_writable(out)
+    for folder in {out, *(target.parent for target in targets)}:
+        check_writable(folder)
     unreadable: dict[Path, str] = {}
     for file in files:
         with _noting(file, unreadable):
@@ -77,7 +78,7 @@ def predict(
     if len(unreadable) == len(files):
         raise _unreadable_error(unreadable, len(files), out)
     detector = model if isinstance(model, Detector) else load_detector(model)
-    size = detector.choose_size(image_size, "--image-size")
+    size = detector.choose_size(image_size, "`image_size`")
     make_folder(out)
     recorder = _Recorder(detector.to(default_device()), score, size)
     start = time.perf_counter()
@@ -116,7 +117,7 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
             target = target.with_name(f"{file.name}.png")
         if target.resolve() in taken:
             raise DfmsdError(
-                f"--out: the drawing of {file} would overwrite {target}; choose another folder, or rename the file"
+                f"`out`: the drawing of {file} would overwrite {target}; choose another folder, or rename the file"
             )
         taken.add(target.resolve())
         targets.append(target)

@@ -31,7 +31,7 @@ from dfmsd.exporting.to_torch import TORCH
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detectors
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
-from dfmsd.utils.files import check_writable, write_json
+from dfmsd.utils.files import check_output, write_json
 
 FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
 TOLERANCE = 1e-3
@@ -71,15 +71,15 @@ def export(
     if format not in FORMATS:
         raise DfmsdError(f"format: unknown format {format!r}; the formats are {', '.join(FORMATS)}")
     form = FORMATS[format]
-    check_extra(f"--format {format}", form.packages, form.extra)
+    check_extra(f"`format` {format}", form.packages, form.extra)
     if int8 and form is not ONNX:
-        raise DfmsdError(f"--int8 requires --format onnx, got {format}")
+        raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
     file = _output_file(Path(model), form, None if out is None else Path(out))
-    check_writable(file.parent, "--out")
+    check_output(file)
     root = _images_root(Path(model), images)
     image_files = _find_images(root)[:MAX_IMAGES]
     detector = load_detector(str(model))
-    side = detector.choose_size(image_size, "--image-size")
+    side = detector.choose_size(image_size, "`image_size`")
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
     graph = DetectionGraph(detector, side).eval()
     batches = [to_batch(read_image(path), side).images for path in image_files]
@@ -118,13 +118,13 @@ def _verify(
     difference = compare_detectors(detector, exported, batches, post.score_threshold, post.per_image)
     if not difference.detections:
         raise DfmsdError(
-            "export: the model detects nothing in these images, so the file cannot be compared; pass --images that "
+            "export: the model detects nothing in these images, so the file cannot be compared; pass `images` that "
             "contain its objects, or train it longer"
         )
     if not max(difference.boxes, difference.scores) <= TOLERANCE:  # also true for NaN
         raise DfmsdError(
             f"export: the file differs from the model by {difference.boxes:.2g} of the input side in boxes and "
-            f"{difference.scores:.2g} in scores, more than {TOLERANCE:g}, and was removed; try another --format, or "
+            f"{difference.scores:.2g} in scores, more than {TOLERANCE:g}, and was removed; try another `format`, or "
             "train the model longer"
         )
     return difference
@@ -146,19 +146,19 @@ def _calibration_images(data: CocoDataModule) -> Iterator[Tensor]:
 def _output_file(model: Path, form: Format, out: Path | None) -> Path:
     if out is not None:
         if out.suffix != form.suffix or out.is_dir():
-            raise DfmsdError(f"--out: expected a file ending in {form.suffix}, got {out}")
+            raise DfmsdError(f"`out`: expected a file ending in {form.suffix}, got {out}")
         return out
     if model.is_dir():
         return RunFolder(model).weights_file.with_suffix(form.suffix)
     if model.is_file():
         return model.with_suffix(form.suffix)
-    raise DfmsdError(f"--out: required because {model} is not a file or folder; pass a file ending in {form.suffix}")
+    raise DfmsdError(f"`out`: required because {model} is not a file or folder; pass a file ending in {form.suffix}")
 
 
 def _images_root(model: Path, images: str | Path | None) -> Path:
     root = images or RunFolder(model).data_root()
     if root is None:
-        raise DfmsdError(f"--images: required because {model} is not a run folder; pass a folder of images")
+        raise DfmsdError(f"`images`: required because {model} is not a run folder; pass a folder of images")
     return cached_digits() if str(root) == "digits" else Path(root).expanduser()
 
 

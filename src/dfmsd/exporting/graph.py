@@ -88,7 +88,7 @@ class DetectionGraph(nn.Module):
                 f"export: this {type(detector).__name__} cannot be exported; supported are FCOS, RetinaNet, GFL, SSD,"
                 " SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2 and D-FINE"
             )
-        check_image_size(side, "--image-size")
+        check_image_size(side, "`image_size`")
         self.decoder = kind(detector, side)
         self.post_processor = PostProcessor(self.decoder)
 

@@ -24,7 +24,7 @@ def write(graph: DetectionGraph, file: Path) -> None:
     if isinstance(graph.decoder, TwoStageDecoder):
         raise DfmsdError(
             "export: ExecuTorch has no non-maximum suppression, which Faster R-CNN needs between its stages; use"
-            " --format onnx, openvino or torch, or a one-stage student"
+            " `format` onnx, openvino or torch, or a one-stage student"
         )
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower

@@ -51,7 +51,7 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
             raise DfmsdError(f"loss.{key}: {name} has no such option; {hint}")
     options = {key: _coerce(key, value, known[key]) for key, value in options.items()}
     if not options.get("weight", 1.0) > 0:
-        raise DfmsdError(f"loss.weight must be above 0, got {options['weight']}; use --no-distill for a baseline")
+        raise DfmsdError(f"loss.weight must be above 0, got {options['weight']}; use `no_distill` for a baseline")
     check_pairing(options.get("pairing", "auto"))
     method_options(name, options)
     return options

@@ -88,7 +88,7 @@ class DFMSDOptions:
             raise DfmsdError(f"loss.tau and loss.eps must be above 0, got {self.tau} and {self.eps}")
         if self.alpha == 0 and self.beta == 0:
             raise DfmsdError(
-                "loss.alpha and loss.beta are both 0, so nothing is distilled; use --no-distill for a baseline"
+                "loss.alpha and loss.beta are both 0, so nothing is distilled; use `no_distill` for a baseline"
             )
         if self.alpha > 0 and not (self.spatial or self.channel):
             raise DfmsdError("loss.spatial and loss.channel are both off; switch one on, or set loss.alpha to 0")

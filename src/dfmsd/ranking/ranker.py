@@ -140,7 +140,7 @@ def rank(
 
 def _check(config: DistillConfig, names: Sequence[str], steps: int, holdout: float, images: int | None) -> None:
     if not names:
-        raise DfmsdError("rank: no stage has a teacher; name those to order in the stages, or pass --teacher for each")
+        raise DfmsdError("rank: no stage has a teacher; name those to order in the stages, or pass them")
     if steps < 0:
         raise DfmsdError(f"rank: a probe needs 0 steps (no probe) or more, got {steps}")
     if not 0 < holdout <= 0.5:

@@ -15,6 +15,8 @@ from dfmsd.reporting.run_page import run_report
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
 from dfmsd.reporting.runs_page import comparison_report
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import coerce
+from dfmsd.utils.files import check_output
 
 logger = logging.getLogger("dfmsd")
 
@@ -39,9 +41,11 @@ def report(
     Raises:
         DfmsdError: there is no run, or an argument is invalid.
     """
-    if images < 1:
+    if coerce(images, int, "images") < 1:
         raise DfmsdError(f"images must be at least 1, got {images}")
     folder = Path(folder)
+    if folder.is_dir():
+        check_output(RunFolder(folder).report_file)
     if RunFolder(folder).exists:
         analysis = _analyze(folder, baseline, teachers, images)
         return run_report(folder, baseline=baseline, teachers=teachers, analysis=analysis)
@@ -51,7 +55,7 @@ def report(
     if not runs:
         raise DfmsdError(f"{folder} is neither a run folder nor a folder of runs; pass the `out:` of a run")
     if baseline or teachers:
-        raise DfmsdError(f"{folder} is not a run folder; --baseline and --teacher apply to the report of one run")
+        raise DfmsdError(f"{folder} is not a run folder; `baseline` and `teacher` apply to the report of one run")
     multi = _analyze(runs["distilled"], runs.get("baseline"), (), images) if "distilled" in runs else None
     return comparison_report(RunFolder(folder).report_file, runs, multi)
 

@@ -21,8 +21,8 @@ NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a st
 def coerce_fields(config: Any, prefix: str = "") -> None:
     """Convert every field of a dataclass instance to its annotated type.
 
-    Paths become strings, NumPy scalars Python numbers, integers floats where a float is annotated, sequences lists or
-    tuples as annotated, and mappings dataclasses. Frozen dataclasses are modified, too.
+    Paths become strings, NumPy scalars and arrays Python numbers and lists, integers floats where a float is
+    annotated, sequences lists or tuples as annotated, and mappings dataclasses. Frozen dataclasses are modified, too.
 
     Args:
         config: Dataclass instance, modified in place.
@@ -49,7 +49,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
         DfmsdError: The value does not fit the type.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if type(value) is int and str(value) in get_args(kind):  # YAML reads `precision: 32` as a number
         return str(value)
     for option in _options(kind):

@@ -6,6 +6,22 @@ import os
 
 import torch
 
+from dfmsd.errors import DfmsdError
+
+
+def read_device(device: torch.device | str | None) -> torch.device:
+    """Return a device by its name; None is `default_device`.
+
+    Raises:
+        DfmsdError: There is no such kind of device.
+    """
+    if device is None:
+        return default_device()
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DfmsdError(f"device: unknown device {device!r}; expected cpu, cuda or the like") from error
+
 
 def default_device() -> torch.device:
     """Return the first GPU (CUDA or MPS) if one is available, else the CPU."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,10 @@ from dfmsd.errors import DfmsdError
 
 LOST_PROCESS = ("by peer", "remote process exited", "by remote peer")
 """Parts of the messages of gloo and NCCL about a process that has ended; those of NCCL are from public reports."""
+
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables in which Lightning looks for the number of this process, in its order."""
 
 
 class _Step:
@@ -54,9 +59,7 @@ def explain_lost_process() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in LOST_PROCESS):
             raise
-        raise DfmsdError(
-            "another process of this run has ended; fix the error it reported, then continue with --resume"
-        ) from error
+        raise DfmsdError("another process of this run has ended; fix the error it reported, then resume it") from error
 
 
 def is_first_process() -> bool:
@@ -64,6 +67,27 @@ def is_first_process() -> bool:
     from pytorch_lightning.utilities import rank_zero_only  # losses import this module without Lightning
 
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_rank(processes: tuple[int, int]) -> None:
+    """Refuse the number of a process among several that no launcher has started: it is left over from another job.
+
+    Args:
+        processes: Processes per machine, and machines, of the run.
+
+    Raises:
+        DfmsdError: Names the environment variable.
+    """
+    name = next((name for name in RANKS if name in os.environ), None)
+    rank = os.environ.get(name or "", "0")
+    if rank == "0":
+        return
+    started = "MASTER_ADDR" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if math.prod(processes) == 1 and not started:
+        raise DfmsdError(
+            f"the environment variable {name} is {rank}, as in one of several processes, but this run has one: unset "
+            f"{name} if another job left it behind, or start the run with torchrun, or with `devices` and `num_nodes`"
+        )
 
 
 def check_process_counts(teachers: Mapping[str, tuple[int, int]], student: tuple[int, int]) -> None:

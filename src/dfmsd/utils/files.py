@@ -84,6 +84,21 @@ def check_writable(folder: Path, name: str = "out") -> None:
                 place.rmdir()
 
 
+def check_output(file: Path, name: str = "out") -> None:
+    """Check that a file can be written, which need not exist, and leave nothing behind.
+
+    Args:
+        file: File.
+        name: Name of the setting, such as ``out``, for the message.
+
+    Raises:
+        DfmsdError: It is a folder, or cannot be written.
+    """
+    if file.is_dir():
+        raise DfmsdError(f"{name}: {file} is a folder; name a file in it")
+    check_writable(file.parent, name)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file in one step, so that readers find either the old or the new content; failures leave no trace.
 
