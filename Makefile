@@ -47,7 +47,7 @@ $(MMDET)/.installed: pyproject.toml constraints.txt
 	$(MMDET)/bin/python -m pip install -q -c constraints.txt -e ".[mmdet]" pytest
 	touch $@
 
-fuzz: $(INSTALLED) ## fuzz the annotation reader for FUZZ_SECONDS (60); a crash is kept in build/fuzz
+fuzz: $(INSTALLED) ## fuzz the readers of data sets for FUZZ_SECONDS (60); a crash is kept in build/fuzz
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[fuzz]"
 	mkdir -p build/fuzz/new
 	$(BIN)/python -m tests.fuzz.annotations build/fuzz/new tests/fuzz/corpus \

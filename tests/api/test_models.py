@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import dfmsd
+from dfmsd.cli.main import run
 from dfmsd.errors import DfmsdError
 
 
@@ -18,6 +19,20 @@ def test_evaluate_takes_a_detector_or_a_reference(
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert dfmsd.evaluate(detector, data, limit=2) == metrics
     assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
+
+
+def test_evaluate_opens_only_the_split_that_it_needs(
+    tiny_coco: Path, tiny_teachers: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        (tiny_coco / "annotations" / f"instances_{split}.json").rename(tiny_coco / "annotations" / f"{split}.kept")
+    (tiny_coco / "annotations" / "val.kept").rename(tiny_coco / "annotations" / "instances_test.json")
+    (tiny_coco / "val").rename(tiny_coco / "test")
+    metrics = dfmsd.evaluate(tiny_teachers[0], tiny_coco, split="test", image_size=64)
+    run(["evaluate", "--model", tiny_teachers[0], "--data", str(tiny_coco), "--split", "test", "--image-size", "64"])
+    assert json.loads(capsys.readouterr().out) == metrics
+    with pytest.raises(DfmsdError, match="has no split val, only test; name another with data.val"):
+        dfmsd.evaluate(tiny_teachers[0], tiny_coco, image_size=64)
 
 
 def test_evaluate_uses_the_size_of_the_training_unless_another_is_named(

@@ -1,6 +1,7 @@
-"""Fuzz the annotation reader: ``python -m tests.fuzz.annotations NEW CORPUS -max_total_time=60`` (``make fuzz``).
+"""Fuzz the readers: ``python -m tests.fuzz.annotations NEW CORPUS -max_total_time=60`` (``make fuzz``).
 
-An input that starts like JSON is a whole file; any other encodes which value of a valid file to replace by what.
+An input that starts like JSON, XML, ``#yaml`` or ``#rows`` is a whole file; any other encodes which value of a valid
+JSON file to replace by what.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def value(data: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
 
 def test_one_input(content: bytes) -> None:
     """Check one input."""
-    if content[:1] in (b"{", b"["):
+    if content[:1] in (b"{", b"[", b"<") or content[:5] in (b"#yaml", b"#rows"):
         check(content, ROOT)
         return
     data = atheris.FuzzedDataProvider(content)

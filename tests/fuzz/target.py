@@ -1,4 +1,4 @@
-"""Fuzz target: the annotation reader must either read an input or refuse it in one line."""
+"""Fuzz target: the readers of all formats must either read an input or refuse it in one line."""
 
 from __future__ import annotations
 
@@ -26,32 +26,48 @@ TRUTH: dict[str, Any] = {
     ],
 }
 """Valid annotation file for the images of `make_root`."""
+SETTINGS = b"train: images\nnames: [square, disc]\n"
+ROWS = b"1 .5 .5 .2 .2\n0 .1 .1 .9 .1 .9 .9\n"
 Values = Callable[[], Any]
 
 
 def make_root(root: Path) -> Path:
-    """Write the images of `TRUTH` and return the folder."""
-    for name in ("0.png", "deep/1.png"):
-        file = root / "train" / name
+    """Write the images of `TRUTH`, and data in the layouts of YOLO and VOC in folders of their own."""
+    for name in ("train/0.png", "train/deep/1.png", "yolo/images/0.png", "voc/train/0.png"):
+        file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", SIDES).save(file)
     (root / "annotations").mkdir(exist_ok=True)
+    (root / "yolo" / "labels").mkdir(exist_ok=True)
     return root
 
 
 def check(content: bytes, root: Path) -> DetectionSplit | None:
-    """Read an annotation file; check the data set, or that the error is one line that names the file.
+    """Read an input: an XML file if it begins with ``<``, a YAML file after ``#yaml``, rows after ``#rows``, else JSON.
 
     Returns:
-        The data set, or None if the file was refused.
+        The data set, or None if the input was refused.
     """
-    file = root / "annotations" / "instances_train.json"
+    if content.startswith(b"<"):
+        return check_split(root / "voc", root / "voc" / "train" / "0.xml", content)
+    settings, labels = root / "yolo" / "data.yaml", root / "yolo" / "labels" / "0.txt"
+    if content.startswith(b"#yaml"):
+        labels.write_bytes(ROWS)
+        return check_split(root / "yolo", settings, content)
+    if content.startswith(b"#rows"):
+        settings.write_bytes(SETTINGS)
+        return check_split(root / "yolo", labels, content.removeprefix(b"#rows"))
+    return check_split(root, root / "annotations" / "instances_train.json", content)
+
+
+def check_split(root: Path, file: Path, content: bytes) -> DetectionSplit | None:
+    """Write a file and read the train split; check it, or that the error is one line that names a file of it."""
     file.write_bytes(content)
     try:
         split = open_split(root, "train")
     except DfmsdError as error:
         message = str(error)
-        assert file.name in message or "data.root" in message, message
+        assert any(name in message for name in (file.name, str(root), "data.root")), message
         assert "\n" not in message, message
         return None
     assert len(split) >= 1

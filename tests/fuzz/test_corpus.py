@@ -8,7 +8,19 @@ import pytest
 from tests.fuzz.target import check, make_root
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
-SOUND = {"sound.json", "bom.json", "more-keys.json", "no-objects.json", "other-form.json"}
+SOUND = {
+    "alias.yaml",
+    "bom.json",
+    "bomb.xml",
+    "empty.txt",
+    "more-keys.json",
+    "no-objects.json",
+    "other-form.json",
+    "sound.json",
+    "sound.txt",
+    "sound.xml",
+    "sound.yaml",
+}
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)

@@ -151,7 +151,10 @@ def test_a_compressed_run_length_encoding_gives_the_same_box(tiny_coco: Path) ->
     assert read(tiny_coco).annotations[0]["bbox"] == [2, 3, 2, 5]
 
 
-@pytest.mark.parametrize("segmentation", ["text", [[1, 2, 3]], [[]], {"size": [20, 30]}, {"size": 7, "counts": [1]}])
+@pytest.mark.parametrize(
+    "segmentation",
+    ["text", {"size": [20, 30], "counts": "~~"}, [[1, 2, 3]], [[]], {"size": [20, 30]}, {"size": 7, "counts": [1]}],
+)
 def test_a_malformed_segmentation_is_no_box(tiny_coco: Path, segmentation: object) -> None:
     edit(tiny_coco, change("annotations", bbox=None, segmentation=segmentation))
     with pytest.raises(DfmsdError, match="annotation id 1 has no bbox, and its segmentation is no polygon or RLE"):

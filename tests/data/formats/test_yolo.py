@@ -111,9 +111,11 @@ def test_path_may_be_relative_absolute_or_gone(root: Path, path: str | None) -> 
 @pytest.mark.parametrize(
     "place", ["/nowhere/data/images/train", "./images/train/", r"images\train", r"C:\x\images\train"]
 )
-def test_places_of_another_machine_are_found(root: Path, place: str) -> None:
+def test_places_of_another_machine_are_found(root: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
     settings(root, train=place)
     assert close(read(root, "train"), SPLITS["train"])
+    moved = place.startswith(("/", "C:"))
+    assert (f"train: {place} is not there: {root / 'images' / 'train'} is taken" in caplog.text) == moved
 
 
 def test_the_yaml_file_itself_may_be_the_root(root: Path) -> None:

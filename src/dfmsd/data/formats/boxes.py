@@ -52,7 +52,10 @@ def _rle_box(rle: dict[str, Any]) -> list[float]:
         if any(type(count) is not int or count < 0 for count in counts) or sum(counts) != height * width:
             raise ValueError("counts do not add up to the image")
         rle = mask.frPyObjects({"counts": counts, "size": size}, height, width)
-    return [float(side) for side in mask.toBbox(rle)]
+    try:
+        return [float(side) for side in mask.toBbox(rle)]
+    except RuntimeError as error:  # of the extension that decodes
+        raise ValueError(str(error)) from error
 
 
 def check_convention(boxes: Sequence[Sequence[float]], sides: Sequence[tuple[int, int]], file: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os.path
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -19,6 +20,7 @@ from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import list_images
 from dfmsd.errors import DfmsdError, one_line
 
+logger = logging.getLogger("dfmsd")
 EXPECTED = (
     "a data set in the YOLO layout has a data.yaml with `names` and the image folders `train` and `val`; write it there"
 )
@@ -83,8 +85,13 @@ class YoloSource:
                 raise DfmsdError(
                     f"{self.file}: {self.split}: no folder or list {place} in {bases[0]}; correct the path"
                 )
-            paths = list_images(found) if found.is_dir() else list(_listed(found, bases))
-            check_inside(paths, [self.root, *bases[:1], *([found] if found.is_dir() else [])], self.file)
+            if not found.whole:
+                logger.warning("%s: %s: %s is not there: %s is taken", self.file, self.split, place, found.path)
+            if found.path.is_dir():
+                paths, folders = list_images(found.path), [found.path]
+            else:
+                paths, folders = _listed(found.path, bases), []
+            check_inside(paths, [self.root, *bases[:1], *folders], self.file)
             yield from paths
 
 
@@ -210,18 +217,23 @@ def _bases(root: Path, path: object) -> list[Path]:
     return [*given, root, root / "-"]
 
 
-def _locate(place: str, bases: list[Path]) -> Path | None:
+class Place(NamedTuple):
+    """A folder or file that was found."""
+
+    path: Path
+    whole: bool
+    """Whether by its whole path, not by the last parts of it."""
+
+
+def _locate(place: str, bases: list[Path]) -> Place | None:
     """Find a folder or file, also if it was written on another machine: by its last parts."""
-    place = place.replace("\\", "/")
-    for base in bases:
-        candidate = Path(os.path.normpath(base / place))
-        if _exists(candidate):
-            return candidate
-    parts = PurePosixPath(place).parts
-    shorter = (
-        Path(os.path.normpath(base.joinpath(*parts[start:]))) for start in range(1, len(parts)) for base in bases[:2]
-    )
-    return next((path for path in shorter if _exists(path)), None)
+    parts = PurePosixPath(place.replace("\\", "/")).parts
+    for start in range(max(1, len(parts))):
+        for base in bases if start == 0 else bases[:2]:
+            path = os.path.normpath(base.joinpath(*parts[start:]))
+            if _exists(path):
+                return Place(Path(path), start == 0)
+    return None
 
 
 def _exists(path: str | Path) -> bool:
@@ -231,12 +243,19 @@ def _exists(path: str | Path) -> bool:
         return False
 
 
-def _listed(file: Path, bases: list[Path]) -> Iterator[Path]:
-    """Yield the images in a text file, one path a line."""
+def _listed(file: Path, bases: list[Path]) -> list[Path]:
+    """Return the images in a text file, one path a line."""
+    places = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
-        if not line.strip():
-            continue
-        found = _locate(line.strip(), [file.parent, *bases])
-        if found is None or not found.is_file():
-            raise DfmsdError(f"{file}: line {number}: no image {line.strip()}; add it or remove the line")
-        yield found
+        if line.strip():
+            place = _locate(line.strip(), [file.parent, *bases])
+            if place is None or not place.path.is_file():
+                raise DfmsdError(f"{file}: line {number}: no image {line.strip()}; add it or remove the line")
+            places.append(place)
+    moved = [place.path for place in places if not place.whole]
+    if moved:
+        logger.warning(
+            "%s: %d of %d images are found by the last parts of their path, such as %s",
+            *(file, len(moved), len(places), moved[0]),
+        )
+    return [place.path for place in places]
