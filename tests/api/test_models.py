@@ -31,7 +31,7 @@ def test_evaluate_opens_only_the_split_that_it_needs(
     metrics = dfmsd.evaluate(tiny_teachers[0], tiny_coco, split="test", image_size=64)
     run(["evaluate", "--model", tiny_teachers[0], "--data", str(tiny_coco), "--split", "test", "--image-size", "64"])
     assert json.loads(capsys.readouterr().out) == metrics
-    with pytest.raises(DfmsdError, match="has no split val, only test; name another with data.val"):
+    with pytest.raises(DfmsdError, match=r"has no split val, only test; name another with data\.val"):
         dfmsd.evaluate(tiny_teachers[0], tiny_coco, image_size=64)
 
 

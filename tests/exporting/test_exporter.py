@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.exports import OWN, eagerly, randomize, tiny
+from tests.helpers.layouts import voc, yolo
 from tests.helpers.tiny_transformers import NEEDED, save_model, student
 from torch import nn
 
@@ -229,3 +230,9 @@ def test_plain_image_folder(trained: Path, tiny_root: Path, tmp_path: Path) -> N
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match="format: unknown format 'tflite'; the formats are onnx, openvino"):
         export(tmp_path, "tflite")
+
+
+def test_the_images_of_a_data_set_are_those_of_its_val_split(tmp_path: Path) -> None:
+    for layout in (yolo, voc):
+        root = layout(tmp_path / layout.__name__)
+        assert [path.name for path in exporter._find_images(root)] == ["e.png"]

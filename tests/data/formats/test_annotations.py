@@ -153,7 +153,7 @@ def test_a_compressed_run_length_encoding_gives_the_same_box(tiny_coco: Path) ->
 
 @pytest.mark.parametrize(
     "segmentation",
-    ["text", {"size": [20, 30], "counts": "~~"}, [[1, 2, 3]], [[]], {"size": [20, 30]}, {"size": 7, "counts": [1]}],
+    ["text", [[1, 2, 3]], [[]], {"size": [20, 30]}, {"size": 7, "counts": [1]}, {"size": [20, 30], "counts": "é"}],
 )
 def test_a_malformed_segmentation_is_no_box(tiny_coco: Path, segmentation: object) -> None:
     edit(tiny_coco, change("annotations", bbox=None, segmentation=segmentation))
