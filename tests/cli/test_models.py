@@ -101,7 +101,7 @@ def test_export_writes_the_file_and_prints_the_differences(
         (["--format", "coreml"], "--format"),
         (["--format", "torch", "--out", "x.onnx"], "--out: expected a file ending in .pt2, got x.onnx"),
         (["--format", "torch", "--int8"], "--int8 requires --format onnx"),
-        (["--format", "torch"], "is not a run folder; pass a folder of images"),
+        (["--format", "torch"], "is not a run folder or a file in one; pass a folder of images"),
         (["--format", "torch", "--images", "nowhere"], "nowhere: no such file or folder"),
         (
             ["--format", "torch", "--out", "x.pt2", "--image-size", "50", "--images", "IMAGES"],

@@ -100,6 +100,19 @@ def test_files_contain_every_run(results: PairResults, tmp_path: Path) -> None:
     assert known_rows(tmp_path) == []
 
 
+def test_an_unknown_ap_of_a_teacher_is_not_0(results: PairResults, tmp_path: Path) -> None:
+    """A teacher without a head has no AP, and one without common classes neither."""
+    results.teachers = {"weak.yaml": None, "strong.yaml": None}
+    assert results.best_teacher is None
+    assert {summary.gap_recovery for summary in results.summaries()} == {None}
+    write_tables(results, tmp_path)
+    assert "| T1: weak.yaml |  | - |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "best teacher" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    results.teachers = {"weak.yaml": None, "strong.yaml": 0.511}
+    write_tables(results, tmp_path)
+    assert "The best teacher reaches 51.1. Better" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_pair_without_runs_lists_teachers(tmp_path: Path) -> None:
     write_tables(PairResults("new", {"t": 0.5}), tmp_path)
     assert "| T1: t |  | 50.0 |" in (tmp_path / "table.md").read_text()

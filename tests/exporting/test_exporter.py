@@ -201,7 +201,6 @@ def test_int8_keeps_the_ap_of_a_trained_model(shared_data: Path, tmp_path: Path)
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
         ({"image_size": 50}, "`image_size` must be a multiple of 32, .* got 50"),
         ({"model": "FCOS_ResNet50_FPN_Weights.COCO_V1"}, "`out`: required because FCOS_.* is not a file or folder"),
-        ({"model": "RUN/student.safetensors"}, "`images`: required because .*student.safetensors is not a run folder"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_work(trained: Path, changes: dict[str, Any], message: str) -> None:
@@ -236,3 +235,12 @@ def test_the_images_of_a_data_set_are_those_of_its_val_split(tmp_path: Path) -> 
     for layout in (yolo, voc):
         root = layout(tmp_path / layout.__name__)
         assert [path.name for path in exporter._find_images(root)] == ["e.png"]
+
+
+def test_a_file_in_a_run_folder_takes_the_images_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {root: cells}", encoding="utf-8")
+    (tmp_path / "best.ckpt").touch()
+    for model in (tmp_path, tmp_path / "best.ckpt"):
+        assert exporter._images_root(model, None) == Path("cells")
+    with pytest.raises(DfmsdError, match="`images`: required because hf:owner/model is not a run folder or a file in"):
+        exporter._images_root(Path("hf:owner/model"), None)

@@ -63,10 +63,11 @@ def summarize(results: PairResults) -> str:
     seeds = "seed" if best.seeds == 1 else "seeds"
     gain = describe_gain(100 * (best.difference or 0.0), "the baseline")
     consistent = [one.method for one in compared if min(one.differences.values()) > 0]
+    ap = results.best_teacher
+    teacher = "" if ap is None else f"The best teacher reaches {100 * ap:.1f}. "
     return (
         f"The best method is {best.method} with {100 * best.mean:.1f} AP, {gain} ({best.seeds} {seeds}). "
-        f"The best teacher reaches {percent(results.best_teacher)}. "
-        f"Better than the baseline with every seed: {', '.join(consistent) or 'none'}."
+        f"{teacher}Better than the baseline with every seed: {', '.join(consistent) or 'none'}."
     )
 
 

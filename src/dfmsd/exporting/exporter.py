@@ -156,9 +156,11 @@ def _output_file(model: Path, form: Format, out: Path | None) -> Path:
 
 
 def _images_root(model: Path, images: str | Path | None) -> Path:
-    root = images or RunFolder(model).data_root()
+    root = images or RunFolder(model.parent if model.is_file() else model).data_root()
     if root is None:
-        raise DfmsdError(f"`images`: required because {model} is not a run folder; pass a folder of images")
+        raise DfmsdError(
+            f"`images`: required because {model} is not a run folder or a file in one; pass a folder of images"
+        )
     return cached_digits() if str(root) == "digits" else Path(root).expanduser()
 
 
