@@ -25,7 +25,7 @@ TEACHER, DATA = "runs/teacher", "digits"
         ({"balence": 1}, "no setting 'balence'; did you mean 'balance'?"),
         ({"epochs": np.float64(1.5)}, "epochs must be an integer or a list, got 1.5"),
         ({"epochs": np.array([1, 2])}, "epochs: 2 numbers for 1 stages; pass one for each stage, or their sum"),
-        ({"optim": {"lrr": 1}}, "Group 'optim' does not accept option 'lrr'; did you mean optim.lr?"),
+        ({"optim": {"lrr": 1}}, "unknown key optim.lrr; did you mean optim.lr?"),
         ({"optim": 0.1}, "optim: expected keys of OptimConfig, got float"),
         ({"loss": "pkdd"}, "loss.name: unknown loss 'pkdd'"),
         ({"loss": {"nam": "pkd"}}, "loss.nam: dfmsd has no such option"),

@@ -44,6 +44,11 @@ def test_an_existing_run_is_neither_resumed_nor_deleted_by_mistake(train_config:
         train(config)
     with pytest.raises(DfmsdError, match=r"config\.yaml differs from this config in seed; resume it with"):
         train(replace(config, seed=1), resume=True)
+    with pytest.raises(DfmsdError, match=r"in epochs; the learning rate falls over .*: choose another `out`"):
+        train(replace(config, epochs=9), resume=True)
+    moved = replace(config, data=replace(config.data, root="elsewhere"))
+    with pytest.raises(DfmsdError, match=r"in data\.root; if the same data has moved, write"):
+        train(moved, resume=True)
     with pytest.raises(DfmsdError, match="pass one of them"):
         train(config, resume=True, overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]

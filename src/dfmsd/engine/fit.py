@@ -45,6 +45,7 @@ IRRELEVANT_WARNINGS = (
     ".*could not find the monitored key",
     ".*have no `validation_step`",
     ".*callbacks used to create the checkpoint",
+    ".*is smaller than the logging interval",
 )
 """Lightning's warnings about choices that are made here."""
 

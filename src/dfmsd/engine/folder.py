@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,10 +54,18 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     if resume and (keys := differing_keys(config, run.path)):
         raise DfmsdError(
             f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
-            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; resume it with {run.config_file}"
+            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; {_remedy(run, keys)}"
         )
     if not resume and not overwrite and run.exists:
         raise DfmsdError(f"{run} already holds a run; pass `resume`, `overwrite` or another `out`")
+
+
+def _remedy(run: RunFolder, keys: Sequence[str]) -> str:
+    if all(key.split(".")[-1] == "epochs" for key in keys):
+        return "the learning rate falls over all epochs, so another number is another run: choose another `out`"
+    if list(keys) == ["data.root"]:
+        return f"if the same data has moved, write its folder into {run.config_file}, and resume it with that file"
+    return f"resume it with {run.config_file}"
 
 
 def open_folder(
