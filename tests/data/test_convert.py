@@ -45,6 +45,14 @@ def test_crowds_stay_in_coco_and_are_counted_elsewhere(tmp_path: Path, caplog: p
 
 
 @pytest.mark.parametrize("to", TO)
+def test_boxes_of_less_than_a_pixel_are_kept(tmp_path: Path, to: Any) -> None:
+    boxes = [("a", (3.0, 4.0, 3.25, 9.0)), ("a", (1.5, 2.5, 1.75, 2.75)), ("b", (0.0, 0.0, 9.0, 0.5))]
+    splits = {"train": {"x": Picture(20, 20, boxes)}}
+    convert(coco(tmp_path / "source", splits), tmp_path / "out", to)
+    assert close(read(tmp_path / "out", "train"), splits["train"])
+
+
+@pytest.mark.parametrize("to", TO)
 def test_images_of_the_same_name_are_kept_apart(tmp_path: Path, to: Any) -> None:
     pictures = {"a": SPLITS["train"]["a"], "deep/a": SPLITS["val"]["e"]}
     splits = {"train": pictures, "val": {"a": SPLITS["train"]["c.d"]}}

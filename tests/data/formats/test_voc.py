@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.helpers.layouts import SPLITS, Picture, close, read, roboflow_voc, voc
+from tests.helpers.layouts import SPLITS, Boxes, Picture, close, read, roboflow_voc, voc
 
 from dfmsd.data import open_split
 from dfmsd.data.formats import recognize
@@ -109,6 +109,13 @@ def test_a_missing_image_of_a_folder_is_named(tmp_path: Path) -> None:
     root = roboflow_voc(tmp_path / "data")
     (root / "train" / "a.png").unlink()
     assert "1 of 3 XML files have no image" in refusal(root)
+
+
+def test_corners_in_reverse_are_put_in_order(root: Path) -> None:
+    boxes: Boxes = [("ray", (8, 16, 24, 48)), ("ray", (2, 3, 20, 30)), ("ray", (2, 3, 20, 31)), ("ray", (1, 1, 9, 9))]
+    root = voc(root.parent / "other", {"train": {"a": Picture(64, 48, boxes)}})
+    edit(root, "<xmin>9</xmin><ymin>17</ymin><xmax>24</xmax>", "<xmin>24</xmin><ymin>17</ymin><xmax>9</xmax>")
+    assert close(read(root, "train"), {"a": Picture(64, 48, boxes)})
 
 
 @pytest.mark.parametrize(

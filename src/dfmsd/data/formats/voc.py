@@ -194,14 +194,16 @@ def _to_boxes(corners: Array, file: Path) -> Array:
             f"{file}: all {len(corners)} boxes lie within 0..1, so they are probably fractions of the image; multiply "
             "them by its width and height"
         )
-    low, high = np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])
-    turned = (corners[:, 2:] < corners[:, :2]).any(axis=1)
-    if turned.sum() > TURNED * len(corners):
+    low, high = corners[:, :2], corners[:, 2:]
+    turned = high <= low - 1  # a box of less than a pixel has its xmax just below its xmin
+    count = turned.any(axis=1).sum()
+    if count > TURNED * len(corners):
         raise DfmsdError(
-            f"{file}: {turned.sum()} of {len(corners)} boxes have xmax below xmin or ymax below ymin, so these are "
+            f"{file}: {count} of {len(corners)} boxes have xmax below xmin or ymax below ymin, so these are "
             "probably width and height; write the corners"
         )
-    return np.concatenate([low - 1, high - low + 1], axis=1)
+    low, high = np.where(turned, high, low) - 1, np.where(turned, low, high)
+    return np.concatenate([low, high - low], axis=1)
 
 
 def _check_size(tree: Any, image: Entry, file: Path) -> None:
