@@ -12,6 +12,7 @@ LAYERS = (
     "api",
     "demo",
     "comparison",
+    "inspection",
     "sharing",
     "reporting",
     "visualization",

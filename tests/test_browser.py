@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.helpers.browser import DESK, PHONE, SIDEWAYS, Seen, browser, colour, keep_picture, opened, serious_findings
 
+from dfmsd import inspect_data
 from dfmsd.comparison.results import PairResults, Row
 from dfmsd.comparison.tables import write_tables
 from dfmsd.engine.config import DistillConfig
@@ -53,7 +54,8 @@ def reports(distill_config, tmp_path_factory) -> dict[str, Path]:
     ]
     (folder / "pair").mkdir()
     write_tables(PairResults(EVIL, {EVIL: 0.5}, rows, failed={EVIL: EVIL}), folder / "pair")
-    return {**pages, "comparison": folder / "pair" / "report.html"}
+    inspect_data(data, out=folder / "inspection")
+    return {**pages, "comparison": folder / "pair" / "report.html", "data": folder / "inspection" / "data.html"}
 
 
 @pytest.fixture
@@ -71,12 +73,12 @@ def see(browser, reports, request) -> Iterator[Any]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE])
-@pytest.mark.parametrize("name", ["run", "runs", "comparison"])
+@pytest.mark.parametrize("name", ["run", "runs", "comparison", "data"])
 def test_page_renders_without_console_messages(see, name, width, scheme):
     page, said = see(name, width, scheme)
     assert said == []
     plots = page.locator("[data-plot]")
-    assert plots.count() >= 3
+    assert plots.count() >= (1 if name == "data" else 3)
     for plot in plots.all():
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
@@ -92,7 +94,7 @@ def test_page_renders_without_console_messages(see, name, width, scheme):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE])
-@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("name", ["run", "comparison", "data"])
 def test_axe_finds_no_serious_issues(see, name, width, scheme):
     page, _ = see(name, width, scheme, bypass_csp=True)  # the page's policy would block axe
     for summary in page.locator("summary").all():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dfmsd.evaluation.evaluate import Metrics
     from dfmsd.evaluation.predict import Speed
     from dfmsd.exporting.results import Exported
+    from dfmsd.inspection.facts import DataFacts
 
 logger = logging.getLogger("dfmsd")
 
@@ -233,6 +234,34 @@ def share(
     from dfmsd import sharing
 
     return sharing.share(run, out, name=name, dataset=dataset, license=license, baseline=baseline, push=push)
+
+
+def inspect_data(
+    data: str | Path | DataConfig, *, image_size: int | None = None, out: str | Path | None = None
+) -> DataFacts:
+    """Say what a data set holds, as ``dfmsd data`` does: layout, splits, classes, object sizes, and what looks wrong.
+
+    Args:
+        data: data set folder, ``"digits"`` or a `DataConfig`.
+        image_size: longer side that a run resizes images to; None is 256, or that of the `DataConfig`.
+        out: folder for a page with images and their boxes, and the same images as PNG files; None writes nothing.
+
+    Raises:
+        DfmsdError: the layout is not known. A split that cannot be read is one of the ``errors`` instead.
+    """
+    from dfmsd.inspection.facts import gather
+    from dfmsd.inspection.page import write_data_page
+    from dfmsd.utils.files import make_folder
+
+    config = data if isinstance(data, DataConfig) else DataConfig(root=str(data))
+    if image_size is not None:
+        config = replace(config, image_size=image_size)
+    if out is not None:  # before the work that would be lost
+        make_folder(Path(out))
+    facts = gather(config)
+    if out is not None:
+        write_data_page(facts, Path(out))
+    return facts
 
 
 def convert(

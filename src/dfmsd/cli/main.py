@@ -50,6 +50,7 @@ COMMANDS: dict[str, Command] = {
     "visualize": Command(models.visualize_parser, models.visualize_command),
     "report": Command(models.report_parser, models.report_command),
     "share": Command(models.share_parser, models.share_command),
+    "data": Command(models.data_parser, models.data_command),
     "convert": Command(models.convert_parser, models.convert_command),
     "list": Command(models.list_parser, models.list_command),
 }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
 
 from dfmsd.api import models as api
 from dfmsd.engine.configfile import command_parser
@@ -133,6 +134,28 @@ def share_command(values: Namespace) -> None:
             push=values.push,
         )
     )
+
+
+def data_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd data``."""
+    parser = command_parser("Say what a data set holds: layout, splits, classes, object sizes, and what looks wrong.")
+    parser.add_argument("root", type=str, help="data set folder, or digits")
+    parser.add_argument("--image-size", type=int, default=256, help="longer side that a run resizes images to")
+    parser.add_argument("--out", type=Path | None, default=None, help="folder for a page with images and their boxes")
+    return parser
+
+
+def data_command(values: Namespace) -> None:
+    """Run ``dfmsd data``."""
+    from dfmsd.inspection.facts import refuse_unreadable
+    from dfmsd.inspection.page import PAGE
+    from dfmsd.inspection.tables import print_facts
+
+    facts = api.inspect_data(values.root, image_size=values.image_size, out=values.out)
+    print_facts(facts, Console())
+    if values.out is not None:
+        print(values.out / PAGE)
+    refuse_unreadable(facts)
 
 
 def convert_parser() -> ArgumentParser:

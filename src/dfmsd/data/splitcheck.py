@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -65,71 +65,71 @@ def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:
 
 
 def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
-    """Log what is unlikely to be meant: classes without objects, repeated boxes, and copies of images.
+    """Log what is unlikely to be meant, see `describe_contents`."""
+    for finding in describe_contents([train, val]):
+        logger.warning("%s", finding)
+
+
+def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
+    """Say what is unlikely to be meant: classes without objects, repeated boxes, and copies of images.
 
     Images are copies if their files have the same bytes. Files are read only as far as others of the same size force it
     to tell them apart.
+
+    Args:
+        splits: Of one data set; the first one is trained on.
     """
+    train, others = splits[0], splits[1:]
     known = annotated_classes([train])
     unused = [name for name in train.class_names if name not in known]
+    findings = []
     if unused:
-        logger.warning(
-            "%s: no annotation of %s to train on; remove categories that are no classes", train.file, _listed(unused)
+        findings.append(
+            f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
         )
-    files = {record.path: record for split in (train, val) for record in split.records}
+    files = {record.path: record for split in splits for record in split.records}
     contents = {path: path for path in files}
     contents |= {copy.path: group[0].path for group in find_copies([*files.values()]) for copy in group}
-    for split in (train, val):
-        _warn_of_repeats(split)
-        _warn_of_copies(split, contents)
+    for split in splits:
+        findings += [*_repeats(split), *_copies(split, contents)]
     trained = {contents[record.path]: record.path for record in reversed(train.records)}
-    leaked = [record.path for record in val.records if contents[record.path] in trained]
-    if leaked:
-        logger.warning(
-            "%s: %d of %d evaluation images are also training images, the first is %s as %s: AP on them says little,"
-            " so remove them from one side",
-            val.file,
-            len(leaked),
-            len(val),
-            leaked[0],
-            trained[contents[leaked[0]]],
-        )
+    for split in others:
+        leaked = [record.path for record in split.records if contents[record.path] in trained]
+        if leaked:
+            findings.append(
+                f"{split.file}: {len(leaked)} of {len(split)} evaluation images are also training images, the first is "
+                f"{leaked[0]} as {trained[contents[leaked[0]]]}: AP on them says little, so remove them from one side"
+            )
+    return findings
 
 
-def _warn_of_repeats(split: DetectionSplit) -> None:
+def _repeats(split: DetectionSplit) -> Iterator[str]:
     repeated = [(record, len(record.boxes) - _count_distinct(record)) for record in split.records]
     repeated = [(record, count) for record, count in repeated if count]
     if repeated:
-        logger.warning(
-            "%s: %d of %d boxes repeat another one of the same class in the same image, the first in %s: remove them",
-            split.file,
-            sum(count for _, count in repeated),
-            sum(len(record.boxes) for record in split.records),
-            repeated[0][0].path.name,
+        count, boxes = sum(count for _, count in repeated), sum(len(record.boxes) for record in split.records)
+        yield (
+            f"{split.file}: {count} of {boxes} boxes repeat another one of the same class in the same image, the first "
+            f"in {repeated[0][0].path.name}: remove them"
         )
     listed = [path for path, count in Counter(record.path for record in split.records).items() if count > 1]
     if listed:
-        logger.warning(
-            "%s: %d image files are listed more than once, the first is %s: merge their entries",
-            split.file,
-            len(listed),
-            listed[0].name,
+        yield (
+            f"{split.file}: {len(listed)} image files are listed more than once, the first is {listed[0].name}: merge "
+            "their entries"
         )
 
 
-def _warn_of_copies(split: DetectionSplit, contents: Mapping[Path, Path]) -> None:
+def _copies(split: DetectionSplit, contents: Mapping[Path, Path]) -> Iterator[str]:
     first: dict[Path, Path] = {}
     for path in (record.path for record in split.records):
         first.setdefault(contents[path], path)
     kept = set(first.values())
     copies = [path for path in dict.fromkeys(record.path for record in split.records) if path not in kept]
     if copies:
-        logger.warning(
-            "%s: %d images are copies of others under another name, the first is %s of %s: keep one of each",
-            split.file,
-            len(copies),
-            copies[0].name,
-            first[contents[copies[0]]].name,
+        yield (
+            f"{split.file}: {len(copies)} images are copies of others under another name, the first is "
+            f"{copies[0].name} of {first[contents[copies[0]]].name}: keep one of each"
         )
 
 

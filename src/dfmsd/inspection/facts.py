@@ -1,0 +1,138 @@
+"""Facts about a data set and its splits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area
+
+from dfmsd.data.config import DataConfig
+from dfmsd.data.formats.layout import Layout, plain_name
+from dfmsd.data.opening import find_layout, open_split
+from dfmsd.data.split import DetectionSplit
+from dfmsd.data.splitcheck import describe_contents
+from dfmsd.data.transforms import fitted_size
+from dfmsd.detectors import DetectorConfig, build_detector
+from dfmsd.errors import DfmsdError, one_line
+from dfmsd.inspection.suspicion import suspicious_boxes
+from dfmsd.types import LevelSpec
+
+logger = logging.getLogger("dfmsd")
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """Numbers of one split.
+
+    Attributes:
+        images: Images.
+        empty: Images without objects.
+        crowds: Crowd regions, which neither training nor evaluation uses as objects.
+        objects: Class -> number of objects.
+        sizes: Square root of the area of each object, in pixels of the resized image.
+    """
+
+    images: int
+    empty: int
+    crowds: int
+    objects: Mapping[str, int]
+    sizes: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a data set holds.
+
+    Attributes:
+        layout: The recognised layout.
+        image_size: Longer side that images are resized to.
+        splits: Those that can be read, the one to train on first.
+        facts: Split -> its numbers.
+        levels: Pyramid levels of dfmsd's default student, with the object sizes that they are responsible for.
+        findings: What is unlikely to be meant.
+        errors: Split that cannot be read -> why.
+    """
+
+    layout: Layout
+    image_size: int
+    splits: Mapping[str, DetectionSplit]
+    facts: Mapping[str, SplitFacts]
+    levels: Sequence[LevelSpec]
+    findings: Sequence[str]
+    errors: Mapping[str, str]
+
+
+def gather(config: DataConfig) -> DataFacts:
+    """Read every split of a data set, and describe what it holds.
+
+    Args:
+        config: Where it is, and the size that images are resized to.
+
+    Raises:
+        DfmsdError: Its layout is not known.
+    """
+    layout = find_layout(config.root)
+    splits: dict[str, DetectionSplit] = {}
+    errors: dict[str, str] = {}
+    with _collected() as findings:
+        for name in sorted(layout.sources, key=lambda name: plain_name(name) != "train"):
+            try:
+                splits[name] = open_split(config, name)
+            except DfmsdError as error:
+                errors[name] = one_line(error)
+        if splits:
+            findings += describe_contents([*splits.values()])
+    facts = {name: _facts(split, config.image_size) for name, split in splits.items()}
+    findings += suspicious_boxes(splits, {name: split.sizes for name, split in facts.items()}, config.image_size)
+    levels = build_detector(DetectorConfig(), ("object",)).levels
+    return DataFacts(layout, config.image_size, splits, facts, levels, findings, errors)
+
+
+def refuse_unreadable(facts: DataFacts) -> None:
+    """Refuse a data set with a split that cannot be read.
+
+    Raises:
+        DfmsdError: The first such split, and why.
+    """
+    for name, reason in facts.errors.items():
+        raise DfmsdError(f"{name} cannot be read: {reason}")
+
+
+def _facts(split: DetectionSplit, image_size: int) -> SplitFacts:
+    labels = torch.cat([record.labels for record in split.records])
+    counts = torch.bincount(labels, minlength=len(split.class_names)).tolist()
+    sizes = []
+    for record in split.records:
+        height, width = fitted_size(record.height, record.width, image_size)
+        sizes.append((box_area(record.boxes) * height * width / (record.height * record.width)).sqrt())
+    return SplitFacts(
+        images=len(split),
+        empty=sum(not len(record.boxes) for record in split.records),
+        crowds=sum(annotation["iscrowd"] for annotation in split.ground_truth["annotations"]),
+        objects=dict(zip(split.class_names, counts, strict=True)),
+        sizes=torch.cat(sizes),
+    )
+
+
+@contextmanager
+def _collected() -> Iterator[list[str]]:
+    """Collect the package's warnings in a list instead of printing them."""
+    found: list[str] = []
+
+    class Collector(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            if record.levelno >= logging.WARNING:
+                found.append(record.getMessage())
+            return record.levelno < logging.WARNING
+
+    collector = Collector()
+    logger.addFilter(collector)
+    try:
+        yield found
+    finally:
+        logger.removeFilter(collector)
