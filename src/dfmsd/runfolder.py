@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def test_metrics_file(self) -> Path:
+        """COCO metrics of the delivered detector on the test split, if the data have one."""
+        return self.path / "test_metrics.json"
+
+    @property
     def log_file(self) -> Path:
         """Named losses of every step."""
         return self.path / "log.csv"
@@ -130,6 +135,10 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any] | None:
         """Read the metrics, or return None where the run is not finished."""
         return _read_json(self.metrics_file)
+
+    def read_test_metrics(self) -> dict[str, Any] | None:
+        """Read the metrics on the test split, or return None where there are none."""
+        return _read_json(self.test_metrics_file)
 
     def read_description(self) -> dict[str, Any] | None:
         """Read the delivered detector's description, or return None where there is none yet."""

@@ -148,7 +148,10 @@ def _card(
     assert config is not None
     teachers = teacher_references(run_config(record))
     parameters = sum(parameter.numel() for parameter in detector.parameters())
+    tested = record.test_metrics or {}
     rows = [_row(name, metrics, parameters)]
+    if tested:
+        rows.append(_row(f"{name} on the test split", tested, parameters))
     if baseline is not None:
         rows.append(_row("baseline", baseline.metrics or {}, baseline.parameters))
     for teacher in teachers:
@@ -158,7 +161,7 @@ def _card(
         rows.append(_row(label, (its_run and its_run.metrics) or {}, its_run.parameters if its_run else None))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     content = environment.from_string(TEMPLATE).render(
-        metadata=_metadata(hub, name, dataset, license, metrics, distilled=bool(teachers)),
+        metadata=_metadata(hub, name, dataset, license, metrics, tested, distilled=bool(teachers)),
         name=escaped(name),
         distilled=bool(teachers),
         arch=escaped(" ".join(filter(None, (config.arch, config.backbone)))),
@@ -174,20 +177,28 @@ def _card(
 
 
 def _metadata(
-    hub: ModuleType, name: str, dataset: str, license: str | None, metrics: Mapping[str, Any], *, distilled: bool
+    hub: ModuleType,
+    name: str,
+    dataset: str,
+    license: str | None,
+    metrics: Mapping[str, Any],
+    test_metrics: Mapping[str, Any],
+    *,
+    distilled: bool,
 ) -> str:
     results = [
         hub.EvalResult(
             task_type="object-detection",
             dataset_type=dataset,
             dataset_name=dataset,
-            dataset_split="val",
+            dataset_split=split,
             metric_type=key,
             metric_name=label,
-            metric_value=metrics[key],
+            metric_value=values[key],
         )
+        for split, values in (("val", metrics), ("test", test_metrics))
         for key, label in SCORES.items()
-        if metrics.get(key) is not None
+        if values.get(key) is not None
     ]
     tags = ["dfmsd", *(["knowledge-distillation"] if distilled else [])]
     about = {"library_name": "dfmsd", "pipeline_tag": "object-detection", "tags": tags, "license": license}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from dfmsd.comparison.results import PairResults, Row, known_rows, write_results
-from dfmsd.comparison.tables import print_table, table_rows, write_tables
+from dfmsd.comparison.tables import missing_rows, print_table, table_header, table_rows, write_tables
 
 
 def row(method: str, seed: int, ap: float, *, variant: bool = False) -> Row:
@@ -117,3 +118,20 @@ def test_pair_without_runs_lists_teachers(tmp_path: Path) -> None:
     write_tables(PairResults("new", {"t": 0.5}), tmp_path)
     assert "| T1: t |  | 50.0 |" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_a_test_split_has_a_column_of_its_own(results: PairResults, tmp_path: Path) -> None:
+    results.rows = [replace(one, test_ap=one.AP - 0.1) for one in results.rows]
+    pkd = results.summaries()[0]
+    assert pkd.test_mean == pytest.approx(0.25)
+    assert pkd.test_deviation == pytest.approx(0.02)
+    assert table_header(results)[-1] == "test AP"
+    assert [row[-1] for row in table_rows(results)][:3] == ["", "", "25.0 ± 2.0"]
+    assert {len(row) for row in [*table_rows(results), *missing_rows(results)]} == {len(table_header(results))}
+    write_tables(results, tmp_path)
+    assert "| test AP |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_method_that_is_not_tested_with_every_seed_has_no_mean(results: PairResults) -> None:
+    results.rows[4] = replace(results.rows[4], test_ap=0.3)
+    assert [summary.test_mean for summary in results.summaries()] == [None] * 4

@@ -33,11 +33,15 @@ class Row:
     peak_memory: float | None
     variant: bool
     run: str
+    test_ap: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All seeds of one method; APs are 0..1, ``differences`` are to the baseline with the same seed."""
+    """All seeds of one method; APs are 0..1, ``differences`` are to the baseline with the same seed.
+
+    ``test_mean`` and ``test_deviation`` are those on the test split, if the data have one.
+    """
 
     method: str
     variant: bool
@@ -50,6 +54,8 @@ class Summary:
     gap_recovery: float | None
     step_time: float | None
     peak_memory: float | None
+    test_mean: float | None = None
+    test_deviation: float | None = None
 
 
 @dataclass
@@ -112,6 +118,7 @@ def read_row(run: PlannedRun, costs: Mapping[str, Mapping[str, float]]) -> Row:
         peak_memory=cost.get("peak_memory"),
         variant=run.method.variant,
         run=str(run.folder),
+        test_ap=(run.folder.read_test_metrics() or {}).get("AP"),
     )
 
 
@@ -151,6 +158,7 @@ def write_results(results: PairResults, folder: Path) -> None:
 
 def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: float | None) -> Summary:
     values = {row.seed: row.AP for row in rows}
+    tested = [row.test_ap for row in rows if row.test_ap is not None]
     paired = {} if rows[0].method == BASELINE else paired_differences(values, baseline)
     difference = sum(paired.values()) / len(paired) if paired else None
     recovery = None
@@ -169,4 +177,6 @@ def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: floa
         gap_recovery=recovery,
         step_time=rows[0].step_time,
         peak_memory=rows[0].peak_memory,
+        test_mean=sum(tested) / len(tested) if len(tested) == len(rows) else None,
+        test_deviation=sample_deviation(tested),
     )

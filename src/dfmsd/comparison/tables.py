@@ -32,22 +32,39 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names may contain dollar signs
 }
 HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", "peak memory")
+TEST = "test AP"
+"""Column for data with a test split; the other APs are those of val, which chose between methods."""
+
+
+def table_header(results: PairResults) -> tuple[str, ...]:
+    """Return the names of the columns."""
+    return (*HEADER, TEST) if _tested(results) else HEADER
 
 
 def table_rows(results: PairResults) -> list[tuple[str, ...]]:
     """Return the rows: teachers, methods, then ablations and controls."""
+    summaries = results.summaries()
     rows: list[tuple[str, ...]] = [
         (f"T{number}: {name}", "", percent(ap), "", "", "", "")
         for number, (name, ap) in enumerate(results.teachers.items(), 1)
     ]
-    return rows + [_row(summary) for summary in results.summaries()]
+    rows += [_row(summary) for summary in summaries]
+    if not _tested(results):
+        return rows
+    cells = ["" for _ in results.teachers] + [_mean(one.test_mean, one.test_deviation) for one in summaries]
+    return [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+
+
+def _tested(results: PairResults) -> bool:
+    return any(row.test_ap is not None for row in results.rows)
 
 
 def missing_rows(results: PairResults) -> list[tuple[str, ...]]:
     """Return a row with the reason for each skipped method and failed run."""
     reasons = {name: f"does not apply: {reason}" for name, reason in results.skipped.items()}
     reasons |= {run: f"failed: {reason}" for run, reason in results.failed.items()}
-    return [(name, "0", reason, "", "", "", "") for name, reason in reasons.items()]
+    rest = [""] * (len(table_header(results)) - 3)
+    return [(name, "0", reason, *rest) for name, reason in reasons.items()]
 
 
 def notes(results: PairResults) -> list[str]:
@@ -59,6 +76,8 @@ def notes(results: PairResults) -> list[str]:
         "Gap recovered: gain divided by the strongest teacher's lead over the baseline. Step time and peak memory: "
         "relative to the baseline.",
     ]
+    if _tested(results):
+        lines.append("Test AP: the same on the test split, which has chosen nothing.")
     budgets = sorted({row.epochs for row in results.rows})
     return [*lines, f"Budget: {', '.join(map(str, budgets))} epochs for every method, over all stages."]
 
@@ -67,13 +86,14 @@ def write_tables(results: PairResults, folder: Path) -> None:
     """Write ``table.md``, ``plot.png`` and ``report.html``, each atomically."""
     files = PairFolder(folder)
     rows = [*table_rows(results), *missing_rows(results)]
-    lines = [_markdown(HEADER), _markdown(["---", *["---:"] * (len(HEADER) - 1)]), *map(_markdown, rows)]
+    header = table_header(results)
+    lines = [_markdown(header), _markdown(["---", *["---:"] * (len(header) - 1)]), *map(_markdown, rows)]
     text = [f"# {results.pair}", "", *lines, "", *(f"- {note}" for note in notes(results)), ""]
     write_text(files.table_file, "\n".join(text))
     gains = [summary for summary in results.summaries() if summary.difference is not None]
     if gains:
         write_atomically(files.plot_file, lambda file: _draw(gains).savefig(file, format="png", dpi=150))
-    sections = result_sections(results, Table(HEADER, rows), notes(results), folder)
+    sections = result_sections(results, Table(header, rows), notes(results), folder)
     write_page(files.report_file, f"Comparison: {results.pair}", sections)
 
 
@@ -99,7 +119,7 @@ def rewrite_tables(folder: Path) -> list[Path]:
 def print_table(results: PairResults, console: Console) -> None:
     """Print the table, and below it the skipped methods and failed runs."""
     table = RichTable(title=results.pair)
-    for index, heading in enumerate(HEADER):
+    for index, heading in enumerate(table_header(results)):
         table.add_column(Text(heading), justify="right" if index else "left", overflow="fold")
     for row in table_rows(results):
         table.add_row(*map(Text, row))
@@ -109,11 +129,16 @@ def print_table(results: PairResults, console: Console) -> None:
 
 
 def _row(summary: Summary) -> tuple[str, ...]:
-    spread = "" if summary.deviation is None else f" ± {100 * summary.deviation:.1f}"
     recovery = "" if summary.gap_recovery is None else f"{summary.gap_recovery:.0%}"
     name = f"{summary.method} (baseline)" if summary.method == BASELINE else summary.method
     costs = ("" if cost is None else f"{cost:.2f}" for cost in (summary.step_time, summary.peak_memory))
-    return (name, str(summary.seeds), f"{100 * summary.mean:.1f}{spread}", _gain(summary), recovery, *costs)
+    return (name, str(summary.seeds), _mean(summary.mean, summary.deviation), _gain(summary), recovery, *costs)
+
+
+def _mean(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:.1f}{'' if deviation is None else f' ± {100 * deviation:.1f}'}"
 
 
 def _gain(summary: Summary) -> str:

@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.datamodule import CocoDataModule, split_loader
+from dfmsd.data.opening import has_split
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.average import WeightAverage
@@ -56,6 +57,7 @@ class Result:
 
     Attributes:
         metrics: COCO metrics of the delivered student on the validation images, 0..1.
+        test_metrics: the same on the test split; None if the data have none.
         run: the run folder.
         student: the delivered detector, on the CPU and in eval mode.
     """
@@ -63,6 +65,7 @@ class Result:
     metrics: Metrics
     run: Path
     student: Detector = field(repr=False)
+    test_metrics: Metrics | None = None
 
 
 def fit(
@@ -113,13 +116,20 @@ def fit(
         module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
+    test_metrics = None
+    if is_first_process() and has_split(config.data, "test"):
+        test_metrics = evaluate(task.student, split_loader(config.data, "test"), device=default_device())
     student = task.student.cpu().eval()
     if is_first_process():
         save_detector(student, run.path)
+        tested = ""
+        if test_metrics is not None:
+            write_json(run.test_metrics_file, test_metrics)
+            tested = f"  on test {percent(test_metrics['AP'])}"
         write_json(run.metrics_file, metrics)
-        _print(f"AP {percent(metrics['AP'])}  {time.perf_counter() - started:.0f} s  {run}")
-    trainer.strategy.barrier()  # no process reads what the first one has not written yet
-    return Result(metrics, run.path, student)
+        _print(f"AP {percent(metrics['AP'])}{tested}  {time.perf_counter() - started:.0f} s  {run}")
+    test_metrics = trainer.strategy.broadcast(test_metrics)  # no process reads what the first one has not written yet
+    return Result(metrics, run.path, student, test_metrics)
 
 
 def _build_callbacks(

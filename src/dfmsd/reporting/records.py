@@ -47,6 +47,8 @@ class RunRecord:
     basis: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
     """Stage -> teacher's level, such as ``p3`` or ``T2.p3`` -> its rotation: the ``reference``, ``student`` or
     ``former``, and the correlation with it ``before`` and ``after``."""
+    test_metrics: Mapping[str, Any] | None = None
+    """Of the test split, if the data have one."""
 
     @property
     def weights_bytes(self) -> int | None:
@@ -116,6 +118,7 @@ def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
         log=_read_csv(run.log_file, required=("step", "epoch", "stage")) if log else None,
         epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
         basis=run.read_basis(),
+        test_metrics=run.read_test_metrics(),
     )
 
 

@@ -28,6 +28,7 @@ class ModelRow:
         size: of the weights file, in bytes.
         flops: of detection in one image.
         latency: of detection in one image, in milliseconds.
+        test: AP on the test split, 0..1.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelRow:
     size: int | None = None
     flops: int | None = None
     latency: float | None = None
+    test: float | None = None
 
     def ap(self, name: str = "AP") -> float | None:
         """Return a metric in percent; None if it is unknown or undefined."""
@@ -45,12 +47,14 @@ class ModelRow:
 
 def model_row(name: str, record: RunRecord) -> ModelRow:
     """Build the row of a run from its folder."""
-    return ModelRow(name, record.metrics, record.parameters, record.trained_epochs, record.weights_bytes)
+    test = (record.test_metrics or {}).get("AP")
+    return ModelRow(name, record.metrics, record.parameters, record.trained_epochs, record.weights_bytes, test=test)
 
 
 def results_section(models: Sequence[ModelRow], notes: Sequence[str]) -> Section:
-    """Compare models in one table; costs that are unknown for all of them have no column."""
+    """Compare models in one table; what is unknown for all of them has no column."""
     costs = {
+        "test AP": [format_percent(percent(model.test)) for model in models],
         "GFLOPs": [_scaled(model.flops, 1e9, ".2f") for model in models],
         "CPU ms": [_scaled(model.latency, 1, ".0f") for model in models],
         "file, MB": [_scaled(model.size, 1e6, ".1f") for model in models],
