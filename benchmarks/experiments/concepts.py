@@ -32,7 +32,7 @@ from dfmsd.types import LevelSpec
 ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
 BLUE, PALE, DARK = "#1f6feb", "#ddf4ff", "#57606a"
 COLORS = plt.get_cmap("RdBu_r", 17)  # few enough for small files
-FACTOR = "balance/loss"
+FACTOR = "balance"
 ROWS = {"student": 1.0, "teacher": 0.0}
 """Heights of the two detectors in the picture of the pairs."""
 HALF = 0.17

@@ -192,13 +192,12 @@ def test_a_stages_own_options_replace_those_of_the_run() -> None:
 
 def test_a_sum_of_losses_trains_the_student_and_the_layers_of_each() -> None:
     student, teacher = FewNeurons(), frozen(4, strides=(4, 8, 16))
-    task = DistillationTask(student, [StageConfig(1, "big")], [[teacher]], SUM, balance=0.5, balance_by="term").train()
+    task = DistillationTask(student, [StageConfig(1, "big")], [[teacher]], SUM, balance=0.5).train()
     named = task(IMAGES, TARGETS)
     of_strides = [f"{term}/p{stride}" for term in ("pkd", "fg", "bg", "attention", "relation") for stride in (8, 16)]
     assert set(named) == {"task/count", "task/size", "mgd/p8", "mgd/p16", *of_strides}
     assert task.levels_in_use(0) == {teacher: set(teacher.levels)}  # by stride the last two, by index the first two
-    factors = {f"balance/{term}" for term in ("pkd", "mgd", "fg", "bg", "attention", "relation")}
-    assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16", *factors}
+    assert set(task.diagnostics()) == {"pearson/p8", "pearson/p16", "balance"}
     layers = {name.split(".")[2]: p for name, p in task.trainable["criteria"].named_parameters()}
     assert set(layers) == {"pkd", "fgd", "mgd"}
     sum(named.values()).backward()
@@ -266,23 +265,20 @@ def test_the_former_teacher_does_not_run() -> None:
     assert former.detector.seen == []
 
 
-def test_balance_scales_each_term_to_the_tasks_gradient() -> None:
+def test_balance_scales_all_terms_together_to_the_tasks_gradient() -> None:
     teacher = frozen()
-    task = DistillationTask(
-        FewNeurons(), [StageConfig(1, "a")], [[teacher]], LOSS, balance=0.5, balance_by="term"
-    ).eval()
+    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[teacher]], LOSS, balance=0.5).eval()
     pyramids = []
     task.student.register_forward_hook(lambda module, args, output: pyramids.append(output[0]))
     named = task(IMAGES, TARGETS)
     levels = list(pyramids[0].values())
 
-    def norm(prefix: str) -> Tensor:
-        value = sum(value for name, value in named.items() if name.startswith(prefix))
+    def norm(*prefixes: str) -> Tensor:
+        value = sum(value for name, value in named.items() if name.startswith(prefixes))
         gradients = torch.autograd.grad(value, levels, retain_graph=True, allow_unused=True)
         return torch.cat([g.flatten() for g in gradients if g is not None]).norm()
 
-    assert_close(norm("mask/"), 0.5 * norm("task/"))
-    assert_close(norm("sfa/"), 0.5 * norm("task/"))
+    assert_close(norm("mask/", "sfa/"), 0.5 * norm("task/"))
     assert any("balance" in name for name in task.state_dict())
 
 

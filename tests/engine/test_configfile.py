@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers.yaml_configs import DISTILL, SUM
 
+from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.saved_config import same_run, write_config
@@ -99,3 +101,27 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_config_of_another_command_is_refused(file: Path) -> None:
     with pytest.raises(DfmsdError, match=r"stages|student|loss"):
         read_config(TrainConfig, file)
+
+
+@pytest.mark.parametrize("kind", [DistillConfig, CompareConfig])
+def test_a_removed_key_may_still_state_the_value_that_is_left(tmp_path: Path, kind: type[Any]) -> None:
+    file = tmp_path / "old.yaml"
+    text = DISTILL if kind is DistillConfig else "out: x\npairs: {p: [a.yaml]}\nmethods: [none, pkd]\n"
+    file.write_text(text)
+    present = read_config(kind, file)
+    file.write_text(f"{text}balance_by: loss\n")
+    assert read_config(kind, file) == present
+    file.write_text(f"{text}balance_by: term\n")
+    message = r"old\.yaml: balance_by: 'term' was removed; leave balance_by out, which means 'loss'$"
+    with pytest.raises(DfmsdError, match=message):
+        read_config(kind, file)
+
+
+def test_a_run_folder_of_an_earlier_version_is_the_same_run(file: Path, tmp_path: Path) -> None:
+    config = read_config(DistillConfig, file)
+    write_config(config, tmp_path)
+    saved = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(f"{saved}balance_by: loss\n")
+    assert same_run(config, tmp_path)
+    (tmp_path / "config.yaml").write_text(f"{saved}balance_by: term\n")
+    assert not same_run(config, tmp_path)

@@ -321,7 +321,7 @@ def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
     assert resumed.metrics == whole.metrics
     assert rows(run / "log.csv") == rows(whole.run / "log.csv")
     assert rows(run / "epochs.csv") == rows(whole.run / "epochs.csv")
-    assert all(float(row["balance/mask"]) > 0 for row in rows(run / "log.csv"))
+    assert all(float(row["balance"]) > 0 for row in rows(run / "log.csv"))
     rates = [float(row["lr"]) for row in rows(run / "log.csv")]
     assert rates[0] == rates[4] == 0.001
     assert rates[3] < 0.001

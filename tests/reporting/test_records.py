@@ -77,6 +77,13 @@ def test_nan_is_counted_but_empty_cells_are_not(make_run):
     assert read_run(folder).log.not_finite == {"loss": 2}
 
 
+def test_a_factor_of_an_earlier_version_has_todays_name(make_run):
+    folder = make_run()
+    (folder / "log.csv").write_text("step,epoch,stage,balance/loss,T2.balance/loss\n0,0,1,2.0,3.0\n")
+    columns = read_run(folder).log.columns
+    assert (columns["balance"], columns["T2.balance"]) == (2.0, 3.0)
+
+
 def test_truncated_last_row_is_read(make_run):
     folder = make_run()
     (folder / "log.csv").write_text("step,epoch,stage,loss\n0,0,1,2.5\n1,0")

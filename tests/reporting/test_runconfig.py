@@ -40,11 +40,11 @@ def test_terms_have_a_weight_and_a_balance(distill_config, tmp_path, tiny_teache
         StageConfig(epochs=1, teacher=second, loss=[{"name": "pkd", "weight": 3.0}, {"name": "mgd"}]),
     ]
     loss = {"name": "dfmsd", "weight": 2.0}
-    config = distill_config(tmp_path, stages=stages, loss=loss, balance=0.5, balance_by="term")
+    config = distill_config(tmp_path, stages=stages, loss=loss, balance=0.5)
     weights = term_weights(config)
-    assert weights["mask"] == {1: (2.0, "balance/mask")}
-    assert weights["T2.sfa"] == {2: (2.0, "T2.balance/sfa")}
-    assert weights["pkd"] == {3: (3.0, "balance/pkd")}
+    assert weights["mask"] == {1: (2.0, "balance")}
+    assert weights["T2.sfa"] == {2: (2.0, "T2.balance")}
+    assert weights["pkd"] == {3: (3.0, "balance")}
     config = distill_config(tmp_path, stages=stages, loss=loss, balance=None)
     assert term_weights(config) == {
         **{term: {1: (2.0, None)} for term in ("mask", "sfa")},
@@ -55,16 +55,16 @@ def test_terms_have_a_weight_and_a_balance(distill_config, tmp_path, tiny_teache
 
 
 def test_jointly_balanced_loss_has_one_factor(distill_config, tmp_path):
-    config = distill_config(tmp_path, balance=0.5, balance_by="loss")
-    assert term_weights(config) == {term: {n: (1.0, "balance/loss") for n in (1, 2)} for term in ("mask", "sfa")}
+    config = distill_config(tmp_path, balance=0.5)
+    assert term_weights(config) == {term: {n: (1.0, "balance") for n in (1, 2)} for term in ("mask", "sfa")}
     config = distill_config(tmp_path, loss={"name": "pkd", "pairing": {"p3": "p2", "p4": "p3"}}, balance=None)
     assert term_weights(config) == {"pkd": {n: (10.0, None) for n in (1, 2)}}  # whatever the levels' names
 
 
 def test_a_loss_on_predictions_is_not_balanced(distill_config, tmp_path):
-    config = distill_config(tmp_path, loss=[{"name": "pkd"}, {"name": "crosskd"}], balance=0.5, balance_by="loss")
+    config = distill_config(tmp_path, loss=[{"name": "pkd"}, {"name": "crosskd"}], balance=0.5)
     weights = term_weights(config)
-    assert weights["pkd"][1].balance == "balance/loss"
+    assert weights["pkd"][1].balance == "balance"
     assert {weights[term][1].balance for term in weights if term != "pkd"} == {None}
 
 

@@ -15,13 +15,13 @@ def figures(sections):
 
 def test_weight_and_logged_balance_are_removed_per_stage():
     log = Series(
-        {"stage": np.array([1.0, 1, 2, 3]), "mask/p3": np.full(4, 6.0), "balance/mask": np.array([1.0, 3, 3, 3])}, {}
+        {"stage": np.array([1.0, 1, 2, 3]), "mask/p3": np.full(4, 6.0), "balance": np.array([1.0, 3, 3, 3])}, {}
     )
     plain = without_weights(log, "mask/p3", {1: TermWeight(2.0, None), 2: TermWeight(3.0, None)})
     np.testing.assert_array_equal(plain, [3.0, 3.0, 2.0, np.nan])
-    weights = {1: TermWeight(1.0, "balance/mask"), 2: TermWeight(1.0, "balance/mask")}
+    weights = {1: TermWeight(1.0, "balance"), 2: TermWeight(1.0, "balance")}
     np.testing.assert_array_equal(without_weights(log, "mask/p3", weights), [6.0, 2.0, 2.0, np.nan])
-    unknown = without_weights(log, "mask/p3", {1: TermWeight(1.0, "balance/loss")})
+    unknown = without_weights(log, "mask/p3", {1: TermWeight(1.0, "T2.balance")})
     assert np.isnan(unknown).all()
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.distillation.balance import BalanceBy
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import LoggerName, Precision
@@ -46,7 +45,6 @@ class DistillSettings(RunSettings, total=False):
     """Settings of a distillation; see `DistillConfig`."""
 
     balance: float | None
-    balance_by: BalanceBy
     sync_statistics: bool
     inherit: bool | str
     teacher_precision: Precision | None

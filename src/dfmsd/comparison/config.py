@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
-from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceBy
+from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.engine.config import Precision
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
@@ -33,7 +34,6 @@ class CompareConfig:
         loss_options: loss -> options that override its defaults, such as ``{mgd: {weight: 2}}``.
         balance: gradient norm of each method's loss relative to the detector's own; null keeps the loss weights.
         balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its ``balance``.
-        balance_by: balance the ``loss`` of a method as a whole, which keeps the ratios of its terms, or each ``term``.
         inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's; null
             for none; the control ``inherit`` then uses T1.
         teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
@@ -41,6 +41,8 @@ class CompareConfig:
         eval_every: epochs between evaluations; the last epoch is always evaluated, and its AP is compared.
     """
 
+    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}
+    """Keys of earlier versions, see `drop_removed`."""
     out: str
     pairs: dict[str, list[str]]
     methods: list[str]
@@ -52,7 +54,6 @@ class CompareConfig:
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     balance: float | None = DEFAULT_BALANCE
     balances: dict[str, float] = field(default_factory=dict)
-    balance_by: BalanceBy = "loss"
     inherit: int | None = None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
     precision: Precision = "32"

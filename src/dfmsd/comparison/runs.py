@@ -77,7 +77,6 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
         stages=method.stages(teachers, config.epochs),
         loss=method.loss(config.loss_options) if method.losses else {},
         balance=config.balances.get(method.family, config.balance),
-        balance_by=config.balance_by,
         teacher_cache=config.teacher_cache,
     )
     if not method.losses:

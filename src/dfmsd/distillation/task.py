@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 
 from dfmsd import losses
 from dfmsd.detectors.base import Detector
-from dfmsd.distillation.balance import BALANCE, BalanceBy, GradientBalance, balanced_groups
+from dfmsd.distillation.balance import BALANCE, GradientBalance
 from dfmsd.distillation.basis import build_basis, choose_basis
 from dfmsd.distillation.heads import HeadPair
 from dfmsd.distillation.stages import StageConfig
@@ -28,6 +28,7 @@ class Lesson(NamedTuple):
     teacher: FrozenTeacher
     criterion: losses.Criterion | losses.CriterionSum
     balance: GradientBalance | None
+    """None without a balance, and for a loss on predictions alone."""
     heads: HeadPair | None
     """Both detectors' heads if the loss compares predictions."""
     label: str
@@ -71,9 +72,8 @@ class DistillationTask(nn.Module):
         stages: the plan.
         teachers: the teachers of each stage: none, one, or several whose losses are added up.
         loss: ``name`` and options of the loss, or a list of such; for the loss of a stage see `losses.replace_loss`.
-        balance: target norm of the terms' gradients relative to the task's, see `GradientBalance`; None keeps the given
+        balance: target norm of a teacher's gradient relative to the task's, see `GradientBalance`; None keeps the given
             weights.
-        balance_by: balance each ``term``, or the whole ``loss`` of a teacher.
 
     Attributes:
         trainable: student, loss layers and balances, which hold every parameter and buffer of this module; the part
@@ -93,7 +93,6 @@ class DistillationTask(nn.Module):
         teachers: Sequence[Sequence[FrozenTeacher]],
         loss: losses.LossConfig,
         balance: float | None = None,
-        balance_by: BalanceBy = "loss",
     ) -> None:
         super().__init__()
         self.stages = tuple(stages)
@@ -121,8 +120,8 @@ class DistillationTask(nn.Module):
                 except DfmsdError as error:
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
-                if balance is not None:
-                    balances[key] = GradientBalance(balanced_groups(criterion.feature_terms, balance_by), balance)
+                if balance is not None and criterion.feature_terms:
+                    balances[key] = GradientBalance(criterion.feature_terms, balance)
         self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
         for index in range(len(self.stages)):
             self._check_stage(index)
@@ -287,14 +286,14 @@ class DistillationTask(nn.Module):
         return pyramid
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return ``pearson/<level>`` of the last batch and ``balance/<group>``, the factors of the balanced terms.
+        """Return ``pearson/<level>`` of the last batch and ``balance``, the factor of the terms on features.
 
         With several teachers in the stage the names start with ``T<number>.``.
         """
         named: dict[str, Tensor] = {}
         for lesson in self.lessons:
-            factors = {} if lesson.balance is None else lesson.balance.factors()
-            named |= lesson.named(lesson.criterion.diagnostics | {f"{BALANCE}/{key}": f for key, f in factors.items()})
+            factor = {} if lesson.balance is None else {BALANCE: lesson.balance.factor}
+            named |= lesson.named(lesson.criterion.diagnostics | factor)
         return named
 
     def student_pass(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:

@@ -93,7 +93,7 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     }
     seed_everything(config.seed)  # loading or training teachers may have drawn random numbers
     stages = [[frozen[name] for name in stage.teachers] for stage in config.stages]
-    task = DistillationTask(student, config.stages, stages, config.loss, config.balance, config.balance_by)
+    task = DistillationTask(student, config.stages, stages, config.loss, config.balance)
     if config.compile_loss:
         task.compile_losses()
     return task

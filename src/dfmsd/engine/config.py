@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.config import read_detector_config
-from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceBy
+from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.near import obstacle
 from dfmsd.distillation.stages import NearConfig, StageConfig, check_stages
@@ -164,8 +165,6 @@ class DistillConfig(RunConfig):
         loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
         balance: target norm of each teacher's gradient on the student's pyramid relative to the detector's own loss,
             measured throughout the run, see `GradientBalance`; null keeps the given weights.
-        balance_by: one factor for the whole ``loss`` of a teacher, which keeps the ratios of its terms, or one for each
-            ``term``.
         sync_statistics: with several processes, compute means and deviations of the losses over the batches of all of
             them, so that the run equals one of a single process with all batches; false uses each process's own.
         inherit: start from the neck outputs and the head of the first stage's (first) teacher (true), or of the
@@ -181,11 +180,12 @@ class DistillConfig(RunConfig):
         teacher_cache_gib: limit in GiB of RAM, or of disk for the caches of all teachers.
     """
 
+    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}
+    """Keys of earlier versions, see `drop_removed`."""
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = DEFAULT_BALANCE
-    balance_by: BalanceBy = "loss"
     sync_statistics: bool = True
     inherit: bool | str = False
     teacher_precision: Precision | None = None
@@ -278,7 +278,7 @@ class DistillConfig(RunConfig):
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
         stages = [StageConfig(epochs) for stage in self.stages for epochs in stage.lengths]
-        undistilled: dict[str, Any] = {"balance": None, "balance_by": "loss", "teacher_cache": None}
+        undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
 

@@ -20,6 +20,7 @@ from dfmsd.engine.near import expand
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C")
 PLAIN = {
@@ -62,13 +63,20 @@ def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; flags override its values")
     parser._option_string_actions["--print-config"].help = "print the resulting config as YAML and exit"
     parser.add_class_arguments(config, nested_key=None, fail_untyped=False)
+    for key in getattr(config, "removed", {}):
+        parser.add_argument(f"--{key}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def build_config(config: type[C], values: Any) -> C:
-    """Build a config from parsed values, ignoring those that are not fields of it."""
+    """Build a config from parsed values, ignoring those that are not fields of it.
+
+    Raises:
+        DfmsdError: a value that the config refuses, or that was removed.
+    """
+    present = drop_removed(vars(values), getattr(config, "removed", {}))
     known = [field.name for field in fields(config)]  # type: ignore[arg-type]
-    return config(**{name: value for name, value in vars(values).items() if name in known})
+    return config(**{name: value for name, value in present.items() if name in known})
 
 
 def read_config(config: type[C], path: Path) -> C:
@@ -152,7 +160,8 @@ def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentPars
 
 
 def _option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
-    options = (option for action in parser._actions for option in action.option_strings)
+    actions = (action for action in parser._actions if action.help != argparse.SUPPRESS)
+    options = (option for action in actions for option in action.option_strings)
     return [option.removeprefix("--") for option in options if not option.endswith("+")]
 
 

@@ -17,6 +17,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_text
+from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -48,9 +49,10 @@ def differing_keys(config: RunConfig, run: Path) -> list[str]:
     differs in ``a key of another version``.
     """
     saved = RunFolder(run).read_config()
-    defaults = {f.name: f.default for f in fields(config) if f.name not in saved and f.default is not MISSING}
     sections: dict[str, Any] = {name: type(value) for name, value in vars(config).items() if is_dataclass(value)}
     try:
+        saved = drop_removed(saved, getattr(config, "removed", {}))
+        defaults = {f.name: f.default for f in fields(config) if f.name not in saved and f.default is not MISSING}
         current: dict[str, Any] = yaml.safe_load(to_yaml(as_started(config, run)))
         nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
         nested["data"] = _with_augmentation(nested["data"])

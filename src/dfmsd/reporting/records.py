@@ -139,9 +139,14 @@ def _read_csv(path: Path, required: tuple[str, ...]) -> Series | None:
     if not rows:
         return None
     cells = {name: [row[name] or "" for row in rows] for name in names}
-    columns = {name: np.array([_number(cell, path, name) for cell in cells[name]]) for name in names}
+    columns = {_present(name): np.array([_number(cell, path, name) for cell in cells[name]]) for name in names}
     not_finite = {name: sum(cell != "" and not math.isfinite(float(cell)) for cell in cells[name]) for name in names}
     return Series(columns, {name: count for name, count in not_finite.items() if count})
+
+
+def _present(column: str) -> str:
+    """Return today's name of a column: ``balance/loss`` of earlier versions is ``balance``."""
+    return column.removesuffix("/loss") if column.endswith("balance/loss") else column
 
 
 def _number(cell: str, path: Path, column: str) -> float:

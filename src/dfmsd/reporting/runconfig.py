@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dfmsd import losses
-from dfmsd.distillation.balance import BALANCE, balanced_groups
+from dfmsd.distillation.balance import BALANCE
 from dfmsd.distillation.basis import build_basis
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_recipe, read_run_config
@@ -75,9 +75,8 @@ def term_weights(config: DistillConfig) -> dict[str, dict[int, TermWeight]]:
             prefix = f"T{index + 1}." if len(stage.teachers) > 1 else ""
             for criterion in _criteria(losses.replace_loss(config.loss, stage.loss)):
                 balanced = criterion.feature_terms if config.balance is not None else ()
-                groups = balanced_groups(balanced, config.balance_by)
                 for term in criterion.terms:
-                    column = f"{prefix}{BALANCE}/{groups[term]}" if term in groups else None
+                    column = f"{prefix}{BALANCE}" if term in balanced else None
                     weights.setdefault(prefix + term, {})[number] = TermWeight(criterion.weight, column)
     return weights
 
