@@ -170,16 +170,14 @@ def unlike_frames(rank: int | None) -> dict[str, Tensor]:
     """Alignment where one process has a larger frame than the other; alone, of all values in a row."""
     generator = torch.Generator().manual_seed(4)
     sizes = ((4, 4), (3, 2))
-    student, teacher, weight = (
-        [torch.randn(1, channels, *size, generator=generator).double() for size in sizes] for channels in (5, 5, 1)
-    )
+    student, teacher = ([torch.randn(1, 5, *size, generator=generator).double() for size in sizes] for _ in range(2))
     if rank is None:
-        own = [torch.cat([value.flatten(2) for value in one], dim=2).unsqueeze(2) for one in (student, teacher, weight)]
+        own = [torch.cat([value.flatten(2) for value in one], dim=2).unsqueeze(2) for one in (student, teacher)]
     else:
-        own = [one[rank] for one in (student, teacher, weight)]
+        own = [one[rank] for one in (student, teacher)]
     own[0].requires_grad_()
     with shared_step():
-        found = functional.align_distributions(own[0], functional.standardize(own[1]), weight=own[2].abs())
+        found = functional.align_distributions(own[0], functional.standardize(own[1]))
     found.error.backward()
     assert own[0].grad is not None
     return {"error": found.error.detach(), "correlation": found.correlation, "gradient": own[0].grad.flatten(2)}
@@ -197,7 +195,6 @@ def copied_basis(rank: int | None) -> dict[str, Tensor]:
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("amd", "cwd", "dfmsd", "dmkd", "fgd", "fitnet", "pkd")},
     "mgd": ("mgd", {"ratio": 0.0}),  # its masks are drawn by each process
-    "dfmsd, focus": ("dfmsd", {"focus": 0.5}),
     "dfmsd, the teacher's scale": ("dfmsd", {"target": "teacher"}),
     "amd, standardized": ("amd", {"target": "standardized"}),
 }

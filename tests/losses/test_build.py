@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from torch import nn
 
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import LOSSES
 from dfmsd.types import LevelSpec
 
 LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
@@ -78,3 +81,13 @@ def test_options_reach_method_and_criterion() -> None:
 def test_pyramids_without_common_levels_are_refused() -> None:
     with pytest.raises(DfmsdError, match=r"share 1 pyramid level\(s\) by object size or stride"):
         losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)))
+
+
+@pytest.mark.parametrize("name", ["dfmsd", "dmkd"])
+def test_removed_options_may_still_state_the_value_that_is_left(name: str) -> None:
+    removed = LOSSES[name].Options.removed
+    assert not removed.keys() & {field.name for field in fields(LOSSES[name].Options)}
+    for option, value in removed.items():
+        assert losses.check_options(name, **{option: value}) == {}
+        with pytest.raises(DfmsdError, match=rf"^loss\.{option}: 'other' was removed; leave {option} out"):
+            losses.check_options(name, **{option: "other"})

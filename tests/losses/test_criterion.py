@@ -199,7 +199,6 @@ def test_boxes_and_size_are_optional(name: str) -> None:
         ("fgd", {}, {}, "boxes"),
         ("dfmsd", {}, {}, "size"),
         ("dmkd", {}, {}, "size"),
-        ("dfmsd", {"focus": 0.5}, {"size": (64, 64)}, "boxes"),
         ("dfmsd", {"levels": "equal"}, {"stage": 2}, "boxes"),
         ("crosskd", {}, {}, "heads"),
     ],

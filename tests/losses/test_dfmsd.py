@@ -100,18 +100,6 @@ def slow_generation(loss: DFMSD, branch: str, feature: Tensor) -> Tensor:
     return conv2d(hidden * (hidden > 0), weights["2.weight"], weights["2.bias"], padding=around)
 
 
-def slow_focus(n: int, focus: float) -> list[float]:
-    foreground = [0.0] * (H * W)
-    for x1, y1, x2, y2 in BOXES[n].tolist():
-        columns = range(math.floor(x1 / STRIDE), math.ceil(x2 / STRIDE) + 1)
-        rows = range(math.floor(y1 / STRIDE), math.ceil(y2 / STRIDE) + 1)
-        for k, (i, j) in enumerate(cells()):
-            if i in rows and j in columns:
-                foreground[k] = max(foreground[k], 1 / (len(rows) * len(columns)))
-    total = sum(foreground)
-    return [1 - focus + focus * (value * H * W / total if total else 1) for value in foreground]
-
-
 @torch.no_grad()
 def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, stage: int) -> dict[str, float]:
     o = loss.options
@@ -124,16 +112,15 @@ def slow_terms(loss: DFMSD, student: Tensor, teacher: Tensor, stage: int) -> dic
         + theta[1] * slow_generation(loss, "channel", visible * channel)
     ) / sum(theta)
     gap = slow_standardized(student, student, o.eps) - slow_standardized(teacher, teacher, o.eps)
-    weight = torch.tensor([slow_focus(n, o.focus) for n in range(N)], dtype=torch.float64).view(N, 1, H, W)
     count = N * C * H * W
     return {
         "mask": o.alpha * float(((rebuilt - target) ** 2).sum()) / count,
-        "sfa": o.beta * float((weight * gap**2).sum()) / count / 2,
+        "sfa": o.beta * float((gap**2).sum()) / count / 2,
     }
 
 
 RULES = ("none", "error", "object", "ratio", "error+object")
-STRENGTHS = {"tau": 0.8, "gamma": 3.0, "delta": 5.0, "focus": 0.4}  # every rule chooses another mask, see below
+STRENGTHS = {"tau": 0.8, "gamma": 3.0, "delta": 5.0}  # every rule chooses another mask, see below
 
 
 def example() -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dfmsd.losses.criterion import Criterion, check_terms
 from dfmsd.losses.method import HeadMethod
 from dfmsd.losses.registry import LOSSES
 from dfmsd.utils.coerce import coerce
+from dfmsd.utils.removed import drop_removed
 
 LossConfig = str | dict[str, Any] | list[dict[str, Any]]
 """Name of a loss; its ``name`` (`DEFAULT_LOSS` by default) and options; or a list of these for a sum of losses."""
@@ -36,13 +37,14 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
         **options: of the loss.
 
     Returns:
-        The options, converted to their types.
+        The options, converted to their types, without those that were removed.
 
     Raises:
-        DfmsdError: an unknown loss or option (the message suggests a similar one), or an impossible value.
+        DfmsdError: an unknown loss or option (the message suggests a similar one), or an impossible or removed value.
     """
     if name not in LOSSES:
         raise DfmsdError(f"loss.name: unknown loss {name!r}; the losses are {', '.join(sorted(LOSSES))}")
+    options = drop_removed(options, getattr(LOSSES[name].Options, "removed", {}), "loss.")
     known = {**_option_types(name), **CRITERION_OPTIONS}
     for key in options:
         if key not in known:
@@ -63,9 +65,7 @@ def check_loss(loss: LossConfig) -> None:
     Raises:
         DfmsdError: see `check_options`; an empty list, a loss listed twice, or two losses with a term of the same name.
     """
-    parts = loss_parts(loss)
-    for name, options in parts.items():
-        check_options(name, **options)
+    parts = {name: check_options(name, **options) for name, options in loss_parts(loss).items()}
     if len(parts) > 1:
         check_terms({name: _terms(name, options) for name, options in parts.items()})
 

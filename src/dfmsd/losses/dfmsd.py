@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,10 +51,11 @@ class DFMSDOptions:
         ratio_max: upper limit of the raised ratio.
         levels: ``cells`` weights a level by its number of cells, see `level_share`, so that every cell counts equally,
             as in the sums of MGD and FGD; ``equal`` weights all levels equally, as the means of PKD do.
-        focus: share of the alignment's weight reserved for objects, in 0..1, see `functional.object_focus`.
         eps: added to standard deviations, > 0.
     """
 
+    removed: ClassVar[Mapping[str, Any]] = {"focus": 0.0}
+    """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     alpha: float = 0.3
     beta: float = 1.0
     spatial: bool = True
@@ -72,7 +74,6 @@ class DFMSDOptions:
     ratio_step: float = 0.1
     ratio_max: float = 0.75
     levels: Levels = "cells"
-    focus: float = 0.0
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class DFMSDOptions:
             DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, no masking branch, or
                 ``threshold`` with ``random``.
         """
-        refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio", "ratio_max", "focus")})
+        refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio", "ratio_max")})
         refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
         if self.tau <= 0 or self.eps <= 0:
             raise DfmsdError(f"loss.tau and loss.eps must be above 0, got {self.tau} and {self.eps}")
@@ -99,7 +100,7 @@ class DFMSDOptions:
 class DFMSD(Method):
     r"""Dual feature masking and semantic alignment of one level.
 
-    $L = s\,(\alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean}\,w (z(X) - z(T))^2)$ with
+    $L = s\,(\alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean} (z(X) - z(T))^2)$ with
     $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$ and $s$ the level's share, see `level_share`.
 
     Args:
@@ -124,16 +125,12 @@ class DFMSD(Method):
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
         """Compute the weighted terms ``mask`` and ``sfa``.
 
-        The arguments are those of `Method.forward`. The boxes are required by ``focus`` and, from the second stage on,
-        by the enhancements with ``object``; the padded size is required by ``levels: cells``.
+        The arguments are those of `Method.forward`. The boxes are required from the second stage on by the
+        enhancements with ``object``, the padded size by ``levels: cells``.
         """
         o = self.options
         standard_teacher = functional.standardize(teacher, o.eps)
-        weight = None
-        if o.focus > 0:
-            boxes, size = self.require(context.boxes, "boxes"), (teacher.shape[2], teacher.shape[3])
-            weight = functional.object_focus(boxes, context.stride, size, o.focus, teacher.dtype)
-        alignment = functional.align_distributions(student, standard_teacher, o.eps, weight)
+        alignment = functional.align_distributions(student, standard_teacher, o.eps)
         self.correlation = alignment.correlation
         share = level_share(teacher, self.require(context.size, "size")) if o.levels == "cells" else 1.0
         terms = {}

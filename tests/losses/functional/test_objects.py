@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.losses.functional import object_cells, object_focus, object_masks
+from dfmsd.losses.functional import object_cells, object_masks
 
 TWO_IMAGES = [torch.tensor([[8.0, 0.0, 16.0, 8.0], [20.0, 4.0, 23.0, 7.0]]), torch.tensor([[30.0, 10.0, 40.0, 30.0]])]
 
@@ -89,37 +89,6 @@ def test_padding_of_the_input_does_not_stretch_boxes() -> None:
     small, _ = object_masks(TWO_IMAGES, 8, (4, 6))
     padded, _ = object_masks(TWO_IMAGES, 8, (7, 8))
     assert_close(padded[:, :, :4, :6], small)
-
-
-def test_focus_by_hand() -> None:
-    boxes = [torch.tensor([[8.0, 8.0, 16.0, 16.0]])]  # cells 1..2 x 1..2
-    weight = object_focus(boxes, 8, (3, 4), 0.5)[0, 0]
-    inside = torch.zeros(3, 4)
-    inside[1:, 1:3] = 1
-    assert_close(weight, 0.5 + 0.5 * inside * 12 / 4)
-
-
-def test_every_object_has_the_same_share_of_the_focus() -> None:
-    boxes = [torch.tensor([[0.0, 0.0, 23.0, 23.0], [50.0, 50.0, 51.0, 51.0]])]
-    weight = object_focus(boxes, 8, (8, 8), 1.0)[0, 0]
-    assert_close(weight[:4, :4].sum(), weight[6:, 6:].sum())
-    assert_close(weight.sum(), torch.tensor(64.0))
-
-
-@given(
-    counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
-    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    focus=st.floats(0, 1),
-)
-def test_weights_have_mean_one_in_every_image(counts: list[int], size: tuple[int, int], focus: float) -> None:
-    boxes = [_boxes(count, 8 * max(size)) for count in counts]
-    weight = object_focus(boxes, 8, size, focus, torch.float64)
-    assert weight.shape == (len(counts), 1, *size)
-    assert weight.min() >= 0
-    assert_close(weight.mean(dim=(1, 2, 3)), torch.ones(len(counts), dtype=torch.float64))
-    for count, own in zip(counts, weight, strict=True):
-        if count == 0 or focus == 0:
-            assert (own == 1).all()
 
 
 def _boxes(count: int, side: int) -> Tensor:

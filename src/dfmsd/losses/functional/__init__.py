@@ -13,7 +13,7 @@ from dfmsd.losses.functional.features import amd, fitnet, mgd, pkd, random_mask
 from dfmsd.losses.functional.fgd import fgd_attention, fgd_focal, fgd_relation
 from dfmsd.losses.functional.heads import crosskd_cls, crosskd_reg, ld, match_statistics
 from dfmsd.losses.functional.masking import enhance_attention, select_mask, stage_ratio
-from dfmsd.losses.functional.objects import object_cells, object_focus, object_masks
+from dfmsd.losses.functional.objects import object_cells, object_masks
 from dfmsd.losses.functional.statistics import channel_statistics, full_precision, pearson, standardize
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "match_statistics",
     "mgd",
     "object_cells",
-    "object_focus",
     "object_masks",
     "pearson",
     "pkd",

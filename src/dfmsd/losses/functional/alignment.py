@@ -23,13 +23,11 @@ class Alignment(NamedTuple):
     """``z(S) - z(T)``, ``N x C x H x W``."""
 
 
-def align_distributions(
-    student: Tensor, standard_teacher: Tensor, eps: float = 1e-3, weight: Tensor | None = None
-) -> Alignment:
+def align_distributions(student: Tensor, standard_teacher: Tensor, eps: float = 1e-3) -> Alignment:
     r"""Compare the distributions of two feature maps, channel by channel.
 
-    $error = \frac12 \mathrm{mean}\,w (z(S) - z(T))^2$. Without a weight this is
-    $\mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to $(n-1)/n$ and ``eps``.
+    $error = \frac12 \mathrm{mean} (z(S) - z(T))^2$, which is $\mathrm{mean}_c (1 - \mathrm{pearson}_c)$, up to
+    $(n-1)/n$ and ``eps``.
 
     One pass computes the loss, its correlation and the difference for masking enhancement. The gradient is written by
     hand: on a CPU a chain of autograd operations takes three times as long and needs twice the memory
@@ -39,8 +37,6 @@ def align_distributions(
         student: ``N x C x H x W``.
         standard_teacher: z(T), `standardize` of the teacher; gets no gradient.
         eps: added to the student's standard deviation.
-        weight: $w$ of each position, ``N x 1 x H x W`` with mean 1; the statistics of $z$ do not depend on it. None
-            weights all positions equally.
 
     Source: the formula of PKD (arXiv 2207.02039).
 
@@ -48,20 +44,18 @@ def align_distributions(
     >>> [tuple(part.shape) for part in alignment]
     [(), (), (2, 8, 4, 4)]
     """
-    return Alignment(*_StandardizedError.apply(student, standard_teacher, eps, weight))
+    return Alignment(*_StandardizedError.apply(student, standard_teacher, eps))
 
 
 class _StandardizedError(torch.autograd.Function):
     """With ``c = S - mean``, ``r = 1 / (std + eps)``, ``d = r c - z(T)`` and ``m`` values, ``error = sum d^2 / 2m``.
 
     ``d error / dS = (r d - b c) / m`` with ``b = r sum(d r c) / ((n - 1) std)`` per channel: neither ``c`` nor ``z(T)``
-    has a mean that a gradient could move. With a weight, ``d`` becomes ``w d`` minus its mean in the gradient.
+    has a mean that a gradient could move.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, target: Tensor, eps: float, weight: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, student: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         difference, mean, count = st.center(student)
         energy = st.channel_sum(difference.square())
         deviation = st.deviation(energy, count)
@@ -73,27 +67,17 @@ class _StandardizedError(torch.autograd.Function):
         covariance = (standard_energy + target_energy - squares) / 2  # of z(S) and z(T), without another pass
         projection = standard_energy - covariance  # sum(d z(S))
         correlation = st.correlation(covariance, standard_energy, target_energy)
-        drift = None
-        if weight is not None:
-            weighted = difference * weight
-            squares = st.channel_sum(weighted * difference)
-            projection = squares + st.channel_sum(weighted * target)
-            drift = st.channel_sum(weighted) / count
         shrink = scale * projection / (st.degrees_of_freedom(count) * deviation).clamp_min(st.tiny(student))
         values = count * student.shape[1]
-        ctx.save_for_backward(student, target, mean, scale, shrink, weight, drift, statistics_world_size() / values)
+        ctx.save_for_backward(student, target, mean, scale, shrink, statistics_world_size() / values)
         ctx.mark_non_differentiable(correlation, difference)
         return squares.sum() / (2 * values), correlation, difference
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
-        student, target, mean, scale, shrink, weight, drift, share = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        student, target, mean, scale, shrink, share = ctx.saved_tensors
         gradient = gradient * share
         centered = student - mean  # first, so that a constant channel yields 0 instead of a rounding error
-        if weight is None:
-            slope = centered.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale)
-        else:
-            pull = (centered * scale).sub_(target).mul_(weight).sub_(drift)
-            slope = pull.mul_(gradient * scale).addcmul_(centered, -gradient * shrink)
-        return slope, None, None, None
+        slope = centered.mul_(gradient * (scale.square() - shrink)).addcmul_(target, -gradient * scale)
+        return slope, None, None

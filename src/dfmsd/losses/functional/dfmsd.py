@@ -46,20 +46,18 @@ def dfmsd_mask(
     return F.mse_loss(blended, target)
 
 
-def dfmsd_alignment(student: Tensor, teacher: Tensor, eps: float = 1e-3, weight: Tensor | None = None) -> Tensor:
-    r"""Compute the semantic alignment, $\frac12 \mathrm{mean}\,w (z(X) - z(T))^2$ with $z$ of `standardize`.
+def dfmsd_alignment(student: Tensor, teacher: Tensor, eps: float = 1e-3) -> Tensor:
+    r"""Compute the semantic alignment, $\frac12 \mathrm{mean} (z(X) - z(T))^2$ with $z$ of `standardize`.
 
     Args:
         student: ``N x C x H x W``; not masked.
         teacher: ``N x C x H x W``; gets no gradient.
         eps: added to the standard deviation.
-        weight: $w$ of each position, ``N x 1 x H x W`` with mean 1, see `object_focus`; None weights all equally,
-            which is `pkd`.
 
     Source: reconstruction of DFMSD (arXiv 2407.13147) from its abstract; the formula is PKD's.
 
     >>> teacher = torch.rand(2, 8, 4, 4)
-    >>> dfmsd_alignment(teacher, teacher, weight=torch.ones(2, 1, 4, 4))
+    >>> dfmsd_alignment(teacher, teacher)
     tensor(0.)
     """
-    return align_distributions(student, standardize(teacher, eps), eps, weight).error
+    return align_distributions(student, standardize(teacher, eps), eps).error

@@ -74,31 +74,3 @@ def object_masks(
     foreground = (weights.unsqueeze(3) * inside.unsqueeze(2)).amax(dim=1, keepdim=True)
     background = (foreground == 0).to(dtype)
     return foreground, background / background.sum(dim=SPATIAL, keepdim=True).clamp_min(1)
-
-
-@torch.no_grad()
-def object_focus(
-    boxes: Sequence[Tensor], stride: int, size: tuple[int, int], focus: float, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    r"""Weight positions so that objects count more, and each object equally whatever its size.
-
-    $w = 1 - f + f\, M / \mathrm{mean}(M)$ with $M$ the foreground of `object_masks`; mean 1 in every image.
-
-    Args:
-        boxes: per image ``M x 4``, xyxy in pixels of the *padded* input; in an image without boxes all weights are 1.
-        stride: input pixels per cell.
-        size: height and width of the feature map.
-        focus: $f$, in 0..1: the share of the weight reserved for objects.
-        dtype: of the weights.
-
-    Returns:
-        ``N x 1 x H x W``.
-
-    Source: this project.
-
-    >>> object_focus([torch.tensor([[0.0, 0.0, 4.0, 4.0]])], stride=8, size=(2, 4), focus=0.5).flatten().tolist()
-    [1.5, 1.5, 0.5, 0.5, 1.5, 1.5, 0.5, 0.5]
-    """
-    foreground, _ = object_masks(boxes, stride, size, dtype)
-    mean = foreground.mean(dim=SPATIAL, keepdim=True)
-    return 1 - focus + focus * torch.where(mean > 0, foreground / mean, 1)
