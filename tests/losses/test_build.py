@@ -23,7 +23,7 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
             "dfmsd", {"q": 1.0}, r"loss\.q: dfmsd has no such option; its options are alpha, .*weight", id="far option"
         ),
         pytest.param(
-            "dfmsd", {"selection": "top"}, r"loss\.selection must be one of topk, sample, .*got 'top'", id="choice"
+            "dfmsd", {"direction": "up"}, r"loss\.direction must be one of important, .*got 'up'", id="choice"
         ),
         pytest.param(
             "dfmsd",
@@ -69,13 +69,13 @@ def test_every_loss_builds_with_its_defaults(name: str) -> None:
 
 
 def test_options_reach_method_and_criterion() -> None:
-    options = {"alpha": 2, "selection": "sample", "pairing": "index", "weight": 3, "project": True}
+    options = {"alpha": 2, "direction": "random", "pairing": "index", "weight": 3, "project": True}
     assert losses.check_options("dfmsd", **options) == options
     criterion = losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)), **options)
     assert criterion.weight == 3
     assert all(isinstance(align.project, nn.Conv2d) for align in criterion.align)
     assert [pair.teacher.stride for pair in criterion.pairs] == [4, 8]
-    assert all(method.options.selection == "sample" and method.options.alpha == 2 for method in criterion.methods)
+    assert all(method.options.direction == "random" and method.options.alpha == 2 for method in criterion.methods)
 
 
 def test_pyramids_without_common_levels_are_refused() -> None:
@@ -83,7 +83,7 @@ def test_pyramids_without_common_levels_are_refused() -> None:
         losses.build("dfmsd", LEVELS, (LevelSpec("a", 2, 4), LevelSpec("b", 2, 8)))
 
 
-@pytest.mark.parametrize("name", ["dfmsd", "dmkd"])
+@pytest.mark.parametrize("name", ["amd", "dfmsd", "dmkd"])
 def test_removed_options_may_still_state_the_value_that_is_left(name: str) -> None:
     removed = LOSSES[name].Options.removed
     assert not removed.keys() & {field.name for field in fields(LOSSES[name].Options)}

@@ -343,7 +343,6 @@ def test_degenerate_levels_stay_finite(size: tuple[int, ...], target: str) -> No
         ({"eps": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
         ({"alpha": 0.0, "beta": 0.0}, r"nothing is distilled; use --no-distill"),
         ({"spatial": False, "channel": False}, r"both off; switch one on"),
-        ({"selection": "threshold", "direction": "random"}, r"'threshold' has no random direction"),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:

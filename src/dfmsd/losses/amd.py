@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import functional
-from dfmsd.losses.functional.masking import Direction, Selection
 from dfmsd.losses.generation import GenerationBlock
-from dfmsd.losses.method import LossContext, Method, refuse_outside_unit
+from dfmsd.losses.method import LossContext, Method
 
 REDUCTION = 16
 EPS = 1e-3
@@ -23,19 +23,15 @@ class AMDOptions:
 
     Args:
         gate: multiply the generated channels by a gate computed from the teacher.
-        selection: how the mask follows the attention, see `functional.select_mask`.
-        direction: which positions are masked, see `functional.select_mask`.
-        threshold: lowest attention, of mean 1, that ``selection: threshold`` masks.
-        ratio: share of positions that the other selections mask, in 0..1.
+        threshold: lowest attention, of mean 1, that is masked.
         tau: temperature of the attention, > 0.
         target: what is generated: ``raw`` T, as in MGD, or ``standardized`` z(T).
     """
 
+    removed: ClassVar[Mapping[str, Any]] = {"selection": "threshold", "direction": "important", "ratio": 0.5}
+    """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     gate: bool = True
-    selection: Selection = "threshold"
-    direction: Direction = "important"
     threshold: float = 1.0
-    ratio: float = 0.5
     tau: float = 0.5
     target: Literal["raw", "standardized"] = "raw"
 
@@ -43,13 +39,10 @@ class AMDOptions:
         """Refuse impossible values.
 
         Raises:
-            DfmsdError: a ratio outside 0..1, a temperature that is not above 0, or ``threshold`` with ``random``.
+            DfmsdError: a temperature that is not above 0.
         """
-        refuse_outside_unit({"ratio": self.ratio})
         if self.tau <= 0:
             raise DfmsdError(f"loss.tau must be above 0, got {self.tau}; 0.5 is usual")
-        if self.selection == "threshold" and self.direction == "random":
-            raise DfmsdError("loss.selection 'threshold' has no random direction; use 'topk' or 'sample'")
 
 
 class ChannelGate(nn.Sequential):
@@ -79,7 +72,7 @@ class AMD(Method):
     $G$ = conv3x3, ReLU, conv3x3 and $g$ = `ChannelGate`.
 
     Sum and weight are MGD's: the sum grows with the area of the level. How much is masked depends on the scale of the
-    teacher's features, unless ``selection`` is ``topk`` or ``sample``.
+    teacher's features.
 
     Args:
         channels: of the aligned pair.
@@ -103,12 +96,6 @@ class AMD(Method):
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
         """Compute the term ``amd``; the arguments are those of `Method.forward`."""
         o = self.options
-        mask = functional.select_mask(
-            functional.spatial_attention(teacher, o.tau),
-            o.ratio,
-            selection=o.selection,
-            direction=o.direction,
-            threshold=o.threshold,
-        )
+        mask = functional.threshold_mask(functional.spatial_attention(teacher, o.tau), o.threshold)
         target = functional.standardize(teacher, EPS) if o.target == "standardized" else teacher
         return {"amd": functional.amd(student, teacher, mask, self.generation, self.gate, target)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import functional
-from dfmsd.losses.functional.masking import Direction, Selection
+from dfmsd.losses.functional.masking import Direction
 from dfmsd.losses.generation import Generation, SelfAdjustingFusion, generation_blocks
 from dfmsd.losses.method import LossContext, Method, refuse_negative, refuse_outside_unit
 
@@ -36,9 +35,7 @@ class DFMSDOptions:
         channel: mask channels.
         ratio: share of positions masked in stage 1, in 0..1.
         channel_ratio: share of channels masked, in 0..1.
-        selection: how masks follow the attention, see `functional.select_mask`.
         direction: what is masked, see `functional.select_mask`.
-        threshold: lowest attention that ``selection: threshold`` masks.
         tau: temperature of the attention, > 0.
         target: what is generated: ``standardized`` z(T); ``raw`` T; ``teacher`` (T - mean_T) / std_T, with the
             teacher's statistics applied to the student too, which keeps the absolute feature.
@@ -54,7 +51,7 @@ class DFMSDOptions:
         eps: added to standard deviations, > 0.
     """
 
-    removed: ClassVar[Mapping[str, Any]] = {"focus": 0.0}
+    removed: ClassVar[Mapping[str, Any]] = {"focus": 0.0, "selection": "topk", "threshold": 1.0}
     """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     alpha: float = 0.3
     beta: float = 1.0
@@ -62,9 +59,7 @@ class DFMSDOptions:
     channel: bool = True
     ratio: float = 0.5
     channel_ratio: float = 0.3
-    selection: Selection = "topk"
     direction: Direction = "important"
-    threshold: float = 1.0
     tau: float = 0.5
     target: TargetForm = "standardized"
     generation: Generation = "light"
@@ -80,8 +75,7 @@ class DFMSDOptions:
         """Refuse impossible values.
 
         Raises:
-            DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, no masking branch, or
-                ``threshold`` with ``random``.
+            DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, or no masking branch.
         """
         refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio", "ratio_max")})
         refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
@@ -93,8 +87,6 @@ class DFMSDOptions:
             )
         if self.alpha > 0 and not (self.spatial or self.channel):
             raise DfmsdError("loss.spatial and loss.channel are both off; switch one on, or set loss.alpha to 0")
-        if self.selection == "threshold" and self.direction == "random":
-            raise DfmsdError("loss.selection 'threshold' has no random direction; use 'topk' or 'sample'")
 
 
 class DFMSD(Method):
@@ -163,17 +155,16 @@ class DFMSD(Method):
             ``spatial``: ``N x 1 x H x W`` and ``channel``: ``N x C x 1 x 1``; 0 = masked.
         """
         o = self.options
-        select = partial(functional.select_mask, selection=o.selection, direction=o.direction, threshold=o.threshold)
         masks = {}
         if o.spatial:
             attention, ratio = functional.spatial_attention(teacher, o.tau), o.ratio
             if o.enhancement != "none" and context.stage > 1:
                 attention = self._enhance(attention, context, error)
                 ratio = functional.stage_ratio(o.ratio, context.stage, o.ratio_step, o.ratio_max)
-            masks["spatial"] = select(attention, ratio)
+            masks["spatial"] = functional.select_mask(attention, ratio, direction=o.direction)
         if o.channel:
             attention = functional.channel_attention(teacher, o.tau)
-            masks["channel"] = select(attention, o.channel_ratio)
+            masks["channel"] = functional.select_mask(attention, o.channel_ratio, direction=o.direction)
         return masks
 
     def _enhance(self, attention: Tensor, context: LossContext, error: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.losses.functional import enhance_attention, select_mask, spatial_attention, stage_ratio
+from dfmsd.losses.functional import enhance_attention, select_mask, spatial_attention, stage_ratio, threshold_mask
 
 RANKED = torch.tensor([[0.4, 1.6], [1.2, 0.8]]).view(1, 1, 2, 2)  # mean 1
 
@@ -19,15 +19,14 @@ def masked_values(mask: Tensor, attention: Tensor) -> list[float]:
 @given(
     ratio=st.floats(0, 1),
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
-    selection=st.sampled_from(["topk", "sample"]),
     direction=st.sampled_from(["important", "unimportant", "random"]),
 )
 def test_every_image_is_masked_to_exactly_the_rounded_share(
-    ratio: float, size: tuple[int, int, int], selection: str, direction: str
+    ratio: float, size: tuple[int, int, int], direction: str
 ) -> None:
     images, height, width = size
     attention = spatial_attention(torch.randn(images, 2, height, width))
-    mask = select_mask(attention, ratio, selection=selection, direction=direction)
+    mask = select_mask(attention, ratio, direction=direction)
     assert mask.shape == attention.shape
     assert mask.dtype == attention.dtype
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
@@ -56,7 +55,7 @@ def test_a_whole_share_is_not_lost_to_floating_point(ratio: float, of: int) -> N
         ("unimportant", 0.5, [0.4, 0.8]),
     ],
 )
-def test_topk_masks_the_largest_or_the_smallest(direction: str, ratio: float, masked: list[float]) -> None:
+def test_the_largest_or_the_smallest_are_masked(direction: str, ratio: float, masked: list[float]) -> None:
     mask = select_mask(RANKED, ratio, direction=direction)
     assert masked_values(mask, RANKED) == pytest.approx(masked)
 
@@ -74,17 +73,16 @@ def test_channel_masks_have_the_shape_of_channel_attention() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_topk_does_not_depend_on_the_scale_of_the_feature(scale: float) -> None:
+def test_a_mask_does_not_depend_on_the_scale_of_the_feature(scale: float) -> None:
     feature = torch.randn(2, 16, 8, 8, dtype=torch.float64)
     assert_close(select_mask(spatial_attention(scale * feature), 0.5), select_mask(spatial_attention(feature), 0.5))
 
 
-@pytest.mark.parametrize("selection", ["topk", "sample"])
-def test_the_share_holds_even_where_the_attention_underflows_to_zero(selection: str) -> None:
+def test_the_share_holds_even_where_the_attention_underflows_to_zero() -> None:
     attention = spatial_attention(1e4 * torch.randn(2, 3, 8, 8))
     assert (attention == 0).float().mean() > 0.9
     for direction in ("important", "unimportant"):
-        mask = select_mask(attention, 0.5, selection=selection, direction=direction)
+        mask = select_mask(attention, 0.5, direction=direction)
         assert (mask == 0).flatten(1).sum(1).tolist() == [32, 32]
 
 
@@ -97,39 +95,20 @@ def test_random_masks_differ_from_draw_to_draw_and_ignore_the_attention() -> Non
     assert_close(share, torch.full_like(share, 0.5), atol=0.125, rtol=0)  # 5 sigma
 
 
-def test_sample_draws_with_probability_proportional_to_the_attention() -> None:
-    attention = RANKED.repeat(20_000, 1, 1, 1)
-    share = (select_mask(attention, 0.25, selection="sample") == 0).double().mean(0)
-    assert_close(share, RANKED[0].double() / 4, atol=0.018, rtol=0)  # one of four: p = A / 4; 5 sigma
-
-
-def test_sampling_the_unimportant_draws_inversely_to_the_attention() -> None:
-    attention = RANKED.repeat(20_000, 1, 1, 1)
-    share = (select_mask(attention, 0.25, selection="sample", direction="unimportant") == 0).double().mean(0)
-    inverse = 1 / RANKED[0].double()
-    assert_close(share, inverse / inverse.sum(), atol=0.018, rtol=0)
-
-
-def test_sample_changes_from_draw_to_draw_and_topk_does_not() -> None:
+def test_the_same_attention_gives_the_same_mask() -> None:
     attention = spatial_attention(torch.randn(1, 2, 8, 8))
     assert_close(select_mask(attention, 0.5), select_mask(attention, 0.5))
-    assert (select_mask(attention, 0.5, selection="sample") != select_mask(attention, 0.5, selection="sample")).any()
 
 
 def test_threshold_masks_attention_at_or_above_it() -> None:
-    options = {"selection": "threshold", "threshold": 1.2}
-    assert masked_values(select_mask(RANKED, 0.0, **options), RANKED) == pytest.approx([1.2, 1.6])
-    below = select_mask(RANKED, 0.0, direction="unimportant", **options)
-    assert masked_values(below, RANKED) == pytest.approx([0.4, 0.8])
-
-
-def test_threshold_has_no_random_direction() -> None:
-    with pytest.raises(ValueError, match="'threshold' has no random direction"):
-        select_mask(RANKED, 0.5, selection="threshold", direction="random")
+    mask = threshold_mask(RANKED, 1.2)
+    assert mask.dtype == RANKED.dtype
+    assert masked_values(mask, RANKED) == pytest.approx([1.2, 1.6])
 
 
 def test_masks_carry_no_gradient() -> None:
     assert not select_mask(RANKED.clone().requires_grad_(), 0.5).requires_grad
+    assert not threshold_mask(RANKED.clone().requires_grad_(), 1.2).requires_grad
 
 
 ATTENTION = torch.tensor([[0.5, 1.5], [1.0, 1.0]]).view(1, 1, 2, 2)

@@ -12,7 +12,7 @@ from dfmsd.losses.functional.divergence import cwd
 from dfmsd.losses.functional.features import amd, fitnet, mgd, pkd, random_mask
 from dfmsd.losses.functional.fgd import fgd_attention, fgd_focal, fgd_relation
 from dfmsd.losses.functional.heads import crosskd_cls, crosskd_reg, ld, match_statistics
-from dfmsd.losses.functional.masking import enhance_attention, select_mask, stage_ratio
+from dfmsd.losses.functional.masking import enhance_attention, select_mask, stage_ratio, threshold_mask
 from dfmsd.losses.functional.objects import object_cells, object_masks
 from dfmsd.losses.functional.statistics import channel_statistics, full_precision, pearson, standardize
 
@@ -48,4 +48,5 @@ __all__ = [
     "spatial_attention",
     "stage_ratio",
     "standardize",
+    "threshold_mask",
 ]

@@ -104,7 +104,7 @@ def amd(
     Args:
         student: ``N x C x H x W``.
         teacher: ``N x C x H x W``.
-        mask: ``N x 1 x H x W``, 0 = masked, see `select_mask`.
+        mask: ``N x 1 x H x W``, 0 = masked, see `threshold_mask`.
         generation: $G$, such as `dfmsd.losses.generation.GenerationBlock`.
         gate: $g$, ``N x C x H x W`` -> ``N x C x 1 x 1``; None for no gate.
         target: ``N x C x H x W``; None for the teacher's feature.

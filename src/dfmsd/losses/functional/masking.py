@@ -11,57 +11,45 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Selection = Literal["topk", "sample", "threshold"]
 Direction = Literal["important", "unimportant", "random"]
 
 
-def select_mask(
-    attention: Tensor,
-    ratio: float,
-    *,
-    selection: Selection = "topk",
-    direction: Direction = "important",
-    threshold: float = 1.0,
-) -> Tensor:
-    """Choose the masked entries of each image.
-
-    - ``topk``: exactly ``round(ratio * L)`` of the ``L`` entries, those with the highest attention.
-    - ``sample``: as many, drawn without replacement with probability proportional to the attention
-      (Gumbel top-k).
-    - ``threshold``: those with attention >= ``threshold``; how many depends on the scale of the features.
+def select_mask(attention: Tensor, ratio: float, *, direction: Direction = "important") -> Tensor:
+    """Mask exactly ``round(ratio * L)`` of the ``L`` entries of each image.
 
     Args:
-        attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), > 0, with mean 1 per image.
-        ratio: masked share, in 0..1; ``threshold`` ignores it.
-        selection: see above.
-        direction: mask the ``important`` entries, the ``unimportant`` ones, or ``random`` ones.
-        threshold: lowest attention that ``threshold`` masks.
+        attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), >= 0.
+        ratio: masked share, in 0..1.
+        direction: mask the ``important`` entries, those with the highest attention, the ``unimportant`` ones, or
+            ``random`` ones.
 
     Returns:
         Mask with the attention's shape and type: 0 = masked, 1 = kept.
-
-    Raises:
-        ValueError: ``threshold`` with ``random``, which is undefined.
 
     >>> select_mask(torch.tensor([0.4, 1.6, 1.2, 0.8]).view(1, 1, 2, 2), ratio=0.5).flatten().tolist()
     [1.0, 0.0, 0.0, 1.0]
     """
     flat = attention.detach().flatten(1)
-    if selection == "threshold":
-        if direction == "random":
-            raise ValueError("selection 'threshold' has no random direction; use 'topk' or 'sample'")
-        masked = flat >= threshold if direction == "important" else flat < threshold
-        return (~masked).to(attention.dtype).view_as(attention)
     count = math.floor(ratio * flat.shape[1] + 0.5)
-    if direction == "random":
-        score = torch.rand_like(flat)
-    else:
-        score = flat.clamp_min(torch.finfo(flat.dtype).tiny).log()
-        score = score if direction == "important" else -score
-        if selection == "sample":
-            score = score - torch.empty_like(score).exponential_().log()  # add Gumbel noise
-    mask = torch.ones_like(flat)
-    return mask.scatter_(1, score.topk(count, dim=1, sorted=False).indices, 0.0).view_as(attention)
+    score = torch.rand_like(flat) if direction == "random" else flat
+    masked = score.topk(count, dim=1, largest=direction != "unimportant", sorted=False).indices
+    return torch.ones_like(flat).scatter_(1, masked, 0.0).view_as(attention)
+
+
+def threshold_mask(attention: Tensor, threshold: float) -> Tensor:
+    """Mask the entries with at least some attention; how many depends on the scale of the features.
+
+    Args:
+        attention: ``N x 1 x H x W``, >= 0, with mean 1 per image.
+        threshold: lowest attention that is masked.
+
+    Returns:
+        Mask with the attention's shape and type: 0 = masked, 1 = kept.
+
+    >>> threshold_mask(torch.tensor([0.4, 1.6, 1.2, 0.8]).view(1, 1, 2, 2), 1.0).flatten().tolist()
+    [1.0, 0.0, 0.0, 1.0]
+    """
+    return (attention.detach() < threshold).to(attention.dtype)
 
 
 def enhance_attention(
