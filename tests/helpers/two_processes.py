@@ -195,8 +195,6 @@ def copied_basis(rank: int | None) -> dict[str, Tensor]:
 FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("amd", "cwd", "dfmsd", "dmkd", "fgd", "fitnet", "pkd")},
     "mgd": ("mgd", {"ratio": 0.0}),  # its masks are drawn by each process
-    "dfmsd, the teacher's scale": ("dfmsd", {"target": "teacher"}),
-    "amd, standardized": ("amd", {"target": "standardized"}),
 }
 
 

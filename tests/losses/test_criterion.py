@@ -155,9 +155,8 @@ def test_diagnostics_are_the_correlation_of_the_unmasked_aligned_student() -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("target", ["standardized", "raw", "teacher"])
-def test_half_features_under_autocast_give_the_float32_terms(dtype: torch.dtype, target: str) -> None:
-    criterion = losses.build("dfmsd", STUDENT, TEACHER, target=target)
+def test_half_features_under_autocast_give_the_float32_terms(dtype: torch.dtype) -> None:
+    criterion = losses.build("dfmsd", STUDENT, TEACHER)
     student, teacher = pyramid(STUDENT, dtype, scale=300), pyramid(TEACHER, dtype, scale=300)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = run(criterion, student, teacher, stage=2)

@@ -14,7 +14,7 @@ BOXES = [torch.tensor([[4.0, 4.0, 30.0, 20.0]]), torch.zeros(0, 4)]
 
 @pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize(
-    "switches", [{}, {"target": "raw", "direction": "unimportant"}, {"generation": "light", "ratio": 0.2}]
+    "switches", [{}, {"direction": "unimportant", "channel": False}, {"generation": "light", "ratio": 0.2}]
 )
 def test_dmkd_is_dfmsd_without_alignment_enhancement_and_stages(stage: int, switches: dict[str, object]) -> None:
     options = {"generation": "full", **switches}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from dfmsd.losses.generation import GenerationBlock
 from dfmsd.losses.method import LossContext, Method
 
 REDUCTION = 16
-EPS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,18 @@ class AMDOptions:
         gate: multiply the generated channels by a gate computed from the teacher.
         threshold: lowest attention, of mean 1, that is masked.
         tau: temperature of the attention, > 0.
-        target: what is generated: ``raw`` T, as in MGD, or ``standardized`` z(T).
     """
 
-    removed: ClassVar[Mapping[str, Any]] = {"selection": "threshold", "direction": "important", "ratio": 0.5}
+    removed: ClassVar[Mapping[str, Any]] = {
+        "selection": "threshold",
+        "direction": "important",
+        "ratio": 0.5,
+        "target": "raw",
+    }
     """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     gate: bool = True
     threshold: float = 1.0
     tau: float = 0.5
-    target: Literal["raw", "standardized"] = "raw"
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -68,7 +70,7 @@ class ChannelGate(nn.Sequential):
 class AMD(Method):
     r"""Generate the teacher's feature from a student that is masked where the teacher's attention is high.
 
-    $L = \frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - target)^2$ with $M = 0$ where $A_s(T) \geq threshold$,
+    $L = \frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - T)^2$ with $M = 0$ where $A_s(T) \geq threshold$,
     $G$ = conv3x3, ReLU, conv3x3 and $g$ = `ChannelGate`.
 
     Sum and weight are MGD's: the sum grows with the area of the level. How much is masked depends on the scale of the
@@ -97,5 +99,4 @@ class AMD(Method):
         """Compute the term ``amd``; the arguments are those of `Method.forward`."""
         o = self.options
         mask = functional.threshold_mask(functional.spatial_attention(teacher, o.tau), o.threshold)
-        target = functional.standardize(teacher, EPS) if o.target == "standardized" else teacher
-        return {"amd": functional.amd(student, teacher, mask, self.generation, self.gate, target)}
+        return {"amd": functional.amd(student, teacher, mask, self.generation, self.gate)}

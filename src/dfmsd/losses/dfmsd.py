@@ -17,7 +17,6 @@ from dfmsd.losses.method import LossContext, Method, refuse_negative, refuse_out
 
 Enhancement = Literal["none", "error", "object", "ratio", "error+object"]
 Levels = Literal["cells", "equal"]
-TargetForm = Literal["standardized", "raw", "teacher"]
 REFERENCE_STRIDE = 8
 """Stride of the level that ``levels: cells`` gives the weight 1: the finest one of most detectors."""
 
@@ -37,8 +36,6 @@ class DFMSDOptions:
         channel_ratio: share of channels masked, in 0..1.
         direction: what is masked, see `functional.select_mask`.
         tau: temperature of the attention, > 0.
-        target: what is generated: ``standardized`` z(T); ``raw`` T; ``teacher`` (T - mean_T) / std_T, with the
-            teacher's statistics applied to the student too, which keeps the absolute feature.
         generation: size of the generation layers, see `generation.generation_blocks`.
         enhancement: how masking becomes harder from the second stage on: where the student's ``error`` is large, where
             an ``object`` is, or both. All but ``none`` also raise the ratio, and ``ratio`` does nothing else.
@@ -51,7 +48,12 @@ class DFMSDOptions:
         eps: added to standard deviations, > 0.
     """
 
-    removed: ClassVar[Mapping[str, Any]] = {"focus": 0.0, "selection": "topk", "threshold": 1.0}
+    removed: ClassVar[Mapping[str, Any]] = {
+        "focus": 0.0,
+        "selection": "topk",
+        "threshold": 1.0,
+        "target": "standardized",
+    }
     """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     alpha: float = 0.3
     beta: float = 1.0
@@ -61,7 +63,6 @@ class DFMSDOptions:
     channel_ratio: float = 0.3
     direction: Direction = "important"
     tau: float = 0.5
-    target: TargetForm = "standardized"
     generation: Generation = "light"
     enhancement: Enhancement = "error+object"
     gamma: float = 1.0
@@ -92,7 +93,7 @@ class DFMSDOptions:
 class DFMSD(Method):
     r"""Dual feature masking and semantic alignment of one level.
 
-    $L = s\,(\alpha\,\mathrm{mean}(R - target)^2 + \beta\,\frac12 \mathrm{mean} (z(X) - z(T))^2)$ with
+    $L = s\,(\alpha\,\mathrm{mean}(R - z(T))^2 + \beta\,\frac12 \mathrm{mean} (z(X) - z(T))^2)$ with
     $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$ and $s$ the level's share, see `level_share`.
 
     Args:
@@ -131,13 +132,7 @@ class DFMSD(Method):
             if o.enhancement in ("error", "error+object") and context.stage > 1:
                 error = alignment.difference.abs().mean(dim=1, keepdim=True)
             masks = self.masks(teacher, context, error)
-            visible, target = student, standard_teacher
-            if o.target == "raw":
-                target = teacher
-            elif o.target == "teacher":
-                mean, scale = functional.channel_statistics(teacher, o.eps)
-                visible = (student - mean) / scale
-            terms["mask"] = share * o.alpha * self.reconstruction_error(visible, masks, target)
+            terms["mask"] = share * o.alpha * self.reconstruction_error(student, masks, standard_teacher)
         if o.beta > 0:
             terms["sfa"] = share * o.beta * alignment.error
         return terms
@@ -175,11 +170,11 @@ class DFMSD(Method):
             objects = functional.object_cells(boxes, context.stride, size)
         return functional.enhance_attention(attention, error=error, objects=objects, gamma=o.gamma, delta=o.delta)
 
-    def reconstruction_error(self, visible: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
+    def reconstruction_error(self, student: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
         """Generate the target, ``N x C x H x W``, from the masked student; return the mean squared error."""
         weight = None if self.fusion is None else self.fusion.weight
         blocks = self.generation
-        return functional.dfmsd_mask(visible, target, [masks[name] for name in blocks], list(blocks.values()), weight)
+        return functional.dfmsd_mask(student, target, [masks[name] for name in blocks], list(blocks.values()), weight)
 
 
 def level_share(feature: Tensor, size: tuple[int, int]) -> float:

@@ -25,7 +25,7 @@ class DMKDOptions(DFMSDOptions):
 class DMKD(DFMSD):
     r"""Dual masking: the term ``mask`` of `DFMSD`, without masking enhancement and the same in every stage.
 
-    $L = s\,\mathrm{mean}(R - target)^2$ with $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$. With ``levels: cells``
+    $L = s\,\mathrm{mean}(R - z(T))^2$ with $R = w_s G_s(X \cdot M_s) + w_c G_c(X \cdot M_c)$. With ``levels: cells``
     the levels are weighted as in MGD, which DMKD extends.
 
     Args:

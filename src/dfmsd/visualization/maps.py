@@ -148,7 +148,7 @@ def _reconstruction_error(method: DFMSD, aligned: Tensor, target: Tensor, contex
         for hook in hooks:
             hook.remove()
     reconstruction = outputs[0] if method.fusion is None else method.fusion(*outputs)
-    expected = target if method.options.target == "raw" else functional.standardize(target, method.options.eps)
+    expected = functional.standardize(target, method.options.eps)
     return _to_map((reconstruction - expected).square().mean(dim=1, keepdim=True))
 
 

@@ -95,11 +95,10 @@ def amd(
     mask: Tensor,
     generation: Layers,
     gate: Layers | None = None,
-    target: Tensor | None = None,
 ) -> Tensor:
     r"""Compute the squared error of the generated feature, whose channels the teacher gates.
 
-    $\frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - target)^2$
+    $\frac1N \sum_{n,c,i,j} (G(X \cdot M) \cdot g(T) - T)^2$
 
     Args:
         student: ``N x C x H x W``.
@@ -107,7 +106,6 @@ def amd(
         mask: ``N x 1 x H x W``, 0 = masked, see `threshold_mask`.
         generation: $G$, such as `dfmsd.losses.generation.GenerationBlock`.
         gate: $g$, ``N x C x H x W`` -> ``N x C x 1 x 1``; None for no gate.
-        target: ``N x C x H x W``; None for the teacher's feature.
 
     Source: reconstruction of AMD (arXiv 2301.13538) from its abstract.
 
@@ -118,4 +116,4 @@ def amd(
     generated = generation(student * mask)
     if gate is not None:
         generated = generated * gate(teacher)
-    return F.mse_loss(generated, teacher if target is None else target, reduction="sum") / len(student)
+    return F.mse_loss(generated, teacher, reduction="sum") / len(student)
