@@ -17,8 +17,8 @@ TEACHERS = ["weak", "strong"]
         ("mgd[weight=1e-3]", {"name": "mgd", "weight": 0.001}),
         ("mgd[weight=.5]", {"name": "mgd", "weight": 0.5}),
         (
-            "dfmsd[enhancement=none,spatial=false,ratio=0.25]",
-            {"name": "dfmsd", "enhancement": "none", "spatial": False, "ratio": 0.25},
+            "dfmsd[enhancement=false,spatial=false,ratio=0.25]",
+            {"name": "dfmsd", "enhancement": False, "spatial": False, "ratio": 0.25},
         ),
         ("dfmsd[enhancement=error+object]", {"name": "dfmsd", "enhancement": "error+object"}),
         (" pkd + mgd [ ratio = 0 ] ", [{"name": "pkd"}, {"name": "mgd", "ratio": 0}]),

@@ -91,7 +91,7 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
     student = build_detector(STUDENT, ("a",))
     teacher = FrozenTeacher(build_detector(replace(STUDENT, arch=arch, fpn_channels=32), ("a",)), "teacher")
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
-    loss = {"name": "dfmsd", "enhancement": "error+object"}
+    loss = {"name": "dfmsd"}
     task = DistillationTask(student, stages, [[], [teacher]], loss, balance=0.5).train()
     task.enter_stage(1)
     (lesson,) = task.lessons

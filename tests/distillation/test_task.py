@@ -172,7 +172,7 @@ def test_all_stages_layers_are_trainable_from_the_start() -> None:
 
 
 def test_the_stage_number_reaches_the_masks() -> None:
-    task = plan(frozen(), frozen(), enhancement="ratio", ratio=0.25, ratio_step=0.25).eval()
+    task = plan(frozen(), frozen(), ratio=0.25).eval()
     seen = []
     for index in range(2):
         task.enter_stage(index)

@@ -64,7 +64,7 @@ def test_without_its_gate_amd_of_a_standardized_teacher_is_the_spatial_branch_of
     threshold: float, ratio: float
 ) -> None:
     loss, (student, teacher) = build(gate=False, threshold=threshold), pair()
-    options = DFMSDOptions(alpha=1.0, beta=0.0, channel=False, ratio=ratio, generation="full", enhancement="none")
+    options = DFMSDOptions(alpha=1.0, beta=0.0, channel=False, ratio=ratio, generation="full", enhancement=False)
     branch = DFMSD(C, options).double()
     branch.generation["spatial"].load_state_dict(loss.generation.state_dict())
     expected = branch(student, teacher, CONTEXT)["mask"] * C * H * W

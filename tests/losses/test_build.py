@@ -28,7 +28,7 @@ LEVELS = (LevelSpec("p3", 2, 8), LevelSpec("p4", 2, 16))
         pytest.param(
             "dfmsd",
             {"enhancement": "agreement"},
-            r"loss\.enhancement: 'agreement' was removed; choose none, .*error\+object",
+            r"loss\.enhancement: 'agreement' was removed; choose true or false$",
             id="removed choice",
         ),
         pytest.param(
@@ -91,3 +91,15 @@ def test_removed_options_may_still_state_the_value_that_is_left(name: str) -> No
         assert losses.check_options(name, **{option: value}) == {}
         with pytest.raises(DfmsdError, match=rf"^loss\.{option}: 'other' was removed; leave {option} out"):
             losses.check_options(name, **{option: "other"})
+
+
+@pytest.mark.parametrize(("former", "present"), [("none", False), ("error+object", True), (False, False)])
+def test_names_of_enhancements_may_still_stand_for_true_and_false(former: object, present: bool) -> None:
+    assert losses.check_options("dfmsd", enhancement=former) == {"enhancement": present}
+    assert losses.resolve_loss({"name": "dfmsd", "enhancement": former})["enhancement"] is present
+
+
+@pytest.mark.parametrize("former", ["error", "object", "ratio"])
+def test_other_enhancements_were_removed(former: str) -> None:
+    with pytest.raises(DfmsdError, match=rf"^loss\.enhancement: '{former}' was removed; choose true or false$"):
+        losses.check_options("dfmsd", enhancement=former)

@@ -82,7 +82,7 @@ def test_each_level_is_the_method_on_its_aligned_pair() -> None:
 
 
 def test_index_pairing_resizes_the_student_and_reads_boxes_at_the_teachers_stride() -> None:
-    criterion = losses.build("dfmsd", STUDENT, TEACHER, pairing="index", enhancement="object", delta=10.0)
+    criterion = losses.build("dfmsd", STUDENT, TEACHER, pairing="index")
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)
     terms = run(criterion, student, teacher, stage=2)
     assert {name.partition("/")[2] for name in terms} == {"p3", "p4", "p5"}
@@ -177,7 +177,7 @@ def test_double_features_stay_double() -> None:
 
 
 def test_boxes_change_the_masks_of_later_stages_only() -> None:
-    criterion = losses.build("dfmsd", STUDENT, TEACHER, delta=10.0)
+    criterion = losses.build("dfmsd", STUDENT, TEACHER)
     student, teacher = pyramid(STUDENT), pyramid(TEACHER)
     none = [torch.zeros(0, 4)] * 2
     for stage, moved in ((1, False), (2, True)):
@@ -211,7 +211,7 @@ def test_a_missing_argument_is_named(
 
 
 def test_dfmsd_needs_neither_boxes_nor_size_where_no_option_uses_them() -> None:
-    criterion, levels = build_any("dfmsd", levels="equal", enhancement="error")
+    criterion, levels = build_any("dfmsd", levels="equal", enhancement=False)
     assert criterion(levels, levels, stage=2).keys() == criterion(levels, levels).keys()
     criterion, _ = build_any("fgd", fg=0.0, bg=0.0)
     assert list(criterion(levels, levels)) == ["attention/p3", "relation/p3", "attention/p4", "relation/p4"]

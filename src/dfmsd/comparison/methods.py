@@ -2,7 +2,7 @@
 
 ```text
 method  = "none" | "inherit" | losses ["@" plan]
-losses  = loss {"+" loss}               pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd
+losses  = loss {"+" loss}               pkd, dfmsd[enhancement=false], pkd+crosskd
 plan    = stage {"+" stage}             T1, T1+T2, T2+T2, T1:1+T2:7 (shares of the epochs)
 stage   = teacher {"&" teacher} [basis] T1, T1&T2 (both at once)
 basis   = "[basis=" name "]"            T1+T2[basis=former], T2[basis=student] (see `StageConfig`)
@@ -28,9 +28,7 @@ from dfmsd.losses.basis import BasisName
 BASELINE = "none"
 INHERIT_ONLY = "inherit"
 """Control for inheritance: trained like the baseline, but initialized from a teacher."""
-EXAMPLES = (
-    "none, pkd, dfmsd[enhancement=none,ratio=0], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
-)
+EXAMPLES = "none, pkd, dfmsd[enhancement=false], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from inspect import signature
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 
@@ -25,7 +25,9 @@ LossConfig = str | dict[str, Any] | list[dict[str, Any]]
 DEFAULT_LOSS = "dfmsd"
 CRITERION_OPTIONS: dict[str, Any] = {"pairing": Pairing, "weight": float, "project": bool, "resize": Resize}
 """Options that every loss has, those of `Criterion` -> type."""
-REMOVED_VALUES = {"enhancement": ("agreement",)}
+FORMER_VALUES = {"enhancement": {"none": False, "error+object": True}}
+"""Option -> value of earlier versions -> the one that it is now."""
+REMOVED_VALUES = {"enhancement": ("agreement", "error", "object", "ratio")}
 """Option -> values that earlier versions accepted."""
 
 
@@ -149,8 +151,10 @@ def _option_types(name: str) -> dict[str, Any]:
 
 def _coerce(key: str, value: object, kind: Any) -> Any:
     """Convert an option to its type and refuse what no option accepts."""
+    if isinstance(value, str):
+        value = FORMER_VALUES.get(key, {}).get(value, value)
     if value in REMOVED_VALUES.get(key, ()):
-        raise DfmsdError(f"loss.{key}: {value!r} was removed; choose {', '.join(get_args(kind))}")
+        raise DfmsdError(f"loss.{key}: {value!r} was removed; choose true or false")
     value = coerce(value, kind, f"loss.{key}")
     if isinstance(value, float) and not math.isfinite(value):
         raise DfmsdError(f"loss.{key} must be finite, got {value}")

@@ -15,8 +15,15 @@ from dfmsd.losses.functional.masking import Direction
 from dfmsd.losses.generation import Generation, SelfAdjustingFusion, generation_blocks
 from dfmsd.losses.method import LossContext, Method, refuse_negative, refuse_outside_unit
 
-Enhancement = Literal["none", "error", "object", "ratio", "error+object"]
 Levels = Literal["cells", "equal"]
+ERROR_STRENGTH = 1.0
+"""``gamma`` of `functional.enhance_attention`, from the second stage on."""
+OBJECT_STRENGTH = 1.0
+"""``delta`` of `functional.enhance_attention`, from the second stage on."""
+RATIO_STEP = 0.1
+"""Added to ``ratio`` in every stage after the first."""
+RATIO_MAX = 0.75
+"""Upper limit of the raised ratio."""
 REFERENCE_STRIDE = 8
 """Stride of the level that ``levels: cells`` gives the weight 1: the finest one of most detectors."""
 
@@ -37,12 +44,8 @@ class DFMSDOptions:
         direction: what is masked, see `functional.select_mask`.
         tau: temperature of the attention, > 0.
         generation: size of the generation layers, see `generation.generation_blocks`.
-        enhancement: how masking becomes harder from the second stage on: where the student's ``error`` is large, where
-            an ``object`` is, or both. All but ``none`` also raise the ratio, and ``ratio`` does nothing else.
-        gamma: strength of ``error``, >= 0.
-        delta: strength of ``object``, >= 0.
-        ratio_step: added to ``ratio`` in every stage after the first.
-        ratio_max: upper limit of the raised ratio.
+        enhancement: mask more positions from the second stage on, and rather those where the student's error is large
+            and where objects are.
         levels: ``cells`` weights a level by its number of cells, see `level_share`, so that every cell counts equally,
             as in the sums of MGD and FGD; ``equal`` weights all levels equally, as the means of PKD do.
         eps: added to standard deviations, > 0.
@@ -53,6 +56,10 @@ class DFMSDOptions:
         "selection": "topk",
         "threshold": 1.0,
         "target": "standardized",
+        "gamma": 1.0,
+        "delta": 1.0,
+        "ratio_step": 0.1,
+        "ratio_max": 0.75,
     }
     """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
     alpha: float = 0.3
@@ -64,11 +71,7 @@ class DFMSDOptions:
     direction: Direction = "important"
     tau: float = 0.5
     generation: Generation = "light"
-    enhancement: Enhancement = "error+object"
-    gamma: float = 1.0
-    delta: float = 1.0
-    ratio_step: float = 0.1
-    ratio_max: float = 0.75
+    enhancement: bool = True
     levels: Levels = "cells"
     eps: float = 1e-3
 
@@ -78,8 +81,8 @@ class DFMSDOptions:
         Raises:
             DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, or no masking branch.
         """
-        refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio", "ratio_max")})
-        refuse_negative({name: getattr(self, name) for name in ("alpha", "beta", "gamma", "delta", "ratio_step")})
+        refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio")})
+        refuse_negative({name: getattr(self, name) for name in ("alpha", "beta")})
         if self.tau <= 0 or self.eps <= 0:
             raise DfmsdError(f"loss.tau and loss.eps must be above 0, got {self.tau} and {self.eps}")
         if self.alpha == 0 and self.beta == 0:
@@ -118,8 +121,8 @@ class DFMSD(Method):
     def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
         """Compute the weighted terms ``mask`` and ``sfa``.
 
-        The arguments are those of `Method.forward`. The boxes are required from the second stage on by the
-        enhancements with ``object``, the padded size by ``levels: cells``.
+        The arguments are those of `Method.forward`. The boxes are required by ``enhancement`` from the second
+        stage on, the padded size by ``levels: cells``.
         """
         o = self.options
         standard_teacher = functional.standardize(teacher, o.eps)
@@ -128,23 +131,20 @@ class DFMSD(Method):
         share = level_share(teacher, self.require(context.size, "size")) if o.levels == "cells" else 1.0
         terms = {}
         if o.alpha > 0:
-            error = None
-            if o.enhancement in ("error", "error+object") and context.stage > 1:
-                error = alignment.difference.abs().mean(dim=1, keepdim=True)
-            masks = self.masks(teacher, context, error)
+            masks = self.masks(teacher, context, alignment.difference)
             terms["mask"] = share * o.alpha * self.reconstruction_error(student, masks, standard_teacher)
         if o.beta > 0:
             terms["sfa"] = share * o.beta * alignment.error
         return terms
 
     @torch.no_grad()
-    def masks(self, teacher: Tensor, context: LossContext, error: Tensor | None = None) -> dict[str, Tensor]:
+    def masks(self, teacher: Tensor, context: LossContext, difference: Tensor) -> dict[str, Tensor]:
         """Choose the masks of the active branches for one step.
 
         Args:
             teacher: ``N x C x H x W``.
             context: boxes, stride and stage.
-            error: ``N x 1 x H x W``, the student's distance from the teacher, for the enhancements with ``error``.
+            difference: ``z(S) - z(T)``, ``N x C x H x W``, for ``enhancement``.
 
         Returns:
             ``spatial``: ``N x 1 x H x W`` and ``channel``: ``N x C x 1 x 1``; 0 = masked.
@@ -153,22 +153,22 @@ class DFMSD(Method):
         masks = {}
         if o.spatial:
             attention, ratio = functional.spatial_attention(teacher, o.tau), o.ratio
-            if o.enhancement != "none" and context.stage > 1:
-                attention = self._enhance(attention, context, error)
-                ratio = functional.stage_ratio(o.ratio, context.stage, o.ratio_step, o.ratio_max)
+            if o.enhancement and context.stage > 1:
+                attention = self._enhance(attention, context, difference)
+                ratio = functional.stage_ratio(o.ratio, context.stage, RATIO_STEP, RATIO_MAX)
             masks["spatial"] = functional.select_mask(attention, ratio, direction=o.direction)
         if o.channel:
             attention = functional.channel_attention(teacher, o.tau)
             masks["channel"] = functional.select_mask(attention, o.channel_ratio, direction=o.direction)
         return masks
 
-    def _enhance(self, attention: Tensor, context: LossContext, error: Tensor | None) -> Tensor:
-        o = self.options
-        objects = None
-        if o.enhancement in ("object", "error+object"):
-            boxes, size = self.require(context.boxes, "boxes"), (attention.shape[2], attention.shape[3])
-            objects = functional.object_cells(boxes, context.stride, size)
-        return functional.enhance_attention(attention, error=error, objects=objects, gamma=o.gamma, delta=o.delta)
+    def _enhance(self, attention: Tensor, context: LossContext, difference: Tensor) -> Tensor:
+        boxes, size = self.require(context.boxes, "boxes"), (attention.shape[2], attention.shape[3])
+        objects = functional.object_cells(boxes, context.stride, size)
+        error = difference.abs().mean(dim=1, keepdim=True)
+        return functional.enhance_attention(
+            attention, error=error, objects=objects, gamma=ERROR_STRENGTH, delta=OBJECT_STRENGTH
+        )
 
     def reconstruction_error(self, student: Tensor, masks: dict[str, Tensor], target: Tensor) -> Tensor:
         """Generate the target, ``N x C x H x W``, from the masked student; return the mean squared error."""

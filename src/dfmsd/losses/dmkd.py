@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions, Enhancement
+from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
 from dfmsd.losses.generation import Generation
 
 
@@ -12,14 +14,16 @@ from dfmsd.losses.generation import Generation
 class DMKDOptions(DFMSDOptions):
     """The options of `DFMSDOptions` that concern masking; those of the other parts are fixed."""
 
+    removed: ClassVar[Mapping[str, Any]] = {
+        "focus": 0.0,
+        "selection": "topk",
+        "threshold": 1.0,
+        "target": "standardized",
+    }
     alpha: float = field(default=1.0, init=False)
     beta: float = field(default=0.0, init=False)
     generation: Generation = "full"
-    enhancement: Enhancement = field(default="none", init=False)
-    gamma: float = field(default=1.0, init=False)
-    delta: float = field(default=1.0, init=False)
-    ratio_step: float = field(default=0.1, init=False)
-    ratio_max: float = field(default=0.75, init=False)
+    enhancement: bool = field(default=False, init=False)
 
 
 class DMKD(DFMSD):

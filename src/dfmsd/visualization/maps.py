@@ -106,12 +106,11 @@ def _maps_of_pair(
     if trained or isinstance(align.project, nn.Identity):
         aligned, target = align(student, teacher)
         alignment = functional.align_distributions(aligned, functional.standardize(target, eps), eps)
-        error = alignment.difference.abs().mean(dim=1, keepdim=True)
-        known["distance"] = _to_map(error)
+        known["distance"] = _to_map(alignment.difference.abs().mean(dim=1, keepdim=True))
         if target.shape[-2] * target.shape[-1] > 1:  # a single cell has no variance
             known["pearson"] = float(alignment.correlation)
         if isinstance(method, DFMSD) and options.alpha > 0:
-            known |= _masks(method, target, context, error)
+            known |= _masks(method, target, context, alignment.difference)
             if trained:
                 known["reconstruction_error"] = _reconstruction_error(method, aligned, target, context)
     return LevelMaps(
@@ -123,15 +122,15 @@ def _maps_of_pair(
     )
 
 
-def _masks(method: DFMSD, target: Tensor, context: LossContext, error: Tensor) -> dict[str, Any]:
+def _masks(method: DFMSD, target: Tensor, context: LossContext, difference: Tensor) -> dict[str, Any]:
     """Return the masks of stage 1 and of this stage."""
-    first = _seeded(lambda: method.masks(target, context._replace(stage=1), error))
+    first = _seeded(lambda: method.masks(target, context._replace(stage=1), difference))
     known: dict[str, Any] = {}
     if "channel" in first:
         known["masked_channels"] = (first["channel"] == 0).flatten().numpy()
     if "spatial" in first:
         known["mask"] = _to_map(first["spatial"])
-        known["enhanced_mask"] = _to_map(_seeded(lambda: method.masks(target, context, error))["spatial"])
+        known["enhanced_mask"] = _to_map(_seeded(lambda: method.masks(target, context, difference))["spatial"])
     return known
 
 
