@@ -149,7 +149,7 @@ def task_gradients(arch: str, loss: Any, balance: float | None, rank: int | None
     step(*own_batch(rank, arch)).backward()
     gradients = {name: value.grad for name, value in whole.named_parameters() if value.grad is not None}
     if balance is not None:
-        gradients["factors"] = torch.stack(list(whole.task.lessons[0].balance.factors().values()))
+        gradients["factor"] = whole.task.lessons[0].balance.factor
     return gradients
 
 
