@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.helpers.yaml_configs import DISTILL, SUM
 
 from dfmsd.comparison.config import CompareConfig
@@ -13,6 +14,8 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.saved_config import same_run, write_config
 from dfmsd.errors import DfmsdError
+from dfmsd.reporting.records import read_run
+from dfmsd.reporting.runconfig import run_config
 
 
 @pytest.fixture
@@ -120,8 +123,10 @@ def test_a_removed_key_may_still_state_the_value_that_is_left(tmp_path: Path, ki
 def test_a_run_folder_of_an_earlier_version_is_the_same_run(file: Path, tmp_path: Path) -> None:
     config = read_config(DistillConfig, file)
     write_config(config, tmp_path)
-    saved = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(f"{saved}balance_by: loss\n")
-    assert same_run(config, tmp_path)
-    (tmp_path / "config.yaml").write_text(f"{saved}balance_by: term\n")
-    assert not same_run(config, tmp_path)
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    former = {"focus": 0.0, "selection": "topk", "target": "standardized", "gamma": 1.0, "enhancement": "error+object"}
+    for balance_by, change, same in (("loss", {}, True), ("term", {}, False), ("loss", {"focus": 0.5}, False)):
+        loss = {**saved["loss"], **former, **change}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**saved, "loss": loss, "balance_by": balance_by}))
+        assert same_run(config, tmp_path) is same
+        assert (run_config(read_run(tmp_path)) is not None) is same

@@ -310,7 +310,7 @@ def test_degenerate_levels_stay_finite(size: tuple[int, ...]) -> None:
         ({"alpha": -1.0}, r"loss\.alpha must be at least 0, got -1\.0"),
         ({"tau": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
         ({"eps": 0.0}, r"loss\.tau and loss\.eps must be above 0"),
-        ({"alpha": 0.0, "beta": 0.0}, r"nothing is distilled; use --no-distill"),
+        ({"alpha": 0.0, "beta": 0.0}, r"nothing is distilled; use `no_distill`"),
         ({"spatial": False, "channel": False}, r"both off; switch one on"),
     ],
 )
