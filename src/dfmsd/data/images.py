@@ -93,6 +93,11 @@ def read_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if transposed else (height, width)
 
 
+def image_suffixes() -> set[str]:
+    """Return the suffixes of image files, in lower case, such as ``.jpg``."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
 def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path]:
     """List the files in a folder and its subfolders that have the suffix of an image, sorted by name; hidden ones not.
 
@@ -100,8 +105,7 @@ def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path
         folder: Folder to search.
         extra_suffixes: Suffixes to include besides those of images, such as ``.mp4``.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-    suffixes.update(extra_suffixes)
+    suffixes = image_suffixes() | set(extra_suffixes)
     return [
         path
         for path in sorted(folder.rglob("*"))

@@ -81,13 +81,32 @@ def test_names_are_text_as_it_is_written(root: Path, text: str, names: tuple[str
         ({"a": "eel"}, "names: 'a' is not the number of one class"),
         ({"00": "eel", "0": "ray"}, "is not the number of one class"),
         ([], "no `names` of classes"),
-        ("eel", "no `names` of classes"),
+        ("eel", "no `names` of classes, but 'eel'; give a list"),
+        ([{"id": 0}, "ray"], "names: class 0 is {'id': '0'}, no text; give its name alone"),
         (["eel"], "a.txt: line 1 has class 1, which has no name in cells.yaml (it has 0 to 0)"),
     ],
 )
 def test_bad_names_are_refused(root: Path, names: Any, message: str) -> None:
     settings(root, names=names)
     assert message in refusal(root)
+
+
+@pytest.mark.parametrize("count", [1, 3, "two"])
+def test_another_number_of_classes_than_of_names_is_refused(root: Path, count: Any) -> None:
+    settings(root, nc=count)
+    assert f"nc is {count}, but there are 2 names; correct one of them" in refusal(root)
+
+
+def test_the_number_of_classes_may_count_gaps(root: Path) -> None:
+    settings(root, nc=8, names={0: "eel", 1: "ray", 7: "cod"})
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+@pytest.mark.parametrize("text", ["names: [a, b]\n", "more: {0: a, 0: b}\n"])
+def test_a_key_that_occurs_twice_is_refused(root: Path, text: str) -> None:
+    with (root / "cells.yaml").open("a") as file:
+        file.write(text)
+    assert f"the key {text[:5] if text[0] == 'n' else 0} occurs twice), line" in refusal(root)
 
 
 # Places.
@@ -116,6 +135,23 @@ def test_places_of_another_machine_are_found(root: Path, place: str, caplog: pyt
     assert close(read(root, "train"), SPLITS["train"])
     moved = place.startswith(("/", "C:"))
     assert (f"train: {place} is not there: {root / 'images' / 'train'} is taken" in caplog.text) == moved
+
+
+@pytest.mark.parametrize("path", [None, "."])
+def test_a_data_set_beside_this_one_is_not_taken_for_it(tmp_path: Path, path: str | None) -> None:
+    other = {"train": {"z": SPLITS["train"]["a"]}}
+    roboflow_yolo(tmp_path, other)
+    root = roboflow_yolo(tmp_path / "data")
+    if path:
+        (root / "data.yaml").write_text(f"path: {path}\n{(root / 'data.yaml').read_text()}")
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_a_folder_beside_that_of_the_yaml_file_is_found(tmp_path: Path) -> None:
+    root = roboflow_yolo(tmp_path / "data")
+    (root / "meta").mkdir()
+    (root / "data.yaml").rename(root / "meta" / "data.yaml")
+    assert close(read(root / "meta", "train"), SPLITS["train"])
 
 
 def test_the_yaml_file_itself_may_be_the_root(root: Path) -> None:
@@ -221,3 +257,18 @@ def test_boxes_belong_to_the_image_as_it_is_turned(tmp_path: Path) -> None:
     (root / "val" / "images" / "e.png").unlink()
     Image.new("RGB", (48, 64)).save(root / "val" / "images" / "e.jpg", exif=exif)
     assert close(read(root, "val"), SPLITS["val"])
+
+
+def test_label_files_without_an_image_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "labels" / "train" / "classes.txt").write_text("eel\nray\n")
+    open_split(root, "train")
+    assert "have no image" not in caplog.text
+    (root / "images" / "train" / "a.png").rename(root / "images" / "train" / "a.heic")
+    open_split(root, "train")
+    orphan = root / "labels" / "train" / "a.txt"
+    assert f"cells.yaml: train: 1 of 2 label files have no image, the first is {orphan}" in caplog.text
+
+
+def test_a_box_of_negative_size_is_refused(root: Path) -> None:
+    rows(root, "0 .5 .5 .2 -.2")
+    assert "a.txt: line 1 has a box of negative width or height; correct it" in refusal(root)

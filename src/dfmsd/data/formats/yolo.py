@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import os.path
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import yaml
-
-from dfmsd.data.formats.layout import Content, Layout, check_names, hidden
+from dfmsd.data.formats.layout import Content, Layout, hidden
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
+from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_orphans
 from dfmsd.data.formats.yolorows import read_rows
+from dfmsd.data.formats.yolosettings import class_names, read_settings
 from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import list_images
-from dfmsd.errors import DfmsdError, one_line
+from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
 EXPECTED = (
@@ -26,16 +26,6 @@ EXPECTED = (
 )
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Split -> keys that may name its images."""
-
-
-class TextLoader(yaml.SafeLoader):
-    """A loader that leaves every value but null as it is written: ``yes``, ``1``, ``1e3``."""
-
-
-TextLoader.yaml_implicit_resolvers = {
-    first: [pair for pair in resolvers if pair[0] == "tag:yaml.org,2002:null"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 @dataclass(frozen=True)
@@ -61,13 +51,14 @@ class YoloSource:
         paths = list(dict.fromkeys(self._images(settings)))
         if not paths:
             raise DfmsdError(f"{self.file}: {self.split}: no image in {', '.join(self.places)}; correct the path")
-        names_in = cache(_names)
+        names_in = cache(file_names)
         labels = [label_file(path, names_in) for path in paths]
         if not any(labels):
             raise DfmsdError(
                 f"{self.file}: {self.split}: none of its {len(paths)} images has a label file, such as "
-                f"{_label_places(paths[0])[0]}; add them"
+                f"{label_places(paths[0])[0]}; add them"
             )
+        warn_of_orphans(paths, names_in, f"{self.file}: {self.split}")
         sizes = read_sizes(paths)
         images = [
             {"id": number, "path": path, "height": height, "width": width}
@@ -120,76 +111,6 @@ def expected(root: Path) -> str | None:
     return EXPECTED if any(root.glob("labels*")) or any(root.glob("*/labels*")) else None
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """Read a YAML file whose values stay text.
-
-    Raises:
-        DfmsdError: It is not valid YAML, or no mapping.
-    """
-    text = read_text(file)
-    try:
-        content = TextLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
-        tab = mark is not None and text[mark.index : mark.index + 1] == "\t"
-        reason = "tab" if tab else one_line(getattr(error, "problem", None) or error)
-        raise DfmsdError(f"{file}: not valid YAML ({reason}){line}; correct it there") from error
-    if not isinstance(content, dict):
-        raise DfmsdError(f"{file}: expected keys such as names, train and val; write them there")
-    return content
-
-
-def class_names(settings: Mapping[str, Any], file: Path) -> dict[int, str]:
-    """Return class number -> name, from a list or from a mapping, whose keys are the numbers.
-
-    Raises:
-        DfmsdError: There are no names, or one of them is no text or occurs twice.
-    """
-    given = settings.get("names")
-    if isinstance(given, list):
-        given = dict(enumerate(given))
-    if not isinstance(given, dict) or not given:
-        raise DfmsdError(f"{file}: no `names` of classes; give a list, or a mapping from class number to name")
-    names: dict[int, str] = {}
-    for key, name in given.items():
-        number = int(key) if str(key).isdecimal() and len(str(key)) < 10 else None
-        if number is None or number in names:
-            raise DfmsdError(f"{file}: names: {key!r} is not the number of one class; count from 0")
-        if not isinstance(name, str):
-            raise DfmsdError(f"{file}: names: class {number} is {name!r}, no text; put the name in quotes")
-        names[number] = name.strip()
-    check_names(names, file)
-    return names
-
-
-def label_file(image: Path, names_in: Callable[[Path], Collection[str]]) -> Path | None:
-    """Return the label file of an image: in ``labels`` where the image is in ``images``, or beside it.
-
-    Args:
-        image: Image file.
-        names_in: Lists the names of the files in a folder.
-    """
-    return next((place for place in _label_places(image) if place.name in names_in(place.parent)), None)
-
-
-def _label_places(image: Path) -> list[Path]:
-    place = next((number for number, part in enumerate(image.parts[::-1]) if part == "images"), None)
-    beside = image.with_suffix(".txt")
-    if place is None:
-        return [beside]
-    parts = list(beside.parts)
-    parts[-1 - place] = "labels"
-    return [Path(*parts), beside]
-
-
-def _names(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(path.name for path in folder.iterdir())
-    except OSError:
-        return frozenset()
-
-
 def _settings_file(root: Path) -> Path | None:
     if root.is_file():
         return root if root.suffix in (".yaml", ".yml") else None
@@ -212,9 +133,9 @@ def _places(value: object, key: str, file: Path) -> tuple[str, ...]:
 
 
 def _bases(root: Path, path: object) -> list[Path]:
-    """Return the folders that paths may be relative to: ``path``, the file's own, and one in it for ``../x``."""
+    """Return the folders that paths may be relative to: ``path``, and the file's own."""
     given = [root / path] if isinstance(path, str) and path else []
-    return [*given, root, root / "-"]
+    return [*given, root]
 
 
 class Place(NamedTuple):
@@ -226,10 +147,15 @@ class Place(NamedTuple):
 
 
 def _locate(place: str, bases: list[Path]) -> Place | None:
-    """Find a folder or file, also if it was written on another machine: by its last parts."""
+    """Find a folder or file, also if it was written on another machine: by its last parts.
+
+    ``../x`` is looked for in a folder itself before it is looked for beside it: Roboflow writes it so, and beside it
+    may be another data set.
+    """
     parts = PurePosixPath(place.replace("\\", "/")).parts
+    inner = [base / "-" for base in bases] if parts[:1] == ("..",) and parts[1:2] != ("..",) else []
     for start in range(max(1, len(parts))):
-        for base in bases if start == 0 else bases[:2]:
+        for base in [*inner, *bases] if start == 0 else bases:
             path = os.path.normpath(base.joinpath(*parts[start:]))
             if _exists(path):
                 return Place(Path(path), start == 0)

@@ -55,6 +55,8 @@ def read_rows(
                 f"{row.file}: line {row.line} has {len(row.values)} numbers; a row is `class x y width height`, or "
                 "`class` and the x and y of at least 3 points"
             )
+        if (len(row.values) == BOX or keypoints) and min(row.values[3:BOX]) < 0:
+            raise DfmsdError(f"{row.file}: line {row.line} has a box of negative width or height; correct it")
     _check_convention(rows, settings, keypoints=keypoints)
     polygons = sum(len(row.values) > BOX for row in rows)
     if polygons:
