@@ -27,6 +27,7 @@ from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import distill
 from dfmsd.engine.saved_config import write_config
+from dfmsd.utils.lock import LOCK, WRITER
 
 MakeDistill = Callable[..., DistillConfig]
 TABLES = ("log.csv", "epochs.csv", "metrics.json")
@@ -72,6 +73,8 @@ class Camera:
         """Restore a snapshot."""
         shutil.rmtree(self.run)
         shutil.copytree(self.folder / moment, self.run)
+        for name in (LOCK, WRITER):  # of this process, which is alive: the killed one's would be taken over
+            (self.run / name).unlink(missing_ok=True)
 
 
 def photographing(camera: Camera) -> type[StopOnInterrupt]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -176,7 +177,10 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
         (lambda: distill(tiny(), "a", 4, "out"), "data: expected keys of DataConfig, got int"),
         (lambda: distill(tiny(), "a", "data", "out", optim=4), "optim: expected keys of OptimConfig, got int"),
         (lambda: distill(tiny(), "a", "data", "out", optim="sgd"), "optim: 'sgd' is not a YAML file with its keys, wh"),
-        (lambda: distill(tiny(), "a", "data", "out", optim={"rate": 1}), "'rate'; optim has name, lr, weight_decay, "),
+        (
+            lambda: distill(tiny(), "a", "data", "out", optim={"rate": 1}),
+            "unknown key optim.rate; optim has name, lr",
+        ),
         (lambda: distill(tiny(), "a", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
         (lambda: distill(tiny(), "a", "data", "out", balence=1.0), "no setting 'balence'; did you mean 'balance'?"),
         (lambda: distill(tiny(), "a", "data", "out", zzz=1), "no setting 'zzz'; DistillConfig has balance, "),
@@ -263,6 +267,8 @@ def test_a_student_that_could_not_be_saved_is_refused_before_any_work(tmp_path: 
     ],
 )
 def test_typed_settings_are_the_keys_of_the_configs(typed: Any, config: Any, without: set[str]) -> None:
-    expected, found = get_type_hints(config), get_type_hints(typed)
+    names = {field.name for field in fields(config)}
+    expected = {name: kind for name, kind in get_type_hints(config).items() if name in names}
+    found = get_type_hints(typed)
     assert found.keys() == expected.keys() - without
     assert all(found[name] == expected[name] or expected[name] in (*get_args(found[name]), str) for name in found)
