@@ -54,6 +54,43 @@ def test_lists_name_the_splits_and_lists_of_classes_do_not(root: Path) -> None:
     assert list(read(root, "test")) == ["e"]
 
 
+def test_lists_may_have_other_names_of_the_splits(root: Path) -> None:
+    lists = root / YEAR / "ImageSets" / "Main"
+    (lists / "val.txt").rename(lists / "valid.txt")
+    assert list(recognize(root).sources) == ["train", "valid"]
+    assert close(read(root, "val"), SPLITS["val"])
+
+
+@pytest.mark.parametrize("folder", ["ImageSets", "."])
+def test_lists_may_be_in_another_folder(root: Path, folder: str) -> None:
+    for split in SPLITS:
+        (root / YEAR / "ImageSets" / "Main" / f"{split}.txt").rename(root / YEAR / folder / f"{split}.txt")
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_a_line_of_a_list_may_end_with_a_flag_or_be_a_path(root: Path) -> None:
+    file = root / YEAR / "ImageSets" / "Main" / "train.txt"
+    file.write_text("a  1\nb (1) -1\nJPEGImages/c.d.png\n")
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_folders_may_have_other_names(root: Path) -> None:
+    (root / YEAR / "JPEGImages").rename(root / YEAR / "images")
+    (root / YEAR / "Annotations").rename(root / YEAR / "annotations")
+    assert close(read(root, "train"), SPLITS["train"])
+
+
+def test_images_and_xml_files_may_be_in_one_folder(tmp_path: Path) -> None:
+    root = roboflow_voc(tmp_path / "data") / "train"
+    assert close(read(root, "default"), SPLITS["train"])
+
+
+def test_xml_files_without_images_are_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "pom.xml").write_text("<project/>")
+    with pytest.raises(DfmsdError, match="which is no known layout"):
+        recognize(tmp_path)
+
+
 def test_without_lists_all_images_are_one_split(root: Path) -> None:
     shutil.rmtree(root / YEAR / "ImageSets")
     assert close(read(root, "default"), SPLITS["train"] | SPLITS["val"])
@@ -62,6 +99,12 @@ def test_without_lists_all_images_are_one_split(root: Path) -> None:
 def test_an_image_without_an_xml_file_has_no_objects(root: Path) -> None:
     (root / YEAR / "Annotations" / "a.xml").unlink()
     assert read(root, "train")["a"].boxes == []
+
+
+def test_images_without_an_xml_file_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / YEAR / "Annotations" / "a.xml").unlink()
+    open_split(root, "train")
+    assert "1 of 3 images have no XML file and count as images without objects, the first is a.png" in caplog.text
 
 
 def test_all_xml_files_missing_are_refused(root: Path) -> None:
