@@ -36,7 +36,7 @@ def without(key: str, name: str) -> Edit:
 IMAGE, BOX = "image id 1", "annotation id 7"
 TRUTHS: dict[str, tuple[Edit | bytes, tuple[str, ...]]] = {
     "no text": (b"\xff\xfe\x00", ("UTF-16", "save it as UTF-8")),
-    "empty": (b"", ("not valid JSON",)),
+    "empty": (b"", ("the file is empty",)),
     "cut": (json.dumps(TRUTH).encode()[:-20], ("not valid JSON", "line 1 column")),
     "a list": (b"[]", ("expected a JSON object", "got a list")),
     "too deep": (b"[" * 100_000, ("not valid JSON", "write the file again")),

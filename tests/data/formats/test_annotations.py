@@ -9,6 +9,7 @@ from faster_coco_eval.core import mask
 from tests.helpers.annotations import Edit, change, edit
 
 from dfmsd.data.formats.annotations import read_annotations
+from dfmsd.data.formats.boxes import check_convention
 from dfmsd.data.formats.layout import Content
 from dfmsd.errors import DfmsdError
 
@@ -54,7 +55,15 @@ def test_a_damaged_annotation_file_is_refused_by_name(tiny_coco: Path, damage: E
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON object .* got a list")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object .* got a list"),
+        (" ", "the file is empty"),
+        ("version https://git-lfs.github.com/spec/v1", "pointer of Git LFS, .* run `git lfs pull`"),
+    ],
+)
 def test_a_file_without_a_json_object_is_refused(tiny_coco: Path, text: str, message: str) -> None:
     (tiny_coco / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(DfmsdError, match=message):
@@ -168,11 +177,28 @@ def test_ignored_annotations_are_crowds(tiny_coco: Path, flag: object, caplog: p
     assert '1 annotations have "ignore": 1 and count as crowds' in caplog.text
 
 
-def test_boxes_given_by_two_corners_are_refused_with_their_number(tiny_coco: Path) -> None:
+CONVENTIONS = {
+    "x1, y1, x2, y2": lambda x, y, width, height: [x, y, x + width, y + height],
+    "the centre, width and height": lambda x, y, width, height: [x + width / 2, y + height / 2, width, height],
+    "y, x, height, width": lambda x, y, width, height: [y, x, height, width],
+}
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_boxes_in_another_convention_are_refused_with_their_number(convention: str) -> None:
+    boxes = [CONVENTIONS[convention](x, y, 30, 15) for x, y in [(0, 0), (70, 35), (65, 20), (10, 5), (40, 30)]]
+    with pytest.raises(DfmsdError, match=rf"\d of 5 boxes reach beyond their image, .* fit if read as {convention};"):
+        check_convention(boxes, [(100, 50)] * 5, Path("a.json"))
+
+
+def test_boxes_beyond_their_image_in_every_convention_are_accepted() -> None:
+    check_convention([[-20, -10, 40, 40], [90, 40, 40, 40]], [(100, 50)] * 2, Path("a.json"))
+
+
+def test_boxes_given_by_two_corners_are_refused_in_a_file(tiny_coco: Path) -> None:
     def corners(raw: dict[str, Any]) -> None:
         for entry in raw["annotations"]:
-            x, y, width, height = entry["bbox"]
-            entry["bbox"] = [x, y, x + width, y + height]
+            entry["bbox"] = CONVENTIONS["x1, y1, x2, y2"](*entry["bbox"])
 
     edit(tiny_coco, corners)
     with pytest.raises(DfmsdError, match=r"\d+ of 1\d boxes reach beyond their image, .* x1, y1, x2, y2"):

@@ -31,6 +31,15 @@ LAYOUTS: dict[str, tuple[str, list[str], Moves]] = {
             "annotations/instances_val.json": "annotations/valid.json",
         },
     ),
+    "a capital": ("COCO", ["train", "val"], {"annotations": "Annotations"}),
+    "no folder": (
+        "COCO",
+        ["train", "valid"],
+        {
+            "annotations/instances_train.json": "train.json",
+            "annotations/instances_val.json": "valid.json",
+        },
+    ),
     "Roboflow": (
         "Roboflow COCO",
         ["train", "valid"],
@@ -61,7 +70,7 @@ def move(root: Path, moves: Moves) -> Path:
     for source, target in moves.items():
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(root / source, root / target)
-    if not any((root / "annotations").iterdir()):
+    if (root / "annotations").is_dir() and not any((root / "annotations").iterdir()):
         (root / "annotations").rmdir()
     return root
 
@@ -115,3 +124,16 @@ def test_two_years_of_a_split_have_to_be_chosen_from(tiny_coco: Path) -> None:
     (annotations / "instances_train.json").rename(annotations / "instances_train2017.json")
     with pytest.raises(DfmsdError, match=r"has train2014, train2017; choose one with data\.train"):
         open_split(tiny_coco, "train")
+
+
+def test_two_files_for_one_split_are_refused_with_both(tiny_coco: Path) -> None:
+    folder = tiny_coco / "annotations"
+    shutil.copy(folder / "instances_train.json", folder / "train.json")
+    with pytest.raises(DfmsdError, match=r"has instances_train.json and train.json for the split train; keep one"):
+        recognize(tiny_coco)
+
+
+def test_a_split_folder_of_roboflow_is_a_data_set(tiny_coco: Path) -> None:
+    move(tiny_coco, {"annotations/instances_train.json": "train/_annotations.coco.json"})
+    assert list(recognize(tiny_coco / "train").sources) == ["default"]
+    assert open_split(tiny_coco / "train", "default")

@@ -69,6 +69,14 @@ def test_two_files_for_one_name_are_no_match(root: Path) -> None:
         find(root, "x/a.jpg")
 
 
+def test_several_files_of_one_name_are_told(root: Path) -> None:
+    for folder in ("ray", "eel"):
+        (root / "train" / folder).mkdir()
+        (root / "train" / folder / "b.jpg").touch()
+    with pytest.raises(DfmsdError, match=r"missing: b\.jpg \(2 files in its subfolders have the name b\.jpg\)"):
+        find(root, "b.jpg")
+
+
 def test_missing_files_are_counted_and_three_are_named(root: Path) -> None:
     with pytest.raises(DfmsdError, match=r"5 of the 6 images .* are missing: 0\.png, 1\.png, 2\.png, \.\.\. "):
         find(root, *(f"{index}.png" for index in range(5)), "a.jpg")

@@ -66,6 +66,8 @@ def _read_json(file: Path) -> Entry:
     if not file.is_file():
         raise DfmsdError(f"{file} is missing; put the COCO annotations there")
     text = read_text(file)
+    if not text.strip():
+        raise DfmsdError(f"{file}: the file is empty; write it again")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
 
@@ -16,6 +17,9 @@ TOLERANCE = 2.0
 """Pixels that a box may reach beyond its image by rounding."""
 SHARE = 0.25
 """Share of boxes beyond their image, from which on another convention is looked for."""
+
+
+Array = NDArray[np.float64]
 
 
 def segmentation_box(segmentation: Any) -> list[float] | None:
@@ -67,7 +71,7 @@ def check_convention(boxes: Sequence[Sequence[float]], sides: Sequence[tuple[int
         file: Annotation file, for messages.
 
     Raises:
-        DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and all are sound if read as corners.
+        DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and all fit if read in another convention.
     """
     array, limits = np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sides, dtype=np.float64).reshape(-1, 2)
     sized = (array[:, 2:] > 0).all(axis=1)
@@ -80,10 +84,24 @@ def check_convention(boxes: Sequence[Sequence[float]], sides: Sequence[tuple[int
             f"{file}: {fractions.sum()} of {len(array)} boxes lie within 0..1, so they are probably fractions of the "
             "image; multiply them by its width and height"
         )
-    beyond = (array[:, :2] + array[:, 2:] > limits + TOLERANCE).any(axis=1)
-    corners = ((array[:, 2:] > array[:, :2]) & (array[:, :2] >= 0) & (array[:, 2:] <= limits + TOLERANCE)).all()
-    if beyond.sum() > SHARE * len(array) and corners:
-        raise DfmsdError(
-            f"{file}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and all fit if read as x1, y1, "
-            "x2, y2; write x, y, width, height"
-        )
+    beyond = _beyond(array[:, :2], array[:, 2:], limits)
+    if beyond.sum() <= SHARE * len(array):
+        return
+    first, second = array[:, :2], array[:, 2:]
+    readings = {
+        "x1, y1, x2, y2": (first, second - first),
+        "the centre, width and height": (first - second / 2, second),
+        "y, x, height, width": (first[:, ::-1], second[:, ::-1]),
+    }
+    for convention, (corner, size) in readings.items():
+        if (size > 0).all() and not _beyond(corner, size, limits).any():
+            raise DfmsdError(
+                f"{file}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and all fit if read as "
+                f"{convention}; write x, y, width, height"
+            )
+
+
+def _beyond(corner: Array, size: Array, limits: Array) -> NDArray[np.bool_]:
+    """Return which boxes reach beyond their image."""
+    beyond = (corner < -TOLERANCE) | (corner + size > limits + TOLERANCE)
+    return np.logical_or(beyond[:, 0], beyond[:, 1])

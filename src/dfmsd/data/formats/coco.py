@@ -8,11 +8,14 @@ from pathlib import Path
 
 from dfmsd.data.formats.annotations import read_annotations
 from dfmsd.data.formats.layout import SPLITS, Content, Layout, hidden, plain_name
+from dfmsd.errors import DfmsdError
 
 EXPECTED = (
     "a data set in the COCO layout has annotations/instances_train.json and the images in train/; files with other "
     "names can be given with data.train and data.val"
 )
+FOLDERS = ("annotations", "Annotations", ".")
+"""Folders that may hold the annotation files of all splits, the likeliest first."""
 ROBOFLOW = "_annotations.coco.json"
 LABEL_STUDIO = "result.json"
 
@@ -51,10 +54,15 @@ def expected(root: Path) -> str | None:
 
 
 def _plain(root: Path) -> dict[str, CocoSource]:
-    """Find ``annotations/instances_train2017.json`` and the like."""
-    sources = {}
-    for file in sorted((root / "annotations").glob("*.json")):
+    """Find ``annotations/instances_train2017.json`` and the like, also in the folder itself."""
+    sources: dict[str, CocoSource] = {}
+    for file in next((files for folder in FOLDERS if (files := sorted((root / folder).glob("*.json")))), []):
         split = _split_of(file)
+        if split in sources:
+            raise DfmsdError(
+                f"data.root: {file.parent} has {sources[split].file.name} and {file.name} for the split {split}; keep "
+                "one of them there, or name files with data.train and data.val"
+            )
         if split is not None:
             sources[split] = CocoSource(file, _image_folders(root, split), root)
     return sources
@@ -76,7 +84,10 @@ def _image_folders(root: Path, split: str) -> tuple[Path, ...]:
 
 
 def _roboflow(root: Path) -> dict[str, CocoSource]:
+    """Find ``train/_annotations.coco.json`` and the like, or one split that is the folder itself."""
     files = [file for file in sorted(root.glob(f"*/{ROBOFLOW}")) if not hidden(file.parent)]
+    if not files and (root / ROBOFLOW).is_file():
+        return {"default": CocoSource(root / ROBOFLOW, (root,), root)}
     return {file.parent.name: CocoSource(file, (file.parent,), root) for file in files}
 
 

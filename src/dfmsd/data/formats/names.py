@@ -163,8 +163,11 @@ def _refuse(
     if missing:
         named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
         present = [path.name for path in _files(folder, root.resolve())][:COMPARED]
-        near = get_close_matches(PurePath(missing[0]).name, present, n=1)
+        last = PurePath(missing[0]).name
+        near = get_close_matches(last, present, n=1)
         hint = f" (the nearest name there is {near[0]})" if near else ""
+        if present.count(last) > 1:
+            hint = f" ({present.count(last)} files in its subfolders have the name {last})"
         raise DfmsdError(
             f"{folder}: {len(missing)} of the {count} images in {file} are missing: {named}{hint}; add the files or "
             "remove their entries"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dfmsd.errors import DfmsdError
 
+LFS_POINTER = b"version https://git-lfs.github.com/"
+
 
 def read_text(file: Path) -> str:
     """Read a text file; a byte order mark, which some editors write, is left out.
@@ -20,6 +22,8 @@ def read_text(file: Path) -> str:
         raise DfmsdError(f"{file}: cannot be read ({error.strerror}); check its path and permissions") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DfmsdError(f"{file}: it is UTF-16 text; save it as UTF-8")
+    if content.startswith(LFS_POINTER):
+        raise DfmsdError(f"{file}: it is a pointer of Git LFS, not the file itself; run `git lfs pull` there")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
