@@ -56,7 +56,7 @@ def test_an_image_without_boxes_is_kept(tiny_coco: Path) -> None:
     assert target["labels"].dtype == torch.int64
 
 
-def test_boxes_are_clipped_and_empty_ones_dropped_with_one_warning(
+def test_boxes_are_clipped_and_empty_ones_dropped_with_a_warning_each(
     tiny_coco: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     width = open_split(tiny_coco, "train").records[0].width
@@ -67,7 +67,8 @@ def test_boxes_are_clipped_and_empty_ones_dropped_with_one_warning(
     assert coco.records[0].boxes.tolist() == [[0, 0, 10, 20]]
     assert coco.records[0].labels.tolist() == [1]
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "3 boxes without area or outside their image are not used for training"
+        "3 boxes without area or outside their image are not used for training",
+        "1 boxes reach more than 2 pixels beyond their image and are cut off there",
     ]
 
 

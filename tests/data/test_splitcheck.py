@@ -92,6 +92,22 @@ def test_a_class_without_objects_is_named(tiny_coco: Path, warned: Warned) -> No
     )
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_objects_is_named(tiny_coco: Path, warned: Warned, split: str) -> None:
+    edit(tiny_coco, as_crowds, split)
+    (message,) = warned()
+    assert f"instances_{split}.json: no annotated object; all " in message
+
+
+def test_classes_that_differ_in_capitals_only_are_named(tiny_coco: Path, warned: Warned) -> None:
+    for split in ("train", "val"):
+        edit(tiny_coco, lambda raw: raw["categories"][0].update(name="Disc"), split)
+    assert any(
+        "json: classes disc, Disc differ in capitals only" in message.replace("Disc, disc", "disc, Disc")
+        for message in warned()
+    )
+
+
 def test_repeated_boxes_are_counted(tiny_coco: Path, warned: Warned) -> None:
     counts = []
 

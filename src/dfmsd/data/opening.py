@@ -85,5 +85,5 @@ def _missing(config: DataConfig, split: str) -> str:
     advice = {
         "train": "name one with data.train and data.val, or set aside a share of the images with data.holdout",
         "val": "name another with data.val, or set aside a share of the training images with data.holdout",
-    }.get(split, f"name another with data.{split}" if split in SPLITS else "choose one of these")
+    }.get(split, f"choose one of these, or name it with data.{split}" if split in SPLITS else "choose one of these")
     return f"{key} ({layout.name} layout) has no split {wanted}, only {has}; {advice}"

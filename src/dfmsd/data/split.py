@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dfmsd.data.formats.boxes import TOLERANCE
 from dfmsd.data.formats.layout import Content, Entry, Source
 from dfmsd.data.imagecheck import check_size
 from dfmsd.data.images import read_image
@@ -89,14 +90,16 @@ def _to_records(content: Content, file: Path) -> list[ImageRecord]:
     for annotation in content.annotations:
         if not annotation.get("iscrowd"):
             annotations_of[annotation["image_id"]].append(annotation)
-    records, dropped = [], 0
+    records, dropped, cut = [], 0, 0
     for image in content.images:
         annotations = annotations_of[image["id"]]
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        whole = boxes
         boxes = boxes.clip(0, (image["width"], image["height"]) * 2).astype(np.float32)
         keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         dropped += int((~keep).sum())
+        cut += int((keep & (abs(boxes - whole) > TOLERANCE).any(axis=1)).sum())
         labels = np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
         records.append(
             ImageRecord(
@@ -110,6 +113,10 @@ def _to_records(content: Content, file: Path) -> list[ImageRecord]:
         )
     if dropped:
         logger.warning("%s: %d boxes without area or outside their image are not used for training", file, dropped)
+    if cut:
+        logger.warning(
+            "%s: %d boxes reach more than %.0f pixels beyond their image and are cut off there", file, cut, TOLERANCE
+        )
     return records
 
 

@@ -33,7 +33,7 @@ def check_trainable(split: DetectionSplit) -> None:
     Raises:
         DfmsdError: No annotation is usable; the message says why.
     """
-    if not any(len(record.boxes) for record in split.records):
+    if not _has_objects(split):
         raise DfmsdError(f"{split.file}: no annotation to train on; {_why_no_object(split)}")
 
 
@@ -71,7 +71,7 @@ def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
 
 
 def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
-    """Say what is unlikely to be meant: classes without objects, repeated boxes, and copies of images.
+    """Say what is unlikely to be meant: splits and classes without objects, repeated boxes, and copies of images.
 
     Images are copies if their files have the same bytes. Files are read only as far as others of the same size force it
     to tell them apart.
@@ -82,11 +82,14 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
     train, others = splits[0], splits[1:]
     known = annotated_classes([train])
     unused = [name for name in train.class_names if name not in known]
-    findings = []
-    if unused:
+    findings = [
+        f"{split.file}: no annotated object; {_why_no_object(split)}" for split in splits if not _has_objects(split)
+    ]
+    if unused and known:
         findings.append(
             f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
         )
+    findings += _like_names(splits)
     files = {record.path: record for split in splits for record in split.records}
     contents = {path: path for path in files}
     contents |= {copy.path: group[0].path for group in find_copies([*files.values()]) for copy in group}
@@ -101,6 +104,19 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
                 f"{leaked[0]} as {trained[contents[leaked[0]]]}: AP on them says little, so remove them from one side"
             )
     return findings
+
+
+def _has_objects(split: DetectionSplit) -> bool:
+    return any(len(record.boxes) for record in split.records)
+
+
+def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
+    like: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(chain.from_iterable(split.class_names for split in splits)):
+        like[name.casefold()].append(name)
+    for names in like.values():
+        if len(names) > 1:
+            yield f"{splits[0].file}: {_listed(names)} differ in capitals only: one class, perhaps"
 
 
 def _repeats(split: DetectionSplit) -> Iterator[str]:

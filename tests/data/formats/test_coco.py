@@ -137,3 +137,25 @@ def test_a_split_folder_of_roboflow_is_a_data_set(tiny_coco: Path) -> None:
     move(tiny_coco, {"annotations/instances_train.json": "train/_annotations.coco.json"})
     assert list(recognize(tiny_coco / "train").sources) == ["default"]
     assert open_split(tiny_coco / "train", "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cells.zip", "cells.zip is an archive: unpack it"),
+        ("train/_annotations.csv", "_annotations.csv is a CSV file, which is not read: export"),
+        ("annotations.xml", "annotations.xml is CVAT's own format, which is not read: export"),
+        ("classes.txt", "a data set in the YOLO layout has a data.yaml"),
+    ],
+)
+def test_what_is_not_read_is_told(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(DfmsdError, match=message):
+        recognize(tmp_path)
+
+
+def test_an_archive_as_the_root_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cells.zip").touch()
+    with pytest.raises(DfmsdError, match=r"cells\.zip is a file, .*; cells\.zip is an archive: unpack it"):
+        recognize(tmp_path / "cells.zip")

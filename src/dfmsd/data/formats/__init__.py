@@ -13,6 +13,16 @@ __all__ = ["FORMATS", "Content", "Layout", "Source", "layout_of", "recognize"]
 
 FORMATS = (coco, yolo, voc)
 """Each has ``recognize(root)``, which returns a `Layout` or None, and ``expected(root)``, a hint for a message."""
+_ARCHIVE = "an archive: unpack it, and give the folder"
+_EXPORT = "which is not read: export the data set as COCO, YOLO or Pascal VOC"
+CVAT = f"CVAT's own format, {_EXPORT}"
+UNREAD = {
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), _ARCHIVE),
+    ".csv": f"a CSV file, {_EXPORT}",
+    ".parquet": f"a Parquet file, {_EXPORT}",
+    ".tfrecord": f"a TFRecord, {_EXPORT}",
+}
+"""Suffix of a file that is not read -> what it is, and what to do."""
 SHOWN = 8
 """Entries of a folder that a message lists."""
 
@@ -62,5 +72,13 @@ def _contents(root: Path) -> str:
 
 
 def _expected(root: Path) -> str:
-    hints = [hint for format in FORMATS if (hint := format.expected(root)) is not None]
-    return hints[0] if hints else coco.EXPECTED
+    return yolo.expected(root) or _unread(root) or voc.expected(root) or coco.expected(root) or coco.EXPECTED
+
+
+def _unread(root: Path) -> str | None:
+    """Name a file in a format that is not read, and say what to do with it."""
+    for path in (root, *sorted(root.glob("*")), *sorted(root.glob("*/*"))):
+        advice = CVAT if path.name == "annotations.xml" else UNREAD.get(path.suffix.lower())
+        if advice is not None and path.is_file() and not hidden(path):
+            return f"{path.name} is {advice}"
+    return None

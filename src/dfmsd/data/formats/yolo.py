@@ -108,7 +108,8 @@ def recognize(root: Path) -> Layout | None:
 
 def expected(root: Path) -> str | None:
     """Say what is missing for a data set in this format, if the folder looks like one."""
-    return EXPECTED if any(root.glob("labels*")) or any(root.glob("*/labels*")) else None
+    found = any((root / name).is_file() for name in ("classes.txt", "obj.names"))
+    return EXPECTED if found or any(root.glob("labels*")) or any(root.glob("*/labels*")) else None
 
 
 def _settings_file(root: Path) -> Path | None:
