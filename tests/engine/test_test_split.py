@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.annotations import edit
 
 import dfmsd
-from dfmsd.data import DataConfig
+from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.data.splitcheck import has_test_objects
 from dfmsd.detectors import DetectorConfig
+from dfmsd.engine.build import check_contents
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.run import Result, train
+from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 
 
@@ -47,3 +51,29 @@ def test_reports_and_model_cards_show_it(result: Result, tmp_path: Path) -> None
     pytest.importorskip("huggingface_hub")
     card = dfmsd.share(result.run, tmp_path / "shared").read_text()
     assert "on the test split" in card
+
+
+def contents(root: Path, test: str | None = None) -> CocoDataModule:
+    data = CocoDataModule(DataConfig(str(root), image_size=64, batch_size=2, test=test))
+    check_contents(data)
+    return data
+
+
+def test_a_test_split_that_is_named_but_missing_is_refused_before_training(tiny_coco: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"data\.test: .* has no split exam, only train, val"):
+        contents(tiny_coco, "exam")
+
+
+def test_a_damaged_test_split_is_refused_before_training(tiny_coco: Path) -> None:
+    add_test_split(tiny_coco)
+    next((tiny_coco / "test").iterdir()).unlink()
+    with pytest.raises(DfmsdError, match=r"test: 1 of the \d images in .*instances_test\.json are missing"):
+        contents(tiny_coco)
+
+
+def test_a_test_split_without_objects_is_passed_over_unless_it_is_named(tiny_coco: Path) -> None:
+    add_test_split(tiny_coco)
+    edit(tiny_coco, lambda raw: raw.update(annotations=[]), "test")
+    assert not has_test_objects(contents(tiny_coco).config)
+    with pytest.raises(DfmsdError, match=r"instances_test\.json: no annotated object, so no AP can be measured"):
+        contents(tiny_coco, "test")

@@ -34,8 +34,15 @@ def open_split(data: DataConfig | str | Path, split: str) -> DetectionSplit:
 
 
 def has_split(config: DataConfig, split: str) -> bool:
-    """Return whether a data set has a split; it is not opened."""
-    return _find(config, split) is not None
+    """Return whether a data set has a split; it is not opened.
+
+    Raises:
+        DfmsdError: The configuration names one that is not there.
+    """
+    found = _find(config, split) is not None
+    if not found and _named(config, split):
+        raise DfmsdError(_missing(config, split))
+    return found
 
 
 def find_layout(root: str | Path) -> Layout:

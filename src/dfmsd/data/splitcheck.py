@@ -12,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from dfmsd.data.config import DataConfig
+from dfmsd.data.opening import has_split, open_split
 from dfmsd.data.records import ImageRecord
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
@@ -55,6 +57,22 @@ def check_measurable(split: DetectionSplit, limit: int | None = None) -> None:
             " use more of them"
         )
     raise DfmsdError(f"{split.file}: no annotated object, so no AP can be measured; {_why_no_object(split)}")
+
+
+def has_test_objects(config: DataConfig) -> bool:
+    """Return whether there is a test split with objects, on which a run measures its student at the end.
+
+    One that `data.test` names has to have objects; one that is found besides may have none.
+
+    Raises:
+        DfmsdError: The split is damaged, or is named and missing or without objects.
+    """
+    if not has_split(config, "test"):
+        return False
+    split = open_split(config, "test")
+    if config.test is not None:
+        check_measurable(split)
+    return _has_objects(split)
 
 
 def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:

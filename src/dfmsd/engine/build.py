@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.data.splitcheck import check_measurable, check_trainable, warn_of_contents
+from dfmsd.data.splitcheck import check_measurable, check_trainable, has_test_objects, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit
@@ -36,14 +36,15 @@ def read_data(config: DistillConfig) -> CocoDataModule:
 
 
 def check_contents(data: CocoDataModule) -> None:
-    """Refuse data without objects, and warn of what is unlikely to be meant.
+    """Refuse data without objects or with a damaged test split, and warn of what is unlikely to be meant.
 
     Raises:
-        DfmsdError: there is no object to train on or to measure AP with.
+        DfmsdError: there is no object to train on or to measure AP with, or the test split cannot be read.
     """
     train, val = data.train.coco, data.val.coco
     check_trainable(train)
     check_measurable(val)
+    has_test_objects(data.config)
     if is_first_process():
         warn_of_contents(train, val)
 

@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from dfmsd.data.datamodule import CocoDataModule, split_loader
-from dfmsd.data.opening import has_split
+from dfmsd.data.splitcheck import has_test_objects
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.average import WeightAverage
@@ -117,7 +117,7 @@ def fit(
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
     test_metrics = None
-    if is_first_process() and has_split(config.data, "test"):
+    if is_first_process() and has_test_objects(config.data):
         test_metrics = evaluate(task.student, split_loader(config.data, "test"), device=default_device())
     student = task.student.cpu().eval()
     if is_first_process():
