@@ -90,6 +90,15 @@ def test_a_bad_source_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_data_without_objects_are_refused(tmp_path: Path) -> None:
+    source = yolo(tmp_path / "source")
+    for file in source.glob("labels/*/*.txt"):
+        file.write_text("")
+    with pytest.raises(DfmsdError, match="source: no annotated object in train, val; annotate objects"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_nonempty_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

@@ -32,7 +32,7 @@ def convert(source: str | Path, out: Path, to: Format = "coco") -> dict[str, tup
         Split -> number of images and number of boxes.
 
     Raises:
-        DfmsdError: The source cannot be read, or ``out`` is not empty or cannot be written.
+        DfmsdError: The source cannot be read or has no objects, or ``out`` is not empty or cannot be written.
     """
     if to not in WRITERS:
         raise DfmsdError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
@@ -40,6 +40,10 @@ def convert(source: str | Path, out: Path, to: Format = "coco") -> dict[str, tup
         raise DfmsdError(f"{out} is not empty; choose a new folder with --out")
     check_writable(out.parent, "out")
     splits = _read(source, to)
+    if not any(split.ground_truth["annotations"] for split in splits.values()):
+        raise DfmsdError(
+            f"{source}: no annotated object in {', '.join(splits)}; annotate objects, or choose another data set"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         complete = Path(folder, "complete")
