@@ -11,7 +11,7 @@ from tests.helpers.annotations import edit
 import dfmsd
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.splitcheck import has_test_objects
-from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors import DetectorConfig, load_detector
 from dfmsd.engine.build import check_contents
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.run import Result, train
@@ -29,12 +29,16 @@ def add_test_split(root: Path) -> None:
     (file.parent / "instances_test.json").write_text(json.dumps(raw))
 
 
+def run_config(root: Path, out: Path) -> TrainConfig:
+    data = DataConfig(str(root), image_size=64, batch_size=2)
+    model = DetectorConfig("fcos", "test_efficientnet", fpn_channels=16, head_convs=1)
+    return TrainConfig(out=str(out), data=data, model=model, epochs=1)
+
+
 @pytest.fixture
 def result(tiny_coco: Path, tmp_path: Path) -> Result:
     add_test_split(tiny_coco)
-    data = DataConfig(str(tiny_coco), image_size=64, batch_size=2)
-    model = DetectorConfig("fcos", "test_efficientnet", fpn_channels=16, head_convs=1)
-    return train(TrainConfig(out=str(tmp_path / "run"), data=data, model=model, epochs=1))
+    return train(run_config(tiny_coco, tmp_path / "run"))
 
 
 def test_the_delivered_student_is_measured_on_the_test_split(
@@ -51,6 +55,16 @@ def test_reports_and_model_cards_show_it(result: Result, tmp_path: Path) -> None
     pytest.importorskip("huggingface_hub")
     card = dfmsd.share(result.run, tmp_path / "shared").read_text()
     assert "on the test split" in card
+
+
+def test_a_test_image_that_cannot_be_decoded_costs_no_student(tiny_coco: Path, tmp_path: Path) -> None:
+    add_test_split(tiny_coco)
+    image = tiny_coco / "test" / "val_0.jpg"
+    image.write_bytes(image.read_bytes()[:-200])  # the header is sound
+    with pytest.raises(DfmsdError, match=r"val_0\.jpg: cannot be decoded"):
+        train(run_config(tiny_coco, tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").finished
+    assert load_detector(tmp_path / "run").class_names == ("square", "disc")
 
 
 def contents(root: Path, test: str | None = None) -> CocoDataModule:

@@ -116,20 +116,18 @@ def fit(
         module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
-    test_metrics = None
-    if is_first_process() and has_test_objects(config.data):
-        test_metrics = evaluate(task.student, split_loader(config.data, "test"), device=default_device())
-    student = task.student.cpu().eval()
+    student = task.student.eval()
     if is_first_process():
         save_detector(student, run.path)
-        tested = ""
-        if test_metrics is not None:
-            write_json(run.test_metrics_file, test_metrics)
-            tested = f"  on test {percent(test_metrics['AP'])}"
         write_json(run.metrics_file, metrics)
-        _print(f"AP {percent(metrics['AP'])}{tested}  {time.perf_counter() - started:.0f} s  {run}")
+        _print(f"AP {percent(metrics['AP'])}  {time.perf_counter() - started:.0f} s  {run}")
+    test_metrics = None
+    if is_first_process() and has_test_objects(config.data):  # last, since a damaged image ends it
+        test_metrics = evaluate(student, split_loader(config.data, "test"), device=default_device())
+        write_json(run.test_metrics_file, test_metrics)
+        _print(f"AP {percent(test_metrics['AP'])} on the test split")
     test_metrics = trainer.strategy.broadcast(test_metrics)  # no process reads what the first one has not written yet
-    return Result(metrics, run.path, student, test_metrics)
+    return Result(metrics, run.path, student.cpu(), test_metrics)
 
 
 def _build_callbacks(
