@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dfmsd.data.images import read_size
 from dfmsd.data.records import ImageRecord
 from dfmsd.errors import DfmsdError
-
-THREADS = 16
-"""Threads that read headers: network disks have a high latency."""
+from dfmsd.utils.threads import map_in_threads
 
 
 def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
@@ -20,14 +17,7 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         DfmsdError: A file is not an image.
     """
-
-    def read(part: Sequence[Path]) -> list[tuple[int, int]]:
-        return [read_size(path) for path in part]
-
-    step = -(-len(paths) // THREADS) or 1
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = pool.map(read, (paths[start : start + step] for start in range(0, len(paths), step)))
-        return [size for part in parts for size in part]
+    return map_in_threads(read_size, paths)
 
 
 def check_size(record: ImageRecord, size: tuple[int, int], file: Path) -> None:

@@ -7,26 +7,22 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from dfmsd.data.config import DataConfig
 from dfmsd.data.opening import has_split, open_split
 from dfmsd.data.records import ImageRecord
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.threads import map_in_threads
 
 logger = logging.getLogger("dfmsd")
-T = TypeVar("T")
 Copies = list[list[ImageRecord]]
 """Groups of at least two images with the same content."""
 
 PIECE = 4096
 """Bytes that are read at the start, middle and end of a file before the whole of it."""
-THREADS = 16
-"""Threads that read files: network disks have a high latency."""
 
 
 def check_trainable(split: DetectionSplit) -> None:
@@ -49,9 +45,9 @@ def check_measurable(split: DetectionSplit, limit: int | None = None) -> None:
     Raises:
         DfmsdError: No annotation is usable; the message says why.
     """
-    if any(len(record.boxes) for record in split.records[:limit]):
+    if _has_objects(split, limit):
         return
-    if any(len(record.boxes) for record in split.records):
+    if _has_objects(split):
         raise DfmsdError(
             f"{split.file}: no annotated object in the first {limit} of {len(split)} images, so no AP can be measured;"
             " use more of them"
@@ -124,8 +120,8 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
     return findings
 
 
-def _has_objects(split: DetectionSplit) -> bool:
-    return any(len(record.boxes) for record in split.records)
+def _has_objects(split: DetectionSplit, limit: int | None = None) -> bool:
+    return any(len(record.boxes) for record in split.records[:limit])
 
 
 def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
@@ -173,7 +169,7 @@ def find_copies(records: Sequence[ImageRecord]) -> Copies:
     Args:
         records: Images in different files.
     """
-    sizes = _map(lambda record: os.stat(record.path).st_size, records)
+    sizes = map_in_threads(lambda record: os.stat(record.path).st_size, records)
     size_of = {record.path: size for record, size in zip(records, sizes, strict=True)}
     groups = _regroup([list(records)], lambda record: (size_of[record.path], record.height, record.width))
     groups = _regroup(groups, lambda record: _digest(record.path, size_of[record.path], whole=False))
@@ -185,16 +181,9 @@ def _regroup(groups: Copies, key: Callable[[ImageRecord], Hashable]) -> Copies:
     members = list(chain.from_iterable(groups))
     parts: dict[Hashable, list[ImageRecord]] = defaultdict(list)
     numbers = chain.from_iterable([number] * len(group) for number, group in enumerate(groups))
-    for record, number, value in zip(members, numbers, _map(key, members), strict=True):
+    for record, number, value in zip(members, numbers, map_in_threads(key, members), strict=True):
         parts[number, value].append(record)
     return [part for part in parts.values() if len(part) > 1]
-
-
-def _map(function: Callable[[ImageRecord], T], records: Sequence[ImageRecord]) -> list[T]:
-    step = max(1, -(-len(records) // THREADS))
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = (records[start : start + step] for start in range(0, len(records), step))
-        return list(chain.from_iterable(pool.map(lambda part: [function(record) for record in part], parts)))
 
 
 def _digest(path: Path, size: int, *, whole: bool) -> bytes:
