@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.ops import box_area
 
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.batching import collate
@@ -25,6 +24,7 @@ from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.holdout import split_holdout
 from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
 from dfmsd.data.opening import describe, has_split, open_split
+from dfmsd.data.records import box_sizes
 from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample, fitted_size
@@ -105,12 +105,7 @@ class CocoDataModule(pl.LightningDataModule):
 
     def train_box_sizes(self) -> Tensor:
         """Return the square root of the area of every training box, in pixels of the input, without augmentation."""
-        sizes = [torch.zeros(0)]
-        for record in self.train.coco.records:
-            height, width = fitted_size(record.height, record.width, self.config.image_size)
-            scale = height * width / (record.height * record.width)
-            sizes.append((scale * box_area(record.boxes)).sqrt())
-        return torch.cat(sizes)
+        return box_sizes(self.train.coco.records, self.config.image_size)
 
     @property
     def _unlabeled_per_batch(self) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torchvision.ops import box_area
+
+from dfmsd.data.transforms import fitted_size
 
 
 class ImageRecord(NamedTuple):
@@ -21,3 +26,18 @@ class ImageRecord(NamedTuple):
     """int64, ``M``, indices into the class names."""
     labeled: bool = True
     """Whether the image has been annotated; a labeled image may still contain no objects."""
+
+
+def box_sizes(records: Iterable[ImageRecord], image_size: int) -> Tensor:
+    """Return the square root of the area of every box, in pixels of the resized images.
+
+    Args:
+        records: Images.
+        image_size: Longer side that images are resized to.
+    """
+    sizes = [torch.zeros(0)]
+    for record in records:
+        height, width = fitted_size(record.height, record.width, image_size)
+        scale = height * width / (record.height * record.width)
+        sizes.append((scale * box_area(record.boxes)).sqrt())
+    return torch.cat(sizes)

@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_area
 
 from dfmsd.data.config import DataConfig
 from dfmsd.data.formats.layout import Layout, plain_name
 from dfmsd.data.opening import find_layout, open_split
+from dfmsd.data.records import box_sizes
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.splitcheck import describe_contents
-from dfmsd.data.transforms import fitted_size
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.errors import DfmsdError, one_line
-from dfmsd.inspection.suspicion import suspicious_boxes
+from dfmsd.inspection.suspicion import rare_classes, suspicious_boxes
 from dfmsd.types import LevelSpec
 
 logger = logging.getLogger("dfmsd")
@@ -88,7 +87,9 @@ def gather(config: DataConfig) -> DataFacts:
         if splits:
             findings += describe_contents([*splits.values()])
     facts = {name: _facts(split, config.image_size) for name, split in splits.items()}
-    findings += suspicious_boxes(splits, {name: split.sizes for name, split in facts.items()}, config.image_size)
+    for name, split in splits.items():
+        findings += suspicious_boxes(split, facts[name].sizes, config.image_size)
+        findings += rare_classes(split, name, facts[name].objects)
     levels = build_detector(DetectorConfig(), ("object",)).levels
     return DataFacts(layout, config.image_size, splits, facts, levels, findings, errors)
 
@@ -106,16 +107,12 @@ def refuse_unreadable(facts: DataFacts) -> None:
 def _facts(split: DetectionSplit, image_size: int) -> SplitFacts:
     labels = torch.cat([record.labels for record in split.records])
     counts = torch.bincount(labels, minlength=len(split.class_names)).tolist()
-    sizes = []
-    for record in split.records:
-        height, width = fitted_size(record.height, record.width, image_size)
-        sizes.append((box_area(record.boxes) * height * width / (record.height * record.width)).sqrt())
     return SplitFacts(
         images=len(split),
         empty=sum(not len(record.boxes) for record in split.records),
         crowds=sum(annotation["iscrowd"] for annotation in split.ground_truth["annotations"]),
         objects=dict(zip(split.class_names, counts, strict=True)),
-        sizes=torch.cat(sizes),
+        sizes=box_sizes(split.records, image_size),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 from torchvision.ops import box_area
 
@@ -24,25 +23,34 @@ FEW = 10
 """Objects of a class below which nothing can be learned, or measured."""
 
 
-def suspicious_boxes(splits: Mapping[str, DetectionSplit], sizes: Mapping[str, Tensor], image_size: int) -> list[str]:
+def suspicious_boxes(split: DetectionSplit, sizes: Tensor, image_size: int) -> Iterator[str]:
     """Say which boxes are unlikely to be meant, and which will hardly be found.
 
     Args:
-        splits: Of one data set.
-        sizes: Split -> square root of the area of each object, in pixels of the resized image.
+        split: The split.
+        sizes: Square root of the area of each object, in pixels of the resized image.
         image_size: Longer side that images are resized to.
     """
-    found: list[str] = []
-    for name, split in splits.items():
-        found += _unlikely(split)
-        small = int((sizes[name] < SMALL).sum())
-        if small > SMALL_SHARE * len(sizes[name]):
-            found.append(
-                f"{split.file}: {small} of {len(sizes[name])} objects are smaller than {SMALL} pixels in images of "
-                f"{image_size}: they will hardly be found; choose a larger image_size"
-            )
-        found += _rare(name, split)
-    return found
+    yield from _unlikely(split)
+    small = int((sizes < SMALL).sum())
+    if small > SMALL_SHARE * len(sizes):
+        yield (
+            f"{split.file}: {small} of {len(sizes)} objects are smaller than {SMALL} pixels in images of "
+            f"{image_size}: they will hardly be found; choose a larger image_size"
+        )
+
+
+def rare_classes(split: DetectionSplit, name: str, objects: Mapping[str, int]) -> Iterator[str]:
+    """Say which classes have too few objects.
+
+    Args:
+        split: The split.
+        name: Its name.
+        objects: Class -> number of objects.
+    """
+    rare = [f"{cls} ({count})" for cls, count in objects.items() if 0 < count < FEW]
+    if rare:
+        yield f"{split.file}: fewer than {FEW} objects of {', '.join(rare)} in {name}: AP of such a class says little"
 
 
 def _unlikely(split: DetectionSplit) -> Iterator[str]:
@@ -55,14 +63,6 @@ def _unlikely(split: DetectionSplit) -> Iterator[str]:
         if any(counts):
             first = next(record for record, count in zip(split.records, counts, strict=True) if count)
             yield f"{split.file}: {sum(counts)} of {boxes} boxes {description}, the first in {first.path.name}"
-
-
-def _rare(name: str, split: DetectionSplit) -> Iterator[str]:
-    labels = torch.cat([record.labels for record in split.records])
-    counts = torch.bincount(labels, minlength=len(split.class_names)).tolist()
-    rare = [f"{cls} ({count})" for cls, count in zip(split.class_names, counts, strict=True) if 0 < count < FEW]
-    if rare:
-        yield f"{split.file}: fewer than {FEW} objects of {', '.join(rare)} in {name}: AP of such a class says little"
 
 
 def _ratio(boxes: Tensor) -> Tensor:
