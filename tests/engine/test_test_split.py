@@ -10,7 +10,7 @@ from tests.helpers.annotations import edit
 
 import dfmsd
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.data.splitcheck import has_test_objects
+from dfmsd.data.splitcheck import open_test_split
 from dfmsd.detectors import DetectorConfig, load_detector
 from dfmsd.engine.build import check_contents
 from dfmsd.engine.config import TrainConfig
@@ -88,6 +88,6 @@ def test_a_damaged_test_split_is_refused_before_training(tiny_coco: Path) -> Non
 def test_a_test_split_without_objects_is_passed_over_unless_it_is_named(tiny_coco: Path) -> None:
     add_test_split(tiny_coco)
     edit(tiny_coco, lambda raw: raw.update(annotations=[]), "test")
-    assert not has_test_objects(contents(tiny_coco).config)
+    assert open_test_split(contents(tiny_coco).config) is None
     with pytest.raises(DfmsdError, match=r"instances_test\.json: no annotated object, so no AP can be measured"):
         contents(tiny_coco, "test")

@@ -160,7 +160,18 @@ def split_loader(config: DataConfig, split: str = "val") -> DataLoader[Sample]:
     data = open_split(config, "train" if held_out else split)
     if held_out:
         data = split_holdout(data, config.holdout)[1]
-    logger.info("data: %s", describe(config, {"held out" if held_out else split: len(data)}))
+    return plain_loader(config, data, "held out" if held_out else split)
+
+
+def plain_loader(config: DataConfig, data: DetectionSplit, name: str) -> DataLoader[Sample]:
+    """Return a loader of the images of a split, without augmentation.
+
+    Args:
+        config: Data configuration.
+        data: The split.
+        name: Its name, for the log.
+    """
+    logger.info("data: %s", describe(config, {name: len(data)}))
     fits = _choose_cache(config, _resized_bytes([data], config.image_size)) != "off"
     options = _loader_options(config, _count_workers(config.workers, fits, 1))
     return DataLoader(DetectionDataset(data, config.image_size), config.batch_size, **options)

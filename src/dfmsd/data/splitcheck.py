@@ -55,8 +55,8 @@ def check_measurable(split: DetectionSplit, limit: int | None = None) -> None:
     raise DfmsdError(f"{split.file}: no annotated object, so no AP can be measured; {_why_no_object(split)}")
 
 
-def has_test_objects(config: DataConfig) -> bool:
-    """Return whether there is a test split with objects, on which a run measures its student at the end.
+def open_test_split(config: DataConfig) -> DetectionSplit | None:
+    """Open the test split, on which a run measures its student at the end; None if there is none with objects.
 
     One that `data.test` names has to have objects; one that is found besides may have none.
 
@@ -64,11 +64,11 @@ def has_test_objects(config: DataConfig) -> bool:
         DfmsdError: The split is damaged, or is named and missing or without objects.
     """
     if not has_split(config, "test"):
-        return False
+        return None
     split = open_split(config, "test")
     if config.test is not None:
         check_measurable(split)
-    return _has_objects(split)
+    return split if _has_objects(split) else None
 
 
 def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.data.splitcheck import check_measurable, check_trainable, has_test_objects, warn_of_contents
+from dfmsd.data.splitcheck import check_measurable, check_trainable, open_test_split, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit
@@ -44,7 +44,7 @@ def check_contents(data: CocoDataModule) -> None:
     train, val = data.train.coco, data.val.coco
     check_trainable(train)
     check_measurable(val)
-    has_test_objects(data.config)
+    open_test_split(data.config)
     if is_first_process():
         warn_of_contents(train, val)
 

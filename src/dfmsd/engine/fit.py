@@ -15,8 +15,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from dfmsd.data.datamodule import CocoDataModule, split_loader
-from dfmsd.data.splitcheck import has_test_objects
+from dfmsd.data.datamodule import CocoDataModule, plain_loader
+from dfmsd.data.splitcheck import open_test_split
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.average import WeightAverage
@@ -103,16 +103,14 @@ def fit(
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as interrupted:
             status = interrupted.status
+    if average:
+        average.apply(task.student)
     if status is not None:
-        if average:
-            average.apply(task.student)
         _deliver_unfinished(run, task)
         # torchrun would end the first process, which is still writing, if another one exited with a status first
         raise Stopped(status if is_first_process() else 0)
     metrics = epoch_end.metrics
-    if average:
-        average.apply(task.student)
-    elif config.deliver == "best":
+    if config.deliver == "best":
         module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
@@ -122,8 +120,9 @@ def fit(
         write_json(run.metrics_file, metrics)
         _print(f"AP {percent(metrics['AP'])}  {time.perf_counter() - started:.0f} s  {run}")
     test_metrics = None
-    if is_first_process() and has_test_objects(config.data):  # last, since a damaged image ends it
-        test_metrics = evaluate(student, split_loader(config.data, "test"), device=default_device())
+    test = open_test_split(config.data) if is_first_process() else None
+    if test is not None:  # last, since a damaged image ends it
+        test_metrics = evaluate(student, plain_loader(config.data, test, "test"), device=default_device())
         write_json(run.test_metrics_file, test_metrics)
         _print(f"AP {percent(test_metrics['AP'])} on the test split")
     test_metrics = trainer.strategy.broadcast(test_metrics)  # no process reads what the first one has not written yet
