@@ -10,28 +10,23 @@ that it has.
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from _runs import run_missing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfmsd import losses
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.methods import parse_method
-from dfmsd.comparison.runs import plan_run
 from dfmsd.engine.configfile import read_config
-from dfmsd.engine.run import distill
 from dfmsd.losses import functional
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
 from dfmsd.losses.functional.masking import select_mask
 from dfmsd.losses.method import LossContext
-from dfmsd.utils.files import write_json
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 FORMS = {
     "attention of the teacher": "",
     "unimportant": "direction=unimportant",
@@ -141,20 +136,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
     config = read_config(CompareConfig, options.config)
-    path = RESULTS / f"masks-{Path(config.data.root).name}.json"
-    results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    (pair,) = config.pairs
-    for seed in options.seeds:
-        for number, form in enumerate(options.forms):
-            name = f"masks[{FORMS[form]}]@{options.teachers}".replace("[]", "")
-            if str(seed) in results.get(form, {}):
-                continue
-            run = plan_run(config, pair, parse_method(name), seed).config
-            result = distill(replace(run, out=f"{config.out}/masks/{number}-{seed}"), overwrite=True)
-            ap = result.metrics["AP"]
-            assert ap is not None
-            results.setdefault(form, {})[str(seed)] = ap
-            write_json(path, results)
+    methods = {form: f"masks[{FORMS[form]}]@{options.teachers}".replace("[]", "") for form in options.forms}
+    run_missing(config, "masks", [(seed, form, method) for seed in options.seeds for form, method in methods.items()])
 
 
 if __name__ == "__main__":

@@ -10,22 +10,17 @@ and skips the runs that it has.
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from _runs import run_missing
 from torch import Tensor
 
 from dfmsd.comparison.config import CompareConfig
-from dfmsd.comparison.methods import parse_method
-from dfmsd.comparison.runs import plan_run
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
-from dfmsd.engine.run import distill
-from dfmsd.utils.files import write_json
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from dfmsd.engine.run import Result, distill
 
 
 class RandomRotations:
@@ -46,6 +41,12 @@ class RandomRotations:
         return rotation
 
 
+def run_rotated(config: DistillConfig, seed: int) -> Result:
+    """Run with rotations that are drawn at random."""
+    with patch("dfmsd.losses.basis.procrustes", RandomRotations(seed)):
+        return distill(config, overwrite=True)
+
+
 def main() -> None:
     """Run what is missing and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,21 +55,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     options = parser.parse_args()
     config = read_config(CompareConfig, options.config)
-    path = RESULTS / f"placebo-{Path(config.data.root).name}.json"
-    results: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    (pair,) = config.pairs
-    for seed in options.seeds or config.seeds:
-        for name in options.methods:
-            if str(seed) in results.get(name, {}):
-                continue
-            run = plan_run(config, pair, parse_method(name), seed).config
-            folder = Path(config.out, "placebo", *Path(run.out).parts[-2:])
-            with patch("dfmsd.losses.basis.procrustes", RandomRotations(seed)):
-                result = distill(replace(run, out=str(folder)), overwrite=True)
-            ap = result.metrics["AP"]
-            assert ap is not None
-            results.setdefault(name, {})[str(seed)] = ap
-            write_json(path, results)
+    seeds = options.seeds or config.seeds
+    run_missing(config, "placebo", [(seed, name, name) for seed in seeds for name in options.methods], run_rotated)
 
 
 if __name__ == "__main__":
