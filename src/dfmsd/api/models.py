@@ -251,13 +251,13 @@ def inspect_data(
     """
     from dfmsd.inspection.facts import gather
     from dfmsd.inspection.page import write_data_page
-    from dfmsd.utils.files import make_folder
+    from dfmsd.utils.files import check_writable
 
     config = data if isinstance(data, DataConfig) else DataConfig(root=str(data))
     if image_size is not None:
         config = replace(config, image_size=image_size)
     if out is not None:  # before the work that would be lost
-        make_folder(Path(out))
+        check_writable(Path(out))
     facts = gather(config)
     if out is not None:
         write_data_page(facts, Path(out))

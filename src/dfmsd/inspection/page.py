@@ -11,7 +11,7 @@ from dfmsd.inspection.tables import size_table, split_table
 from dfmsd.reporting.page import Gallery, Section, Table, write_page
 from dfmsd.reporting.panels import image_panel
 from dfmsd.reporting.plots import bars
-from dfmsd.utils.files import write_atomically
+from dfmsd.utils.files import make_folder, write_atomically
 from dfmsd.visualization.figures import render_png
 
 PAGE = "data.html"
@@ -27,6 +27,7 @@ def write_data_page(facts: DataFacts, out: Path) -> Path:
     Returns:
         The page.
     """
+    make_folder(out)
     galleries = []
     for name, split in facts.splits.items():
         images = choose_images(split)
