@@ -58,13 +58,14 @@ class Augmentation:
             epoch: From 0.
             partners: Samples to mix with; without them ``mosaic`` and ``mixup`` are skipped.
         """
-        mixes = partners is not None and (self.mixing_epochs is None or epoch < self.mixing_epochs)
-        if mixes and partners is not None and _happens(self.mosaic, rng):
+        if self.mixing_epochs is not None and epoch >= self.mixing_epochs:
+            partners = None
+        if partners is not None and _happens(self.mosaic, rng):
             scales = self.scale_jitter or (1.0, 1.0)
             sample = mosaic([sample, *partners(3)], self.image_size, scales, rng)
         else:
             sample = self._move(sample, rng)
-        if mixes and partners is not None and _happens(self.mixup, rng):
+        if partners is not None and _happens(self.mixup, rng):
             (partner,) = partners(1)
             sample = mixup(sample, partner, rng)
         if _happens(self.photometric, rng):

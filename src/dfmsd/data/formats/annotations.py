@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfmsd.data.formats.boxes import check_convention, segmentation_box
+from dfmsd.data.formats.boxes import MAX_COORDINATE, check_convention, segmentation_box
 from dfmsd.data.formats.layout import CONTROL_CHARACTERS, Content, Entry
 from dfmsd.data.formats.names import find_images
 from dfmsd.data.formats.text import read_text
@@ -19,8 +19,6 @@ from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
 MAX_ID = 2**63 - 1
-MAX_COORDINATE = 1e9
-"""In pixels; products of two coordinates below it stay exact in float64."""
 SIZE, BOX, IGNORED = (
     "images have no usable width and height: taken from their files",
     "annotations have no box: computed from their segmentation",

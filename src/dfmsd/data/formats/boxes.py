@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
 
+MAX_COORDINATE = 1e9
+"""In pixels; products of two coordinates below it stay exact in float64."""
 MAX_SIDE = 2**16
 """Side of an image in pixels, in a run-length encoding."""
 TOLERANCE = 2.0

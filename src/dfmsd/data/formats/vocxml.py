@@ -11,12 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from dfmsd.data.formats.boxes import MAX_COORDINATE
 from dfmsd.data.formats.layout import Entry
 from dfmsd.errors import DfmsdError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-MAX_COORDINATE = 1e9
-"""In pixels."""
 TURNED = 0.25
 """Share of boxes with their corners in reverse, from which on they are something else."""
 Array = NDArray[np.float64]
