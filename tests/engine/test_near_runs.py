@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tests.helpers.fixtures import TINY_BACKBONE
 
+from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
@@ -216,3 +217,24 @@ def test_losses_that_do_not_fit_are_refused_before_a_near_teacher_is_made(make: 
     with pytest.raises(DfmsdError, match=r"has no level p9"):
         quietly(make(tmp_path / "run", loss={"name": "pkd", "pairing": {"p3": "p9"}}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_no_near_training")
+@pytest.mark.parametrize("run", [distill, check])
+def test_a_weak_teacher_is_refused_before_its_near_teacher_is_made(
+    make: MakeDistill, tmp_path: Path, run: Callable[..., object]
+) -> None:
+    config = make(tmp_path / "run")  # its teacher has been trained for one step
+    with pytest.raises(DfmsdError, match=rf"teacher {config.stages[0].teacher} measures AP .*`allow_weak_teacher`"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("_no_near_training")
+def test_a_teacher_that_lacks_a_class_is_refused_before_its_near_teacher_is_made(
+    make: MakeDistill, tmp_path: Path
+) -> None:
+    stage = StageConfig(2, "python:teacher", near=NEAR)
+    teacher = build_detector(DetectorConfig("fcos", TINY_BACKBONE, fpn_channels=8), ("square", "circle"))
+    with pytest.raises(DfmsdError, match=r"python:teacher .*disc"):
+        distill(make(tmp_path / "run", stages=[stage]), teachers={"python:teacher": teacher})

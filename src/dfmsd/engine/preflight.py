@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import annotated_classes
+from dfmsd.detectors.inference import device_of
 from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -84,13 +85,11 @@ def preflight(
                 for pair in dict.fromkeys(lesson.criterion.pairs)  # several methods of a sum share pairs
             )
             findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
-    headed = {name: teacher for name, teacher in teachers.items() if teacher.detector.class_names}
+    headed = _headed(teachers.values())
     if not allow_weak_teacher:
-        required = annotated_classes([data.train.coco, data.val.coco])
-        for name, teacher in headed.items():
-            check_classes(name, teacher.detector.class_names, required)
+        _check_classes(headed, data)
     task.to(device)
-    _measure_ap(findings, task, data, list(teachers.values()), images, device)
+    findings.ap = _measure_ap(task, data, teachers.values(), images, device)
     if not allow_weak_teacher:
         for name in headed:
             check_teacher_ap(name, findings.ap[name], findings.ap["student"])
@@ -106,6 +105,46 @@ def preflight(
     return findings
 
 
+def refuse_weak_teachers(
+    task: DistillationTask,
+    names: Collection[str],
+    data: CocoDataModule,
+    *,
+    images: int | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Refuse trained teachers that would teach nothing, while others are still to be made.
+
+    Args:
+        task: student, teachers and losses.
+        names: of the teachers to check.
+        data: the data set of the run.
+        images: number of validation images to measure AP on; None uses all.
+        device: device to measure on.
+
+    Raises:
+        DfmsdError: a teacher lacks classes, or has an AP of about 0 or below the student's.
+    """
+    trained = _headed(teacher for teacher in task.every_teacher if teacher.name in names)
+    _check_classes(trained, data)
+    before = device_of(task.student)
+    task.to(device)
+    ap = _measure_ap(task, data, trained.values(), images, device)
+    task.to(before)
+    for name in trained:
+        check_teacher_ap(name, ap[name], ap["student"])
+
+
+def _headed(teachers: Iterable[FrozenTeacher]) -> dict[str, FrozenTeacher]:
+    return {teacher.name: teacher for teacher in teachers if teacher.detector.class_names}
+
+
+def _check_classes(teachers: Mapping[str, FrozenTeacher], data: CocoDataModule) -> None:
+    required = annotated_classes([data.train.coco, data.val.coco])
+    for name, teacher in teachers.items():
+        check_classes(name, teacher.detector.class_names, required)
+
+
 def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
     """Return the correlation that `term_scales` has just measured in the teacher's first stage, averaged."""
     lessons = (lesson for index in range(len(task.stages)) for lesson in task.lessons_of(index))
@@ -114,21 +153,22 @@ def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
 
 
 def _measure_ap(
-    findings: Preflight,
     task: DistillationTask,
     data: CocoDataModule,
-    teachers: Sequence[FrozenTeacher],
+    teachers: Collection[FrozenTeacher],
     images: int | None,
     device: torch.device | str,
-) -> None:
+) -> dict[str, float | None]:
+    """Return the AP of teachers by name, and of the ``student`` if there is any teacher."""
+    ap: dict[str, float | None] = {}
     for teacher in teachers:
         teacher.to(device)
+        ap[teacher.name] = None
         if common_classes(teacher.detector.class_names, data.class_names):
-            findings.ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"]
-        else:
-            findings.ap[teacher.name] = None
+            ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"]
     if teachers:
-        findings.ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"]
+        ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"]
+    return ap
 
 
 def _quality(findings: Preflight, name: str) -> str:

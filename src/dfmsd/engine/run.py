@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from dfmsd.engine.folder import open_folder, reserved
 from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.near import expand
 from dfmsd.engine.nearchoice import Settled, describe, settle
-from dfmsd.engine.preflight import Preflight, preflight, print_preflight
+from dfmsd.engine.preflight import Preflight, preflight, print_preflight, refuse_weak_teachers
 from dfmsd.engine.rng import preserved_rng, seed_everything
 from dfmsd.engine.saved_config import as_started
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
@@ -107,6 +107,7 @@ def distill(
             recipes={**(recipes or {}), **near},
             allow_weak_teacher=allow_weak_teacher,
             check_images=check_images,
+            before_making=_weakness_check(data, check_images) if first and not allow_weak_teacher else None,
         )
         checkpoint = find_checkpoint(run.path) if resume else None
         cache = plan_caches(task, config, len(data.train))
@@ -172,6 +173,7 @@ def check(
             recipes={**(recipes or {}), **near},
             allow_weak_teacher=allow_weak_teacher,
             check_images=check_images,
+            before_making=None if allow_weak_teacher else _weakness_check(data, check_images),
         )
         cache = plan_caches(task, config, len(data.train))
         seed_everything(config.seed)
@@ -212,6 +214,7 @@ def build_task(
     recipes: Mapping[str, Recipe] | None = None,
     allow_weak_teacher: bool = False,
     check_images: int | None = None,
+    before_making: Callable[[DistillationTask, Collection[str]], None] | None = None,
 ) -> DistillationTask:
     """Build the student, teachers and losses of a run; the weights depend on the seed alone.
 
@@ -223,6 +226,8 @@ def build_task(
         recipes: configs of teachers by the run folders that the stages refer to.
         allow_weak_teacher: see `distill`; of teachers that are themselves distilled first.
         check_images: see `distill`; of teachers that are themselves distilled first.
+        before_making: called before a teacher is made, with the task, whose missing teachers have random weights, and
+            the names of the other teachers.
 
     Raises:
         DfmsdError: student, teachers and data do not fit together.
@@ -234,9 +239,17 @@ def build_task(
         found = find_teachers(missing, class_names, Path(config.out), config.processes, recipes)
         if found.untrained:  # losses that do not fit are refused before a teacher is made
             untrained = {name: untrained_teacher(name, class_names, recipes) for name in found.recipes}
-            assemble_task(replace(config, inherit=False), student, {**found.loaded, **untrained, **given})
+            known = {**found.loaded, **given}
+            task = assemble_task(replace(config, inherit=False), student, {**untrained, **known})
+            if before_making:
+                before_making(task, known.keys())
         make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
         return assemble_task(config, student, {**found.make(make), **given})
+
+
+def _weakness_check(data: CocoDataModule, images: int | None) -> Callable[[DistillationTask, Collection[str]], None]:
+    """Return the check of the trained teachers that takes place before others are made."""
+    return partial(refuse_weak_teachers, data=data, images=images, device=default_device())
 
 
 def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataModule) -> None:
