@@ -132,6 +132,16 @@ def wait_for_step(run: Path, process: subprocess.Popen[str], step: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(("key", "value"), [("max_hours", 1e-9), ("patience", 1)])
+def test_both_processes_end_early_together(start: Start, tmp_path: Path, key: str, value: float) -> None:
+    stages = [{"epochs": 9}]  # with a learning rate at which AP does not rise
+    said = finish(start(*SPAWNED, stages=stages, optim={"lr": 1e-9}, **{key: value}))
+    run = tmp_path / "run"
+    assert said.count("ended after epoch") == 1
+    assert (run / "metrics.json").exists()
+    assert len(steps(run)) in (2, 4)
+
+
 def test_both_ways_to_start_give_the_same_bits(start: Start, tmp_path: Path) -> None:
     """And as one process sees it: the AP is that of the delivered file on every image once."""
     finish(start(*SPAWNED))

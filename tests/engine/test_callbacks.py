@@ -36,6 +36,7 @@ def trainer_at(step: int = 0, epoch: int = 0, max_epochs: int = 3, lr: float = 0
         global_step=step,
         current_epoch=epoch,
         max_epochs=max_epochs,
+        should_stop=False,
         is_global_zero=True,
         optimizers=[optimizer],
         strategy=strategy,

@@ -47,6 +47,10 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
     ("values", "message"),
     [
         ({"eval_every": 0}, "^eval_every must be at least 1, got 0"),
+        ({"patience": 0}, "^patience must be at least 1, got 0"),
+        ({"patience": 2, "eval_every": 3}, "^patience must be at least eval_every, 3, .*, got 2"),
+        ({"max_hours": 0}, r"^max_hours must be above 0, got 0\.0"),
+        ({"max_hours": float("nan")}, "^max_hours must be above 0, got nan"),
         ({"devices": 0}, "^devices must be at least 1, got 0"),
         ({"num_nodes": 0}, "^num_nodes must be at least 1, got 0"),
         ({"seed": -1}, "^seed must be in 0..4294967295, got -1"),
@@ -108,6 +112,19 @@ def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: 
 def test_training_without_epochs_is_refused() -> None:
     with pytest.raises(DfmsdError, match=r"^epochs must be at least 1, got 0"):
         TrainConfig(out="x", epochs=0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **values: TrainConfig(epochs=3, **values),
+        lambda **values: DistillConfig(stages=[StageConfig(2), StageConfig(1)], **values),
+    ],
+)
+def test_the_best_epoch_is_one_of_those_evaluated(build: Any) -> None:
+    build(out="x", deliver="best", eval_every=3)
+    with pytest.raises(DfmsdError, match=r"^deliver: best .* with eval_every 4 only the last of 3 is evaluated; lower"):
+        build(out="x", deliver="best", eval_every=4)
 
 
 def test_a_loss_without_a_name_is_dfmsd() -> None:

@@ -50,6 +50,18 @@ def test_late_drop_of_ap(make_run, config):
     ]
 
 
+def test_a_run_that_ended_early(make_run, config):
+    run = make_run()
+    limited = replace(config, max_hours=1.0)
+    (run / "log.csv").write_text(log("0,0,1,1.0,0.5\n1,1,1,1.0,0.5\n"))
+    assert run_warnings(read_run(run), config, []) == []
+    assert run_warnings(read_run(run), limited, []) == [
+        "Training ended after epoch 2 of 3, without the lowest learning rates."
+    ]
+    (run / "log.csv").write_text(log("0,0,1,1.0,0.5\n1,1,1,1.0,0.5\n2,2,2,1.0,0.5\n"))
+    assert run_warnings(read_run(run), limited, []) == []
+
+
 def test_level_without_correlation(make_run, config):
     run = make_run()
     steps = "".join(f"{step},0,1,1.0,{0.01 * step / 10:.3f}\n" for step in range(20))

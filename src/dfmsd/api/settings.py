@@ -34,6 +34,8 @@ class RunSettings(TypedDict, total=False):
     deliver: Literal["last", "ema", "best"]
     ema: float
     eval_every: int
+    patience: int | None
+    max_hours: float | None
     devices: int
     num_nodes: int
     checkpoint_every: int | None

@@ -30,6 +30,10 @@ class EpochEnd(pl.Callback):
         every: epochs between evaluations.
         print_line: prints a line.
         average: evaluate these weights instead of the student's own. None evaluates its own.
+
+    Attributes:
+        metrics: of the last evaluation.
+        evaluated: epochs before the last evaluation.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class EpochEnd(pl.Callback):
         self.print_line = print_line
         self.table = CsvTable(RunFolder(run).epochs_file)
         self.metrics: Metrics | None = None
+        self.evaluated = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop the rows that a resumed run repeats."""
@@ -67,13 +72,14 @@ class EpochEnd(pl.Callback):
             return
         self.metrics = trainer.strategy.broadcast(self.metrics)
         assert self.metrics is not None
+        self.evaluated = epoch + 1
         scalars = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         # in every process, so that all agree on the checkpoint of the best epoch
         pl_module.log_dict(scalars, sync_dist=True)
 
     def is_due(self, trainer: pl.Trainer, epoch: int) -> bool:
         """Return whether the student is evaluated after an epoch, counted from 0."""
-        return (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs
+        return (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs or trainer.should_stop
 
     def _log(self, trainer: pl.Trainer, module: DistillationModule, metrics: Metrics) -> None:
         scalars = {name: value for name, value in metrics.items() if name != "per_class"}
@@ -86,8 +92,8 @@ class EpochEnd(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last metrics, for a checkpoint."""
-        return {"metrics": self.metrics}
+        return {"metrics": self.metrics, "evaluated": self.evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the last metrics from a checkpoint."""
-        self.metrics = state_dict["metrics"]
+        self.metrics, self.evaluated = state_dict["metrics"], state_dict["evaluated"]

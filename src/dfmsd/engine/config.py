@@ -43,6 +43,10 @@ class RunConfig:
             the ``best`` AP. The best epoch is chosen on the validation images, so its AP is optimistic.
         ema: decay of the moving average, in 0..1; less in the first steps, see `WeightAverage`.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
+        patience: end the run when the last stage has not reached a better AP for this many epochs, `eval_every` at
+            least; null trains all epochs. The learning rate is that of the whole run.
+        max_hours: end the run after the last epoch that fits into this time, of training and evaluation but not of
+            teachers that are made first; at least one epoch is trained. The learning rate is that of the whole run.
         devices: processes per machine, each with a GPU if there are any, else on the CPU; overridden by ``torchrun``.
         num_nodes: number of machines, on which SLURM starts the processes; overridden by ``torchrun``.
         checkpoint_every: optimizer steps between two checkpoints, the most that a kill can cost; null means one per
@@ -60,6 +64,8 @@ class RunConfig:
     deliver: Literal["last", "ema", "best"] = "last"
     ema: float = 0.9998
     eval_every: int = 1
+    patience: int | None = None
+    max_hours: float | None = None
     devices: int = 1
     num_nodes: int = 1
     checkpoint_every: int | None = None
@@ -74,12 +80,26 @@ class RunConfig:
         """
         coerce_fields(self)
         check_path("out", self.out)
-        check_range(self, ("eval_every", "devices", "num_nodes", "checkpoint_every"), minimum=1)
+        check_range(self, ("eval_every", "patience", "devices", "num_nodes", "checkpoint_every"), minimum=1)
         check_range(self, ("skip_nonfinite",), minimum=0)
+        if self.patience is not None and self.patience < self.eval_every:
+            raise DfmsdError(
+                f"patience must be at least eval_every, {self.eval_every}, since AP is measured only then, got "
+                f"{self.patience}"
+            )
+        if self.max_hours is not None:
+            check_positive(self, ("max_hours",))
         if not 0 <= self.ema < 1:
             raise DfmsdError(f"ema must be in 0..1 and below 1, got {self.ema}")
         if not 0 <= self.seed < 2**32:
             raise DfmsdError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
+
+    def _check_best(self, epochs: int) -> None:
+        if self.deliver == "best" and self.eval_every > epochs:
+            raise DfmsdError(
+                f"deliver: best chooses among evaluated epochs, but with eval_every {self.eval_every} only the last of "
+                f"{epochs} is evaluated; lower eval_every, or deliver the last weights"
+            )
 
     @property
     def loggers(self) -> list[LoggerName]:
@@ -113,6 +133,8 @@ class TrainConfig(RunConfig):
         deliver: ``last``, ``ema`` or ``best`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
+        patience: epochs without a better AP after which the run ends; null trains all epochs.
+        max_hours: time limit of the run, which ends after an epoch.
         devices: processes per machine.
         num_nodes: number of machines.
         checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
@@ -134,6 +156,7 @@ class TrainConfig(RunConfig):
         self.model = read_detector_config(self.model) if isinstance(self.model, str) else self.model
         super().__post_init__()
         check_range(self, ("epochs",), minimum=1)
+        self._check_best(self.epochs)
 
     def as_distillation(self) -> DistillConfig:
         """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
@@ -154,6 +177,8 @@ class DistillConfig(RunConfig):
         deliver: ``last``, ``ema`` or ``best`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
+        patience: epochs of the last stage without a better AP after which the run ends; null trains all epochs.
+        max_hours: time limit of the run, which ends after an epoch.
         devices: processes per machine.
         num_nodes: number of machines.
         checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
@@ -203,6 +228,7 @@ class DistillConfig(RunConfig):
         self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
         check_stages(self.stages)
+        self._check_best(self.epochs)
         if isinstance(self.loss, str):
             self.loss = {"name": self.loss}
         if isinstance(self.loss, dict):

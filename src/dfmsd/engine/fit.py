@@ -30,6 +30,7 @@ from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.engine.loggers import build_loggers
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
 from dfmsd.engine.steplog import StepLog
+from dfmsd.engine.stopping import Patience, TimeLimit
 from dfmsd.errors import Stopped
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
 from dfmsd.runfolder import RunFolder
@@ -133,12 +134,15 @@ def _build_callbacks(
     config: DistillConfig, run: RunFolder, epoch_end: EpochEnd, dashboard: Dashboard | None
 ) -> list[Callback]:
     stop = StopOnInterrupt()
+    last_stage = config.epochs - config.stages[-1].epochs
     save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     return [
         StepLog(run.path),
         FiniteCheck(run.path, config.skip_nonfinite),
         *([epoch_end.average] if epoch_end.average else []),
+        *([TimeLimit(config.max_hours, epoch_end, _print)] if config.max_hours else []),
         epoch_end,
+        *([Patience(config.patience, last_stage, epoch_end, _print)] if config.patience else []),
         *([dashboard] if dashboard else []),
         BasisFit(run.path, _print),
         stop,

@@ -84,6 +84,11 @@ def open_folder(
     environment = {**describe_environment(), "parameters": ownership(task)}
     if overwrite and run.exists:
         empty(run.path)
+    for finished in (
+        run.metrics_file,
+        run.test_metrics_file,
+    ):  # a finished run may continue, with more patience or time
+        finished.unlink(missing_ok=True)
     tidy(run.path, checkpoint)
     if checkpoint is not None and checkpoint == run.previous_checkpoint:
         step = saved_step(checkpoint)

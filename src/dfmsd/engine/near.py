@@ -68,11 +68,13 @@ def near_recipe(config: DistillConfig, stage: StageConfig) -> Recipe:
     assert out is not None
     assert epochs is not None
     model = near_model(config.student, near)
+    # its own length is chosen, and may be shorter than the run's
+    own: dict[str, Any] = {"eval_every": min(config.eval_every, epochs), "patience": None, "max_hours": None}
     if near.bridge:
         lesson = replace(stage, epochs=epochs, near=False)
-        return replace(config, out=out, seed=0, student=model, stages=[lesson], inherit=False)
+        return replace(config, out=out, seed=0, student=model, stages=[lesson], inherit=False, **own)
     shared: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
-    shared |= {"out": out, "seed": 0, "data": replace(config.data, unlabeled=None)}
+    shared |= own | {"out": out, "seed": 0, "data": replace(config.data, unlabeled=None)}
     return TrainConfig(**shared, model=model, epochs=epochs)
 
 

@@ -21,7 +21,14 @@ from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C", bound=RunConfig)
 
-FREE_ON_RESUME: dict[str, Any] = {"out": None, "checkpoint_every": None, "skip_nonfinite": 0, "logger": "tensorboard"}
+FREE_ON_RESUME: dict[str, Any] = {
+    "out": None,
+    "patience": None,
+    "max_hours": None,
+    "checkpoint_every": None,
+    "skip_nonfinite": 0,
+    "logger": "tensorboard",
+}
 """Keys whose values may change when a run is resumed."""
 
 

@@ -63,6 +63,8 @@ def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teache
     epochs = max(1, round(steps / steps_per_epoch(data)))
     own: dict[str, Any] = {
         "eval_every": epochs,
+        "patience": None,
+        "max_hours": None,
         "logger": [],
         "deliver": "last",
         "checkpoint_every": None,

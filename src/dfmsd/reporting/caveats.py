@@ -46,7 +46,7 @@ def run_warnings(record: RunRecord, config: DistillConfig | None, teachers: Sequ
         )
     if config is not None and config.data.holdout:
         warnings.append("AP is measured on held-out training images (data.holdout), not on the val split.")
-    return warnings + _lost_ap(record, config) + _learning(record)
+    return warnings + _ended_early(record, config) + _lost_ap(record, config) + _learning(record)
 
 
 def baseline_warnings(
@@ -64,6 +64,16 @@ def baseline_warnings(
         if getattr(config.without_teachers(), name) != getattr(baseline_config.without_teachers(), name):
             warnings.append(f"The two runs differ in `{name}` of the config, not only in the teachers.")
     return warnings
+
+
+def _ended_early(record: RunRecord, config: DistillConfig | None) -> list[str]:
+    """Warn about a finished run that `patience` or `max_hours` ended before its last epoch."""
+    epochs = record.trained_epochs
+    if config is None or (config.patience is None and config.max_hours is None):
+        return []
+    if record.metrics is None or epochs is None or epochs >= config.epochs:
+        return []
+    return [f"Training ended after epoch {epochs} of {config.epochs}, without the lowest learning rates."]
 
 
 def _lost_ap(record: RunRecord, config: DistillConfig | None) -> list[str]:
