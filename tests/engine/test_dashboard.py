@@ -71,6 +71,7 @@ def trainer_at(step: int, *, lr: float = 0.125, world: int = 1) -> Any:
         num_training_batches=STEPS,
         optimizers=[optimizer],
         world_size=world,
+        should_stop=False,
         is_last_batch=step % STEPS == 0,
     )
 
