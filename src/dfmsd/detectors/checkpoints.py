@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from dfmsd.data.config import check_image_size
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig
+from dfmsd.detectors.description import describe, described_config, find_files, read_description
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
@@ -25,7 +26,6 @@ from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import check_path, write_json, write_tensors
 
-FORMAT_VERSION = 1
 STUDENT = "task.trainable.student.model."
 """Start of the student's keys in the checkpoints of a run."""
 
@@ -59,7 +59,7 @@ def save_detector(detector: Detector, path: str | Path) -> Path:
         for key, value in unwrap(detector.model).state_dict().items()
     }
     write_tensors(weights, state)
-    write_json(weights.with_suffix(".json"), _describe(detector, detector.config))
+    write_json(weights.with_suffix(".json"), describe(detector, detector.config))
     return weights
 
 
@@ -86,16 +86,15 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     if text.startswith(TIMM):
         return load_timm(text, trained=trained)
     check_path("model or teacher", text)
-    if path.is_dir():
-        return _load_folder(RunFolder(path))
-    if path.is_file():
+    if path.exists():
         return _load_files(path).eval()
     if is_weights_name(text):
         return load_torchvision(text, trained=trained)
-    raise _unknown_reference(text)
+    raise unknown_reference(text)
 
 
-def _unknown_reference(text: str) -> DfmsdError:
+def unknown_reference(text: str) -> DfmsdError:
+    """Return the error for a reference to no detector."""
     if text.startswith(PYTHON):
         return DfmsdError(
             f"{text!r} stands for a detector passed from Python, which no file holds: pass it again there, with"
@@ -114,43 +113,19 @@ def _unknown_reference(text: str) -> DfmsdError:
     )
 
 
-def _describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "detector": asdict(config),
-        "class_names": list(detector.class_names),
-        **detector.description(),
-        "image_size": detector.image_size,
-        "levels": [level.to_dict() for level in detector.levels],
-    }
-
-
-def _load_folder(folder: RunFolder) -> Detector:
-    if not folder.weights_file.is_file():
-        raise DfmsdError(f"folder {folder} has no {folder.weights_file.name}: pass the folder of a finished run")
-    return _load_files(folder.weights_file).eval()
-
-
 def _load_files(path: Path) -> Detector:
-    run = RunFolder(path.parent)
-    of_training = path.suffix == ".ckpt" and run.exists
-    if not of_training and path.suffix not in (".safetensors", ".json"):
+    files = find_files(path)
+    weights, description_file = files.weights, files.description
+    description = read_description(description_file)
+    config = described_config(description, description_file)
+    if config.arch.startswith(PYTHON):
         raise DfmsdError(
-            f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it, a run"
-            " folder, or best.ckpt or last.ckpt in one"
+            f"{weights} holds the weights of a module that only its own program can build,"
+            f" {config.arch.removeprefix(PYTHON)}: load them there with"
+            f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it in ModuleDetector"
         )
-    weights = path if of_training else path.with_suffix(".safetensors")
-    description_file = run.description_file if of_training else path.with_suffix(".json")
-    description = _read_description(description_file)
     try:
-        config = _read_config(description["detector"], description_file)
-        if config.arch.startswith(PYTHON):
-            raise DfmsdError(
-                f"{weights} holds the weights of a module that only its own program can build,"
-                f" {config.arch.removeprefix(PYTHON)}: load them there with"
-                f" module.load_state_dict(safetensors.torch.load_file({str(weights)!r})), and wrap it in ModuleDetector"
-            )
-        detector = _restore(config, description)
+        detector = restore_detector(config, description)
         image_size = description.get("image_size")
         if image_size is not None:
             check_image_size(image_size, f"{description_file}: image_size")
@@ -164,10 +139,11 @@ def _load_files(path: Path) -> Detector:
             f" {foreign_message(error)}): use the file that was written next to the weights"
         ) from error
     state = read_state_dict(weights)
-    if of_training:  # it holds the layers of the losses too
+    if files.of_training:  # it holds the layers of the losses too
         state = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
     load_strictly(detector.model, state, weights)
     detector.image_size = image_size
+    run = RunFolder(path if path.is_dir() else path.parent)
     if image_size is None and description_file == run.description_file:
         detector.image_size = run.image_size()  # older descriptions do not state it
     built = [(level.name, level.channels, level.stride) for level in detector.levels]
@@ -176,21 +152,23 @@ def _load_files(path: Path) -> Detector:
     return detector
 
 
-def _read_config(values: Any, file: Path) -> DetectorConfig:
-    try:
-        return DetectorConfig(**values)
-    except DfmsdError as error:
-        raise DfmsdError(
-            f"{file} does not describe a detector of dfmsd ({error}): use the file that was written next to the weights"
-        ) from error
+def restore_detector(config: DetectorConfig, description: Mapping[str, Any]) -> Detector:
+    """Rebuild a detector, with random weights, in train mode.
 
+    Args:
+        config: Its configuration.
+        description: Result of `describe`, perhaps with other class names.
 
-def _restore(config: DetectorConfig, description: dict[str, Any]) -> Detector:
+    Raises:
+        DfmsdError: The library refuses the description; any other exception means that it is damaged.
+    """
     adapter = find_adapter(config.arch)
-    return _restore_torchvision(config, description) if adapter is None else adapter.restore(config, description)
+    if adapter is None:
+        return _restore_torchvision(config, description)
+    return adapter.restore(config, dict(description)).train()
 
 
-def _restore_torchvision(config: DetectorConfig, description: dict[str, Any]) -> TorchvisionDetector:
+def _restore_torchvision(config: DetectorConfig, description: Mapping[str, Any]) -> TorchvisionDetector:
     class_names = _check_names(description["class_names"])
     # the file holds the backbone too, so its ImageNet weights are not downloaded
     model: Any = build_model(replace(config, pretrained=False), len(class_names))
@@ -216,16 +194,3 @@ def _check_channels(values: Any, above: float) -> list[float]:
     if not all(above < value < math.inf for value in values):
         raise ValueError(f"image_mean, image_std: {values!r} is out of range")
     return [float(value) for value in values]
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DfmsdError(f"{path} is missing: it belongs next to the weights, copy both files") from error
-    except (ValueError, RecursionError) as error:
-        raise DfmsdError(f"{path} is not a checkpoint's description: it is not valid JSON ({error})") from error
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise DfmsdError(f"{path} has format_version {version}, this dfmsd reads {FORMAT_VERSION}: update dfmsd")
-    return dict(description)
