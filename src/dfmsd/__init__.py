@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.config import DetectorConfig
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.initial import build_detector
     from dfmsd.detectors.prediction import Prediction
-    from dfmsd.detectors.registry import build_detector
     from dfmsd.distillation.stages import NearConfig, StageConfig
     from dfmsd.distillation.task import DistillationTask
     from dfmsd.distillation.teacher import FrozenTeacher

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
@@ -138,8 +138,11 @@ def test_a_student_may_be_a_run_folder_whose_weights_it_starts_with(
     dfmsd.distill(tiny_teachers[0], "a", "data", "out")
     [(config, options)] = calls
     loaded = dfmsd.load_detector(tiny_teachers[0])
-    assert config.student == loaded.config
-    assert all(torch.equal(value, options["student"].state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert loaded.config is not None
+    assert config.student == replace(loaded.config, init=tiny_teachers[0])
+    assert options["student"] is None
+    with pytest.raises(DfmsdError, match=r"student: no detector at 'runs/none': .*an architecture is one of fcos"):
+        dfmsd.distill("runs/none", "a", "data", "out")
 
 
 def test_configs_as_teachers_are_named_by_their_run_folders(calls: Calls) -> None:

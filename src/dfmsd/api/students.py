@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,9 @@ def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
     """Find out what to train: a detector that exists, or the config of one to build.
 
     Args:
-        student: ``arch`` or ``arch/backbone`` (random weights); a reference, see `load_detector`, whose weights the
-            student starts with; the YAML of a training or distillation, or a `TrainConfig`, which stand for their
-            detector; a `DetectorConfig`; or a detector.
+        student: ``arch`` or ``arch/backbone`` (random weights); a reference to a detector whose weights the student
+            starts with, see ``init`` in `DetectorConfig`; the YAML of a training or distillation, or a `TrainConfig`,
+            which stand for their detector; a `DetectorConfig`; or a detector.
 
     Returns:
         The config that the delivered file stores, and the detector unless it is to be built.
@@ -61,10 +62,10 @@ def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
             f"student: this {type(student).__name__} was not built from a config, so it could not be saved; pass a "
             "DetectorConfig, a detector made by build_detector, or your own module as a ModuleDetector"
         )
-    return student.config, student
+    return replace(student.config, init=None), student
 
 
-def _named_student(name: str) -> Detector | DetectorConfig:
+def _named_student(name: str) -> DetectorConfig:
     if name.startswith(tuple(FRAMEWORKS)):
         return DetectorConfig(arch=name, pretrained=True)
     if name.endswith((".yaml", ".yml")):
@@ -73,10 +74,10 @@ def _named_student(name: str) -> Detector | DetectorConfig:
     if arch in OWN_ARCHS or name in torchvision_archs():
         return DetectorConfig(arch=arch, backbone=backbone) if backbone else DetectorConfig(arch=arch)
 
-    from dfmsd.detectors import load_detector  # here, since torchvision and timm take seconds to import
+    from dfmsd.detectors import adopt_architecture  # here, since torchvision and timm take seconds to import
 
     try:
-        return load_detector(name)
+        return adopt_architecture(DetectorConfig(init=name))
     except DfmsdError as error:
         raise DfmsdError(f"student: {error}; an architecture is one of {', '.join(OWN_ARCHS)}") from error
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from dfmsd.detectors.build.backbones import build_backbone, list_backbones
     from dfmsd.detectors.checkpoints import load_detector, save_detector
     from dfmsd.detectors.generic import ModuleDetector
+    from dfmsd.detectors.initial import adopt_architecture, build_detector
     from dfmsd.detectors.prediction import Prediction
-    from dfmsd.detectors.registry import DETECTORS, build_detector, check_frozen
+    from dfmsd.detectors.registry import DETECTORS, check_frozen
     from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 else:  # torch, torchvision and timm take seconds to import
     __getattr__, __dir__ = lazy_imports(__name__)
@@ -25,6 +26,7 @@ __all__ = [
     "ModuleDetector",
     "Prediction",
     "TorchvisionDetector",
+    "adopt_architecture",
     "build_backbone",
     "build_detector",
     "check_frozen",

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from dfmsd.detectors.prediction import Prediction
 
 logger = logging.getLogger("dfmsd")
+ClassRows = dict[str, list[int]]
+"""Class name -> indices of its rows in a tensor."""
+REST = ""
+"""Key of the rows in `ClassRows` that belong to no class, such as those of the background."""
 SCORE_THRESHOLD = 0.05
 """Detections below are dropped; low, since average precision needs the whole precision-recall curve."""
 DETECTIONS_PER_IMAGE = 100
@@ -136,6 +140,10 @@ class Detector(nn.Module, ABC):
     def description(self) -> dict[str, Any]:
         """Return what else rebuilding the model needs besides `config`, classes and levels, as JSON types."""
         return {}
+
+    def class_rows(self) -> dict[str, ClassRows] | None:
+        """Return the tensors of the model's state dict that depend on the classes, by key; None if they are unknown."""
+        return None
 
     @property
     def dense_head(self) -> DenseHead | None:

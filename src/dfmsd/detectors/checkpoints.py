@@ -13,14 +13,14 @@ import torch
 
 from dfmsd.data.config import check_image_size
 from dfmsd.detectors.base import Detector
-from dfmsd.detectors.config import PYTHON, DetectorConfig
+from dfmsd.detectors.config import PYTHON, DetectorConfig, is_weights_name
 from dfmsd.detectors.description import describe, described_config, find_files, read_description
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
 from dfmsd.detectors.statedict import load_strictly, read_state_dict
 from dfmsd.detectors.timm_backbone import TIMM, load_timm
-from dfmsd.detectors.torchvision.pretrained import is_weights_name, load_torchvision
+from dfmsd.detectors.torchvision.pretrained import load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.runfolder import RunFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, fields
 from functools import cache
 
@@ -45,7 +46,12 @@ class DetectorConfig:
         head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
         pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:``, true
             loads the weights next to the model's config, with ``mmdet:`` the checkpoint, including those of the head
-            where the classes are the same.
+            of classes with the same name.
+        init: a trained detector of the same architecture whose weights the detector starts with: a run folder, a
+            student file, a checkpoint in a run folder, or the name of torchvision weights such as
+            ``FCOS_ResNet50_FPN_Weights.COCO_V1``. ``arch`` and its keys may then be left out. Its classes may be
+            others: of the layers that depend on them, the weights of classes with the same name are kept. ``hf:`` and
+            ``mmdet:`` references are short for that ``arch`` with ``pretrained: true``.
         frozen_stride: layers of the backbone at this stride or a finer one keep their pretrained weights and
             statistics, which saves the most expensive part of the backward pass; 0 trains all layers, 4 is common.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With
@@ -62,6 +68,7 @@ class DetectorConfig:
     pretrained: bool | str = False
     frozen_stride: int = 0
     anchor_scale: float = 4.0
+    init: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -73,8 +80,8 @@ class DetectorConfig:
             value = getattr(self, field.name)
             if isinstance(value, np.generic):
                 setattr(self, field.name, value.item())
-        if isinstance(self.pretrained, os.PathLike):
-            self.pretrained = os.fspath(self.pretrained)
+            if isinstance(value, os.PathLike):
+                setattr(self, field.name, os.fspath(value))
         self._check_arch()
         ssdlite = self.arch == "ssdlite"
         narrowest, largest = (2, SSDLITE_SCALE_LIMIT) if ssdlite else (1, math.inf)
@@ -83,6 +90,7 @@ class DetectorConfig:
             "fpn_channels": (_is_integer(self.fpn_channels, narrowest), f"an integer of at least {narrowest}"),
             "head_convs": (_is_integer(self.head_convs, 1), "an integer of at least 1"),
             "pretrained": (isinstance(self.pretrained, bool) or _is_name(self.pretrained), "true, false or a path"),
+            "init": (self.init is None or _is_name(self.init), "a run folder, a file or the name of weights"),
             "frozen_stride": (_is_integer(self.frozen_stride, 0), "0 or a stride such as 4"),
             "anchor_scale": (
                 _is_number(self.anchor_scale) and 0 < self.anchor_scale < largest,
@@ -93,6 +101,18 @@ class DetectorConfig:
             if not valid:
                 hint = " for ssdlite" if ssdlite and key in ("fpn_channels", "anchor_scale") else ""
                 raise DfmsdError(f"{key} must be {expected}{hint}, got {getattr(self, key)!r}")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self.init is not None and self.pretrained is not False:
+            raise DfmsdError(
+                f"init and pretrained: {self.init} brings the weights of its backbone too; leave out one of the two"
+            )
+        if isinstance(self.pretrained, str) and is_weights_name(self.pretrained):
+            raise DfmsdError(
+                f"pretrained: {self.pretrained} is the name of weights; for those of a whole detector set init to it,"
+                " for those of a backbone set pretrained to true or the path of a file"
+            )
 
     def _check_arch(self) -> None:
         if not isinstance(self.arch, str):
@@ -105,7 +125,7 @@ class DetectorConfig:
                 f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
                 f" {', '.join(torchvision_archs())}, or {usages}"
             )
-        others = [field for field in fields(self) if field.name not in ("arch", "pretrained")]
+        others = [field for field in fields(self) if field.name not in ("arch", "pretrained", "init")]
         changed = [field.name for field in others if getattr(self, field.name) != field.default]
         if changed:
             raise DfmsdError(
@@ -125,6 +145,11 @@ def read_detector_config(value: DetectorConfig | str) -> DetectorConfig:
         raise DfmsdError(f"a detector is a DetectorConfig or a name such as fcos/resnet18, got {value!r}")
     arch, _, backbone = value.partition("/")
     return DetectorConfig(arch, backbone) if backbone and arch in OWN_ARCHS else DetectorConfig(value)
+
+
+def is_weights_name(reference: str) -> bool:
+    """Return whether a reference has the form of a weight name, such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``."""
+    return re.fullmatch(r"\w+_Weights\.\w+", reference) is not None
 
 
 def _is_name(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.build.builders import build_faster_rcnn, build_fcos, build_gfl, build_retinanet, build_ssdlite
-from dfmsd.detectors.config import PYTHON, DetectorConfig, read_detector_config
+from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.torchvision.models import TorchvisionModel, build_torchvision
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
@@ -45,17 +45,16 @@ def find_adapter(reference: str) -> Adapter | None:
     return None
 
 
-def build_detector(config: DetectorConfig | str, class_names: Sequence[str]) -> Detector:
-    """Build a detector with untrained heads, in train mode.
+def build_new(config: DetectorConfig, class_names: Sequence[str]) -> Detector:
+    """Build a detector with untrained heads, in train mode; another library's may keep those of its own classes.
 
     Args:
-        config: Architecture and initial weights, or a name such as ``fcos`` or ``fcos/resnet18``.
+        config: Architecture and initial weights, without ``init``.
         class_names: Label ``i`` is ``class_names[i]``.
 
     Raises:
         DfmsdError: The configuration cannot be built; the message names the key.
     """
-    config = read_detector_config(config)
     if not class_names:
         raise DfmsdError("a detector needs at least one class name: check `categories` of the annotation file")
     adapter = find_adapter(config.arch)
@@ -90,7 +89,8 @@ def check_frozen(config: DetectorConfig) -> None:
     Raises:
         DfmsdError: It has frozen layers and no pretrained weights.
     """
-    if config.frozen_stride and config.pretrained is False:
+    if config.frozen_stride and config.pretrained is False and config.init is None:
         raise DfmsdError(
-            f"frozen_stride: {config.frozen_stride} would keep random weights; set pretrained, or frozen_stride to 0"
+            f"frozen_stride: {config.frozen_stride} would keep random weights; set pretrained or init, or frozen_stride"
+            " to 0"
         )

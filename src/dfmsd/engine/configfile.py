@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 import jsonargparse
 import yaml
 
+from dfmsd.detectors.config import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
 from dfmsd.engine.near import expand
@@ -71,16 +72,50 @@ def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
 def build_config(config: type[C], values: Any) -> C:
     """Build a config from parsed values, ignoring those that are not fields of it.
 
+    A detector that starts from another one gets its architecture.
+
     Raises:
-        DfmsdError: a value that the config refuses, or that was removed.
+        DfmsdError: a value that the config refuses, or that was removed, or a detector to start from that cannot be.
     """
+    return with_architectures(saved_config(config, values))
+
+
+def saved_config(config: type[C], values: Any) -> C:
+    """Build a config as `build_config` does, from values that it has completed before."""
     present = drop_removed(vars(values), getattr(config, "removed", {}))
     known = [field.name for field in fields(config)]  # type: ignore[arg-type]
     return config(**{name: value for name, value in present.items() if name in known})
 
 
-def read_config(config: type[C], path: Path) -> C:
+def with_architectures(config: C) -> C:
+    """Complete the detectors of a config that start from another one, see `adopt_architecture`.
+
+    Raises:
+        DfmsdError: there is no such detector, or it has another architecture.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    starting = {name: value for name, value in values.items() if isinstance(value, DetectorConfig) and value.init}
+    if not starting:
+        return config
+
+    from dfmsd.detectors import adopt_architecture  # here, since torchvision and timm take seconds to import
+
+    adopted: dict[str, Any] = {}
+    for name, value in starting.items():
+        try:
+            adopted[name] = adopt_architecture(value)
+        except DfmsdError as error:
+            raise DfmsdError(f"{name}.init: {error}") from error
+    return replace(config, **adopted)  # type: ignore[type-var]
+
+
+def read_config(config: type[C], path: Path, build: Callable[[type[C], Any], C] = build_config) -> C:
     """Read a config from a YAML file.
+
+    Args:
+        config: its class.
+        path: the file.
+        build: `build_config`, or `saved_config` for the file of a run folder.
 
     Raises:
         DfmsdError: the file is missing, or contains an unknown key or a bad value.
@@ -88,7 +123,7 @@ def read_config(config: type[C], path: Path) -> C:
     check_yaml(path, config)
     parser = config_parser(config)
     try:
-        return build_config(config, parser.instantiate(parser.parse_args(["--config", str(path)])))
+        return build(config, parser.instantiate(parser.parse_args(["--config", str(path)])))
     except jsonargparse.ArgumentError as error:
         raise DfmsdError(f"{path}: {explain(error, parser)}") from error
     except DfmsdError as error:
@@ -132,8 +167,8 @@ def read_run_config(run: Path) -> DistillConfig:
     """
     folder = RunFolder(run)
     if "model" in folder.read_config():
-        return read_config(TrainConfig, folder.config_file).as_distillation()
-    return expand(read_config(DistillConfig, folder.config_file)).config
+        return read_config(TrainConfig, folder.config_file, saved_config).as_distillation()
+    return expand(read_config(DistillConfig, folder.config_file, saved_config)).config
 
 
 def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentParser) -> str:

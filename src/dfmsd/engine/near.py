@@ -82,7 +82,11 @@ def near_model(student: DetectorConfig, near: NearConfig) -> DetectorConfig:
     """Return the student's detector on the backbone of a near teacher; random layers are not frozen."""
     frozen = student.frozen_stride if near.pretrained else 0
     return replace(
-        student, backbone=near.backbone or student.backbone, pretrained=near.pretrained, frozen_stride=frozen
+        student,
+        backbone=near.backbone or student.backbone,
+        pretrained=near.pretrained,
+        frozen_stride=frozen,
+        init=None,
     )
 
 

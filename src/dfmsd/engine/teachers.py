@@ -153,7 +153,7 @@ def untrained_teacher(
     recipe = find_recipe(reference, recipes or {})
     if recipe is None:
         return load_detector(reference, trained=False)
-    return build_detector(replace(recipe.as_distillation().student, pretrained=False), class_names)
+    return build_detector(replace(recipe.as_distillation().student, pretrained=False, init=None), class_names)
 
 
 def unfinished_recipes(references: Sequence[str], recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:

@@ -85,7 +85,7 @@ def estimate(
     target = default_device()
     settled = settle(config, weights=False)
     config, near = expand(settled.config)
-    config = replace(config, student=replace(config.student, pretrained=False))
+    config = replace(config, student=replace(config.student, pretrained=False, init=None))
     data = read_data(config)
     task = untrained_task(config, data.class_names, near)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

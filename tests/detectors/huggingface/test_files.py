@@ -78,11 +78,20 @@ def test_only_the_class_layers_are_reset_for_other_classes(saved: Saved, caplog:
     # biases start with the same value each time
     layers = ("denoising_class_embed", "enc_score_head", "decoder.class_embed.0", "decoder.class_embed.1")
     assert changed == {f"model.{layer}.weight" for layer in layers}
-    assert "layers reset for 3 classes: model.denoising_class_embed, model.enc_score_head" in caplog.text
-    caplog.clear()
-    same = student(saved("rt_detr"), classes=("n/a", "Square", "disc")).model.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in same.items())
-    assert not caplog.text
+    assert "classes differ (2 -> 3), so in model.denoising_class_embed, model.enc_score_head" in caplog.text
+    assert ": new x, y, z" in caplog.text
+
+
+def test_classes_of_the_same_name_keep_their_rows(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
+    """The checkpoint has a label without a class, the first one, and a row for the padding of noisy queries."""
+    theirs = load_detector(f"hf:{saved('rt_detr')}").model.state_dict()
+    with caplog.at_level(logging.INFO, "dfmsd"):
+        own = student(saved("rt_detr"), classes=("disc", "Square")).model.state_dict()
+    for name in ("enc_score_head", "decoder.class_embed.1"):
+        assert torch.equal(own[f"model.{name}.weight"], theirs[f"model.{name}.weight"][[2, 1]])
+    embedding = "model.denoising_class_embed.weight"
+    assert torch.equal(own[embedding], theirs[embedding][[2, 1, 3]])
+    assert "kept all " in caplog.text
 
 
 def test_a_config_alone_is_enough_for_random_weights(folder: Path) -> None:
@@ -227,3 +236,18 @@ def test_damaged_descriptions_are_refused(
     with pytest.raises(DfmsdError, match=message) as error:
         load_detector(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_saved_student_starts_another_of_other_classes(saved: Saved, tmp_path: Path) -> None:
+    first = student(saved("d_fine"), classes=("x", "disc"))
+    save_detector(first, tmp_path / "run")
+    second = build_detector(DetectorConfig(init=str(tmp_path / "run")), ("disc", "y", "z"))
+    own, theirs = second.model.state_dict(), first.model.state_dict()
+    rows = [key for key in own if own[key].shape != theirs[key].shape]
+    assert rows
+    assert all(torch.equal(own[key], theirs[key]) for key in own if key not in rows)
+    assert all(torch.equal(own[key][0], theirs[key][1]) for key in rows)
+    assert second.training
+    images = torch.rand(2, 3, 96, 64)
+    _, losses = second(images, [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([2])}] * 2)
+    assert all(torch.isfinite(loss) for loss in losses.values())

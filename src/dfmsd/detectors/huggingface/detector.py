@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, SCORE_THRESHOLD, UNUSED_CLASSES, Detector
+from dfmsd.detectors.base import (
+    DETECTIONS_PER_IMAGE,
+    REST,
+    SCORE_THRESHOLD,
+    UNUSED_CLASSES,
+    ClassRows,
+    Detector,
+)
 from dfmsd.detectors.hooks import FeatureHooks
 from dfmsd.detectors.levels import check_size, read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
+CLASS_LAYERS = ("class_embed", "enc_score_head")
+"""Parts of the names of a student's layers whose width is the number of classes."""
 Reader = Callable[[Any, Mapping[str, Any], tuple[int, int]], Sequence[Tensor]]
 """An encoder's output, its keyword arguments, and the input's height and width -> maps, finest first."""
 
@@ -135,6 +144,14 @@ class TransformersDetector(Detector):
         """Return the library's config and the processor's normalization, to rebuild the model from."""
         settings = processor_settings(self.processor)
         return {"transformers": {"config": self.model.config.to_dict(), "pixels": settings}}
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the rows of each class in the layers that predict classes, and in the embedding of noisy ones."""
+        rows = {name: [int((self.class_of == index).nonzero())] for index, name in enumerate(self.class_names)}
+        state = self.model.state_dict()
+        layers = {key: value for key, value in state.items() if any(layer in key for layer in CLASS_LAYERS)}
+        labels = self.model.config.num_labels
+        return {key: {**rows, REST: list(range(labels, len(value)))} for key, value in layers.items()}
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Return the encoder's maps, finest first, without running the rest of the model."""

@@ -17,13 +17,12 @@ from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import HUGGING_FACE
 from dfmsd.detectors.huggingface.detector import FAMILIES, TransformersDetector, processor_settings, refuse_student
 from dfmsd.detectors.statedict import check_finite
+from dfmsd.detectors.transfer import keep_weights
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.extras import import_extra
 
 logger = logging.getLogger("dfmsd")
 T = TypeVar("T")
-CLASS_LAYERS = ("class_embed", "enc_score_head")
-"""Parts of the names of a student's layers whose width is the number of classes."""
 FIXED_SIZES = ("anchor_image_size", "eval_size")
 """Keys of a config that fix anchors and positions to one image size; unset, these follow the batch."""
 HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
@@ -49,8 +48,8 @@ def load_transformers(reference: str, config: Any, *, trained: bool = True) -> T
 def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> TransformersDetector:
     """Build a student for the classes of a data set, in train mode.
 
-    With ``pretrained``, all layers keep their weights except those whose width is the number of classes; these keep
-    theirs too if the classes are the same, in the same order. Without it, all layers are random, including the
+    With ``pretrained``, all layers keep their weights; those whose width is the number of classes keep the weights of
+    classes with the same name, see `keep_weights`. Without it, all layers are random, including the
     backbone, whose batch normalization is then not frozen, since it has no trained statistics.
 
     Raises:
@@ -69,11 +68,10 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     student = _with_classes(original, class_names)
     if not config.pretrained:
         student.freeze_backbone_batch_norms = False
-    model = _from_config(student)
-    if config.pretrained:
-        _copy_weights(load_weights(reference, original), model, reference)
     settings = read_processor_settings(reference, required=config.pretrained)
-    detector = TransformersDetector(model, _processor(student, settings))
+    detector = TransformersDetector(_from_config(student), _processor(student, settings))
+    if config.pretrained:
+        logger.info(keep_weights(detector, load_transformers(reference, original), reference))
     detector.config = config
     return detector.train()
 
@@ -195,24 +193,6 @@ def _with_classes(config: Any, class_names: Sequence[str]) -> Any:
     copied.id2label = dict(enumerate(class_names))
     copied.label2id = {name: label for label, name in copied.id2label.items()}
     return copied
-
-
-def _copy_weights(trained: Any, model: Any, reference: str) -> None:
-    """Copy a trained model's weights to one with other classes, and log which layers are reset."""
-    same = [name.casefold() for name in _names(trained)] == [name.casefold() for name in _names(model)]
-    state = {
-        key: value
-        for key, value in trained.state_dict().items()
-        if same or not any(layer in key for layer in CLASS_LAYERS)
-    }
-    reset = model.load_state_dict(state, strict=False).missing_keys
-    if reset:
-        layers = dict.fromkeys(key.rpartition(".")[0] for key in reset)
-        logger.info("%s: layers reset for %d classes: %s", reference, len(_names(model)), ", ".join(layers))
-
-
-def _names(model: Any) -> list[str]:
-    return [name for _, name in sorted(model.config.id2label.items())]
 
 
 def _fetch(reference: str, get: Callable[..., T], **options: Any) -> T:

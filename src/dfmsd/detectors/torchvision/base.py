@@ -6,16 +6,17 @@ model are torchvision's, called one by one, so that one forward pass returns pyr
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from dfmsd.detectors.base import Detector
+from dfmsd.detectors.base import REST, ClassRows, Detector
 from dfmsd.detectors.levels import read_levels
 from dfmsd.detectors.sizes import SizeRange, with_sizes
 from dfmsd.errors import DfmsdError
@@ -37,6 +38,10 @@ class TorchvisionDetector(Detector):
         num_outputs: Number of the model's labels, including background and unused ones.
     """
 
+    class_layers: ClassVar[str]
+    """Pattern of the keys of tensors with rows of classes."""
+    background: ClassVar[bool] = False
+    """Whether label 0 is the background."""
     label_ids: Tensor
     class_of: Tensor
     mean: Tensor
@@ -82,6 +87,21 @@ class TorchvisionDetector(Detector):
         transform = self.model.transform
         mean, std = ([float(value) for value in values] for values in (transform.image_mean, transform.image_std))
         return {"image_mean": mean, "image_std": std}
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the rows of each class in the layers that predict them."""
+        labels = dict(zip(self.class_names, self.label_ids.tolist(), strict=True))
+        if self.background:
+            labels[REST] = 0
+        state = self.model.state_dict()
+        return {
+            key: self._rows(key, len(value), labels) for key, value in state.items() if re.match(self.class_layers, key)
+        }
+
+    def _rows(self, key: str, length: int, labels: dict[str, int]) -> ClassRows:
+        sides = 4 if "bbox_pred" in key else 1  # a region's box has four values for each class
+        of_row = torch.arange(length) // sides % len(self.class_of)  # of each anchor, one after the other
+        return {name: (of_row == label).nonzero().flatten().tolist() for name, label in labels.items()}
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         return read_levels(self.model.backbone)

@@ -25,6 +25,8 @@ FCOS_UPPER = 8
 class OneStageDetector(TorchvisionDetector):
     """FCOS, RetinaNet or GFL: a dense head on every level."""
 
+    class_layers = r"head\.classification_head\.cls_logits\."
+
     def __init__(self, model: FCOS | RetinaNet, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
         super().__init__(model, class_names, label_ids, model.head.classification_head.num_classes)
         self.model.anchor_generator = Float32Anchors(model.anchor_generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
 import torchvision
 from torchvision.models.detection import KeypointRCNN
@@ -15,9 +15,13 @@ from dfmsd.detectors.weights import download_weights
 from dfmsd.errors import DfmsdError
 
 
-def is_weights_name(reference: str) -> bool:
-    """Return whether a reference has the form of a weight name, such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``."""
-    return re.fullmatch(r"\w+_Weights\.\w+", reference) is not None
+def arch_of_weights(name: str) -> str:
+    """Return the name of the builder of torchvision weights.
+
+    Raises:
+        DfmsdError: The name is unknown.
+    """
+    return _find(name)[0]
 
 
 def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
@@ -30,17 +34,7 @@ def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
     Raises:
         DfmsdError: The name is unknown, or its weights are unavailable.
     """
-    known = {
-        f"{enum.__name__}.{member}": (builder, weights)
-        for builder in torchvision_archs()
-        for enum in [torchvision.models.get_model_weights(builder)]
-        for member, weights in enum.__members__.items()
-    }
-    if name.startswith(KeypointRCNN.__name__):
-        raise keypoints_refused(name)
-    if name not in known:
-        raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(known)}")
-    builder, weights = known[name]
+    builder, weights = _find(name)
     categories = weights.meta["categories"]
     label_ids = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
     if trained:
@@ -51,3 +45,18 @@ def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
     else:
         model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=len(categories))
     return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids).eval()
+
+
+def _find(name: str) -> tuple[str, Any]:
+    """Return the builder's name and the weights."""
+    known = {
+        f"{enum.__name__}.{member}": (builder, weights)
+        for builder in torchvision_archs()
+        for enum in [torchvision.models.get_model_weights(builder)]
+        for member, weights in enum.__members__.items()
+    }
+    if name.startswith(KeypointRCNN.__name__):
+        raise keypoints_refused(name)
+    if name not in known:
+        raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(known)}")
+    return known[name]

@@ -41,6 +41,9 @@ class SSDDetector(TorchvisionDetector):
     original one, they are spread evenly over each map, as SSDLite's always are: SSD300's steps only fit 300 pixels.
     """
 
+    class_layers = r"head\.classification_head\.module_list\.\d+\.(1\.)?(weight|bias)$"
+    background = True
+
     def __init__(self, model: SSD, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
         super().__init__(model, class_names, label_ids, model.head.classification_head.num_columns)
         boxes = model.anchor_generator

@@ -24,6 +24,9 @@ class TwoStageDetector(TorchvisionDetector):
     has no weights, is removed, so that torchvision's code skips the branch.
     """
 
+    class_layers = r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\."
+    background = True
+
     def __init__(self, model: FasterRCNN, class_names: Sequence[str], label_ids: Sequence[int]) -> None:
         super().__init__(model, class_names, label_ids, model.roi_heads.box_predictor.cls_score.out_features)
         self.model.rpn.anchor_generator = Float32Anchors(model.rpn.anchor_generator)

@@ -1,0 +1,138 @@
+"""Detectors that start from a trained one: whose architecture they get, what they keep, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from tests.helpers.fixtures import TINY_BACKBONE
+
+from dfmsd.detectors import DetectorConfig, adopt_architecture, build_detector, load_detector, save_detector
+from dfmsd.errors import DfmsdError
+
+TINY = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=8, head_convs=1, anchor_scale=2.0)
+FASTER = "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with a trained detector of cats and dogs."""
+    save_detector(build_detector(TINY, ("cat", "dog")), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["", "student.safetensors", "student.json"])
+def test_a_detector_starts_from_the_files_of_another(run: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dfmsd")
+    student = build_detector(DetectorConfig(init=str(run / name)), ("dog", "fish"))
+    trained = load_detector(run)
+    assert student.training
+    assert student.class_names == ("dog", "fish")
+    assert torch.equal(
+        student.model.head.regression_head.bbox_reg.weight, trained.model.head.regression_head.bbox_reg.weight
+    )
+    assert student.config == DetectorConfig(**{**vars(TINY), "init": str(run / name)})
+    assert "classes differ (2 -> 2)" in caplog.text
+    assert ": kept dog, new fish" in caplog.text
+
+
+def test_the_layers_to_freeze_are_those_of_the_new_config(run: Path) -> None:
+    student = build_detector(DetectorConfig(init=str(run), frozen_stride=4), ("cat", "dog"))
+    assert not all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_detector_that_started_from_another_is_loaded_without_it(run: Path, tmp_path: Path) -> None:
+    save_detector(build_detector(DetectorConfig(init=str(run)), ("fish",)), tmp_path / "later")
+    run.rename(tmp_path / "gone")
+    assert load_detector(tmp_path / "later").class_names == ("fish",)
+
+
+def test_the_architecture_is_that_of_the_other_detector(run: Path) -> None:
+    adopted = adopt_architecture(DetectorConfig(init=str(run)))
+    assert (adopted.arch, adopted.backbone, adopted.anchor_scale) == ("retinanet", TINY_BACKBONE, 2.0)
+    assert adopt_architecture(adopted) == adopted
+    assert adopt_architecture(DetectorConfig(init=FASTER)).arch == "fasterrcnn_mobilenet_v3_large_320_fpn"
+    with pytest.raises(DfmsdError, match="has arch retinanet, backbone test_efficientnet, the student arch gfl, back"):
+        adopt_architecture(DetectorConfig("gfl", "resnet18", init=str(run)))
+
+
+def test_of_other_libraries_the_reference_itself_is_the_architecture() -> None:
+    assert adopt_architecture(DetectorConfig(init="hf:a/b")) == DetectorConfig("hf:a/b", pretrained=True)
+    assert adopt_architecture(DetectorConfig(init="mmdet:a.py,b.pth")).arch == "mmdet:a.py,b.pth"
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda run: (run / "student.json").write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda run: (run / "student.safetensors").unlink(),
+            "has no student.safetensors: pass the folder of a finished",
+        ),
+        (lambda run: (run / "student.json").unlink(), "student.json is missing: it belongs next to the weights"),
+        (write("{"), "student.json is not a checkpoint's description"),
+        (write('{"format_version": 1, "detector": {"arch": "python:my.Net"}}'), "only its own program can build"),
+        (write('{"format_version": 1}'), "student.json does not describe a detector"),
+    ],
+)
+def test_a_damaged_run_is_refused(run: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(run)
+    with pytest.raises(DfmsdError, match=message):
+        adopt_architecture(DetectorConfig(init=str(run)))
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("runs/none", "no detector at 'runs/none'"),
+        ("timm:resnet18", "unknown prefix|no detector|backbone"),
+        ("Some_Weights.COCO_V1", "unknown torchvision detector weights"),
+        ("ResNet18_Weights.IMAGENET1K_V1", "unknown torchvision detector weights"),
+    ],
+)
+def test_what_is_no_detector_is_refused(init: str, message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        adopt_architecture(DetectorConfig(init=init))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"init": "runs/x", "pretrained": True}, "init and pretrained: runs/x brings the weights of its backbone too"),
+        ({"init": ""}, "init must be a run folder, a file or the name of weights, got ''"),
+        ({"pretrained": FASTER}, f"{FASTER} is the name of weights; for those of a whole detector set init to it"),
+    ],
+)
+def test_contradictions_are_refused(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        DetectorConfig(**keys)  # type: ignore[arg-type]
+
+
+def test_torchvision_s_coco_weights_start_a_student_of_other_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = torchvision.models.get_weight(FASTER)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    file = folder / weights.url.rpartition("/")[2]
+    torch.save(model.state_dict(), file)
+    student = build_detector(DetectorConfig(init=FASTER), ("dog", "fish"))
+    trained = load_detector(FASTER)
+    images = torch.rand(1, 3, 64, 64)
+    ours, theirs = (detector.eval().features(images) for detector in (student, trained))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    own, coco = (d.model.roi_heads.box_predictor.cls_score.weight for d in (student, trained))
+    assert own.shape[0] == 3
+    assert torch.equal(own[:2], coco[[0, int(trained.label_ids[trained.class_names.index("dog")])]])
+    file.write_bytes(b"no weights")
+    with pytest.raises(DfmsdError, match="is not a checkpoint"):
+        build_detector(DetectorConfig(init=FASTER), ("dog", "fish"))
