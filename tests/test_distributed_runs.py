@@ -144,12 +144,13 @@ def test_both_processes_end_early_together(start: Start, tmp_path: Path, key: st
 
 def test_both_ways_to_start_give_the_same_bits(start: Start, tmp_path: Path) -> None:
     """And as one process sees it: the AP is that of the delivered file on every image once."""
-    finish(start(*SPAWNED))
+    finish(start(*SPAWNED, deliver="auto", ema=0.5))
     run = tmp_path / "run"
     assert steps(run) == [*range(8)]  # 7 images are 4 for each process, one of them twice: 2 steps an epoch
     first = load_file(run / "student.safetensors")
     metrics = json.loads((run / "metrics.json").read_text())
-    alone = evaluate(load_detector(run), CocoDataModule(DataConfig(str(tmp_path / "tiny_coco"), 64)).val_dataloader())
+    data = CocoDataModule(DataConfig(str(tmp_path / "tiny_coco"), image_size=64))
+    alone = evaluate(load_detector(run), data.val_dataloader())
     assert metrics["AP"] == alone["AP"]
     assert metrics["per_class"] == alone["per_class"]
     run.rename(tmp_path / "former")

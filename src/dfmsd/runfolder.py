@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def average_metrics_file(self) -> Path:
+        """COCO metrics of the averaged weights, if the run chose between them and the last ones."""
+        return self.path / "average_metrics.json"
+
+    @property
     def test_metrics_file(self) -> Path:
         """COCO metrics of the delivered detector on the test split, if the data have one."""
         return self.path / "test_metrics.json"
@@ -135,6 +140,10 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any] | None:
         """Read the metrics, or return None where the run is not finished."""
         return _read_json(self.metrics_file)
+
+    def read_average_metrics(self) -> dict[str, Any] | None:
+        """Read the metrics of the averaged weights, or return None where the run did not choose."""
+        return _read_json(self.average_metrics_file)
 
     def read_test_metrics(self) -> dict[str, Any] | None:
         """Read the metrics on the test split, or return None where there are none."""

@@ -38,6 +38,15 @@ def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path:
         assert run.config.deliver == "last"
 
 
+def test_every_method_delivers_the_same_weights(compare_config: MakeCompare, tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=METHODS, deliver="auto", ema=0.99)
+    runs, _ = plan_runs(config, config.parsed_methods(), "both")
+    assert {(run.config.deliver, run.config.ema) for run in runs} == {("auto", 0.99)}
+    config = compare_config(tmp_path, deliver="best", eval_every=9)
+    with pytest.raises(DfmsdError, match=r"^deliver: best chooses among evaluated epochs"):
+        plan_runs(config, config.parsed_methods(), "both")
+
+
 def test_baseline_does_not_use_unlabeled_images(compare_config: MakeCompare, tmp_path: Path) -> None:
     config = compare_config(tmp_path, methods=["none", "pkd", "dfmsd@T1+T2"])
     config = replace(config, data=replace(config.data, unlabeled="images"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, load_detector
+from dfmsd.engine import callbacks, delivery
 from dfmsd.engine.average import WeightAverage
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.run import train
+from dfmsd.engine.steplog import CsvTable
 from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.runfolder import RunFolder
 
 
@@ -120,6 +124,75 @@ def test_a_run_delivers_and_measures_the_average(tiny_coco: Path, tmp_path: Path
         assert torch.equal(value, state["tensors"][name])
         assert torch.equal(last[name], own[name])  # training itself is the same
     assert any(not torch.equal(value, own[name]) for name, value in delivered.items())
+
+
+def measuring(aps: list[float | None], patch: pytest.MonkeyPatch) -> None:
+    """Let the evaluations of a run find these APs, and fail after the last one."""
+    found = iter(aps)
+    for module in (callbacks, delivery):
+        patch.setattr(module, "evaluate", lambda *args, **kwargs: {**evaluate(*args, **kwargs), "AP": next(found)})
+
+
+@pytest.mark.parametrize(
+    ("last", "average", "line"),
+    [
+        (0.412, 0.42, "last 41.2, average 42.0: delivered the average"),
+        (0.42, 0.412, "last 42.0, average 41.2: delivered the last weights"),
+        (0.42, 0.42, "last 42.0, average 42.0: delivered the last weights"),
+        (None, None, "last -, average -: delivered the last weights"),
+        (None, 0.0, "last -, average 0.0: delivered the average"),
+    ],
+)
+def test_the_better_of_last_and_average_is_delivered(
+    tiny_coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    last: float | None,
+    average: float | None,
+    line: str,
+) -> None:
+    measuring([0.9, last, average, average], monkeypatch)
+    config = run_config(tmp_path / "auto", tiny_coco, deliver="auto", ema=0.9)
+    result = train(config)
+    run = RunFolder(result.run)
+    assert line in capsys.readouterr().err
+    assert run.read_metrics() == result.metrics
+    assert result.metrics["AP"] == (average if line.endswith("average") else last)
+    assert (run.read_average_metrics() or {})["AP"] == average
+    assert [row["AP"] for row in CsvTable(run.epochs_file).rows()] == ["0.9", "" if last is None else str(last)]
+
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
+    prefix = "task.trainable.student."
+    own = {name.removeprefix(prefix): v for name, v in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    averaged = checkpoint["callbacks"]["WeightAverage"]["tensors"]
+    chosen, other = (averaged, own) if line.endswith("average") else (own, averaged)
+    delivered = weights(result.run)
+    assert all(torch.equal(value, chosen[name]) for name, value in delivered.items())
+    assert any(not torch.equal(value, other[name]) for name, value in delivered.items())
+
+    run.metrics_file.unlink()  # killed between its last checkpoint and the delivery
+    run.weights_file.unlink()
+    resumed = train(config, resume=True)
+    assert resumed.metrics == result.metrics
+    assert all(torch.equal(value, delivered[name]) for name, value in weights(run.path).items())
+
+
+def test_training_is_the_same_whichever_weights_are_delivered(tiny_coco: Path, tmp_path: Path) -> None:
+    runs = [train(run_config(tmp_path / deliver, tiny_coco, deliver=deliver)).run for deliver in ("last", "auto")]
+    first, second = (torch.load(RunFolder(run).last_checkpoint, weights_only=True)["state_dict"] for run in runs)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_run_that_ends_early_chooses_too(tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring([0.2, 0.1, 0.15, 0.3, 0.25], monkeypatch)
+    config = replace(run_config(tmp_path / "run", tiny_coco, deliver="auto", patience=1), epochs=3)
+    run = train(config).run
+    assert (RunFolder(run).read_metrics() or {})["AP"] == 0.15
+    config = replace(config, patience=2)  # it continues as if it had not ended
+    train(config, resume=True)
+    assert (RunFolder(run).read_metrics() or {})["AP"] == 0.3
+    assert (RunFolder(run).read_average_metrics() or {})["AP"] == 0.25
 
 
 def test_an_impossible_decay_is_refused() -> None:

@@ -59,7 +59,7 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
         ({"checkpoint_every": 0}, "^checkpoint_every must be at least 1, got 0"),
         ({"skip_nonfinite": -1}, "^skip_nonfinite must be at least 0, got -1"),
         ({"precision": "64"}, "^precision must be one of 32, bf16, 16, got '64'"),
-        ({"deliver": None}, "^deliver must be one of last, ema, best, got None"),
+        ({"deliver": None}, "^deliver must be one of last, ema, best, auto, got None"),
         ({"logger": "paper"}, "^logger must be one of tensorboard, wandb, mlflow or a list, got 'paper'"),
         ({"logger": ["wandb", "paper"]}, "^logger.1 must be one of tensorboard, wandb, mlflow, got 'paper'"),
         ({"optim": {"Lr": 1.0}}, "^optim.Lr is not known; did you mean lr?"),

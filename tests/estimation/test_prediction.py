@@ -44,6 +44,13 @@ def test_step_is_the_sum_of_its_parts() -> None:
     assert found.hours == pytest.approx((8 * (140 + 112 + 3 * 187) + 5 * 3 * 42) / 3.6e6)
 
 
+@pytest.mark.parametrize("deliver", ["best", "auto"])
+def test_a_choice_at_the_end_takes_one_more_evaluation(deliver: str) -> None:
+    last, choosing = (predict(config(deliver=one), MS, **SIZES) for one in ("last", deliver))
+    assert choosing.evaluations == last.evaluations + 1
+    assert choosing.hours > last.hours
+
+
 def test_cache_skips_the_teacher_after_the_first_epoch() -> None:
     taught = predict(config(teacher_cache="ram"), MS, **SIZES).stages[1]
     assert (taught.first_step_ms, taught.step_ms) == (100 + 15 + 60 + 20 + 2, 100 + 15 + 1 + 20 + 2)

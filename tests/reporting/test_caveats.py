@@ -42,7 +42,7 @@ def test_divergence(make_run, config):
 
 
 def test_late_drop_of_ap(make_run, config):
-    run = make_run()
+    run = make_run(ap=0.28)
     (run / "epochs.csv").write_text("epoch,step,stage,AP\n0,1,1,0.1\n1,2,1,0.3\n2,3,1,\n3,4,1,0.28\n")
     assert run_warnings(read_run(run), config, []) == ["AP peaked at 30.0 after epoch 2 and ended at 28.0."]
     assert run_warnings(read_run(run), replace(config, deliver="best"), []) == [
@@ -60,6 +60,12 @@ def test_a_run_that_ended_early(make_run, config):
     ]
     (run / "log.csv").write_text(log("0,0,1,1.0,0.5\n1,1,1,1.0,0.5\n2,2,2,1.0,0.5\n"))
     assert run_warnings(read_run(run), limited, []) == []
+
+
+def test_a_drop_that_the_delivered_average_does_not_have(make_run, config):
+    run = make_run(ap=0.295)
+    (run / "epochs.csv").write_text("epoch,step,stage,AP\n0,1,1,0.3\n1,2,1,0.2\n")
+    assert run_warnings(read_run(run), replace(config, deliver="auto"), []) == []
 
 
 def test_level_without_correlation(make_run, config):

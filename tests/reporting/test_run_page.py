@@ -21,6 +21,15 @@ def test_metrics_in_percent(make_run):
     assert {"task/classification", "mask/p3", "sfa/p3", "p4", "AP50"} <= page.plotted
 
 
+def test_a_choice_between_last_and_averaged_weights_is_stated(make_run):
+    run = make_run()
+    (run / "epochs.csv").write_text("epoch,step,stage,AP\n0,3,1,0.2\n1,6,1,0.412\n")
+    (run / "average_metrics.json").write_text('{"AP": 0.4174}')
+    stated = "The last weights reach 41.2 AP, their average 41.7: their average was delivered"
+    assert stated in Page(run_report(run)).html
+    assert "their average" not in Page(run_report(make_run("last"))).html
+
+
 def test_distilled_run_without_baseline_suggests_one(make_run):
     run = make_run()
     alone, beside = (run_report(run, baseline=other).read_text(encoding="utf-8") for other in (None, make_run("other")))

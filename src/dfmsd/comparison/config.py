@@ -11,7 +11,7 @@ from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.balance import DEFAULT_BALANCE
-from dfmsd.engine.config import Precision
+from dfmsd.engine.config import Deliver, Precision, RunConfig
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, check_options
@@ -38,7 +38,9 @@ class CompareConfig:
             for none; the control ``inherit`` then uses T1.
         teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
         precision: of the networks' arithmetic.
-        eval_every: epochs between evaluations; the last epoch is always evaluated, and its AP is compared.
+        deliver: which weights of every run are compared, as in `RunConfig`.
+        ema: decay of the moving average.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
     """
 
     removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}
@@ -57,6 +59,8 @@ class CompareConfig:
     inherit: int | None = None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
     precision: Precision = "32"
+    deliver: Deliver = "last"
+    ema: float = RunConfig.ema
     eval_every: int = 1
 
     def __post_init__(self) -> None:

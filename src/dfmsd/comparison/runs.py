@@ -72,6 +72,8 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
         optim=config.optim,
         seed=seed,
         precision=config.precision,
+        deliver=config.deliver,
+        ema=config.ema,
         eval_every=config.eval_every,
         student=config.student,
         stages=method.stages(teachers, config.epochs),

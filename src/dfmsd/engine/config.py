@@ -24,6 +24,7 @@ from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
 Precision = Literal["32", "bf16", "16"]
+Deliver = Literal["last", "ema", "best", "auto"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """Type that the networks compute in, by `Precision`."""
@@ -39,8 +40,9 @@ class RunConfig:
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
         precision: compute precision of the networks; distillation terms are always float32.
-        deliver: deliver the ``last`` weights, their moving average over the steps (``ema``), or those of the epoch with
-            the ``best`` AP. The best epoch is chosen on the validation images, so its AP is optimistic.
+        deliver: deliver the ``last`` weights, their moving average over the steps (``ema``), the better of these two at
+            the end (``auto``), or those of the epoch with the ``best`` AP. ``auto`` and ``best`` choose on
+            the validation images, so the AP of the best epoch is optimistic, and that of ``auto`` slightly.
         ema: decay of the moving average, in 0..1; less in the first steps, see `WeightAverage`.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         patience: end the run when the last stage has not reached a better AP for this many epochs, `eval_every` at
@@ -61,7 +63,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     precision: Precision = "32"
-    deliver: Literal["last", "ema", "best"] = "last"
+    deliver: Deliver = "last"
     ema: float = 0.9998
     eval_every: int = 1
     patience: int | None = None
@@ -130,7 +132,7 @@ class TrainConfig(RunConfig):
         optim: optimizer.
         seed: of weights, data order and augmentation.
         precision: compute precision of the network.
-        deliver: ``last``, ``ema`` or ``best`` weights.
+        deliver: ``last``, ``ema``, ``best`` or ``auto`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
         patience: epochs without a better AP after which the run ends; null trains all epochs.
@@ -174,7 +176,7 @@ class DistillConfig(RunConfig):
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
         precision: compute precision of the networks.
-        deliver: ``last``, ``ema`` or ``best`` weights.
+        deliver: ``last``, ``ema``, ``best`` or ``auto`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
         patience: epochs of the last stage without a better AP after which the run ends; null trains all epochs.

@@ -25,6 +25,7 @@ from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.dashboard import Dashboard
+from dfmsd.engine.delivery import choose_weights
 from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.engine.loggers import build_loggers
@@ -93,19 +94,20 @@ def fit(
         sync_statistics=config.sync_statistics,
     )
     module.to(memory_format=torch.channels_last)
-    average = WeightAverage(config.ema) if config.deliver == "ema" else None
-    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, average)
+    average = WeightAverage(config.ema) if config.deliver in ("ema", "auto") else None
+    evaluated = average if config.deliver == "ema" else None
+    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, evaluated)
     dashboard = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
     status = None
     with _without_irrelevant_warnings():
-        trainer = _build_trainer(config, run, _build_callbacks(config, run, epoch_end, dashboard), checkpoint)
+        trainer = _build_trainer(config, run, _build_callbacks(config, run, average, epoch_end, dashboard), checkpoint)
         try:
             with dashboard or nullcontext(), explain_lost_process():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as interrupted:
             status = interrupted.status
-    if average:
-        average.apply(task.student)
+    if evaluated:
+        evaluated.apply(task.student)
     if status is not None:
         _deliver_unfinished(run, task)
         # torchrun would end the first process, which is still writing, if another one exited with a status first
@@ -115,6 +117,9 @@ def fit(
         module.load_state_dict(torch.load(run.best_checkpoint, weights_only=True, map_location="cpu")["state_dict"])
         metrics = evaluate(task.student, data.val_dataloader(), device=default_device())
     assert metrics is not None
+    if average and config.deliver == "auto":
+        share = trainer.strategy.broadcast
+        metrics = choose_weights(run, task.student, metrics, average, data.val_dataloader(), share, _print)
     student = task.student.eval()
     if is_first_process():
         save_detector(student, run.path)
@@ -131,7 +136,11 @@ def fit(
 
 
 def _build_callbacks(
-    config: DistillConfig, run: RunFolder, epoch_end: EpochEnd, dashboard: Dashboard | None
+    config: DistillConfig,
+    run: RunFolder,
+    average: WeightAverage | None,
+    epoch_end: EpochEnd,
+    dashboard: Dashboard | None,
 ) -> list[Callback]:
     stop = StopOnInterrupt()
     last_stage = config.epochs - config.stages[-1].epochs
@@ -139,7 +148,7 @@ def _build_callbacks(
     return [
         StepLog(run.path),
         FiniteCheck(run.path, config.skip_nonfinite),
-        *([epoch_end.average] if epoch_end.average else []),
+        *([average] if average else []),
         *([TimeLimit(config.max_hours, epoch_end, _print)] if config.max_hours else []),
         epoch_end,
         *([Patience(config.patience, last_stage, epoch_end, _print)] if config.patience else []),

@@ -84,10 +84,8 @@ def open_folder(
     environment = {**describe_environment(), "parameters": ownership(task)}
     if overwrite and run.exists:
         empty(run.path)
-    for finished in (
-        run.metrics_file,
-        run.test_metrics_file,
-    ):  # a finished run may continue, with more patience or time
+    # a finished run may continue, with more patience or time
+    for finished in (run.metrics_file, run.average_metrics_file, run.test_metrics_file):
         finished.unlink(missing_ok=True)
     tidy(run.path, checkpoint)
     if checkpoint is not None and checkpoint == run.previous_checkpoint:

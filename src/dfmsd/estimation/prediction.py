@@ -12,6 +12,8 @@ from dfmsd.distillation.stages import stage_of_epoch
 from dfmsd.engine.config import DistillConfig
 
 MS_PER_HOUR = 3.6e6
+CHOOSING = ("best", "auto")
+"""Values of `deliver` that take one more evaluation at the end."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def predict(
         steps_ms = epochs[start : start + stage.epochs]
         stages.append(StagePrediction(stage.epochs, steps_ms[0], steps_ms[-1]))
         start += stage.epochs
-    evaluations = math.ceil(config.epochs / config.eval_every)
+    evaluations = math.ceil(config.epochs / config.eval_every) + (config.deliver in CHOOSING)
     evaluation = math.ceil(val_images / config.data.batch_size) * _with_loading(ms["detect"], ms["load"], workers)
     total = steps * sum(epochs) + evaluations * evaluation
     return Prediction(tuple(stages), steps, steps * config.epochs, evaluations, evaluation / 1e3, total / MS_PER_HOUR)

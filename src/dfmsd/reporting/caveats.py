@@ -77,15 +77,19 @@ def _ended_early(record: RunRecord, config: DistillConfig | None) -> list[str]:
 
 
 def _lost_ap(record: RunRecord, config: DistillConfig | None) -> list[str]:
-    """Warn about an AP that fell towards the end of training."""
+    """Warn about an AP that fell towards the end of training, and was delivered."""
     if record.epochs is None or (config is not None and config.deliver == "best"):
         return []
     known = record.epochs.columns["AP"]
     known = 100 * known[np.isfinite(known)]
-    if len(known) < 2 or known.max() - known[-1] < MAX_LOST_AP:
+    if len(known) < 2:
+        return []
+    delivered = percent((record.metrics or {}).get("AP"))
+    ended = known[-1] if delivered is None else delivered
+    if known.max() - ended < MAX_LOST_AP:
         return []
     epoch = int(record.epochs.columns["epoch"][np.nanargmax(record.epochs.columns["AP"])]) + 1
-    return [f"AP peaked at {known.max():.1f} after epoch {epoch} and ended at {known[-1]:.1f}."]
+    return [f"AP peaked at {known.max():.1f} after epoch {epoch} and ended at {ended:.1f}."]
 
 
 def _learning(record: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.analysis import Analysis
 from dfmsd.reporting.page import Section, Table
 from dfmsd.reporting.records import RunRecord, read_run
-from dfmsd.reporting.results import ModelRow, model_row
+from dfmsd.reporting.results import ModelRow, format_percent, model_row, percent
 from dfmsd.reporting.runconfig import paired_levels, run_config, teacher_folder
 from dfmsd.types import LevelSpec
 
@@ -82,6 +82,18 @@ def difference_notes(baseline: RunRecord, distilled: RunRecord) -> list[str]:
     if baseline.trained_epochs != distilled.trained_epochs:
         notes.append("The two runs were trained for different numbers of epochs, so the comparison is not fair.")
     return notes
+
+
+def delivery_notes(record: RunRecord) -> list[str]:
+    """State both APs of a run that chose between its last weights and their average."""
+    if record.average_metrics is None or record.metrics is None or record.epochs is None:
+        return []
+    last, average = percent(float(record.epochs.columns["AP"][-1])), percent(record.average_metrics["AP"])
+    chosen = "their average was" if average is not None and (last is None or average > last) else "they were"
+    return [
+        f"The last weights reach {format_percent(last)} AP, their average {format_percent(average)}: {chosen} "
+        "delivered, a choice made on the images that AP is measured on."
+    ]
 
 
 def levels_sections(

@@ -48,6 +48,7 @@ class RunRecord:
     """Stage -> teacher's level, such as ``p3`` or ``T2.p3`` -> its rotation: the ``reference``, ``student`` or
     ``former``, and the correlation with it ``before`` and ``after``."""
     test_metrics: Mapping[str, Any] | None = None
+    average_metrics: Mapping[str, Any] | None = None
     """Of the test split, if the data have one."""
 
     @property
@@ -119,6 +120,7 @@ def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
         epochs=_read_csv(run.epochs_file, required=("epoch", "step", "stage", "AP")),
         basis=run.read_basis(),
         test_metrics=run.read_test_metrics(),
+        average_metrics=run.read_average_metrics(),
     )
 
 

@@ -12,6 +12,7 @@ from dfmsd.reporting.analysis import Analysis
 from dfmsd.reporting.caveats import baseline_warnings, run_warnings
 from dfmsd.reporting.models import (
     add_measurements,
+    delivery_notes,
     difference_notes,
     levels_sections,
     measurement_notes,
@@ -93,7 +94,7 @@ def _results(
     if record.metrics is None:
         missing = "There is no metrics.json: the run has not finished, or was not evaluated."
         return Section("Results", [missing]) if len(rows) == 1 else results_section(rows, [missing, AP_NOTE])
-    notes = [AP_NOTE, *measurement_notes(rows, analysis)]
+    notes = [AP_NOTE, *delivery_notes(record), *measurement_notes(rows, analysis)]
     if baseline is not None:
         notes += difference_notes(baseline, record)
     elif record.distills:
