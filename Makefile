@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MMDET := .venv-mmdet
+ULTRALYTICS := .venv-ultralytics
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 7200
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-transformers coverage test-slow test-browser test-mmdet fuzz soak lint docs bench support clean
+.PHONY: help install demo test test-transformers coverage test-slow test-browser test-mmdet test-ultralytics fuzz soak lint docs bench support clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +46,14 @@ test-mmdet: $(MMDET)/.installed ## the tests of MMDetection, in a virtual enviro
 $(MMDET)/.installed: pyproject.toml constraints.txt
 	test -x $(MMDET)/bin/python || $(PYTHON) -m venv $(MMDET)
 	$(MMDET)/bin/python -m pip install -q -c constraints.txt -e ".[mmdet]" pytest
+	touch $@
+
+test-ultralytics: $(ULTRALYTICS)/.installed ## the tests of Ultralytics' detectors, in a virtual environment of its own
+	YOLO_CONFIG_DIR=$(ULTRALYTICS) $(ULTRALYTICS)/bin/python -m pytest -m ultralytics tests/detectors
+
+$(ULTRALYTICS)/.installed: pyproject.toml constraints.txt
+	test -x $(ULTRALYTICS)/bin/python || $(PYTHON) -m venv $(ULTRALYTICS)
+	$(ULTRALYTICS)/bin/python -m pip install -q -c constraints.txt -e ".[ultralytics]" pytest
 	touch $@
 
 fuzz: $(INSTALLED) ## fuzz the readers of data sets for FUZZ_SECONDS (60); a crash is kept in build/fuzz

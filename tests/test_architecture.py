@@ -31,7 +31,7 @@ LAYERS = (
     "errors",
 )
 """From the top down: a room may import those below it."""
-FAMILIES = ("torchvision", "huggingface", "mmdet")
+FAMILIES = ("torchvision", "huggingface", "mmdet", "ultralytics")
 """Rooms of `dfmsd.detectors` that do not know each other."""
 
 

@@ -31,8 +31,8 @@ the run starts, see below. An empty cell was not tried: the two large students h
 
 Names are values of `arch`. `mask_rcnn` stands for torchvision's Mask R-CNN, `ssd` for its SSD300, `hf:` for Hugging
 Face transformers by model type, `timm:` and `hf: backbone` for teachers without a detection head, and `nn.Module` for
-any module in a `ModuleDetector`. MMDetection needs a separate environment, in which `make test-mmdet` tests its
-detectors.
+any module in a `ModuleDetector`. MMDetection and Ultralytics need environments of their own, in which
+`make test-mmdet` and `make test-ultralytics` test their detectors.
 """
 SKIPPED = ("pytorch-lightning", "faster-coco-eval")
 """Packages that have no part in a combination."""

@@ -67,7 +67,8 @@ def resolve_student(student: object) -> tuple[DetectorConfig, Detector | None]:
 
 def _named_student(name: str) -> DetectorConfig:
     if name.startswith(tuple(FRAMEWORKS)):
-        return DetectorConfig(arch=name, pretrained=True)
+        layout_alone = name.endswith((".yaml", ".yml", ".py"))
+        return DetectorConfig(arch=name, pretrained=not layout_alone)
     if name.endswith((".yaml", ".yml")):
         return read_recipe(Path(name)).as_distillation().student
     arch, _, backbone = name.partition("/")

@@ -70,9 +70,9 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         reference: A run folder, a student file (``.safetensors`` or its ``.json``), ``best.ckpt`` or ``last.ckpt`` in
             a run folder for the student of that epoch, the name of torchvision weights such as
             ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``hf:`` and the folder or hub id of a detector of Hugging Face
-            transformers, or ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a comma; as
-            a teacher without a detection head, ``hf:`` and a vision backbone, ``timm:<model>`` or
-            ``timm:<model>?weights=<file>``.
+            transformers, ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a comma, or
+            ``ultralytics:`` and a checkpoint of its YOLO; as a teacher without a detection head, ``hf:`` and a vision
+            backbone, ``timm:<model>`` or ``timm:<model>?weights=<file>``.
         trained: False builds models of torchvision, timm or transformers with random weights, so that none are
             downloaded; dfmsd's own files are read in any case.
 
@@ -109,7 +109,8 @@ def unknown_reference(text: str) -> DfmsdError:
     return DfmsdError(
         f"no detector at {text!r}: expected a run folder, a student file, torchvision weights such as"
         " FCOS_ResNet50_FPN_Weights.COCO_V1, hf:<folder or id> for a model of Hugging Face transformers,"
-        " mmdet:<config>,<checkpoint> for one of MMDetection, or timm:<name> for a backbone"
+        " mmdet:<config>,<checkpoint> for one of MMDetection, ultralytics:<best.pt> for a YOLO of Ultralytics, or"
+        " timm:<name> for a backbone"
     )
 
 

@@ -39,19 +39,20 @@ class DetectorConfig:
         arch: the architecture: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
             torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
             RT-DETRv2 or D-FINE of Hugging Face transformers, or ``mmdet:`` and the config of a detector of MMDetection,
-            after a comma its checkpoint; for these three no other key but ``pretrained`` applies.
+            after a comma its checkpoint, or ``ultralytics:`` and a checkpoint or YAML file of its YOLO; for these four
+            no other key but ``pretrained`` applies.
         backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
         fpn_channels: width of the feature pyramid and of the heads. SSDLite has no pyramid: there it is the width of
             the coarsest of its four extra levels, of which the others have twice and four times as many channels.
         head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
         pretrained: ImageNet weights of the backbone: false, true, or the path of a state-dict file. With ``hf:``, true
-            loads the weights next to the model's config, with ``mmdet:`` the checkpoint, including those of the head
-            of classes with the same name.
+            loads the weights next to the model's config, with ``mmdet:`` and ``ultralytics:`` the checkpoint, including
+            those of the head of classes with the same name.
         init: a trained detector of the same architecture whose weights the detector starts with: a run folder, a
             student file, a checkpoint in a run folder, or the name of torchvision weights such as
             ``FCOS_ResNet50_FPN_Weights.COCO_V1``. ``arch`` and its keys may then be left out. Its classes may be
-            others: of the layers that depend on them, the weights of classes with the same name are kept. ``hf:`` and
-            ``mmdet:`` references are short for that ``arch`` with ``pretrained: true``.
+            others: of the layers that depend on them, the weights of classes with the same name are kept. ``hf:``,
+            ``mmdet:`` and ``ultralytics:`` references are short for that ``arch`` with ``pretrained: true``.
         frozen_stride: layers of the backbone at this stride or a finer one keep their pretrained weights and
             statistics, which saves the most expensive part of the backward pass; 0 trains all layers, 4 is common.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.detectors.frameworks import ULTRALYTICS
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 
@@ -41,9 +42,10 @@ def find_files(path: Path) -> DetectorFiles:
     run = RunFolder(path.parent)
     of_training = path.suffix == ".ckpt" and run.exists
     if not of_training and path.suffix not in (".safetensors", ".json"):
+        hint = f"; for a model of Ultralytics, write {ULTRALYTICS}{path}" if path.suffix == ".pt" else ""
         raise DfmsdError(
             f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it, a run"
-            " folder, or best.ckpt or last.ckpt in one"
+            f" folder, or best.ckpt or last.ckpt in one{hint}"
         )
     if of_training:
         return DetectorFiles(path, run.description_file, True)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 HUGGING_FACE = "hf:"
 MMDET = "mmdet:"
+ULTRALYTICS = "ultralytics:"
 
 
 class Framework(NamedTuple):
@@ -20,5 +21,6 @@ class Framework(NamedTuple):
 FRAMEWORKS = {
     HUGGING_FACE: Framework("dfmsd.detectors.huggingface", "hf:<folder or id>"),
     MMDET: Framework("dfmsd.detectors.mmdet", "mmdet:<config>,<checkpoint>"),
+    ULTRALYTICS: Framework("dfmsd.detectors.ultralytics", "ultralytics:<best.pt or model.yaml>"),
 }
 """Prefix -> framework."""

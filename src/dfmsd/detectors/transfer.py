@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ LISTED = 3
 """Classes and layers that a line names."""
 
 
-def keep_weights(student: Detector, trained: Detector, name: str) -> str:
+def keep_weights(student: Detector, trained: Detector, name: str, new: Collection[str] = ()) -> str:
     """Copy all weights of a trained detector; in the layers that depend on the classes, those of common classes.
 
     Args:
         student: Changed in place; its other rows keep their initial values.
         trained: Of the same architecture.
         name: Source of the weights, for messages.
+        new: Keys that keep their initial values, such as layers whose width follows from the number of classes.
 
     Returns:
         A line that says what was kept and what is new.
@@ -33,7 +35,7 @@ def keep_weights(student: Detector, trained: Detector, name: str) -> str:
         DfmsdError: The weights do not fit, or it is not known which of them belong to which class.
     """
     target, source = student.model.state_dict(), trained.model.state_dict()
-    rows = _class_layers(student, trained, target, source, name)
+    rows = _class_layers(student, trained, target, source, name, new)
     counters = {key: value for key, value in target.items() if key.endswith(COUNTER)}
     load_strictly(student.model, {**counters, **source, **rows.tensors}, name)
     _same_epsilon(student.model, trained.model)
@@ -48,7 +50,7 @@ class _ClassLayers(NamedTuple):
 
 
 def _class_layers(
-    student: Detector, trained: Detector, target: StateDict, source: StateDict, name: str
+    student: Detector, trained: Detector, target: StateDict, source: StateDict, name: str, new: Collection[str]
 ) -> _ClassLayers:
     own, given = student.class_rows(), trained.class_rows()
     if own is None or given is None:
@@ -60,8 +62,10 @@ def _class_layers(
         )
     common = common_classes(trained.class_names, student.class_names)
     same = {student.class_names[label]: trained.class_names[old] for old, label in common.items()} | {REST: REST}
-    copied = _ClassLayers({}, [])
+    copied = _ClassLayers({key: target[key] for key in new}, list(new))
     for key, rows in own.items():
+        if key in new:
+            continue
         tensor = target[key].clone()
         kept = {label: rows[label] for label in rows if label in same and same[label] in given[key]}
         for label, indices in kept.items():
