@@ -141,6 +141,15 @@ def test_all_students_but_the_baseline_inherit(
     )
     assert [run.config.ancestor for run in without] == [None, str(tmp_path / "own_kind"), None, None]
 
+    fitting = compare_config(tmp_path / "a", pairs=pairs, methods=[*methods, "pkd@T2"], inherit="auto")
+    runs, _ = plan_runs(fitting, fitting.parsed_methods(), "both")
+    assert {run.method.name: run.config.inherit for run in runs} == {
+        "none": False,
+        "inherit": str(tmp_path / "own_kind"),
+        **dict.fromkeys(["pkd", "dfmsd@T1+T2", "pkd@T2"], "auto"),
+    }
+    assert len(build_tasks(fitting, runs, CLASSES)[0]) == len(runs)  # pkd@T2 inherits nothing, and is no error
+
     other = compare_config(tmp_path, pairs=pairs, methods=methods, inherit=2)
     tasks, skipped = build_tasks(other, plan_runs(other, other.parsed_methods(), "both")[0], CLASSES)
     assert list(tasks) == ["none"]

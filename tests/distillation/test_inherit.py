@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from dfmsd.detectors import DetectorConfig, TorchvisionDetector, build_detector, wrap_torchvision
 from dfmsd.detectors.registry import build_model
-from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.inherit import inherit, inherit_first_fitting
 from dfmsd.errors import DfmsdError
 
 NAMES = ("a", "b")
@@ -124,3 +124,24 @@ def test_other_anchors_and_labels_are_refused() -> None:
 def test_an_unknown_type_of_detector_is_refused() -> None:
     with pytest.raises(DfmsdError, match="the neck and head of FewNeurons are unknown"):
         inherit(detector(), FewNeurons(), "big")
+
+
+def test_the_first_teacher_that_fits_is_inherited_from() -> None:
+    student, teacher = detector(), detector(backbone="tf_efficientnet_lite0")
+    line = inherit_first_fitting(student, {"other": detector("gfl"), "fitting": teacher, "late": detector()})
+    assert line == f"student starts with {LAYERS}, {EXTRA}, head of fitting"
+    bias = "classification_head.cls_logits.bias"
+    assert torch.equal(student.model.head.get_parameter(bias), teacher.model.head.get_parameter(bias))
+
+
+def test_without_a_fitting_teacher_nothing_is_inherited_and_the_reasons_are_told() -> None:
+    student = detector()
+    before = copy.deepcopy(student.model.state_dict())
+    line = inherit_first_fitting(student, {"a": FewNeurons(), "b": detector("gfl"), "c": detector(fpn_channels=32)})
+    assert line.startswith(
+        "student inherits nothing: the neck and head of FewNeurons are unknown; "
+        "arch differ: fcos (student), gfl (b); the heads of the student and of c differ in "
+    )
+    assert "\n" not in line
+    assert changed(student, before) == set()
+    assert inherit_first_fitting(student, {}) == "student inherits nothing: the first stage has no teacher"

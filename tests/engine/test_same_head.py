@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.helpers.fixtures import STUDENT
+from torch import Tensor
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
@@ -94,12 +96,40 @@ def test_the_student_inherits_from_the_first_stages_teacher(
     assert distill_config(tmp_path, stages=[StageConfig(1), *later], inherit=twin).ancestor == twin
 
 
-@pytest.mark.parametrize(("flag", "value"), [("true", True), ("false", False), ("runs/teacher", "runs/teacher")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("true", True), ("false", False), ("auto", "auto"), ("runs/teacher", "runs/teacher")]
+)
 def test_inherit_is_a_boolean_or_a_reference(flag: str, value: bool | str) -> None:
     parser = config_parser(DistillConfig)
     stages = '[{"epochs": 1, "teacher": "x"}]'
     values = parser.instantiate(parser.parse_args(["--out", "run", "--stages", stages, "--inherit", flag]))
     assert build_config(DistillConfig, values).inherit == value
+
+
+def test_auto_inherits_from_what_fits_and_says_so(
+    distill_config: MakeDistill,
+    twin: str,
+    tiny_teachers: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def built(**values: Any) -> tuple[dict[str, Tensor], str]:
+        state = build_task(distill_config(tmp_path, **values), CLASSES).student.state_dict()
+        return state, " ".join(capsys.readouterr().err.split())
+
+    plain, said = built()
+    assert "student" not in said
+    named, _ = built(stages=[StageConfig(1, twin)], inherit=True)
+    found, said = built(stages=[StageConfig(1, [tiny_teachers[1], twin])], inherit="auto")
+    assert f"head of {twin}" in said
+    assert all(torch.equal(value, named[name]) for name, value in found.items())
+    none, said = built(stages=[StageConfig(1, tiny_teachers[1]), StageConfig(1, twin)], inherit="auto")
+    assert "student inherits nothing: arch differ: fcos (student), faster_rcnn" in said
+    assert all(torch.equal(value, plain[name]) for name, value in none.items())
+    student = DetectorConfig(init=twin)
+    _, said = built(stages=[StageConfig(1, twin)], inherit="auto", student=student)
+    assert f"student inherits nothing: it starts from {twin}" in said
+    assert distill_config(tmp_path, inherit="auto").without_teachers().inherit is False
 
 
 def test_detectors_that_do_not_match_are_refused_before_a_folder_is_created(

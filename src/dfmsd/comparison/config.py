@@ -11,7 +11,8 @@ from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.balance import DEFAULT_BALANCE
-from dfmsd.engine.config import Deliver, Precision, RunConfig
+from dfmsd.distillation.stages import AUTO
+from dfmsd.engine.config import DEFAULT_INHERIT, Deliver, Precision, RunConfig
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LOSSES, check_options
@@ -34,8 +35,9 @@ class CompareConfig:
         loss_options: loss -> options that override its defaults, such as ``{mgd: {weight: 2}}``.
         balance: gradient norm of each method's loss relative to the detector's own; null keeps the loss weights.
         balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its ``balance``.
-        inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's; null
-            for none; the control ``inherit`` then uses T1.
+        inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's;
+            ``auto`` for the first of a method's own first stage that fits, if any; null for none. The control
+            ``inherit`` uses T1 unless a number is given.
         teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
         precision: of the networks' arithmetic.
         deliver: which weights of every run are compared, as in `RunConfig`.
@@ -56,7 +58,7 @@ class CompareConfig:
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     balance: float | None = DEFAULT_BALANCE
     balances: dict[str, float] = field(default_factory=dict)
-    inherit: int | None = None
+    inherit: int | Literal["auto"] | None = "auto" if DEFAULT_INHERIT == AUTO else None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
     precision: Precision = "32"
     deliver: Deliver = "last"
@@ -81,7 +83,7 @@ class CompareConfig:
                 raise DfmsdError(f"pairs: {name!r} cannot be used; use letters, digits, `_`, `-` and `.`, but not none")
             if not teachers or len(set(teachers)) < len(teachers):
                 raise DfmsdError(f"pairs.{name}: list one or more teachers, each once; the plan T1+T1 repeats one")
-            if self.inherit is not None and not 1 <= self.inherit <= len(teachers):
+            if isinstance(self.inherit, int) and not 1 <= self.inherit <= len(teachers):
                 raise DfmsdError(f"inherit: pairs.{name} has no T{self.inherit}; choose from 1 to {len(teachers)}")
         self._check_options()
         self.parsed_methods()

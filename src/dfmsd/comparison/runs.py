@@ -10,8 +10,9 @@ from pathlib import Path
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
 from dfmsd.detectors import Detector, build_detector
-from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.build import inherit_weights
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import build_task
 from dfmsd.engine.saved_config import same_run
@@ -83,9 +84,16 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
     )
     if not method.losses:
         run = run.without_teachers()
-    if method.name == INHERIT_ONLY or (config.inherit and method.losses):
-        run = replace(run, inherit=teachers[(config.inherit or 1) - 1])
-    return PlannedRun(pair, method, run)
+    return PlannedRun(pair, method, replace(run, inherit=_inherited(config, method, teachers)))
+
+
+def _inherited(config: CompareConfig, method: Method, teachers: Sequence[str]) -> bool | str:
+    """Return the ``inherit`` of a run."""
+    if isinstance(config.inherit, int) and (method.losses or method.name == INHERIT_ONLY):
+        return teachers[config.inherit - 1]
+    if method.name == INHERIT_ONLY:
+        return teachers[0]
+    return AUTO if config.inherit == AUTO and method.losses else False
 
 
 def plan_runs(
@@ -136,8 +144,7 @@ def build_tasks(
     skipped: list[SkippedMethod] = []
     for run in {run.method.name: run for run in runs}.values():
         try:
-            if run.config.ancestor:
-                inherit(student, teachers[run.config.ancestor], run.config.ancestor)
+            inherit_weights(run.config, student, teachers)  # refused where they do not fit
             # inherit=False: build_task would print each time what is inherited
             task = build_task(replace(run.config, inherit=False), class_names, student=student, teachers=teachers)
             tasks[run.method.name] = run.config, task

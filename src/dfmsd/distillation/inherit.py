@@ -11,6 +11,7 @@ from torch import Tensor
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.torchvision.heads import anchors_of, arch_of
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector
+from dfmsd.distillation.near import Obstacle
 from dfmsd.errors import DfmsdError
 
 NECK_PARTS = ("backbone.fpn.layer_blocks", "backbone.fpn.extra_blocks")
@@ -40,35 +41,60 @@ def inherit(student: Detector, teacher: Detector, name: str) -> dict[str, list[s
     Source: the inheriting strategy of FGD and MGD (yzd-v/FGD, yzd-v/MGD). Differs from the official code, which copies
     the whole neck, as its students have the teacher's type of backbone.
     """
-    student, teacher = _as_torchvision(student), _as_torchvision(teacher)
-    _check_match(student, teacher, name)
+    found = obstacle(student, teacher, name)
+    if found is not None:
+        raise DfmsdError(f"inherit: {found.reason}; {found.remedy}, or inherit: false")
     target, source = student.model.state_dict(), teacher.model.state_dict()
-    head = [key for key in {**target, **source} if not key.startswith(BACKBONE)]
-    differing = _differing(head, target, source)
-    if differing:
-        shapes = ", ".join(f"{key} {_shape(target, key)} and {_shape(source, key)}" for key in differing[:3])
-        raise DfmsdError(
-            f"inherit: the heads of the student and of {name} differ in {len(differing)} shape(s): {shapes}; set "
-            "student.fpn_channels and student.head_convs to the teacher's, or inherit: false"
-        )
     neck = {part: [key for key in {**target, **source} if key.startswith(f"{part}.")] for part in NECK_PARTS}
     matching = {part: keys for part, keys in neck.items() if keys and not _differing(keys, target, source)}
-    copied = {**matching, "head": head}
+    copied = {**matching, "head": _head(target, source)}
     for key in chain.from_iterable(copied.values()):
         target[key].copy_(source[key])
     return copied
 
 
-def _as_torchvision(detector: Detector) -> TorchvisionDetector:
-    if not isinstance(detector, TorchvisionDetector):
-        raise DfmsdError(
-            f"inherit: the neck and head of {type(detector).__name__} are unknown; set inherit: false, or use "
-            "torchvision detectors for both"
-        )
-    return detector
+def inherit_first_fitting(student: Detector, teachers: Mapping[str, Detector]) -> str:
+    """Let the student inherit from the first teacher that fits, if any does.
+
+    Args:
+        student: changed in place.
+        teachers: by name.
+
+    Returns:
+        A line that says from which, or why from none.
+    """
+    reasons = []
+    for name, teacher in teachers.items():
+        found = obstacle(student, teacher, name)
+        if found is None:
+            return starts_with(inherit(student, teacher, name), name)
+        reasons.append(found.reason)
+    return f"student inherits nothing: {'; '.join(reasons) or 'the first stage has no teacher'}"
 
 
-def _check_match(student: TorchvisionDetector, teacher: TorchvisionDetector, name: str) -> None:
+def starts_with(copied: Mapping[str, list[str]], name: str) -> str:
+    """Say in one line what `inherit` has copied from the teacher of this name."""
+    return f"student starts with {', '.join(copied)} of {name}"
+
+
+def obstacle(student: Detector, teacher: Detector, name: str) -> Obstacle | None:
+    """Return what keeps a student from inheriting; None if nothing does.
+
+    Args:
+        student: the student.
+        teacher: the teacher.
+        name: name of the teacher.
+    """
+    for detector in (student, teacher):
+        if not isinstance(detector, TorchvisionDetector):
+            unknown = f"the neck and head of {type(detector).__name__} are unknown"
+            return Obstacle(unknown, "use torchvision detectors for both")
+    assert isinstance(student, TorchvisionDetector)
+    assert isinstance(teacher, TorchvisionDetector)
+    return _difference(student, teacher, name) or _other_shapes(student, teacher, name)
+
+
+def _difference(student: TorchvisionDetector, teacher: TorchvisionDetector, name: str) -> Obstacle | None:
     remedies = {
         "arch": (arch_of(student.model), arch_of(teacher.model), "set student.arch to the teacher's"),
         "classes": (_classes(student), _classes(teacher), "train the teacher on this data"),
@@ -76,9 +102,24 @@ def _check_match(student: TorchvisionDetector, teacher: TorchvisionDetector, nam
     }
     for what, (of_student, of_teacher, remedy) in remedies.items():
         if of_student != of_teacher:
-            raise DfmsdError(
-                f"inherit: {what} differ: {of_student} (student), {of_teacher} ({name}); {remedy}, or inherit: false"
-            )
+            return Obstacle(f"{what} differ: {of_student} (student), {of_teacher} ({name})", remedy)
+    return None
+
+
+def _other_shapes(student: TorchvisionDetector, teacher: TorchvisionDetector, name: str) -> Obstacle | None:
+    target, source = student.model.state_dict(), teacher.model.state_dict()
+    differing = _differing(_head(target, source), target, source)
+    if not differing:
+        return None
+    shapes = ", ".join(f"{key} {_shape(target, key)} and {_shape(source, key)}" for key in differing[:3])
+    return Obstacle(
+        f"the heads of the student and of {name} differ in {len(differing)} shape(s): {shapes}",
+        "set student.fpn_channels and student.head_convs to the teacher's",
+    )
+
+
+def _head(target: Weights, source: Weights) -> list[str]:
+    return [key for key in {**target, **source} if not key.startswith(BACKBONE)]
 
 
 def _classes(detector: TorchvisionDetector) -> str:

@@ -10,7 +10,7 @@ from dfmsd.losses import LossConfig, head_methods
 
 
 class Obstacle(NamedTuple):
-    """Why there can be no near teacher, and what to do."""
+    """Why something cannot be done, and what to do instead."""
 
     reason: str
     remedy: str

@@ -17,7 +17,7 @@ from dfmsd.utils.files import check_path
 
 Schedule = Literal["restart", "continuous"]
 AUTO = "auto"
-"""Value of ``near`` that leaves the choice to the run."""
+"""Value of ``near`` and of ``inherit`` that leaves the choice to the run."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import check_measurable, check_trainable, open_test_split, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.detectors.statedict import check_finite
-from dfmsd.distillation.inherit import inherit
+from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_with
+from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
@@ -67,9 +68,32 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
 
 
 def teacher_names(config: DistillConfig) -> list[str]:
-    """Return the teachers of all stages and the detector that the student inherits from, each once."""
+    """Return the teachers of all stages and the detector that the student inherits from by name, each once."""
     named = [name for stage in config.stages for name in stage.teachers]
     return list(dict.fromkeys([*named, config.ancestor] if config.ancestor else named))
+
+
+def inherit_weights(config: DistillConfig, student: Detector, teachers: Mapping[str, Detector]) -> str | None:
+    """Let the student inherit as ``config.inherit`` says.
+
+    Args:
+        config: the run.
+        student: changed in place.
+        teachers: a detector for each of `teacher_names`.
+
+    Returns:
+        A line about it, or None for ``inherit: false``.
+
+    Raises:
+        DfmsdError: the teacher that it names does not fit.
+    """
+    if config.inherit == AUTO:
+        if config.student.init is not None:
+            return f"student inherits nothing: it starts from {config.student.init}"
+        return inherit_first_fitting(student, {name: teachers[name] for name in config.stages[0].teachers})
+    if config.ancestor is None:
+        return None
+    return starts_with(inherit(student, teachers[config.ancestor], config.ancestor), config.ancestor)
 
 
 def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[str, Detector]) -> DistillationTask:
@@ -83,9 +107,9 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     Raises:
         DfmsdError: student and teachers do not fit together, or a teacher has weights that are not finite.
     """
-    if config.ancestor:
-        copied = inherit(student, teachers[config.ancestor], config.ancestor)
-        console.print(f"student starts with {', '.join(copied)} of {config.ancestor}", highlight=False)
+    inherited = inherit_weights(config, student, teachers)
+    if inherited is not None:
+        console.print(inherited, highlight=False)
     for name, teacher in teachers.items():
         check_finite(teacher, f"teacher {name}")
     frozen = {

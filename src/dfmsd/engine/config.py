@@ -16,7 +16,7 @@ from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.near import obstacle
-from dfmsd.distillation.stages import NearConfig, StageConfig, check_stages
+from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_loss, head_methods, replace_loss
@@ -28,6 +28,8 @@ Deliver = Literal["last", "ema", "best", "auto"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """Type that the networks compute in, by `Precision`."""
+DEFAULT_INHERIT: bool | str = False
+"""``inherit`` of runs and comparisons that do not state it: False, or `AUTO`."""
 
 
 @dataclass
@@ -163,7 +165,7 @@ class TrainConfig(RunConfig):
     def as_distillation(self) -> DistillConfig:
         """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
         shared = {name: getattr(self, name) for name in RunConfig.__dataclass_fields__}
-        return DistillConfig(**shared, student=self.model, stages=[StageConfig(epochs=self.epochs)])
+        return DistillConfig(**shared, student=self.model, stages=[StageConfig(epochs=self.epochs)], inherit=False)
 
 
 @dataclass
@@ -196,6 +198,8 @@ class DistillConfig(RunConfig):
             them, so that the run equals one of a single process with all batches; false uses each process's own.
         inherit: start from the neck outputs and the head of the first stage's (first) teacher (true), or of the
             detector of this name, even if no stage has a teacher; see `inherit` in `dfmsd.distillation.inherit`.
+            ``auto`` takes the first teacher of the first stage that fits, and none if none does or the student starts
+            from another detector; a line says which and why.
         teacher_precision: compute precision of the teachers; null uses `precision`.
         compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
             or two at the first step that `balance` does not measure; measured steps run uncompiled.
@@ -214,7 +218,7 @@ class DistillConfig(RunConfig):
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = DEFAULT_BALANCE
     sync_statistics: bool = True
-    inherit: bool | str = False
+    inherit: bool | str = DEFAULT_INHERIT
     teacher_precision: Precision | None = None
     compile_loss: bool = False
     teacher_cache: Literal["ram", "disk"] | None = None
@@ -291,8 +295,10 @@ class DistillConfig(RunConfig):
 
     @property
     def ancestor(self) -> str | None:
-        """Reference of the detector that the student inherits from."""
-        return self.stages[0].teachers[0] if self.inherit is True else self.inherit or None
+        """Reference of the detector that the student inherits from in any case; None with ``auto``."""
+        if self.inherit is True:
+            return self.stages[0].teachers[0]
+        return None if self.inherit in (False, AUTO) else str(self.inherit)
 
     @property
     def teacher_dtype(self) -> torch.dtype:

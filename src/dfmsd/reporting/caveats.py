@@ -58,7 +58,7 @@ def baseline_warnings(
     if config is None or baseline_config is None:
         return []
     warnings = []
-    if baseline_config.stages != baseline_config.without_teachers().stages or baseline_config.inherit:
+    if baseline_config.stages != baseline_config.without_teachers().stages or baseline_config.ancestor:
         warnings.append(f"{baseline.folder.name} has teachers itself, so it is not a baseline.")
     for name in ("data", "optim", "seed", "student", "precision", "deliver"):
         if getattr(config.without_teachers(), name) != getattr(baseline_config.without_teachers(), name):
