@@ -142,6 +142,14 @@ def test_both_processes_end_early_together(start: Start, tmp_path: Path, key: st
     assert len(steps(run)) in (2, 4)
 
 
+def test_both_processes_step_together_after_several_batches(start: Start, tmp_path: Path) -> None:
+    optim = {"warmup": 1, "effective_batch": 8}
+    finish(start(*SPAWNED, optim=optim))
+    assert steps(tmp_path / "run") == [*range(4)]  # one an epoch, of two batches of two images in each process
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+
+
 def test_both_ways_to_start_give_the_same_bits(start: Start, tmp_path: Path) -> None:
     """And as one process sees it: the AP is that of the delivered file on every image once."""
     finish(start(*SPAWNED, deliver="auto", ema=0.5))

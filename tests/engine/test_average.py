@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class Student(nn.Module):
         self.norm = nn.BatchNorm2d(1)
 
 
-def average_of(decay: float, values: list[float], skipped: frozenset[int] = frozenset()) -> tuple[WeightAverage, Any]:
+def average_of(
+    decay: float, values: list[float], skipped: Collection[int] = (), unfinished: Collection[int] = ()
+) -> tuple[WeightAverage, Any]:
     """Return the average over steps that set the student's weight to these values, and the module."""
     from dfmsd.engine.module import DistillationModule
 
@@ -42,7 +45,7 @@ def average_of(decay: float, values: list[float], skipped: frozenset[int] = froz
         with torch.no_grad():
             task.student.weight.fill_(value)
             task.student.norm.num_batches_tracked += 1
-        module.skipped = step in skipped
+        module.skipped, module.ends_step = step in skipped, step not in unfinished
         average.on_train_batch_end(None, module, None, None, step)  # type: ignore[arg-type]
     return average, task.student
 
@@ -63,7 +66,13 @@ def test_a_decay_of_zero_follows_the_weights() -> None:
 
 
 def test_skipped_steps_do_not_count() -> None:
-    average, _ = average_of(0.5, [3.0, 100.0, 1.0], frozenset([1]))
+    average, _ = average_of(0.5, [3.0, 100.0, 1.0], [1])
+    expected, _ = average_of(0.5, [3.0, 1.0])
+    assert torch.equal(average.tensors["weight"], expected.tensors["weight"])
+
+
+def test_batches_within_a_step_do_not_count() -> None:
+    average, _ = average_of(0.5, [3.0, 100.0, 1.0], unfinished=[1])
     expected, _ = average_of(0.5, [3.0, 1.0])
     assert torch.equal(average.tensors["weight"], expected.tensors["weight"])
 
@@ -86,7 +95,7 @@ def test_a_restored_average_continues() -> None:
     second.on_train_start(None, module)  # type: ignore[arg-type]
     with torch.no_grad():
         student.weight.fill_(2.0)
-    module.skipped = False
+    module.skipped, module.ends_step = False, True
     second.on_train_batch_end(None, module, None, None, 2)  # type: ignore[arg-type]
     assert torch.equal(second.tensors["weight"], whole.tensors["weight"])
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from dfmsd.engine import checkpoint
 from dfmsd.engine.checkpoint import (
@@ -27,6 +28,8 @@ from dfmsd.engine.checkpoint import (
 )
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
+from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import train
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError
 
@@ -221,6 +224,9 @@ def trainer_at(step: int, steps_per_epoch: int, saved: list[int]) -> Any:
     )
 
 
+MODULE = DistillationModule(nn.Module(), OptimConfig())  # type: ignore[arg-type]
+
+
 def walk(last: LastCheckpoint, epochs: int, steps_per_epoch: int, each: Callable[[int], None]) -> list[int]:
     """Lead the callback through a run; gives the steps at which it saved."""
     saved: list[int] = []
@@ -228,7 +234,7 @@ def walk(last: LastCheckpoint, epochs: int, steps_per_epoch: int, each: Callable
     for step in range(1, epochs * steps_per_epoch + 1):
         trainer = trainer_at(step, steps_per_epoch, saved)
         each(step)
-        last.on_train_batch_end(trainer, None, None, None, (step - 1) % steps_per_epoch)  # type: ignore[arg-type]
+        last.on_train_batch_end(trainer, MODULE, None, None, (step - 1) % steps_per_epoch)  # type: ignore[arg-type]
         if step % steps_per_epoch == 0:
             last.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
     return saved
@@ -260,6 +266,23 @@ def test_checkpoints_are_written_every_ten_minutes_by_default(tmp_path: Path, mo
         now[0] += 240.0
 
     assert walk(LastCheckpoint(tmp_path, StopOnInterrupt()), 2, 7, pass_four_minutes) == [3, 6, 7, 10, 13, 14]
+
+
+def test_no_checkpoint_is_written_within_a_step(tmp_path: Path) -> None:
+    module = DistillationModule(nn.Module(), OptimConfig(), per_step=3)  # type: ignore[arg-type]
+    last, saved = LastCheckpoint(tmp_path, StopOnInterrupt(), 2), list[int]()
+    last.on_train_start(trainer_at(0, 8, saved), module)
+    for batch in range(8):  # steps of three, three and two batches
+        module.ends_step = batch in (2, 5, 7)
+        trainer = trainer_at((batch + 1) // 3, 8, saved)
+        trainer.is_last_batch = batch == 7
+        last.on_train_batch_end(trainer, module, None, None, batch)
+    assert saved == [2]
+    last.every = 3
+    last.on_train_batch_end(trainer_at(4, 8, saved), module, None, None, 2)
+    assert saved == [2]
+    last.on_train_batch_end(trainer_at(4, 8, saved), module, None, None, 5)  # due at the epoch's last step: one early
+    assert saved == [2, 4]
 
 
 @pytest.mark.parametrize(("asked_at", "saved_at"), [(3, 3), (5, 5)])

@@ -35,6 +35,7 @@ PLAIN = [StageConfig(epochs=1, teacher="a")]
         ({"clip": float("nan")}, "optim.clip must be at least 0, got nan"),
         ({"lr": "fast"}, "optim.lr must be a number, got 'fast'"),
         ({"warmup": True}, "optim.warmup must be an integer, got True"),
+        ({"effective_batch": 0}, "optim.effective_batch must be at least 1, got 0"),
         ({"name": "adam"}, "optim.name must be one of adamw, sgd, got 'adam'"),
     ],
 )
@@ -47,6 +48,11 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
     ("values", "message"),
     [
         ({"eval_every": 0}, "^eval_every must be at least 1, got 0"),
+        ({"optim": {"effective_batch": 24}}, "^optim.effective_batch must be a multiple of 16, .* 16 in 1 .*, got 24"),
+        (
+            {"optim": {"effective_batch": 48}, "devices": 2},
+            "^optim.effective_batch must be a multiple of 32, .* got 48",
+        ),
         ({"patience": 0}, "^patience must be at least 1, got 0"),
         ({"patience": 2, "eval_every": 3}, "^patience must be at least eval_every, 3, .*, got 2"),
         ({"max_hours": 0}, r"^max_hours must be above 0, got 0\.0"),
@@ -125,6 +131,17 @@ def test_the_best_epoch_is_one_of_those_evaluated(build: Any) -> None:
     build(out="x", deliver="best", eval_every=3)
     with pytest.raises(DfmsdError, match=r"^deliver: best .* with eval_every 4 only the last of 3 is evaluated; lower"):
         build(out="x", deliver="best", eval_every=4)
+
+
+def test_an_effective_batch_is_checked_with_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = RunConfig(out="x", optim=OptimConfig(effective_batch=128))
+    assert (config.world_size, config.per_step) == (4, 2)
+    config = RunConfig(out="x", optim=OptimConfig(effective_batch=32))  # may be of a teacher that is trained already
+    with pytest.raises(DfmsdError, match=r"^optim.effective_batch must be a multiple of 64, .* in 4 process.*, got 32"):
+        config.check_effective_batch(config.world_size)
 
 
 def test_a_loss_without_a_name_is_dfmsd() -> None:

@@ -56,6 +56,16 @@ def test_a_non_finite_term_ends_the_run_and_is_named(module: DistillationModule,
     json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, which only Python reads
 
 
+def test_a_step_of_several_batches_has_the_images_of_all(module: DistillationModule, tmp_path: Path) -> None:
+    check = FiniteCheck(tmp_path)
+    module.ends_step = False
+    note(check, module, 0)
+    module.ends_step = True
+    with pytest.raises(DfmsdError, match=r"^step 1 "):
+        note(check, module, 1, loss=NAN)
+    assert json.loads((tmp_path / "failure" / "step-1.json").read_text())["image_ids"] == [0, 70, 1, 70]
+
+
 def test_a_non_finite_gradient_or_sum_is_named(module: DistillationModule, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"step 0 \(stage 2\): gradient is not finite"):
         note(FiniteCheck(tmp_path), module, 0, gradient=INF)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +95,7 @@ def test_a_run_resumed_within_a_stage_does_not_start_it_again(
 
 
 def draw(module: DistillationModule, epoch: int, batch: int, rank: int = 0) -> tuple[float, ...]:
-    module.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    module.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank, num_training_batches=9)
     module.on_train_batch_start(None, batch)  # type: ignore[arg-type]
     return float(torch.rand(())), float(np.random.rand()), random.random()
 
@@ -126,23 +127,26 @@ class Poisoned(nn.Module):
         return {}
 
 
-def step(module: DistillationModule, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:
+def step(module: DistillationModule, optimizer: torch.optim.Optimizer, *batches: torch.Tensor) -> None:
     """What the trainer does in a step."""
-    module.on_train_batch_start(None, 0)  # type: ignore[arg-type]
     optimizer.zero_grad()
-    loss = module.training_step(Batch(images, [], [], [], []), 0)["loss"]
-    loss.backward()
+    for index, images in enumerate(batches):
+        module.on_train_batch_start(None, index)  # type: ignore[arg-type]
+        assert module.ends_step == (index + 1 == len(batches))
+        loss = module.training_step(Batch(images, [], [], [], []), index)["loss"]
+        (loss / module.per_step).backward()
     module.configure_gradient_clipping(optimizer, 10.0)
     optimizer.step()
 
 
-def poisoned_module(skip: bool, scaler: object | None = None) -> DistillationModule:
+def poisoned_module(skip: bool, scaler: object | None = None, per_step: int = 1) -> DistillationModule:
     torch.manual_seed(0)
-    module = DistillationModule(Poisoned(), OptimConfig(), skip_nonfinite=skip)  # type: ignore[arg-type]
+    module = DistillationModule(Poisoned(), OptimConfig(), skip_nonfinite=skip, per_step=per_step)  # type: ignore[arg-type]
     module.trainer = SimpleNamespace(
         current_epoch=0,
         global_rank=0,
         global_step=0,
+        num_training_batches=9,
         precision_plugin=SimpleNamespace(scaler=scaler),
         strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
     )
@@ -165,6 +169,18 @@ def test_a_skipped_step_changes_nothing(bad: torch.Tensor) -> None:
         assert torch.equal(module.state_dict()[name], value), name
     for ours, theirs in zip(*(one.state_dict()["state"].values() for one in optimizers), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("batches", [(GOOD / 0.0, GOOD), (GOOD, GOOD * 10)])
+def test_a_skipped_step_of_two_batches_changes_nothing(batches: tuple[torch.Tensor, torch.Tensor]) -> None:
+    module = poisoned_module(skip=True, per_step=2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    step(module, optimizer, GOOD, GOOD * 0.5)
+    assert not module.skipped
+    before = copy.deepcopy(module.state_dict())
+    step(module, optimizer, *batches)
+    assert module.skipped
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_without_skipping_a_bad_step_is_taken() -> None:

@@ -9,6 +9,7 @@ import pytest
 from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.estimation.prediction import missing_share, predict
 
 MS = {
@@ -100,6 +101,15 @@ def test_processes_share_images_and_eval_every() -> None:
     assert found.steps_per_epoch == 18 // 4
     assert found.evaluations == 3  # epochs 2, 4 and the last
     assert predict(config(devices=2, num_nodes=2), MS, **SIZES).steps_per_epoch == 18 // 2 // 4
+
+
+def test_a_step_of_several_batches_updates_once() -> None:
+    optim = OptimConfig(effective_batch=12)
+    found = predict(config(optim=optim), MS, **SIZES)
+    assert (found.steps_per_epoch, found.steps) == (3, 15)  # of three, three and two batches
+    assert found.stages[0].step_ms == pytest.approx(8 / 3 * (100 + 2) + 10)
+    whole = predict(config(), MS, **SIZES)
+    assert found.hours == pytest.approx(whole.hours - (2 * 10 + 3 * 15) * (8 - 3) / 3.6e6)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("ram", [60.0, 30.5, 60.0]), ("disk", [60.0, 30.5, 1.0])])

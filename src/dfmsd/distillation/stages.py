@@ -178,10 +178,10 @@ def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:
     return next((index for index, end in enumerate(ends) if epoch < end), len(stages) - 1)
 
 
-def steps_into_stage(stages: Sequence[StageConfig], epoch: int, batch: int, steps_per_epoch: int) -> int:
-    """Return how many steps of its stage come before a batch of an epoch, both counted from 0."""
+def steps_into_stage(stages: Sequence[StageConfig], epoch: int, step: int, steps_per_epoch: int) -> int:
+    """Return how many steps of its stage come before a step of an epoch, both counted from 0."""
     first = sum(stage.epochs for stage in stages[: stage_of_epoch(stages, epoch)])
-    return (epoch - first) * steps_per_epoch + batch
+    return (epoch - first) * steps_per_epoch + step
 
 
 def starts_stage(stages: Sequence[StageConfig], epoch: int) -> bool:

@@ -44,9 +44,9 @@ class WeightAverage(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average, unless the step was skipped."""
+        """Update the average after a step, unless it was skipped."""
         assert isinstance(pl_module, DistillationModule)
-        if pl_module.skipped:
+        if pl_module.skipped or not pl_module.ends_step:
             return
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (RAMP + self.steps))

@@ -12,6 +12,7 @@ import torch
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.stages import steps_into_stage
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.module import DistillationModule
 from dfmsd.losses.basis import FIT_IMAGES, Correlation
 from dfmsd.runfolder import RunFolder
@@ -49,8 +50,8 @@ class BasisFit(pl.Callback):
         if not task.unfitted:  # fitted before the run was resumed
             self.settled.add(task.stage)
             return
-        steps = int(trainer.num_training_batches)
-        done = steps_into_stage(task.stages, trainer.current_epoch, batch_idx, steps)
+        steps = count_steps(int(trainer.num_training_batches), pl_module.per_step)
+        done = steps_into_stage(task.stages, trainer.current_epoch, batch_idx // pl_module.per_step, steps)
         task.warming_up = done < _warmup(task, steps)
         if task.warming_up:
             return

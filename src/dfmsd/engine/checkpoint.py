@@ -21,6 +21,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
 from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
+from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import PREEMPTED, DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_atomically
@@ -152,9 +153,12 @@ class LastCheckpoint(Checkpoint):
         Raises:
             Interrupted: a signal came; the run is saved.
         """
+        assert isinstance(pl_module, DistillationModule)
         if trainer.is_last_batch:  # Lightning would consider the epoch finished, evaluation included
             return
-        before_last = batch_idx + 2 == trainer.num_training_batches
+        if not pl_module.ends_step:  # gradients are not saved
+            return
+        before_last = batch_idx + 1 + pl_module.per_step >= trainer.num_training_batches
         agree = trainer.strategy.reduce_boolean_decision
         if agree(bool(self.stop.asked) or self._is_due(trainer.global_step + before_last), all=False):
             self._save(trainer)

@@ -86,6 +86,7 @@ class RunConfig:
         check_path("out", self.out)
         check_range(self, ("eval_every", "patience", "devices", "num_nodes", "checkpoint_every"), minimum=1)
         check_range(self, ("skip_nonfinite",), minimum=0)
+        self.check_effective_batch(self.devices * self.num_nodes)
         if self.patience is not None and self.patience < self.eval_every:
             raise DfmsdError(
                 f"patience must be at least eval_every, {self.eval_every}, since AP is measured only then, got "
@@ -104,6 +105,28 @@ class RunConfig:
                 f"deliver: best chooses among evaluated epochs, but with eval_every {self.eval_every} only the last of "
                 f"{epochs} is evaluated; lower eval_every, or deliver the last weights"
             )
+
+    def check_effective_batch(self, processes: int) -> None:
+        """Refuse an effective batch that is not made up of whole batches of all processes.
+
+        Args:
+            processes: of the run, which ``torchrun`` may have set.
+
+        Raises:
+            DfmsdError: says what it must be a multiple of.
+        """
+        images, effective = self.data.batch_size * processes, self.optim.effective_batch
+        if effective is not None and effective % images:
+            raise DfmsdError(
+                f"optim.effective_batch must be a multiple of {images}, data.batch_size {self.data.batch_size} in "
+                f"{processes} process(es), got {effective}"
+            )
+
+    @property
+    def per_step(self) -> int:
+        """Batches of each process per optimizer step."""
+        images = self.data.batch_size * self.world_size
+        return (self.optim.effective_batch or images) // images
 
     @property
     def loggers(self) -> list[LoggerName]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfmsd.distillation.balance import is_balance, term_groups
+from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
 from dfmsd.evaluation.evaluate import percent
@@ -52,6 +53,7 @@ class Dashboard(pl.Callback):
         self.speed = 0.0
         self._step_seconds: float | None = None
         self._evaluation_seconds = 0.0
+        self._images = 0
         self._start = time.perf_counter()
         self._marks = deque([self._start], maxlen=WINDOW + 1)
         # standard output that is redirected to a file stays there
@@ -98,10 +100,14 @@ class Dashboard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance by a step, and update the losses when due."""
+        assert isinstance(pl_module, DistillationModule)
+        self._images += len(batch.images)
+        if not pl_module.ends_step:
+            return
         self._marks.append(time.perf_counter())
         self._step_seconds = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
-        self.speed = trainer.world_size * len(batch.images) / self._step_seconds
-        if batch_idx % self.interval == 0 or self.lines["loss"] == UNKNOWN:
+        self.speed, self._images = trainer.world_size * self._images / self._step_seconds, 0
+        if batch_idx // pl_module.per_step % self.interval == 0 or self.lines["loss"] == UNKNOWN:
             shown = {name: value for name, value in outputs["named"].items() if not is_balance(name)}
             groups = term_groups(correlations_as_mean(shown))
             values = torch.stack([value.float() for value in groups.values()]).tolist()
@@ -127,7 +133,8 @@ class Dashboard(pl.Callback):
         """Show the progress, and estimate the remaining time from the steps and the evaluations after ``evaluated``."""
         assert isinstance(module, DistillationModule)
         assert trainer.max_epochs is not None
-        steps, step = trainer.max_epochs * int(trainer.num_training_batches), trainer.global_step
+        steps = trainer.max_epochs * count_steps(int(trainer.num_training_batches), module.per_step)
+        step = trainer.global_step
         self.done = step / steps
         if self._step_seconds is not None:
             evaluations = sum(self.epoch_end.is_due(trainer, epoch) for epoch in range(evaluated, trainer.max_epochs))

@@ -53,6 +53,7 @@ class FiniteCheck(pl.Callback):
         self.interval = interval
         self.rank = 0
         self.skipped = 0
+        self.image_ids: list[int] = []
         self.pending: list[Step] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,9 +65,13 @@ class FiniteCheck(pl.Callback):
     ) -> None:
         """Record the step, and check the recorded ones when due."""
         assert isinstance(pl_module, DistillationModule)
+        self.image_ids += batch.image_ids
+        if not pl_module.ends_step:
+            return
         gradient = {} if pl_module.gradient_norm is None else {GRADIENT: pl_module.gradient_norm}
         where = trainer.global_step - 1, trainer.current_epoch, pl_module.task.stage + 1
-        self.pending.append(Step(*where, batch.image_ids, pl_module.skipped, {**outputs["named"], **gradient}))
+        self.pending.append(Step(*where, self.image_ids, pl_module.skipped, {**outputs["named"], **gradient}))
+        self.image_ids = []
         if len(self.pending) >= self.interval or not outputs["named"]["loss"].is_cuda:
             self.check()
 

@@ -92,6 +92,7 @@ def fit(
         config.seed,
         skip_nonfinite=config.skip_nonfinite > 0,
         sync_statistics=config.sync_statistics,
+        per_step=config.per_step,
     )
     module.to(memory_format=torch.channels_last)
     average = WeightAverage(config.ema) if config.deliver in ("ema", "auto") else None
@@ -172,6 +173,7 @@ def _build_trainer(
         strategy="ddp_find_unused_parameters_true" if config.world_size > 1 else "auto",
         precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
         gradient_clip_val=config.optim.clip or None,
+        accumulate_grad_batches=config.per_step,
         callbacks=list(callbacks),
         plugins=DurableIO(),
         logger=build_loggers(config.loggers, run.path, saved_step(checkpoint) if checkpoint else None),

@@ -15,6 +15,7 @@ from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.rollback import StepState, restore_step, step_state
 from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, starts_stage
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.accumulation import count_steps, ends_step, mean_values, step_batches
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.rng import seed_everything
 from dfmsd.types import Batch
@@ -36,8 +37,10 @@ class DistillationModule(pl.LightningModule):
             balances change. Every step then waits for the device.
         sync_statistics: compute the statistics of the losses over the batches of all processes, see `shared_step` in
             `dfmsd.utils.distributed`.
+        per_step: batches per optimizer step, at least 1; the trainer's ``accumulate_grad_batches``.
 
     Attributes:
+        ends_step: whether an optimizer step follows the current batch.
         gradient_norm: norm of the last step's gradient before clipping; None with a loss scaler (fp16), which handles
             overflows itself.
         skipped: whether the last step was skipped.
@@ -51,6 +54,7 @@ class DistillationModule(pl.LightningModule):
         *,
         skip_nonfinite: bool = False,
         sync_statistics: bool = True,
+        per_step: int = 1,
     ) -> None:
         super().__init__()
         self.task = task
@@ -58,9 +62,11 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.skip_nonfinite = skip_nonfinite
         self.sync_statistics = sync_statistics
+        self.per_step = per_step
         self.gradient_norm: Tensor | None = None
+        self.ends_step = True
         self.skipped = False
-        self._named: dict[str, Tensor] = {}
+        self._values: list[dict[str, Tensor]] = []
         self._before_step: StepState | None = None
 
     def configure_optimizers(self) -> Any:
@@ -69,7 +75,8 @@ class DistillationModule(pl.LightningModule):
         check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
         # not trainer.estimated_stepping_batches, which would set up the loader before its state is restored
-        steps_per_epoch = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        steps_per_epoch = count_steps(batches, self.per_step)
 
         def factor(step: int) -> float:
             return learning_rate_factor(
@@ -97,20 +104,28 @@ class DistillationModule(pl.LightningModule):
             teacher.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the random generators for the step."""
+        """Seed the random generators for the batch, and begin a step if it is the first one of it."""
         seed_everything(self.seed, self.current_epoch, batch_idx, self.global_rank)
-        if self.skip_nonfinite:
-            self._before_step = step_state(self.task)
+        self.ends_step = ends_step(batch_idx, int(self.trainer.num_training_batches), self.per_step)
+        if batch_idx % self.per_step == 0:
+            self._values = []
+            if self.skip_nonfinite:
+                self._before_step = step_state(self.task)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Return the loss of one batch and its named terms."""
+        """Return the loss of one batch, and the named terms as their mean over the batches of the step so far."""
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with shared_step(statistics=self.sync_statistics):
             named = self.task(images, batch.targets, batch.keys)
         loss = torch.stack(list(named.values())).sum()
         terms = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
-        self._named = named = {"loss": loss.detach(), **terms}
-        if (self.global_step + 1) % LOG_EVERY == 0:
+        self._values.append({"loss": loss.detach(), **terms})
+        named = mean_values(self._values)
+        if self.per_step > 1:  # the trainer divides by it in every step, also in one with fewer batches
+            loss = loss * (
+                self.per_step / step_batches(batch_idx, int(self.trainer.num_training_batches), self.per_step)
+            )
+        if self.ends_step and (self.global_step + 1) % LOG_EVERY == 0:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({"lr": lr, **named})  # prog_bar would wait for the device
         return {"loss": loss, "named": named}
@@ -126,7 +141,9 @@ class DistillationModule(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
         self.gradient_norm = None if getattr(self.trainer.precision_plugin, "scaler", None) else norm
         if self.skip_nonfinite:
-            checked = [value for value in (*self._named.values(), self.gradient_norm) if value is not None]
+            checked = [
+                value for value in (*mean_values(self._values).values(), self.gradient_norm) if value is not None
+            ]
             bad = not torch.stack([value.float() for value in checked]).isfinite().all()
             self.skipped = self.trainer.strategy.reduce_boolean_decision(bad, all=False)
             if self.skipped:

@@ -17,6 +17,9 @@ class OptimConfig:
         name: AdamW, or SGD with momentum 0.9.
         lr: peak learning rate.
         weight_decay: applied to everything but biases and norms.
+        effective_batch: labeled images per optimizer step, a multiple of `data.batch_size` times the number of
+            processes, whose gradients are averaged; null takes one batch of each process. The last step of an epoch may
+            have fewer.
         warmup: optimizer steps of linear warm-up.
         clip: maximum gradient norm; 0 turns clipping off.
         schedule: one cosine over all stages (``continuous``), or a new warm-up, cosine and optimizer state in each
@@ -26,6 +29,7 @@ class OptimConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    effective_batch: int | None = None
     warmup: int = 100
     clip: float = 10.0
     schedule: Schedule = "continuous"
@@ -38,4 +42,5 @@ class OptimConfig:
         """
         coerce_fields(self, "optim.")
         check_positive(self, ("lr",), "optim.")
+        check_range(self, ("effective_batch",), "optim.", minimum=1)
         check_range(self, ("weight_decay", "warmup", "clip"), "optim.", minimum=0)

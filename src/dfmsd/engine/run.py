@@ -84,6 +84,7 @@ def distill(
     check_loggers(config.loggers)
     refuse_no_images(check_images)
     check_rank(config.processes)
+    config.check_effective_batch(config.world_size)
     if no_distill:
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
@@ -157,6 +158,7 @@ def check(
     """
     refuse_no_images(check_images)
     check_rank(config.processes)
+    config.check_effective_batch(config.world_size)
     if student is None:
         check_frozen(config.student)
     settled = settle(config, teachers, recipes)

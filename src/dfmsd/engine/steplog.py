@@ -93,8 +93,10 @@ class StepLog(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the step."""
+        """Record the step if the batch is its last one."""
         assert isinstance(pl_module, DistillationModule)
+        if not pl_module.ends_step:
+            return
         row = {
             "step": trainer.global_step - 1,
             "epoch": trainer.current_epoch,

@@ -9,6 +9,7 @@ from itertools import takewhile
 from statistics import fmean
 
 from dfmsd.distillation.stages import stage_of_epoch
+from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.config import DistillConfig
 
 MS_PER_HOUR = 3.6e6
@@ -37,7 +38,7 @@ class Prediction:
 
     Attributes:
         stages: steps of each stage.
-        steps_per_epoch: of each process.
+        steps_per_epoch: optimizer steps of each process.
         steps: of the whole run.
         evaluations: number of evaluations.
         evaluation_s: seconds per evaluation.
@@ -72,8 +73,9 @@ def predict(
         kept: share of the teacher features that fit into the cache, 0..1.
     """
     per_process = math.ceil(train_images / config.world_size)
-    steps = max(per_process // config.data.batch_size, 1)
-    epochs = [_epoch_step(config, ms, epoch, workers, kept) for epoch in range(config.epochs)]
+    batches = max(per_process // config.data.batch_size, 1)
+    steps = count_steps(batches, config.per_step)
+    epochs = [_epoch_step(config, ms, epoch, workers, kept, batches / steps) for epoch in range(config.epochs)]
     stages, start = [], 0
     for stage in config.stages:
         steps_ms = epochs[start : start + stage.epochs]
@@ -98,12 +100,16 @@ def missing_share(flip: float, epoch: int, pool: int | None = None) -> float:
     return flip * (1 - flip) ** epoch + (1 - flip) * flip**epoch
 
 
-def _epoch_step(config: DistillConfig, ms: Mapping[str, float], epoch: int, workers: int, kept: float) -> float:
+def _epoch_step(
+    config: DistillConfig, ms: Mapping[str, float], epoch: int, workers: int, kept: float, batches: float
+) -> float:
+    """Return the milliseconds of an optimizer step of so many batches."""
     index = stage_of_epoch(config.stages, epoch)
-    step = ms["student"] + ms[f"{index + 1}/update"]
+    batch = ms["student"]
     if config.stages[index].teachers:
-        step += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
-    return _with_loading(step, ms["load"] if epoch else ms["decode"], workers)
+        batch += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
+    load = ms["load"] if epoch else ms["decode"]
+    return _with_loading(batches * batch + ms[f"{index + 1}/update"], batches * load, workers)
 
 
 def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: int, kept: float) -> float:

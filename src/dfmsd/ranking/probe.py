@@ -14,6 +14,7 @@ from dfmsd.data.split import DetectionSplit
 from dfmsd.data.splitcheck import check_measurable, check_trainable
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.fit import fit
 from dfmsd.runfolder import RunFolder
@@ -35,7 +36,7 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
     changed = replace(config.data, holdout=config.data.holdout or holdout, unlabeled=None)
     data = CocoDataModule(changed, seed=config.seed)
     if steps:
-        data.train.coco = spread(data.train.coco, steps * config.data.batch_size)
+        data.train.coco = spread(data.train.coco, steps * config.per_step * config.data.batch_size)
     if val_images is not None:
         data.val.coco = spread(data.val.coco, val_images)
     data.num_labeled = len(data.train)
@@ -60,7 +61,7 @@ def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teache
         steps: at least 1.
         teacher: the only teacher, with the loss and basis of the first stage that names it; None for none.
     """
-    epochs = max(1, round(steps / steps_per_epoch(data)))
+    epochs = max(1, round(steps / steps_per_epoch(config, data)))
     own: dict[str, Any] = {
         "eval_every": epochs,
         "patience": None,
@@ -80,9 +81,9 @@ def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teache
     return replace(config, stages=[stage], data=data.config, **own)
 
 
-def steps_per_epoch(data: CocoDataModule) -> int:
-    """Return the number of batches of an epoch."""
-    return max(1, len(data.train) // data.config.batch_size)
+def steps_per_epoch(config: DistillConfig, data: CocoDataModule) -> int:
+    """Return the number of optimizer steps of an epoch."""
+    return count_steps(max(1, len(data.train) // data.config.batch_size), config.per_step)
 
 
 def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTask) -> float | None:

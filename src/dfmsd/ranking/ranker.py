@@ -135,7 +135,7 @@ def rank(
             measured = f"AP {percent(probe)} after the probe" if steps else "compared with the student"
             console.print(f"teacher {name}: {measured}", highlight=False)
     epochs = next(iter(configs.values())).epochs if steps else 0
-    return Ranking(_ordered(rows), alone, epochs * steps_per_epoch(held), len(held.val))
+    return Ranking(_ordered(rows), alone, epochs * steps_per_epoch(config, held), len(held.val))
 
 
 def _check(config: DistillConfig, names: Sequence[str], steps: int, holdout: float, images: int | None) -> None:
@@ -154,7 +154,7 @@ def _train_alone(config: DistillConfig, held: CocoDataModule, steps: int) -> tup
     baseline = probe_config(config, held, steps, None)
     task = build_task(baseline, held.class_names)
     ap = run_probe(baseline, held, task)
-    console.print(f"without a teacher: AP {percent(ap)} after {baseline.epochs * steps_per_epoch(held)} steps")
+    console.print(f"without a teacher: AP {percent(ap)} after {baseline.epochs * steps_per_epoch(config, held)} steps")
     return ap, task.student
 
 
