@@ -35,6 +35,7 @@ PLAIN = [StageConfig(epochs=1, teacher="a")]
         ({"clip": float("nan")}, "optim.clip must be at least 0, got nan"),
         ({"lr": "fast"}, "optim.lr must be a number, got 'fast'"),
         ({"warmup": True}, "optim.warmup must be an integer, got True"),
+        ({"backbone_lr": 0}, "optim.backbone_lr must be above 0, got 0"),
         ({"effective_batch": 0}, "optim.effective_batch must be at least 1, got 0"),
         ({"name": "adam"}, "optim.name must be one of adamw, sgd, got 'adam'"),
     ],

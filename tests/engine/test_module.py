@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers.few_neurons import FewNeurons
 from torch import nn
 
 from dfmsd.distillation.stages import learning_rate_factor
@@ -56,6 +57,23 @@ def test_biases_and_norms_do_not_decay(module: DistillationModule) -> None:
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in module.named_parameters():
         assert decay[id(parameter)] == (0.0 if parameter.ndim <= 1 or name.endswith(".bias") else 0.1), name
+
+
+def test_the_backbone_has_its_own_learning_rate(module: DistillationModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = module.task.student
+    assert isinstance(student, FewNeurons)
+    monkeypatch.setattr(FewNeurons, "backbone_layers", lambda self: [self.stem])
+    optimizer, scheduler = optimizers(module, lr=0.5, backbone_lr=0.1, warmup=4, weight_decay=0.1)
+    for step in range(3):
+        lr = 0.5 * learning_rate_factor(step, [2, 1], 10, warmup=4)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)  # which is logged
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        backbone = {id(p) for p in student.stem.parameters()}
+        assert all(rate == pytest.approx(lr * (0.1 if key in backbone else 1)) for key, rate in rates.items())
+        assert [decays[id(p)] for p in (student.stem.weight, student.stem.bias)] == [0.1, 0.0]
+        optimizer.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize("schedule", ["continuous", "restart"])

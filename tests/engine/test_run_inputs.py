@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.few_neurons import FewNeurons
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import check, distill, train
 from dfmsd.engine.saved_config import differing_keys, to_yaml, write_config
 from dfmsd.engine.teachers import find_teachers, load_teachers
@@ -120,6 +122,17 @@ def test_a_student_with_other_classes_than_the_data_is_refused(distill_config: M
     config = distill_config(tmp_path / "run")
     student = build_detector(config.student, ["disc", "square"])
     with pytest.raises(DfmsdError, match="student: its classes disc, square are not those of the data, square, disc"):
+        distill(config, student=student)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_learning_rate_of_an_unknown_backbone_is_refused(distill_config: MakeDistill, tmp_path: Path) -> None:
+    student = FewNeurons()
+    student.class_names = ("square", "disc")
+    config = distill_config(tmp_path / "run", optim=OptimConfig(backbone_lr=0.1))
+    with pytest.raises(
+        DfmsdError, match=r"^optim\.backbone_lr: .* layers of FewNeurons are its backbone; leave it out"
+    ):
         distill(config, student=student)
     assert not (tmp_path / "run").exists()
 

@@ -145,6 +145,10 @@ class Detector(nn.Module, ABC):
         """Return the tensors of the model's state dict that depend on the classes, by key; None if they are unknown."""
         return None
 
+    def backbone_layers(self) -> Sequence[nn.Module] | None:
+        """Return the layers in front of neck and head, for their own learning rate; None, the default: unknown."""
+        return None
+
     @property
     def dense_head(self) -> DenseHead | None:
         """The head, for losses on predictions; None, the default, if it cannot be cut."""

@@ -54,7 +54,8 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
     """Build the student, or check the one that was passed; the weights depend on the seed alone.
 
     Raises:
-        DfmsdError: the student's classes are not those of the data.
+        DfmsdError: the student's classes are not those of the data, or its backbone is to have its own learning rate
+            and is not known.
     """
     seed_everything(config.seed)
     student = student or build_detector(config.student, class_names)
@@ -62,6 +63,11 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
         raise DfmsdError(
             f"student: its classes {', '.join(student.class_names)} are not those of the data, "
             f"{', '.join(class_names)}; build it with the class names of the data, in their order"
+        )
+    if config.optim.backbone_lr != 1 and student.backbone_layers() is None:
+        raise DfmsdError(
+            f"optim.backbone_lr: it is not known which layers of {type(student).__name__} are its backbone; leave it "
+            "out, or state them (Detector.backbone_layers)"
         )
     student.image_size = config.data.image_size
     return student

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -71,7 +72,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and learning-rate schedule for `task.trainable`."""
-        optimizer = build_optimizer(self.task.trainable, self.optim)
+        optimizer = build_optimizer(self.task.trainable, self.optim, self.task.student.backbone_layers() or ())
         check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
         # not trainer.estimated_stepping_batches, which would set up the loader before its state is restored
@@ -156,9 +157,20 @@ class DistillationModule(pl.LightningModule):
         restore_step(self.task, self._before_step)
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimizer of a module's parameters; biases and norms have no weight decay."""
+def build_optimizer(module: nn.Module, optim: OptimConfig, backbone: Sequence[nn.Module] = ()) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's parameters; biases and norms have no weight decay.
+
+    Args:
+        module: what is trained.
+        optim: optimizer settings.
+        backbone: parts of it with a learning rate of their own; their groups are the last ones.
+    """
     groups = param_groups_weight_decay(module, optim.weight_decay)
+    if optim.backbone_lr != 1:
+        inside = {parameter for part in backbone for parameter in part.parameters()}
+        rest = [{**group, "params": [p for p in group["params"] if p not in inside]} for group in groups]
+        own = [{**group, "params": [p for p in group["params"] if p in inside]} for group in groups]
+        groups = [*rest, *({**group, "lr": optim.backbone_lr * optim.lr} for group in own)]
     # not fused=True: on a CPU it ignores that weights and gradients differ in memory layout (torch 2.14)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr)

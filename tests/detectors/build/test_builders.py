@@ -26,6 +26,17 @@ def test_levels_are_five_powers_of_two(arch: str, first: int, backbone: str) -> 
 
 
 @pytest.mark.parametrize("arch", list(DETECTORS))
+def test_the_backbone_is_what_imagenet_weights_exist_for(arch: str) -> None:
+    detector = build_detector(replace(SMALL, arch=arch), ["a"])
+    layers = detector.backbone_layers()
+    assert layers is not None
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    names = [name for name, parameter in detector.named_parameters() if id(parameter) in inside]
+    assert names == [name for name, _ in detector.named_parameters() if name.startswith("model.backbone.body.")]
+    assert names
+
+
+@pytest.mark.parametrize("arch", list(DETECTORS))
 def test_any_width_is_built(arch: str) -> None:
     detector = build_detector(replace(SMALL, arch=arch, fpn_channels=20), ["a"]).eval()
     norms = [module for module in detector.modules() if isinstance(module, nn.GroupNorm)]

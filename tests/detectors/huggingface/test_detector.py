@@ -47,6 +47,15 @@ def test_the_table_has_every_tested_family() -> None:
     assert {name for name, family in FAMILIES.items() if family.trainable} == set(STUDENTS)
 
 
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_the_backbone_is_the_librarys(loaded: Built, model_type: str) -> None:
+    detector = loaded(model_type)
+    (backbone,) = detector.backbone_layers()
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    names = {name.split(".")[2] for name, parameter in detector.named_parameters() if id(parameter) in inside}
+    assert names == {"backbone"}
+
+
 @pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_features_equal_the_encoder_output_of_a_plain_forward_pass(loaded: Built, model_type: str) -> None:
     detector = loaded(model_type)

@@ -41,6 +41,12 @@ def test_the_pyramid_is_what_the_librarys_head_receives(theirs: Any, images: Ten
         assert torch.equal(mine, their)
 
 
+def test_the_backbone_ends_in_front_of_the_neck(theirs: Any) -> None:
+    layers = UltralyticsDetector(theirs, CLASSES).backbone_layers()
+    assert layers[0] is theirs.model[0]
+    assert type(theirs.model[len(layers)]).__name__ == "Upsample"  # the first layer of the neck
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_losses_are_the_librarys_divided_by_its_batch_size(theirs: Any, images: Tensor, training: bool) -> None:
     theirs.train(training)

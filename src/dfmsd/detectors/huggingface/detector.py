@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from dfmsd.detectors.base import (
@@ -144,6 +144,10 @@ class TransformersDetector(Detector):
         """Return the library's config and the processor's normalization, to rebuild the model from."""
         settings = processor_settings(self.processor)
         return {"transformers": {"config": self.model.config.to_dict(), "pixels": settings}}
+
+    def backbone_layers(self) -> Sequence[nn.Module]:
+        """Return the library's backbone, without the layers that project its maps."""
+        return [self.model.model.backbone]
 
     def class_rows(self) -> dict[str, ClassRows]:
         """Return the rows of each class in the layers that predict classes, and in the embedding of noisy ones."""

@@ -75,6 +75,10 @@ class MMDetector(Detector):
         """Return the library's settings, to rebuild the model from, as a Python literal."""
         return {"mmdet": write(self.settings)}
 
+    def backbone_layers(self) -> Sequence[nn.Module]:
+        """Return the library's backbone."""
+        return [self.model.backbone]
+
     @property
     def _last_layer(self) -> nn.Module:
         """The module that outputs the pyramid."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -102,6 +102,12 @@ class TorchvisionDetector(Detector):
         sides = 4 if "bbox_pred" in key else 1  # a region's box has four values for each class
         of_row = torch.arange(length) // sides % len(self.class_of)  # of each anchor, one after the other
         return {name: (of_row == label).nonzero().flatten().tolist() for name, label in labels.items()}
+
+    def backbone_layers(self) -> Sequence[nn.Module]:
+        """Return the model's backbone without its feature pyramid or, of an SSD, its extra levels."""
+        backbone = self.model.backbone
+        part = getattr(backbone, "body", None) or getattr(backbone, "features", None)
+        return [part if isinstance(part, nn.Module) else backbone]
 
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         return read_levels(self.model.backbone)

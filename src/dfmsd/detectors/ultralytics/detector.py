@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 
 from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, ClassRows, Detector
@@ -72,6 +72,10 @@ class UltralyticsDetector(Detector):
         """Return the rows of each class in the last layers of the class towers."""
         layers = [key for key in self.model.state_dict() if CLASS_LAYERS.search(key)]
         return {key: {name: [label] for label, name in enumerate(self.class_names)} for key in layers}
+
+    def backbone_layers(self) -> Sequence[nn.Module]:
+        """Return the layers that the library's description lists as the backbone."""
+        return list(self.model.model[: len(self.model.yaml["backbone"])])
 
     @property
     def _head(self) -> Any:
