@@ -82,6 +82,16 @@ def test_a_change_that_is_off_draws_no_numbers() -> None:
         assert torch.equal(first.image, second.image)
 
 
+def test_changes_of_color_keep_what_is_red_red() -> None:
+    """Blood cells differ in color, so no channel takes another one's place."""
+    red = white_on_black(0)
+    red.image[1:] = red.image[:1] // 4
+    augment = Augmentation(SIDE, flip=0.0, photometric=1.0)
+    changed = [augment(red, np.random.default_rng(seed)).image[:, 20:36, 20:44].float() for seed in range(40)]
+    assert all(bool((image[0] >= image[1:].amax(dim=0)).all()) for image in changed)
+    assert len({tuple(image.mean(dim=(1, 2)).tolist()) for image in changed}) == len(changed)
+
+
 def test_only_a_flip_keeps_the_digest() -> None:
     assert Augmentation(SIDE, flip=1.0)(white_on_black(0), np.random.default_rng(0)).digest == "d0-flip"
     for switches in SWITCHES[:-1]:

@@ -15,6 +15,9 @@ from torchvision.transforms import v2
 from dfmsd.data.mixing import mixup, mosaic
 from dfmsd.data.transforms import Sample, bounding_boxes, fitted_size, hflip, random_rescale, resize, with_pixels
 
+COLORS = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.7, hue=0.015)
+"""The ranges of YOLOv5 for saturation, value and hue. Not torchvision's ``RandomPhotometricDistort``, which also
+exchanges the channels: the color of an object may be what tells its class."""
 Partners = Callable[[int], Sequence[Sample]]
 """Draws this many other samples of the data set."""
 
@@ -69,7 +72,7 @@ class Augmentation:
             (partner,) = partners(1)
             sample = mixup(sample, partner, rng)
         if _happens(self.photometric, rng):
-            image = _seeded(v2.RandomPhotometricDistort(p=0.5), rng, tv_tensors.Image(sample.image))
+            image = _seeded(COLORS, rng, tv_tensors.Image(sample.image))
             sample = sample._replace(image=image.as_subclass(Tensor), digest=None)
         return hflip(sample) if rng.random() < self.flip else sample
 
