@@ -33,7 +33,7 @@ PLAIN = [StageConfig(epochs=1, teacher="a")]
         ({"weight_decay": -0.1}, "optim.weight_decay must be at least 0, got -0.1"),
         ({"warmup": -1}, "optim.warmup must be at least 0, got -1"),
         ({"clip": float("nan")}, "optim.clip must be at least 0, got nan"),
-        ({"lr": "fast"}, "optim.lr must be a number, got 'fast'"),
+        ({"lr": "fast"}, "optim.lr must be a number or one of auto, got 'fast'"),
         ({"warmup": True}, "optim.warmup must be an integer, got True"),
         ({"backbone_lr": 0}, "optim.backbone_lr must be above 0, got 0"),
         ({"effective_batch": 0}, "optim.effective_batch must be at least 1, got 0"),
@@ -43,6 +43,31 @@ PLAIN = [StageConfig(epochs=1, teacher="a")]
 def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DfmsdError, match=message):
         OptimConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("optim", "images", "lr"),
+    [
+        ({}, 8, 1e-3),
+        ({}, 32, 2e-3),
+        ({"effective_batch": 128}, 16, 4e-3),
+        ({"name": "sgd"}, 16, 0.01),
+        ({"name": "sgd", "effective_batch": 64}, 16, 0.04),
+    ],
+)
+def test_an_automatic_learning_rate_follows_the_images_of_a_step(
+    optim: dict[str, Any], images: int, lr: float, tmp_path: Path
+) -> None:
+    config = TrainConfig(out=str(tmp_path), optim=OptimConfig(lr="auto", **optim), data=DataConfig(batch_size=images))
+    assert config.optim.lr == pytest.approx(lr)
+    assert config.as_distillation().optim == config.optim
+    write_config(config, tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optim"]["lr"] == config.optim.lr
+    assert same_run(config, tmp_path)
+    shared = RunConfig(
+        out="x", devices=2, optim=OptimConfig(lr="auto", **optim), data=DataConfig(batch_size=images // 2)
+    )
+    assert shared.optim.lr == pytest.approx(lr)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ class RunConfig:
         check_range(self, ("eval_every", "patience", "devices", "num_nodes", "checkpoint_every"), minimum=1)
         check_range(self, ("skip_nonfinite",), minimum=0)
         self.check_effective_batch(self.devices * self.num_nodes)
+        self.optim = self.optim.resolved(self.data.batch_size * self.world_size)
         if self.patience is not None and self.patience < self.eval_every:
             raise DfmsdError(
                 f"patience must be at least eval_every, {self.eval_every}, since AP is measured only then, got "

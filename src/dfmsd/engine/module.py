@@ -165,6 +165,7 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, backbone: Sequence[nn
         optim: optimizer settings.
         backbone: parts of it with a learning rate of their own; their groups are the last ones.
     """
+    assert not isinstance(optim.lr, str)
     groups = param_groups_weight_decay(module, optim.weight_decay)
     if optim.backbone_lr != 1:
         inside = {parameter for part in backbone for parameter in part.parameters()}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dfmsd.distillation.stages import Schedule
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
+
+AUTO = "auto"
+ADAMW_LR, ADAMW_IMAGES = 1e-3, 8
+"""Learning rate with which the students of docs/results.md train, and their images per optimizer step."""
+SGD_LR, SGD_IMAGES = 0.01, 16
+"""The same of torchvision's recipes for RetinaNet and FCOS on COCO."""
 
 
 @dataclass
@@ -15,7 +22,7 @@ class OptimConfig:
 
     Args:
         name: AdamW, or SGD with momentum 0.9.
-        lr: peak learning rate.
+        lr: peak learning rate; ``auto`` follows from the images per optimizer step, see `learning_rate`.
         backbone_lr: learning rate of the student's backbone, the layers in front of neck and head, as a factor of
             ``lr``; above 0.
         weight_decay: applied to everything but biases and norms.
@@ -29,7 +36,7 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float | Literal["auto"] = 1e-3
     backbone_lr: float = 1.0
     weight_decay: float = 0.05
     effective_batch: int | None = None
@@ -44,6 +51,34 @@ class OptimConfig:
             DfmsdError: a value has the wrong type or is out of range.
         """
         coerce_fields(self, "optim.")
-        check_positive(self, ("lr", "backbone_lr"), "optim.")
+        check_positive(self, ("backbone_lr",) if self.lr == AUTO else ("lr", "backbone_lr"), "optim.")
         check_range(self, ("effective_batch",), "optim.", minimum=1)
         check_range(self, ("weight_decay", "warmup", "clip"), "optim.", minimum=0)
+
+    def resolved(self, images: int) -> OptimConfig:
+        """Return the settings with a number as learning rate.
+
+        Args:
+            images: per optimizer step, if `effective_batch` does not say so.
+        """
+        if self.lr != AUTO:
+            return self
+        return replace(self, lr=learning_rate(self.name, self.effective_batch or images))
+
+
+def learning_rate(name: Literal["adamw", "sgd"], images: int) -> float:
+    """Return a peak learning rate for a number of images per optimizer step.
+
+    With AdamW it grows with the square root of the images, from 0.001 at 8 images; with SGD in proportion to them, from
+    0.01 at 16.
+
+    Args:
+        name: of the optimizer.
+        images: at least 1.
+
+    Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022) for the square root;
+    Goyal et al., "Accurate, Large Minibatch SGD" (2017) for the proportion.
+    """
+    if name == "adamw":
+        return ADAMW_LR * math.sqrt(images / ADAMW_IMAGES)
+    return SGD_LR * images / SGD_IMAGES
