@@ -48,8 +48,9 @@ class RunRecord:
     """Stage -> teacher's level, such as ``p3`` or ``T2.p3`` -> its rotation: the ``reference``, ``student`` or
     ``former``, and the correlation with it ``before`` and ``after``."""
     test_metrics: Mapping[str, Any] | None = None
-    average_metrics: Mapping[str, Any] | None = None
     """Of the test split, if the data have one."""
+    average_metrics: Mapping[str, Any] | None = None
+    """Of the averaged weights, if the run chose between them and the last ones."""
 
     @property
     def weights_bytes(self) -> int | None:
