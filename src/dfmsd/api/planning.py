@@ -176,7 +176,7 @@ def compare(
         config: a `CompareConfig`, or the path of its YAML file.
         jobs: runs at a time, each in a process with its share of the cores.
         dry_run: print the runs and their budgets, and do nothing.
-        allow_weak_teacher: accept a teacher that lacks classes or has an AP near 0.
+        allow_weak_teacher: accept a teacher that knows none of the classes or has an AP near 0.
         **settings: keys of `CompareConfig` that replace the config's.
 
     Returns:

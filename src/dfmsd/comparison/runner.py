@@ -36,7 +36,7 @@ def compare(
     Args:
         config: the comparison.
         jobs: number of parallel runs, each in a process with its share of the cores.
-        allow_weak_teacher: accept teachers that lack classes or have an AP of about 0.
+        allow_weak_teacher: accept teachers that know none of the classes or have an AP of about 0.
         dry_run: print the runs and their budgets, and do nothing else.
 
     Returns:

@@ -31,7 +31,7 @@ def measure_teachers(
         config: the comparison.
         data: of the comparison.
         console: for progress.
-        allow_weak: accept teachers that lack classes or have an AP of about 0.
+        allow_weak: accept teachers that know none of the classes or have an AP of about 0.
 
     Returns:
         Reference -> AP, 0..1; None for a teacher that has none of the data's classes.
@@ -49,8 +49,8 @@ def measure_teachers(
     for name, detector in load_teachers(references, data.class_names, Path(config.out), train=make).items():
         key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}"
         checked = bool(detector.class_names) and not allow_weak
-        if checked:
-            check_classes(name, detector.class_names, required)
+        if checked and (line := check_classes(name, detector.class_names, required)):
+            console.print(line, highlight=False)
         if key not in known:
             known[key] = _ap(detector, data)
             write_json(path, known)

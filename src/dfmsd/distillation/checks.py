@@ -18,29 +18,44 @@ from dfmsd.types import Batch
 from dfmsd.utils.classes import common_classes
 
 MIN_TEACHER_AP = 0.01
+LISTED = 20
+"""Classes that a line names."""
 USUAL_CAUSES = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
 """Why a good teacher may have a low AP, the most likely first."""
 
 
-def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -> None:
-    """Refuse a teacher that lacks classes of the data set.
+def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -> str | None:
+    """Refuse a teacher that knows no class of the data set.
 
     Args:
         teacher: its name, for the message.
         known: the teacher's class names.
         required: names of the data set's classes that have annotations.
 
+    Returns:
+        A line that names the classes that it lacks; None for a teacher that knows all.
+
     Raises:
-        DfmsdError: names the missing classes.
+        DfmsdError: it knows none.
     """
     common = set(common_classes(known, required).values())
-    missing = [name for index, name in enumerate(required) if index not in common]
-    if missing:
+    if not common:
         raise DfmsdError(
-            f"teacher {teacher} does not know class(es) {', '.join(missing)} of the data; it knows "
-            f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}; train a teacher on this data, "
-            "or pass `allow_weak_teacher` to imitate its features anyway"
+            f"teacher {teacher} knows none of the data's classes {_some(required)}; it knows {_some(known)}; train a "
+            "teacher on this data, or pass `allow_weak_teacher` to imitate its features anyway"
         )
+    missing = [name for index, name in enumerate(required) if index not in common]
+    if not missing:
+        return None
+    return (
+        f"teacher {teacher} does not know {_some(missing)} of the data's {len(required)} classes: its features teach, "
+        "but its AP counts 0 there"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def check_teacher_ap(teacher: str, teacher_ap: float | None, student_ap: float | None) -> None:

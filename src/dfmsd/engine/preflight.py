@@ -37,6 +37,7 @@ class Preflight:
         parameters: counts by owner.
         terms: size of every term of every stage on one batch.
         cache: size of the teacher caches, if there are any.
+        notes: what else to know, such as classes that a teacher lacks.
     """
 
     levels: dict[str, str] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Preflight:
     parameters: dict[str, int] = field(default_factory=dict)
     terms: list[TermScale] = field(default_factory=list)
     cache: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def preflight(
@@ -64,7 +66,8 @@ def preflight(
         task: student, teachers and losses.
         data: the data set of the run.
         images: number of validation images to measure AP on; None uses all.
-        allow_weak_teacher: accept a teacher that lacks classes, or has an AP of about 0 or below the student's.
+        allow_weak_teacher: accept a teacher that knows none of the classes, or has an AP of about 0 or below the
+            student's.
         device: device to measure on.
         cache: the teacher caches of the run.
 
@@ -87,7 +90,7 @@ def preflight(
             findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
     headed = _headed(teachers.values())
     if not allow_weak_teacher:
-        _check_classes(headed, data)
+        findings.notes += _check_classes(headed, data)
     task.to(device)
     findings.ap = _measure_ap(task, data, teachers.values(), images, device)
     if not allow_weak_teacher:
@@ -123,7 +126,7 @@ def refuse_weak_teachers(
         device: device to measure on.
 
     Raises:
-        DfmsdError: a teacher lacks classes, or has an AP of about 0 or below the student's.
+        DfmsdError: a teacher knows none of the classes, or has an AP of about 0 or below the student's.
     """
     trained = _headed(teacher for teacher in task.every_teacher if teacher.name in names)
     _check_classes(trained, data)
@@ -139,10 +142,10 @@ def _headed(teachers: Iterable[FrozenTeacher]) -> dict[str, FrozenTeacher]:
     return {teacher.name: teacher for teacher in teachers if teacher.detector.class_names}
 
 
-def _check_classes(teachers: Mapping[str, FrozenTeacher], data: CocoDataModule) -> None:
+def _check_classes(teachers: Mapping[str, FrozenTeacher], data: CocoDataModule) -> list[str]:
     required = annotated_classes([data.train.coco, data.val.coco])
-    for name, teacher in teachers.items():
-        check_classes(name, teacher.detector.class_names, required)
+    lines = (check_classes(name, teacher.detector.class_names, required) for name, teacher in teachers.items())
+    return [line for line in lines if line is not None]
 
 
 def _correlation(task: DistillationTask, teacher: FrozenTeacher) -> float:
@@ -190,8 +193,8 @@ def print_preflight(findings: Preflight, console: Console) -> None:
         console.print(table)
     counts = ", ".join(f"{name} {count:,}" for name, count in findings.parameters.items())
     console.print(f"parameters: {counts} (student and layers are trained, teachers are not)", highlight=False)
-    if findings.cache is not None:
-        console.print(findings.cache, highlight=False)
+    for line in [*findings.notes, *([findings.cache] if findings.cache is not None else [])]:
+        console.print(line, highlight=False)
     if findings.terms:
         table = Table("stage", "term", "value", "gradient norm on the student", "relative to the detector's own loss")
         for number in sorted({term.stage for term in findings.terms}):
