@@ -33,6 +33,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("mosaic", 2.0, "data.mosaic must be a probability, 0 to 1, got 2.0"),
     ("mosaic_off", -1, "data.mosaic_off must be at least 0, got -1"),
     ("augment_pool", 0, "data.augment_pool must be at least 1, got 0"),
+    ("multi_scale", (1.5, 0.5), "data.multi_scale must be [low, high] with 0 < low <= high, or null, got (1.5, 0.5)"),
+    ("multi_scale", (0.0, 1.5), "data.multi_scale must be [low, high]"),
+    ("multi_scale", (0.95, 1.05), "data.multi_scale: 243.2 to 268.8 pixels hold 1 multiple of 32, so there is nothing"),
+    ("multi_scale", (1.01, 1.1), "data.multi_scale: 258.56 to 281.6 pixels hold no multiple of 32"),
+    ("multi_scale", (1.0, 99.0), "data.multi_scale: 99 x image_size 256 is more than 16384 pixels"),
     ("scale_jitter", (2.0, 0.5), "data.scale_jitter must be [low, high] with 0 < low <= high, or null, got (2.0, 0.5)"),
     ("scale_jitter", (0.0, 0.5), "data.scale_jitter"),
     ("scale_jitter", (0.5, float("inf")), "data.scale_jitter"),
@@ -108,3 +113,12 @@ def test_the_last_epochs_are_unmixed() -> None:
     assert [DataConfig().unmixed_epochs(epochs) for epochs in (1, 9, 10, 42)] == [1, 1, 1, 5]
     assert DataConfig(mosaic_off=3).unmixed_epochs(2) == 2
     assert DataConfig(mosaic_off=0).unmixed_epochs(2) == 0
+
+
+def test_batches_have_sizes_in_steps_of_32() -> None:
+    assert DataConfig().batch_sizes == (256,)
+    config = DataConfig(image_size=256, multi_scale=(0.75, 1.25))
+    assert config.batch_sizes == (192, 224, 256, 288, 320)
+    assert config.mean_area == pytest.approx((192**2 + 224**2 + 256**2 + 288**2 + 320**2) / 5 / 256**2)
+    assert DataConfig(image_size=320, multi_scale=(1.1, 1.3)).batch_sizes == (352, 384, 416)
+    assert DataConfig(image_size=32, multi_scale=(0.1, 2.0)).batch_sizes == (32, 64)

@@ -115,10 +115,10 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def accumulating(distill_config: Callable[..., DistillConfig], tiny_root: Path) -> Callable[..., DistillConfig]:
-    """Two stages of two epochs and one, with four batches an epoch: steps of three batches and of one."""
+    """Two stages of two epochs and one, with four batches an epoch, of random sizes: steps of three and of one."""
 
     def build(out: Path, **values: Any) -> DistillConfig:
-        data = DataConfig(str(tiny_root), image_size=64, batch_size=2)
+        data = DataConfig(str(tiny_root), image_size=64, batch_size=2, multi_scale=(0.5, 1.5))
         optim = OptimConfig(warmup=2, effective_batch=6)
         return distill_config(out, data=data, optim=optim, deliver="ema", balance=0.5, **values)
 

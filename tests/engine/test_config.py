@@ -132,6 +132,11 @@ def test_invalid_run_settings_are_refused(values: dict[str, Any], message: str) 
             r"^stages\.0: loss: dmkd and dfmsd both have a term",
         ),
         ({"balance": 0.0}, "balance must be above 0, or null to keep the given weights, got 0.0"),
+        ({"data": {"multi_scale": (0.75, 1.25)}, "teacher_cache": "ram"}, "^teacher_cache: data.multi_scale resizes"),
+        (
+            {"data": {"multi_scale": (0.75, 1.25), "augment_pool": 4}, "teacher_cache": "ram"},
+            "^teacher_cache: data.multi_scale resizes",
+        ),
         ({"data": UNLABELED, "stages": [StageConfig(2)]}, "^data.unlabeled: .* need a teacher"),
         ({"data": UNLABELED, "loss": [{"name": "pkd"}, {"name": "crosskd"}], "stages": PLAIN}, "crosskd compares"),
     ],

@@ -15,12 +15,14 @@ from tests.helpers.few_neurons import FewNeurons
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.build import assemble_task
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.run import check, distill, train
 from dfmsd.engine.saved_config import differing_keys, to_yaml, write_config
 from dfmsd.engine.teachers import find_teachers, load_teachers
 from dfmsd.errors import INTERRUPTED, PREEMPTED, DfmsdError, Stopped
+from dfmsd.types import FeaturePyramid
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
@@ -135,6 +137,27 @@ def test_a_learning_rate_of_an_unknown_backbone_is_refused(distill_config: MakeD
     ):
         distill(config, student=student)
     assert not (tmp_path / "run").exists()
+
+
+class OneSize(FewNeurons):
+    def features(self, images: torch.Tensor) -> FeaturePyramid:
+        if images.shape[-1] == 96:
+            raise RuntimeError("shapes cannot be\nmultiplied")
+        return super().features(images)
+
+
+@pytest.mark.parametrize("whose", ["the student", "teacher big"])
+def test_sizes_of_batches_that_a_detector_cannot_take_are_refused(
+    distill_config: MakeDistill, tmp_path: Path, whose: str
+) -> None:
+    data = DataConfig("digits", image_size=64, multi_scale=(0.5, 1.5))
+    config = distill_config(tmp_path / "run", data=data, stages=[StageConfig(1, "big")])
+    detectors = {name: OneSize() if name == whose else FewNeurons() for name in ("the student", "teacher big")}
+    message = (
+        rf"^data\.multi_scale: {whose} does not take images of 96 pixels \(shapes cannot be multiplied\); leave it"
+    )
+    with pytest.raises(DfmsdError, match=message):
+        assemble_task(config, detectors["the student"], {"big": detectors["teacher big"]})
 
 
 def test_a_teacher_described_by_yaml_is_trained_once(

@@ -103,6 +103,12 @@ def test_processes_share_images_and_eval_every() -> None:
     assert predict(config(devices=2, num_nodes=2), MS, **SIZES).steps_per_epoch == 18 // 2 // 4
 
 
+def test_larger_batches_take_longer_in_proportion_to_their_pixels() -> None:
+    data = DataConfig(batch_size=4, flip=0, image_size=64, multi_scale=(1.0, 2.0))  # 64, 96 and 128
+    found = predict(config(data=data), MS, **SIZES).stages[0]
+    assert found.step_ms == pytest.approx((1 + 1.5**2 + 2**2) / 3 * 100 + 10 + 2)
+
+
 def test_a_step_of_several_batches_updates_once() -> None:
     optim = OptimConfig(effective_batch=12)
     found = predict(config(optim=optim), MS, **SIZES)

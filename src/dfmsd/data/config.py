@@ -49,6 +49,8 @@ class DataConfig:
         iou_crop: Probability of a random crop that keeps objects, as in SSD.
         mosaic: Probability of combining the image with three others.
         mixup: Probability of blending the image with another one.
+        multi_scale: Lowest and highest factor of `image_size` for random sizes of whole training batches, in steps of
+            32 pixels; null keeps `image_size`.
         mosaic_off: Last epochs without `mosaic` and `mixup`; null is a tenth of them, rounded up.
         augment_pool: Number of augmented versions of each image, which the epochs take in turn, so that a teacher cache
             can serve any augmentation; null makes new ones in every epoch.
@@ -79,6 +81,7 @@ class DataConfig:
     iou_crop: float | None = None
     mosaic: float | None = None
     mixup: float | None = None
+    multi_scale: tuple[float, float] | None = None
     mosaic_off: int | None = None
     augment_pool: int | None = None
     holdout: float = 0.0
@@ -118,12 +121,43 @@ class DataConfig:
         for key, (valid, expected) in requirements.items():
             if not valid:
                 raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
+        if self.multi_scale is not None:
+            self._check_multi_scale(*self.multi_scale)
+
+    def _check_multi_scale(self, low: float, high: float) -> None:
+        if not 0 < low <= high < math.inf:
+            raise DfmsdError(
+                f"data.multi_scale must be [low, high] with 0 < low <= high, or null, got {self.multi_scale!r}"
+            )
+        if high * self.image_size > MAX_IMAGE_SIZE:
+            raise DfmsdError(
+                f"data.multi_scale: {high:g} x image_size {self.image_size} is more than {MAX_IMAGE_SIZE} pixels; lower"
+                " it"
+            )
+        if len(self.batch_sizes) < 2:
+            raise DfmsdError(
+                f"data.multi_scale: {low * self.image_size:g} to {high * self.image_size:g} pixels hold "
+                f"{len(self.batch_sizes) or 'no'} multiple of {STRIDE}, so there is nothing to choose from; widen it"
+            )
 
     @property
     def augmentation(self) -> dict[str, Any]:
         """The switches of `Augmentation`: those of the preset, and what overrides them."""
         overrides = {name: getattr(self, name) for name in (*PROBABILITIES, "scale_jitter")}
         return PRESETS[self.augment] | {name: value for name, value in overrides.items() if value is not None}
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Longer sides of the images of training batches, in pixels."""
+        if self.multi_scale is None:
+            return (self.image_size,)
+        low, high = (round(factor * self.image_size / STRIDE, 6) for factor in self.multi_scale)
+        return tuple(STRIDE * number for number in range(max(1, math.ceil(low)), math.floor(high) + 1))
+
+    @property
+    def mean_area(self) -> float:
+        """Mean number of pixels of a training batch, relative to one of `image_size`."""
+        return sum(size**2 for size in self.batch_sizes) / len(self.batch_sizes) / self.image_size**2
 
     @property
     def versions(self) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import check_measurable, check_trainable, open_test_split, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
+from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_with
 from dfmsd.distillation.stages import AUTO
@@ -17,7 +18,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.rng import seed_everything
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import is_first_process
 
@@ -111,7 +112,8 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
         teachers: a detector for each of `teacher_names`; those of the stages are frozen in place.
 
     Raises:
-        DfmsdError: student and teachers do not fit together, or a teacher has weights that are not finite.
+        DfmsdError: student and teachers do not fit together, one of them cannot take images of the batches' sizes, or
+            a teacher has weights that are not finite.
     """
     inherited = inherit_weights(config, student, teachers)
     if inherited is not None:
@@ -125,9 +127,27 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     seed_everything(config.seed)  # loading or training teachers may have drawn random numbers
     stages = [[frozen[name] for name in stage.teachers] for stage in config.stages]
     task = DistillationTask(student, config.stages, stages, config.loss, config.balance)
+    if config.data.multi_scale is not None:
+        _try_sizes(task, (min(config.data.batch_sizes), max(config.data.batch_sizes)))
     if config.compile_loss:
         task.compile_losses()
     return task
+
+
+@torch.no_grad()
+def _try_sizes(task: DistillationTask, sizes: Iterable[int]) -> None:
+    """Refuse sizes of batches that the student or a teacher cannot take."""
+    detectors = {"the student": task.student, **{f"teacher {t.name}": t.detector for t in task.every_teacher}}
+    for name, detector in detectors.items():
+        for size in sizes:
+            try:
+                with eval_mode(detector):
+                    detector.features(torch.zeros(1, 3, size, size, device=device_of(detector)))
+            except (DfmsdError, RuntimeError, ValueError) as error:  # of any library
+                raise DfmsdError(
+                    f"data.multi_scale: {name} does not take images of {size} pixels ({foreign_message(error)}); leave "
+                    "it out, or choose another range"
+                ) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from dfmsd.data.datamodule import CocoDataModule, plain_loader
+from dfmsd.data.multiscale import MultiScale
 from dfmsd.data.splitcheck import open_test_split
 from dfmsd.detectors import Detector, save_detector
 from dfmsd.distillation.task import DistillationTask
@@ -85,7 +86,7 @@ def fit(
     Raises:
         Stopped: a signal ended the training; the run is saved, and the student as of the last step delivered.
     """
-    started = time.perf_counter()
+    started, size = time.perf_counter(), config.data.image_size
     module = DistillationModule(
         task,
         config.optim,
@@ -93,6 +94,7 @@ def fit(
         skip_nonfinite=config.skip_nonfinite > 0,
         sync_statistics=config.sync_statistics,
         per_step=config.per_step,
+        multi_scale=MultiScale(size, config.data.batch_sizes, config.seed) if config.data.multi_scale else None,
     )
     module.to(memory_format=torch.channels_last)
     average = WeightAverage(config.ema) if config.deliver in ("ema", "auto") else None

@@ -12,6 +12,7 @@ import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from dfmsd.data.multiscale import MultiScale
 from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.rollback import StepState, restore_step, step_state
 from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, starts_stage
@@ -39,6 +40,7 @@ class DistillationModule(pl.LightningModule):
         sync_statistics: compute the statistics of the losses over the batches of all processes, see `shared_step` in
             `dfmsd.utils.distributed`.
         per_step: batches per optimizer step, at least 1; the trainer's ``accumulate_grad_batches``.
+        multi_scale: resizes the batches.
 
     Attributes:
         ends_step: whether an optimizer step follows the current batch.
@@ -56,6 +58,7 @@ class DistillationModule(pl.LightningModule):
         skip_nonfinite: bool = False,
         sync_statistics: bool = True,
         per_step: int = 1,
+        multi_scale: MultiScale | None = None,
     ) -> None:
         super().__init__()
         self.task = task
@@ -64,6 +67,7 @@ class DistillationModule(pl.LightningModule):
         self.skip_nonfinite = skip_nonfinite
         self.sync_statistics = sync_statistics
         self.per_step = per_step
+        self.multi_scale = multi_scale
         self.gradient_norm: Tensor | None = None
         self.ends_step = True
         self.skipped = False
@@ -115,6 +119,8 @@ class DistillationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of one batch, and the named terms as their mean over the batches of the step so far."""
+        if self.multi_scale is not None:
+            batch = self.multi_scale(batch, self.current_epoch, batch_idx)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with shared_step(statistics=self.sync_statistics):
             named = self.task(images, batch.targets, batch.keys)

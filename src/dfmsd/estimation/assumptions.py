@@ -29,6 +29,8 @@ def assumptions(config: DistillConfig) -> list[str]:
     ]
     if config.world_size > 1:
         lines.append(f"{config.world_size} processes, each as fast as the one timed, with free communication.")
+    if config.data.multi_scale is not None:
+        lines.append("The time of a step is proportional to the pixels of its batch, see `data.multi_scale`.")
     if config.balance is not None:
         lines.append("Steps that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
     if config.teacher_cache == "disk":

@@ -108,6 +108,7 @@ def _epoch_step(
     batch = ms["student"]
     if config.stages[index].teachers:
         batch += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
+    batch *= config.data.mean_area
     load = ms["load"] if epoch else ms["decode"]
     return _with_loading(batches * batch + ms[f"{index + 1}/update"], batches * load, workers)
 
