@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from dfmsd.comparison.config import CompareConfig
+from dfmsd.comparison.methods import parse_method
 from dfmsd.comparison.runs import build_tasks, plan_runs
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
@@ -53,6 +54,17 @@ def test_baseline_does_not_use_unlabeled_images(compare_config: MakeCompare, tmp
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     expected = {"none": None, "pkd": "images", "dfmsd@T1+T2": "images"}
     assert {run.method.name: run.config.data.unlabeled for run in runs} == expected
+
+
+def test_augmentation_that_no_cache_can_serve_is_no_matter_without_teachers(
+    compare_config: MakeCompare, tmp_path: Path
+) -> None:
+    config = compare_config(tmp_path, methods=["none"], teacher_cache="disk")
+    config = replace(config, data=replace(config.data, augment="strong"))
+    runs, _ = plan_runs(config, config.parsed_methods(), "both")
+    assert {run.config.data.augment for run in runs} == {"strong"}
+    with pytest.raises(DfmsdError, match=r"teacher_cache: data.scale_jitter changes the pixels"):
+        plan_runs(config, [parse_method("pkd")], "both")
 
 
 def test_balance_per_method(compare_config: MakeCompare, tmp_path: Path) -> None:
