@@ -11,6 +11,7 @@ LAYERS = (
     "cli",
     "api",
     "demo",
+    "starting",
     "comparison",
     "inspection",
     "sharing",

@@ -42,7 +42,7 @@ SMALL = {
     "fpn_channels": "16",
     "head_convs": "1",
 }
-LONG = ("train", "check", "distill", "estimate", "compare", "export", "report", "visualize")
+LONG = ("init", "train", "check", "distill", "estimate", "compare", "export", "report", "visualize")
 """Commands that take seconds even on tiny data."""
 NOT_RUN = {
     "make": "creates a virtual environment, or trains for minutes: tests/test_docs.py dry-runs the target",
@@ -235,17 +235,29 @@ def pictures(folder: Path) -> None:
             video.write_frame(np.zeros((64, 64, 3), dtype=np.uint8))
 
 
+def shorten(training: Path) -> None:
+    """Write what `small` changes into a training, so that it is the one that its student names."""
+    config = yaml.safe_load(training.read_text(encoding="utf-8"))
+    config["data"] |= {"image_size": 64, "batch_size": 4}
+    config["model"] |= {key: yaml.safe_load(value) for key, value in SMALL.items()}
+    training.write_text(yaml.safe_dump({**config, "epochs": 1}), encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_quickstart_runs(place: Path) -> None:
     """Run the page's lines in order, starting from the data alone."""
     for package in ("supervision", "onnxruntime"):
         pytest.importorskip(package)
     shutil.rmtree(place / "runs")
+    for name in ("my.yaml", "my-teacher.yaml"):
+        (place / name).unlink()
     for line in shell_lines(ROOT / "docs" / "quickstart.md"):
         if line[0] == "dfmsd":
             run(line)
             assert all(path.exists() for path in outputs(line[1:]))
-    for name in ("teacher", "student", "baseline"):
+        if line[:2] == ["dfmsd", "init"]:
+            shorten(place / "my-teacher.yaml")
+    for name in ("my-teacher", "student", "baseline"):
         assert (place / "runs" / name / "student.safetensors").exists()
     assert (place / "pictures" / "contact_sheet.png").exists()
     assert (place / "predictions" / "predictions.json").exists()

@@ -12,6 +12,7 @@ from tests.helpers.command import Command
 LINES = {
     "train": ["train", "--data.root", "DATA", "--out", "OUT"],
     "demo": ["demo", "--out", "OUT"],
+    "init": ["init", "DATA", "--teacher", "MODEL", "--out", "OUT/my.yaml"],
     "predict": ["predict", "--model", "MODEL", "--out", "OUT", "DATA/val"],
     "visualize": ["visualize", "--model", "MODEL", "--teacher", "MODEL", "--out", "OUT", "DATA/val"],
     "convert": ["convert", "DATA", "--to", "yolo", "--out", "OUT"],
@@ -34,6 +35,7 @@ def line(
 
     for name in ("visualization.visualizer", "exporting.exporter", "sharing", "api.models"):
         monkeypatch.setattr(f"dfmsd.{name}.load_detector", work, raising=False)
+    monkeypatch.setattr("dfmsd.starting.starter.gather", work)
 
     def refusal(name: str, out: str) -> str:
         values = {"DATA": str(tiny_root), "MODEL": str(model), "OUT": out}

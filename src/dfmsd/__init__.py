@@ -12,7 +12,7 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd import data, detectors, losses
     from dfmsd.api.models import convert, evaluate, export, inspect_data, predict, report, share, visualize
-    from dfmsd.api.planning import check, compare, estimate, rank_teachers
+    from dfmsd.api.planning import check, compare, estimate, init, rank_teachers
     from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.data.config import DataConfig
@@ -68,6 +68,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "export",
+    "init",
     "inspect_data",
     "load_detector",
     "losses",

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w+)(?: title=\"(.*?)\")?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^ {4}((?:dfmsd|make|pip|python) .*)$", flags=re.MULTILINE)
+WRITTEN = {"my-teacher.yaml": "teacher.yaml"}
+"""Config that a command writes, and later ones read -> a documented one of the same kind."""
 UNTITLED = {"README.md": "my.yaml", "compare.md": "compare.yaml"}
 """Page -> the name by which the commands call its config that has no title."""
 
@@ -44,4 +46,5 @@ def configs() -> Iterator[tuple[str, str]]:
     """Name and text of every config."""
     for page in PAGES:
         for block in blocks(page, "yaml"):
-            yield block.title or UNTITLED[page.name], block.text
+            name = block.title or UNTITLED[page.name]
+            yield from ((other, block.text) for other in (name, *(new for new, old in WRITTEN.items() if old == name)))

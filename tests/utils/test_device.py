@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfmsd.utils.device import available_cores, default_device, synchronize
+from dfmsd.utils.device import available_cores, default_device, synchronize, total_memory
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,8 @@ def test_only_the_device_in_use_is_synchronized(device: str, monkeypatch: pytest
 
 def test_there_is_at_least_one_core() -> None:
     assert available_cores() >= 1
+
+
+def test_the_memory_is_that_of_the_machine() -> None:
+    memory = total_memory()
+    assert memory is None or memory > 2**28

@@ -1,18 +1,20 @@
-"""Functions around a training: check it, rank its teachers and estimate its cost, and compare many of them."""
+"""Functions around a training: start a config, check it, rank its teachers, estimate its cost, compare many."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from dfmsd.api.runs import resolve_distillation
-from dfmsd.api.settings import check_names, resolve_config
-from dfmsd.api.students import Student, Teachers
+from dfmsd.api.settings import check_names, check_switches, resolve_config
+from dfmsd.api.students import Student, Teachers, resolve_student
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
+from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
 from dfmsd.utils.coerce import coerce
 
@@ -26,6 +28,55 @@ if TYPE_CHECKING:
     from dfmsd.ranking.ranker import Ranking
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
+
+
+def init(
+    data: str | Path,
+    out: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    student: Student | None = None,
+    hours: float | None = None,
+    overwrite: bool = False,
+    allow_weak_teacher: bool = False,
+) -> list[Path]:
+    """Write the commented YAML file of a first distillation, chosen for the data, the teacher and this machine.
+
+    Args:
+        data: data set folder, or ``"digits"``.
+        out: YAML file to write, for `distill`, `check` and `estimate`.
+        teacher: a reference, as in `distill`; None writes the YAML file of a teacher's training too, next to ``out``,
+            and names it as the teacher, which is then trained on first use.
+        student: what to train, as in `distill`, but no `Detector`; None chooses.
+        hours: time limit of the whole run, with the training of its teacher, by which the epochs are chosen.
+        overwrite: replace existing files.
+        allow_weak_teacher: accept a teacher that lacks classes of the data.
+
+    Returns:
+        The files written: that of the distillation, and that of the teacher's training.
+
+    Raises:
+        DfmsdError: bad input; nothing has been written.
+    """
+    check_switches(overwrite=overwrite, allow_weak_teacher=allow_weak_teacher)
+    if hours is not None and not 0 < coerce(hours, float, "hours") < math.inf:
+        raise DfmsdError(f"hours must be above 0, got {hours}")
+    given, detector = (None, None) if student is None else resolve_student(student)
+    if detector is not None:
+        raise DfmsdError("student: a file cannot hold a Detector; name an architecture or a run folder")
+
+    from dfmsd.starting.starter import start
+
+    name = None if teacher is None else coerce(teacher, str, "teacher")
+    return start(
+        coerce(data, str, "data"),
+        Path(coerce(out, str, "out")),
+        teacher=name,
+        student=given,
+        hours=hours,
+        overwrite=overwrite,
+        allow_weak_teacher=allow_weak_teacher,
+    )
 
 
 @overload

@@ -39,6 +39,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(runs.demo_parser, runs.demo_command),
+    "init": Command(runs.init_parser, runs.init_command),
     "train": Command(runs.train_parser, runs.train_command, TrainConfig),
     "distill": Command(runs.distill_parser, runs.distill_command, DistillConfig),
     "check": Command(runs.check_parser, runs.check_command, DistillConfig),

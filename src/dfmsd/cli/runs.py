@@ -1,4 +1,4 @@
-"""Commands that train, or plan a training: demo, train, distill, check, estimate, compare."""
+"""Commands that train, or plan a training: demo, init, train, distill, check, estimate, compare."""
 
 from __future__ import annotations
 
@@ -33,6 +33,34 @@ def demo_command(values: Namespace) -> None:
     from dfmsd.demo import demo
 
     demo(values.out)
+
+
+def init_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd init``."""
+    parser = command_parser("Write the commented config of a first distillation, chosen for data, teacher and machine.")
+    parser.add_argument("data", type=str, help="data set folder, or digits")
+    parser.add_argument("--teacher", type=str | None, default=None, help="a reference; without, one is trained first")
+    parser.add_argument("--out", type=Path, required=True, help="YAML file to write, such as my.yaml")
+    parser.add_argument("--student", type=str | None, default=None, help="such as fcos/resnet18; chosen by default")
+    parser.add_argument("--hours", type=float | None, default=None, help="time limit, with the teacher's training")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher that lacks classes")
+    return parser
+
+
+def init_command(values: Namespace) -> None:
+    """Run ``dfmsd init``."""
+    files = planning.init(
+        values.data,
+        values.out,
+        teacher=values.teacher,
+        student=values.student,
+        hours=values.hours,
+        overwrite=values.overwrite,
+        allow_weak_teacher=values.allow_weak_teacher,
+    )
+    for file in files:
+        print(file)
 
 
 def train_parser() -> ArgumentParser:

@@ -107,14 +107,22 @@ def find_teachers(
             raise DfmsdError(f"teacher {name}: {folder} is the student's own run folder; choose another `out`")
     for name in references:
         if name not in described:
-            _refuse_unfinished(name)
+            refuse_unfinished(name)
     loaded = {name: load_detector(name) for name in references if name not in described}
     untrained = {name: recipe for name, recipe in described.items() if not _is_trained(name, recipe, class_names)}
     check_process_counts({name: recipe.processes for name, recipe in untrained.items()}, processes)
     return FoundTeachers(loaded, described, untrained)
 
 
-def _refuse_unfinished(name: str) -> None:
+def refuse_unfinished(name: str) -> None:
+    """Refuse the folder of a run that has not finished.
+
+    Args:
+        name: reference of a teacher; one that is no run folder passes.
+
+    Raises:
+        DfmsdError: the run has not finished.
+    """
     run = RunFolder(Path(name))
     if run.exists and not run.finished:
         refuse_writer(run.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ class Estimate:
         frame: height and width of the measured batch.
         teachers: reference -> estimate of the run of each teacher that is made first.
         plan: what near teachers the run makes, and why not, one line each.
+        sizes: keywords of `predict` besides config and times, to predict the run with other epochs.
     """
 
     config: DistillConfig
@@ -56,6 +57,7 @@ class Estimate:
     frame: tuple[int, int]
     teachers: dict[str, Estimate]
     plan: tuple[str, ...] = ()
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hours(self) -> float:
@@ -104,14 +106,13 @@ def estimate(
     with step_parts(config, task, data, batch, target) as parts:
         ms = time_in_turns(parts, seconds, clock=clock, wait=wait)
     plan = plan_caches(task, config, len(data.train))
-    prediction = predict(
-        config,
-        ms,
-        train_images=data.num_labeled,
-        val_images=len(data.val),
-        workers=data.workers,
-        kept=1.0 if plan is None or not plan.need else min(1.0, plan.room / plan.need),
-    )
+    sizes: dict[str, Any] = {
+        "train_images": data.num_labeled,
+        "val_images": len(data.val),
+        "workers": data.workers,
+        "kept": 1.0 if plan is None or not plan.need else min(1.0, plan.room / plan.need),
+    }
+    prediction = predict(config, ms, **sizes)
     flops = {name: coco_flops(config, image_flops, epochs) for name, epochs in COCO_EPOCHS.items()}
     return Estimate(
         config,
@@ -127,6 +128,7 @@ def estimate(
             for name, recipe in unfinished_recipes(teacher_names(config), near).items()
         },
         (*settled.notes, *describe(settled.config, near, data.class_names, data.num_labeled)),
+        sizes,
     )
 
 

@@ -41,3 +41,10 @@ def synchronize(device: torch.device) -> None:
 def available_cores() -> int:
     """Return the number of CPU cores this process may run on (``os.process_cpu_count`` from Python 3.13 on)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """Return the machine's RAM in bytes; None where the operating system does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

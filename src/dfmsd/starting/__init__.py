@@ -1,0 +1,1 @@
+"""A first config for a data set, a teacher and a machine."""

@@ -1,0 +1,124 @@
+"""Sizes and lengths of a first run, as pure functions of the facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from dfmsd.starting.draft import Choice
+from dfmsd.starting.facts import Facts
+from dfmsd.types import LevelSpec
+from dfmsd.utils.cachedir import GIB
+
+CELL = 8
+"""Stride of P3, the finest level of one-stage detectors: a smaller object has no cell of its own."""
+SHARE = 0.9
+"""Share of the objects that should be at least as large as a cell."""
+STEP = 32
+SMALLEST = 192
+LARGEST = {"cpu": 512, "gpu": 1024}
+"""Image sizes are multiples of `STEP` in this range, if the images are as large."""
+BATCH = {"cpu": 8, "gpu": 16}
+FEWEST_STEPS, MOST_STEPS = 3_000, 10_000
+USUAL_EPOCHS = 12
+"""COCO's usual schedule, where it stays within the range of steps."""
+MOST_EPOCHS = 300
+"""Of a data set so small that even they do not reach `FEWEST_STEPS`."""
+EVALUATIONS = 10
+IMAGE_CACHE_GIB, TEACHER_CACHE_GIB = 4.0, 8.0
+"""Default budgets of `data.cache_gib` and `teacher_cache_gib`."""
+MEMORY_SHARE = 0.25
+"""Share of the machine's memory that the teacher cache may take."""
+FLOAT16_BYTES = 2
+
+
+def choose_image_size(facts: Facts) -> Choice:
+    """Choose the teacher's own size, or the smallest one at which nearly all objects cover a cell of P3."""
+    largest = LARGEST[machine(facts)]
+    native = STEP * math.ceil(facts.side / STEP)
+    teacher = facts.teacher.image_size if facts.teacher else None
+    if teacher is not None and teacher <= largest:
+        return Choice(teacher, f"the teacher's; {_covered(facts, teacher)}")
+    wanted = STEP * math.ceil(round(CELL / float(torch.quantile(_sample(facts), 1 - SHARE))) / STEP)
+    size = min(max(wanted, SMALLEST), native, largest)
+    reason = _covered(facts, size)
+    if size < wanted:
+        reason += ", and the images are no larger" if size == native else f", and {wanted} would take longer"
+    return Choice(size, reason)
+
+
+def choose_batch_size(facts: Facts) -> Choice:
+    """Choose the measured one for the machine, if there are as many images."""
+    size = BATCH[machine(facts)]
+    if facts.train_images < size:
+        return Choice(facts.train_images, "all training images")
+    return Choice(size, "as in the measured runs on CPUs" if size == BATCH["cpu"] else "a GPU is slow with fewer")
+
+
+def choose_epochs(images: int, batch_size: int) -> Choice:
+    """Choose as many epochs as take a sensible number of steps.
+
+    Args:
+        images: To train on.
+        batch_size: Of the run.
+    """
+    per_epoch = max(1, images // batch_size)
+    steps = min(max(USUAL_EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
+    epochs = min(math.ceil(steps / per_epoch), MOST_EPOCHS)
+    return Choice(epochs, f"{describe_steps(images, batch_size, epochs)}; {FEWEST_STEPS:,} to {MOST_STEPS:,} are usual")
+
+
+def describe_steps(images: int, batch_size: int, epochs: int) -> str:
+    """Return the number of steps in words, such as ``of 56 steps, 3,024 in all``."""
+    per_epoch = max(1, images // batch_size)
+    return f"of {per_epoch:,} step(s), {epochs * per_epoch:,} in all"
+
+
+def choose_eval_every(epochs: int) -> int:
+    """Return the epochs between evaluations that make about `EVALUATIONS` of them."""
+    return max(1, epochs // EVALUATIONS)
+
+
+def choose_image_cache(facts: Facts, image_size: int) -> Choice:
+    """Keep resized images in RAM if they fit."""
+    need = 3 * image_size**2 * (facts.train_images + facts.val_images) / GIB
+    if need <= IMAGE_CACHE_GIB:
+        return Choice("ram", f"the resized images take at most {need:.2f} GiB")
+    return Choice("off", f"the resized images may take {need:.0f} GiB, so processes load them in every epoch")
+
+
+def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: int, versions: int) -> Choice:
+    """Cache the teacher's features in RAM on a CPU, if they fit.
+
+    Args:
+        facts: Of data and machine.
+        levels: The teacher's pyramid.
+        image_size: Of the run.
+        versions: Of each image, 2 with flips.
+    """
+    if facts.gpu:
+        return Choice(None, "its gain has been measured on CPUs only")
+    cells = sum(level.channels * math.ceil(image_size / level.stride) ** 2 for level in levels)
+    need = FLOAT16_BYTES * cells * versions * facts.train_images / GIB
+    room = min(TEACHER_CACHE_GIB, MEMORY_SHARE * (facts.memory or math.inf) / GIB)
+    if need > room:
+        return Choice(None, f"the teacher's features may take {need:.0f} GiB, more than the {room:.0f} to spare")
+    times = "once" if versions == 1 else "twice, flipped and not"
+    return Choice("ram", f"at most {need:.2f} GiB; the teacher sees each image {times}, instead of in every epoch")
+
+
+def machine(facts: Facts) -> str:
+    """Return ``gpu`` or ``cpu``."""
+    return "gpu" if facts.gpu else "cpu"
+
+
+def _covered(facts: Facts, size: int) -> str:
+    share = float((facts.sizes * size >= CELL).float().mean())
+    return f"{share:.0%} of the objects cover a cell of the finest level, {CELL} pixels"
+
+
+def _sample(facts: Facts) -> torch.Tensor:
+    """Return at most 10 million object sizes, evenly spread, which is as many as torch.quantile takes."""
+    return facts.sizes[:: max(1, math.ceil(len(facts.sizes) / 10_000_000))]
