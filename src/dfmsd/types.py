@@ -18,11 +18,18 @@ class LevelSpec(NamedTuple):
 
     name: str
     channels: int
-    stride: int
-    """Input pixels per feature cell."""
+    stride: float
+    """Input pixels per feature cell; a whole number unless another detector's input has other pixels, see `seen_at`."""
     sizes: tuple[float, float] | None = None
     """Range of object sizes that the detector assigns to this level, lower bound included, upper bound excluded: square
     root of the box's area, in pixels of the input. 0 and infinity are open ends. None if it has no rule by size."""
+
+    def seen_at(self, scale: float) -> LevelSpec:
+        """Return the level of a detector whose input is ``scale`` times as large, in pixels of the smaller input."""
+        if scale == 1:
+            return self
+        sizes = None if self.sizes is None else (self.sizes[0] / scale, self.sizes[1] / scale)
+        return self._replace(stride=self.stride / scale, sizes=sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types: an upper bound of infinity is None, and unknown sizes are left out."""
@@ -87,10 +94,18 @@ class Batch(NamedTuple):
     """``images[].id`` of the annotation file."""
     keys: Sequence[str | None] = ()
     """Cache key of each image as augmented; None without a cache, or if the same augmentation cannot recur."""
+    larger: Tensor | None = None
+    """The same images as the teachers see them, if these see more pixels: ``N x 3 x H' x W'``, padded likewise."""
+
+    @property
+    def for_teachers(self) -> Tensor:
+        """The images that the teachers see."""
+        return self.images if self.larger is None else self.larger
 
     def to(self, device: torch.device | str) -> Batch:
         """Move images and targets to a device; the other fields are not tensors."""
         targets: list[Target] = [
             {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in self.targets
         ]
-        return self._replace(images=self.images.to(device, non_blocking=True), targets=targets)
+        larger = None if self.larger is None else self.larger.to(device, non_blocking=True)
+        return self._replace(images=self.images.to(device, non_blocking=True), targets=targets, larger=larger)

@@ -8,32 +8,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dfmsd.data.config import STRIDE
 from dfmsd.data.transforms import Sample
 from dfmsd.types import Batch
 
 
-def collate(samples: Sequence[Sample], image_size: int | None = None) -> Batch:
+def collate(samples: Sequence[Sample], image_size: int | None = None, teacher_size: int | None = None) -> Batch:
     """Pad samples with black at the right and the bottom, and stack them.
 
     Args:
         samples: At least one; unlabeled ones last.
         image_size: Side of the square frame in pixels; by default the largest height and width among the samples,
             rounded up to multiples of 32.
+        teacher_size: Side of the frame of the samples' larger images, if they have any.
     """
-    sizes = [(int(sample.image.shape[-2]), int(sample.image.shape[-1])) for sample in samples]
-    height, width = (image_size or -(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
-    # uint8 and channels last, as images are decoded: padding is a plain copy, and the batch is converted only once
-    shape = (len(samples), 3, height, width)
-    frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
-    for frame, sample, (h, w) in zip(frames, samples, sizes, strict=True):
-        frame[:, :h, :w] = sample.image
+    larger = [sample.larger for sample in samples if sample.larger is not None]
     return Batch(
-        images=frames.float().div_(255),
+        images=_padded([sample.image for sample in samples], image_size),
         targets=[sample.target for sample in samples if sample.labeled],
-        sizes=sizes,
+        sizes=[_size(sample.image) for sample in samples],
         scales=[sample.scale for sample in samples],
         image_ids=[sample.image_id for sample in samples],
         keys=[sample.digest for sample in samples],
+        larger=_padded(larger, teacher_size) if larger else None,
     )
+
+
+def _padded(images: Sequence[Tensor], side: int | None) -> Tensor:
+    """Return uint8 images, ``3 x H x W``, in one float32 frame, ``N x 3 x H' x W'``."""
+    sizes = [_size(image) for image in images]
+    height, width = (side or -(-max(lengths) // STRIDE) * STRIDE for lengths in zip(*sizes, strict=True))
+    # uint8 and channels last, as images are decoded: padding is a plain copy, and the batch is converted only once
+    shape = (len(images), 3, height, width)
+    frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
+    for frame, image, (h, w) in zip(frames, images, sizes, strict=True):
+        frame[:, :h, :w] = image
+    return frames.float().div_(255)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return int(image.shape[-2]), int(image.shape[-1])

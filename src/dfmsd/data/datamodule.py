@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -47,6 +48,7 @@ class CocoDataModule(pl.LightningDataModule):
         digest: Compute the digest of each training image, which is the key of feature caches.
         processes: Processes of the run on this machine, which share its cores.
         epochs: Epochs of the run, the last of which are free of mosaic and mixup.
+        teacher_size: Longer side of the training images that the teachers see, in pixels; None for that of the config.
 
     Attributes:
         train: Training images, unlabeled ones last.
@@ -65,6 +67,7 @@ class CocoDataModule(pl.LightningDataModule):
         digest: bool = False,
         processes: int = 1,
         epochs: int | None = None,
+        teacher_size: int | None = None,
     ) -> None:
         super().__init__()
         if seed < 0:
@@ -84,16 +87,23 @@ class CocoDataModule(pl.LightningDataModule):
             others = [open_split(config, "val")] if config.holdout and has_split(config, "val") else [val]
             labeled = [record.path for split in (whole, *others) for record in split.records]
             train = train.extended(unlabeled_records(config.unlabeled, labeled))
+        self.teacher_size = teacher_size
         size = _resized_bytes((train, val), config.image_size)
+        size += _resized_bytes([train], teacher_size) if teacher_size else 0
         cache = _choose_cache(config, size)
         self.workers = _count_workers(config.workers, cache != "off", processes)
         store = _open_store(Path(config.root).expanduser(), config, size) if cache == "disk" else None
         keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
         mixing = None if epochs is None else epochs - config.unmixed_epochs(epochs)
-        augmentation = Augmentation(config.image_size, **config.augmentation, mixing_epochs=mixing)
-        self.train = DetectionDataset(
-            train, config.image_size, augmentation, **keep, digest=digest, seed=seed, pool=config.augment_pool
-        )
+
+        def augmented(side: int, **options: Any) -> DetectionDataset:
+            augmentation = Augmentation(side, **config.augmentation, mixing_epochs=mixing)
+            return DetectionDataset(train, side, augmentation, **keep, seed=seed, pool=config.augment_pool, **options)
+
+        if teacher_size is None:
+            self.train = augmented(config.image_size, digest=digest)
+        else:
+            self.train = augmented(config.image_size, larger=augmented(teacher_size, digest=digest))
         self.val = DetectionDataset(val, config.image_size, **keep)
 
     @property
@@ -128,6 +138,14 @@ class CocoDataModule(pl.LightningDataModule):
         """Return the loader of every val image once, in the order of the annotation file, without augmentation."""
         return DataLoader(self.val, self.config.batch_size, **self._options)
 
+    def teacher_val_dataloader(self) -> DataLoader[Sample]:
+        """Return the loader of `val_dataloader` with images as the teachers see them."""
+        if self.teacher_size is None:
+            return self.val_dataloader()
+        config = replace(self.config, image_size=self.teacher_size)
+        images = DetectionDataset(self.val.coco, self.teacher_size)
+        return DataLoader(images, config.batch_size, **_loader_options(config, self.workers))
+
     def sample_batches(self, images: int) -> Iterator[Batch]:
         """Iterate over training images that are evenly spread over the data set, without augmentation.
 
@@ -135,7 +153,8 @@ class CocoDataModule(pl.LightningDataModule):
             images: how many, at most.
         """
         step = max(1, self.num_labeled // images)
-        plain = DetectionDataset(self.train.coco, self.config.image_size)
+        larger = None if self.teacher_size is None else DetectionDataset(self.train.coco, self.teacher_size)
+        plain = DetectionDataset(self.train.coco, self.config.image_size, larger=larger)
         indices = range(0, self.num_labeled, step)[:images]
         collate_fn = self._options["collate_fn"]
         for start in range(0, len(indices), self.config.batch_size):
@@ -143,7 +162,7 @@ class CocoDataModule(pl.LightningDataModule):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return _loader_options(self.config, self.workers)
+        return _loader_options(self.config, self.workers, self.teacher_size)
 
 
 def split_loader(config: DataConfig, split: str = "val") -> DataLoader[Sample]:
@@ -177,13 +196,14 @@ def plain_loader(config: DataConfig, data: DetectionSplit, name: str) -> DataLoa
     return DataLoader(DetectionDataset(data, config.image_size), config.batch_size, **options)
 
 
-def _loader_options(config: DataConfig, workers: int) -> dict[str, Any]:
+def _loader_options(config: DataConfig, workers: int, teacher_size: int | None = None) -> dict[str, Any]:
+    side = config.image_size if config.pad == "square" else None
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "worker_init_fn": ignore_stop_signals,
         "pin_memory": torch.cuda.is_available(),
-        "collate_fn": partial(collate, image_size=config.image_size if config.pad == "square" else None),
+        "collate_fn": partial(collate, image_size=side, teacher_size=teacher_size),
         "generator": torch.Generator(),  # by default a loader draws from the global generator
     }
 

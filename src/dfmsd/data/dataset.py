@@ -37,6 +37,8 @@ class DetectionDataset(Dataset[Sample]):
         seed: At least 0.
         pool: Number of augmented versions of each image, which the epochs take in turn; None makes new ones in every
             epoch.
+        larger: The same data set with a larger `image_size`, whose images become the samples' ``larger`` ones, and
+            whose digests the samples'.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class DetectionDataset(Dataset[Sample]):
         digest: bool = False,
         seed: int = 0,
         pool: int | None = None,
+        larger: DetectionDataset | None = None,
     ) -> None:
         self.coco = coco
         self.image_size = image_size
@@ -58,6 +61,7 @@ class DetectionDataset(Dataset[Sample]):
         self.digest = digest
         self.seed = seed
         self.pool = pool
+        self.larger = larger
         self._labeled = sum(record.labeled for record in coco.records)
         self._cache: dict[int, Sample] | None = {} if cache else None
 
@@ -67,6 +71,13 @@ class DetectionDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Return one sample; the key is ``index`` or ``(epoch, index)``."""
+        sample = self._augmented(key)
+        if self.larger is None:
+            return sample
+        twin = self.larger[key]
+        return sample._replace(larger=twin.image, digest=twin.digest)
+
+    def _augmented(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")

@@ -27,6 +27,8 @@ class Sample(NamedTuple):
     """Key of the pixels for feature caches, if requested; None after random rescaling, which rarely repeats."""
     labeled: bool = True
     """Whether the image has been annotated."""
+    larger: Tensor | None = None
+    """The image with more pixels, for the teachers, changed in the same way as ``image``; set last."""
 
 
 def fit(image: Tensor, target: Target, image_size: int, image_id: int = 0) -> Sample:
@@ -80,7 +82,8 @@ def random_rescale(sample: Sample, factor: float, frame: int | tuple[int, int], 
     sample = resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
     height, width = sample.image.shape[-2:]
     size = min(height, limit[0]), min(width, limit[1])
-    top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
+    # fractions, since the number of random bits that an integer takes depends on its range, and so on the image's size
+    top, left = (int(rng.random() * (room + 1)) for room in (height - size[0], width - size[1]))
     boxes = F.crop(bounding_boxes(sample), top, left, *size)
     return with_pixels(sample, F.crop(sample.image, top, left, *size), boxes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,9 @@ class Layout(NamedTuple):
     def nbytes(self) -> int:
         """Bytes per image, with the sides of the maps rounded up."""
         height, width = self.frame
-        values = sum(level.channels * -(-height // level.stride) * -(-width // level.stride) for level in self.levels)
+        values = sum(
+            level.channels * math.ceil(height / level.stride) * math.ceil(width / level.stride) for level in self.levels
+        )
         scales = sum(4 * level.channels for level in self.levels)
         return 2 * values if self.storage == "float16" else values + scales
 

@@ -60,7 +60,7 @@ def pairing_tables(rows: Iterable[PairedLevels]) -> Iterator[Table]:
 
 def format_level(level: LevelSpec) -> str:
     """Format a level as its name, stride and channels."""
-    return f"{level.name} (/{level.stride}, {level.channels})"
+    return f"{level.name} (/{level.stride:.3g}, {level.channels})"
 
 
 def _format_sizes(level: LevelSpec) -> str:

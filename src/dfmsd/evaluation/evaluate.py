@@ -205,7 +205,7 @@ def _loader(
 def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yield the first ``count`` images, truncating the last batch if necessary."""
     for batch in batches:
-        yield Batch._make(field[:count] for field in batch)
+        yield Batch._make(None if field is None else field[:count] for field in batch)
         count -= len(batch.image_ids)
         if count <= 0:
             return

@@ -27,14 +27,14 @@ class LevelPair(NamedTuple):
     student: LevelSpec
     teacher: LevelSpec
 
-    def stride(self, resize: Resize) -> int:
+    def stride(self, resize: Resize) -> float:
         """Return the stride of both levels after one of them is resized, see `Align`."""
         return (self.teacher if resize == "student" else self.student).stride
 
 
 def format_levels(levels: Sequence[LevelSpec]) -> str:
     """Format levels as one line with the name, stride and channels of each."""
-    return ", ".join(f"{level.name} /{level.stride} x{level.channels}" for level in levels) or "none"
+    return ", ".join(f"{level.name} /{level.stride:.3g} x{level.channels}" for level in levels) or "none"
 
 
 def pair_levels(
@@ -122,11 +122,11 @@ def _pair_by_size(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) ->
 
 
 def _pair_by_stride(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> tuple[LevelPair, ...]:
-    by_stride: defaultdict[int, list[LevelSpec]] = defaultdict(list)
+    by_stride: defaultdict[float, list[LevelSpec]] = defaultdict(list)
     for level in teacher:
         by_stride[level.stride].append(level)
     pairs: dict[int, LevelSpec] = {}  # index of the student's level -> level of the teacher
-    occurrences: Counter[int] = Counter()
+    occurrences: Counter[float] = Counter()
     for index, level in enumerate(student):
         if same := by_stride.get(level.stride):
             pairs[index] = same[min(occurrences[level.stride], len(same) - 1)]

@@ -55,7 +55,7 @@ class LossContext(NamedTuple):
     """Per image ``M x 4``, xyxy in pixels of the padded input; None if the criterion was called without."""
     size: tuple[int, int] | None
     """Height and width of the padded input; None if the criterion was called without."""
-    stride: int
+    stride: float
     """Input pixels per feature cell."""
     stage: int = 1
     """Counted from 1."""

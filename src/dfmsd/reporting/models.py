@@ -113,7 +113,7 @@ def levels_sections(
     rows = [
         (
             f"{row.stage}: {row.teacher}",
-            *(f"{level.name} /{level.stride}, {level.channels} channels" for level in row.pair),
+            *(f"{level.name} /{level.stride:.3g}, {level.channels} channels" for level in row.pair),
             row.alignment,
         )
         for row in pairs

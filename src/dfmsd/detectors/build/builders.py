@@ -158,7 +158,7 @@ def _pyramid(backbone: Backbone, config: DetectorConfig, extra: ExtraFPNBlock) -
 
 
 def _strides(pyramid: PyramidBackbone) -> list[int]:
-    return [level.stride for level in read_levels(pyramid)]
+    return [int(level.stride) for level in read_levels(pyramid)]
 
 
 def _anchors(sizes: Sequence[tuple[float, ...]], ratios: tuple[float, ...]) -> AnchorGenerator:

@@ -34,7 +34,7 @@ class OneStageDetector(TorchvisionDetector):
     @property
     def dense_head(self) -> TorchvisionHead | None:
         """The head, where its two parts are torchvision's own or GFL's."""
-        strides = [level.stride for level in self.levels]
+        strides = [int(level.stride) for level in self.levels]
         return TorchvisionHead(self.model, self.class_names, strides) if can_be_cut(self.model) else None
 
     def forward_with_head(

@@ -36,7 +36,7 @@ def object_cells(boxes: Sequence[Tensor], stride: float, size: tuple[int, int]) 
 
 @torch.no_grad()
 def object_masks(
-    boxes: Sequence[Tensor], stride: int, size: tuple[int, int], dtype: torch.dtype = torch.float32
+    boxes: Sequence[Tensor], stride: float, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Weight the cells of objects and of the background.
 
