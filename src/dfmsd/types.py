@@ -102,6 +102,15 @@ class Batch(NamedTuple):
         """The images that the teachers see."""
         return self.images if self.larger is None else self.larger
 
+    def channels_last(self) -> Batch:
+        """Return the batch with images in channels-last memory, in which convolutions are fastest."""
+        images, larger = (
+            None if value is None else value.contiguous(memory_format=torch.channels_last)
+            for value in (self.images, self.larger)
+        )
+        assert images is not None
+        return self._replace(images=images, larger=larger)
+
     def to(self, device: torch.device | str) -> Batch:
         """Move images and targets to a device; the other fields are not tensors."""
         targets: list[Target] = [

@@ -233,3 +233,10 @@ def test_invalid_configs_are_rejected(
 ) -> None:
     with pytest.raises(DfmsdError, match=message):
         compare_config(tmp_path, **values)
+
+
+def test_the_teachers_of_all_runs_may_see_larger_images(compare_config: MakeCompare, tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["none", "pkd"], teacher_size=96)
+    (pair,) = list(config.pairs)[:1]
+    runs, _ = plan_runs(config, config.parsed_methods(), pair)
+    assert {run.method.name: run.config.teacher_size for run in runs} == {"none": None, "pkd": 96}

@@ -16,8 +16,13 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import BasisName
+from dfmsd.types import Batch
 
 PKD = {"name": "pkd"}
+
+
+def batch_of(images: torch.Tensor) -> Batch:
+    return Batch(images, [], [], [], [])
 
 
 def task_of(
@@ -38,7 +43,7 @@ def task_of(
 def test_a_basis_is_fitted_once_and_saved_with_the_layers() -> None:
     task = task_of(frozen(2, name="a"), frozen(2, name="b"), basis="former")
     assert len(task.unfitted) == 1
-    fits = task.fit_bases([IMAGES])
+    fits = task.fit_bases([batch_of(IMAGES)])
     assert set(fits[""]) == {"t8", "t16"}
     assert task.unfitted == ()
     other = task_of(frozen(2, name="a"), frozen(2, name="b"), basis="former")
@@ -52,7 +57,7 @@ def test_a_teacher_in_its_own_basis_has_the_loss_of_no_rotation() -> None:
     plain = task_of(teacher, teacher, basis="own", student=student)
     rotated = task_of(teacher, teacher, basis="former", student=student)  # the former teacher is the same one
     images = interpolate(torch.rand(2, 3, 4, 8), scale_factor=8)  # whose features vary far more than the losses' eps
-    rotated.fit_bases([images])
+    rotated.fit_bases([batch_of(images)])
     rotation = rotated.lessons[0].criterion.basis.maps["t8"].weight
     assert_close(rotation / rotation.diagonal(), torch.eye(2), atol=1e-3, rtol=0)
     terms = [task.eval()(images, TARGETS) for task in (plain, rotated)]
@@ -64,14 +69,14 @@ def test_a_teacher_of_other_channels_needs_no_convolution() -> None:
     student = task_of(frozen(3), basis="student")
     assert sum(p.numel() for p in own.lessons[0].criterion.parameters()) > 0
     assert sum(p.numel() for p in student.lessons[0].criterion.parameters()) == 0
-    student.fit_bases([IMAGES])
+    student.fit_bases([batch_of(IMAGES)])
     assert all(term.isfinite() for term in student(IMAGES, TARGETS).values())
 
 
 def test_the_fit_leaves_the_student_in_its_mode_and_without_statistics() -> None:
     task = task_of(frozen(2), basis="student").train()
     before = task.student.norm.running_mean.clone()
-    task.fit_bases([IMAGES])
+    task.fit_bases([batch_of(IMAGES)])
     assert task.student.training
     assert torch.equal(task.student.norm.running_mean, before)
 
@@ -86,7 +91,7 @@ def test_the_student_learns_alone_until_the_basis_is_fitted() -> None:
 
 def test_several_teachers_share_the_basis_of_the_student() -> None:
     task = task_of([frozen(2, name="a"), frozen(3, name="b")], basis="student")
-    fits = task.fit_bases([IMAGES])
+    fits = task.fit_bases([batch_of(IMAGES)])
     assert set(fits) == {"T1", "T2"}
     assert {name.partition("/")[0] for name in task(IMAGES, TARGETS)} == {"task", "T1.pkd", "T2.pkd"}
 
@@ -104,7 +109,7 @@ def test_a_basis_of_a_basis_is_that_of_the_first_teacher() -> None:
     task = DistillationTask(FewNeurons(), stages, [[first], [second], [third]], PKD)
     for index in (1, 2):
         task.enter_stage(index)
-        task.fit_bases([IMAGES])
+        task.fit_bases([batch_of(IMAGES)])
         assert [level.channels for level in task.lessons[0].criterion.basis.levels] == [2, 2]
 
 

@@ -43,6 +43,9 @@ def test_extrapolation_matches_exact_count_of_a_coco_image(monkeypatch: pytest.M
     box_head = sum(3 * 2 * regions * layer.weight.numel() for layer in layers)
     assert found["student"].constant == pytest.approx(box_head, rel=0.1)
     assert found["loss"].constant == pytest.approx(0, abs=0.02 * found["loss"](COCO_SIZE))
+    seen = DistillationTask(student, stages, [[FrozenTeacher(teacher, "t", scale=1.5)]], {"name": "pkd"}).train()
+    larger = stage_flops(seen, torch.device("cpu"))["teacher"](COCO_SIZE)
+    assert larger == pytest.approx(1.5**2 * found["teacher"](COCO_SIZE), rel=0.02)
 
 
 def test_schedule_weights_stages_by_their_epochs() -> None:

@@ -165,6 +165,11 @@ def test_torchrun_is_refused(config: DistillConfig, monkeypatch: pytest.MonkeyPa
         rank(config)
 
 
+def test_larger_images_for_the_teachers_are_refused(config: DistillConfig) -> None:
+    with pytest.raises(DfmsdError, match="rank: teachers are read at the student's image size; leave out teacher_size"):
+        rank(replace(config, teacher_size=96))
+
+
 def test_python_takes_teachers_in_place_of_those_of_the_stages(
     config: DistillConfig, tiny_teachers: tuple[str, str]
 ) -> None:

@@ -39,6 +39,7 @@ class CompareConfig:
             ``auto`` for the first of a method's own first stage that fits, if any; null for none. The control
             ``inherit`` uses T1 unless a number is given.
         teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
+        teacher_size: longer side of the images that the teachers see, in pixels; null shows them the students' images.
         precision: of the networks' arithmetic.
         deliver: which weights of every run are compared, as in `RunConfig`.
         ema: decay of the moving average.
@@ -60,6 +61,7 @@ class CompareConfig:
     balances: dict[str, float] = field(default_factory=dict)
     inherit: int | Literal["auto"] | None = "auto" if DEFAULT_INHERIT == AUTO else None
     teacher_cache: Literal["ram", "disk"] | None = "disk"
+    teacher_size: int | None = None
     precision: Precision = "32"
     deliver: Deliver = "last"
     ema: float = RunConfig.ema

@@ -53,7 +53,8 @@ def compare(
     if not dry_run:
         check_writable(Path(config.out))
     check_frozen(config.student)
-    data = CocoDataModule(config.data, digest=config.teacher_cache is not None)
+    digest = config.teacher_cache is not None
+    data = CocoDataModule(config.data, digest=digest, teacher_size=config.teacher_size)
     check_contents(data)
     plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
     print_plans(config, plans, console)

@@ -137,7 +137,7 @@ def _step(
 ) -> None:
     task.stage = stage  # not enter_stage, which would clear the caches of the other stages
     with within():
-        named = task(batch.images, batch.targets, batch.keys if cached else ())
+        named = task(batch.images, batch.targets, batch.keys if cached else (), batch.larger)
     torch.stack(list(named.values())).sum().backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip)

@@ -42,7 +42,7 @@ def measure_teachers(
     path = Path(config.out) / "teachers.json"
     known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
-    size = config.data.image_size
+    size = config.teacher_size or config.data.image_size
     required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
@@ -65,4 +65,4 @@ def measure_teachers(
 def _ap(detector: Detector, data: CocoDataModule) -> float | None:
     if not common_classes(detector.class_names, data.class_names):
         return None
-    return evaluate(detector, data.val_dataloader(), device=default_device())["AP"]
+    return evaluate(detector, data.teacher_val_dataloader(), device=default_device())["AP"]

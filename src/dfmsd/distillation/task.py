@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import Correlation
-from dfmsd.types import FeaturePyramid, LevelSpec, Target
+from dfmsd.types import Batch, FeaturePyramid, LevelSpec, Target
 
 
 class Lesson(NamedTuple):
@@ -39,9 +40,9 @@ class Lesson(NamedTuple):
         """Whether the balance measures the gradients of the terms in this step."""
         return self.balance is not None and self.balance.measures
 
-    def target(self, images: Tensor) -> FeaturePyramid:
+    def target(self, batch: Batch) -> FeaturePyramid:
         """Return the features that the student imitates: the teacher's, in the basis of the lesson."""
-        pyramid = self.teacher.features(images)
+        pyramid = _features(self.teacher, batch)
         return pyramid if self.criterion.basis is None else self.criterion.basis(pyramid)
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +198,13 @@ class DistillationTask(nn.Module):
             for lesson, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
                 lesson.criterion.load_state_dict(_layers(former.criterion), strict=False)
 
-    def forward(self, images: Tensor, targets: Sequence[Target], keys: Sequence[str | None] = ()) -> dict[str, Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        keys: Sequence[str | None] = (),
+        larger: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Return the named losses of one batch; the total loss is their sum.
 
         Args:
@@ -205,6 +212,7 @@ class DistillationTask(nn.Module):
             targets: ground truth of the first images. The remaining images are used by the distillation terms only, and
                 ignored in a stage without a teacher.
             keys: content key of each image, for teachers with a cache.
+            larger: the same images for teachers that see more pixels, ``N x 3 x H' x W'``.
 
         Returns:
             ``task/<detector's loss>`` and ``<term>/<level>`` -> scalar; with several teachers in the stage
@@ -213,7 +221,8 @@ class DistillationTask(nn.Module):
         lessons = self.lessons
         if not lessons:
             images = images[: len(targets)]
-        pyramids = self._teacher_pyramids(images, keys)  # first, so that their peak memory is over before the student's
+        seen = images if larger is None else larger
+        pyramids = self._teacher_pyramids(seen, keys)  # first, so that their peak memory is over before the student's
         (pyramid, labeled, task_losses), heads = self._run_student(images, targets, lessons, pyramids)
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
@@ -235,7 +244,7 @@ class DistillationTask(nn.Module):
         return named
 
     def levels_in_use(self, index: int) -> dict[FrozenTeacher, set[LevelSpec]]:
-        """Return each teacher's levels that the losses of a stage use.
+        """Return each teacher's own levels that the losses of a stage use.
 
         Args:
             index: stage, from 0.
@@ -244,7 +253,7 @@ class DistillationTask(nn.Module):
         for lesson in self.lessons_of(index):
             names = {pair.teacher.name for pair in lesson.criterion.pairs}
             used.setdefault(lesson.teacher, set()).update(
-                level for level in lesson.teacher.levels if level.name in names
+                level for level in lesson.teacher.detector.levels if level.name in names
             )
         return used
 
@@ -257,11 +266,11 @@ class DistillationTask(nn.Module):
             if lesson.criterion.basis is not None and not lesson.criterion.basis.fitted
         )
 
-    def fit_bases(self, images: Sequence[Tensor]) -> dict[str, dict[str, Correlation]]:
+    def fit_bases(self, batches: Sequence[Batch]) -> dict[str, dict[str, Correlation]]:
         """Fit the bases of the current stage.
 
         Args:
-            images: batches, ``N x 3 x H x W``, on the device of the student and the teachers.
+            batches: images on the device of the student and the teachers.
 
         Returns:
             Label of the teacher -> its level -> correlation of equal channels with the reference, before and after.
@@ -272,16 +281,16 @@ class DistillationTask(nn.Module):
             assert basis is not None
             if basis.former:
                 former = self.lessons_of(self.stage - 1)[0]
-                former.teacher.to(images[0].device)
+                former.teacher.to(batches[0].images.device)
                 reference = former.target
-            fits[lesson.label] = basis.fit_to(images, lesson.teacher.features, reference)
+            fits[lesson.label] = basis.fit_to(batches, partial(_features, lesson.teacher), reference)
         return fits
 
     @torch.no_grad()
-    def _student_features(self, images: Tensor) -> FeaturePyramid:
+    def _student_features(self, batch: Batch) -> FeaturePyramid:
         training = self.student.training
         self.student.eval()
-        pyramid = self.student.features(images)
+        pyramid = self.student.features(batch.images)
         self.student.train(training)
         return pyramid
 
@@ -363,3 +372,7 @@ def _layers(criterion: nn.Module) -> dict[str, Tensor]:
 
 def _shapes(lessons: Sequence[Lesson]) -> list[dict[str, Size]]:
     return [{name: value.shape for name, value in _layers(lesson.criterion).items()} for lesson in lessons]
+
+
+def _features(teacher: FrozenTeacher, batch: Batch) -> FeaturePyramid:
+    return teacher.features(batch.for_teachers)

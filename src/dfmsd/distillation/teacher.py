@@ -25,22 +25,26 @@ class FrozenTeacher:
         detector: the teacher; it is frozen and switched to eval mode in place.
         name: for messages, usually the reference that it was loaded from.
         compute_dtype: float32, or a half-precision type to autocast to; None follows the caller's autocast.
+        scale: pixels of its images for one of the student's, along a side.
 
     Attributes:
         cache: where `features` looks first, if set.
     """
 
-    def __init__(self, detector: Detector, name: str, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, detector: Detector, name: str, compute_dtype: torch.dtype | None = None, scale: float = 1.0
+    ) -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.name = name
         self.compute_dtype = compute_dtype
+        self.scale = scale
         self.cache: TeacherCache | None = None
         self._modules = tuple(detector.modules())
 
     @property
     def levels(self) -> tuple[LevelSpec, ...]:
-        """Levels of the teacher's pyramid."""
-        return self.detector.levels
+        """Levels of the teacher's pyramid, in pixels of the student's images."""
+        return tuple(level.seen_at(self.scale) for level in self.detector.levels)
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Move the weights in place."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.distillation.stages import steps_into_stage
@@ -58,11 +57,8 @@ class BasisFit(pl.Callback):
         bases = [lesson.criterion.basis for lesson in task.unfitted]
         if trainer.is_global_zero:
             data: CocoDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            images = [
-                batch.images.to(pl_module.device, memory_format=torch.channels_last)
-                for batch in data.sample_batches(FIT_IMAGES)
-            ]
-            self._report(task, task.fit_bases(images))
+            batches = [batch.to(pl_module.device).channels_last() for batch in data.sample_batches(FIT_IMAGES)]
+            self._report(task, task.fit_bases(batches))
         for basis in bases:
             assert basis is not None
             copy_from_first(basis)  # the processes' students differ in the statistics of their normalization

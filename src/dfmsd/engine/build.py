@@ -31,7 +31,12 @@ def read_data(config: DistillConfig) -> CocoDataModule:
     """
     digest = config.teacher_cache is not None
     data = CocoDataModule(
-        config.data, seed=config.seed, digest=digest, processes=config.processes[0], epochs=config.epochs
+        config.data,
+        seed=config.seed,
+        digest=digest,
+        processes=config.processes[0],
+        epochs=config.epochs,
+        teacher_size=config.teacher_size,
     )
     check_contents(data)
     return data
@@ -121,7 +126,7 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     for name, teacher in teachers.items():
         check_finite(teacher, f"teacher {name}")
     frozen = {
-        name: FrozenTeacher(teachers[name], name, config.teacher_dtype)
+        name: FrozenTeacher(teachers[name], name, config.teacher_dtype, config.teacher_scale)
         for name in dict.fromkeys(name for stage in config.stages for name in stage.teachers)
     }
     seed_everything(config.seed)  # loading or training teachers may have drawn random numbers

@@ -18,6 +18,7 @@ from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.near import obstacle
 from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stages
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_loss, head_methods, replace_loss
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
@@ -225,6 +226,8 @@ class DistillConfig(RunConfig):
             ``auto`` takes the first teacher of the first stage that fits, and none if none does or the student starts
             from another detector; a line says which and why.
         teacher_precision: compute precision of the teachers; null uses `precision`.
+        teacher_size: longer side of the images that the teachers see, in pixels, a multiple of 32 above
+            `data.image_size`; null shows them the student's images.
         compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
             or two at the first step that `balance` does not measure; measured steps run uncompiled.
         teacher_cache: compute each image's teacher features once and keep them in ``ram`` for this run, or on ``disk``
@@ -244,6 +247,7 @@ class DistillConfig(RunConfig):
     sync_statistics: bool = True
     inherit: bool | str = DEFAULT_INHERIT
     teacher_precision: Precision | None = None
+    teacher_size: int | None = None
     compile_loss: bool = False
     teacher_cache: Literal["ram", "disk"] | None = None
     teacher_cache_dtype: StorageType = "float16"
@@ -276,6 +280,8 @@ class DistillConfig(RunConfig):
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
             )
         self._check_teacher_cache()
+        if self.teacher_size is not None:
+            check_teacher_size(self.teacher_size, self.data, self.stages, self.loss)
         if self.data.unlabeled is not None:
             self._check_unlabeled()
 
@@ -330,6 +336,11 @@ class DistillConfig(RunConfig):
         return None if self.inherit in (False, AUTO) else str(self.inherit)
 
     @property
+    def teacher_scale(self) -> float:
+        """Pixels of the teachers' images for one of the student's, along a side."""
+        return 1.0 if self.teacher_size is None else self.teacher_size / self.data.image_size
+
+    @property
     def teacher_dtype(self) -> torch.dtype:
         """Type that the teachers compute in."""
         return COMPUTE_DTYPES[self.teacher_precision or self.precision]
@@ -341,7 +352,7 @@ class DistillConfig(RunConfig):
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
         stages = [StageConfig(epochs) for stage in self.stages for epochs in stage.lengths]
-        undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None}
+        undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None, "teacher_size": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
 

@@ -121,9 +121,9 @@ class DistillationModule(pl.LightningModule):
         """Return the loss of one batch, and the named terms as their mean over the batches of the step so far."""
         if self.multi_scale is not None:
             batch = self.multi_scale(batch, self.current_epoch, batch_idx)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+        batch = batch.channels_last()
         with shared_step(statistics=self.sync_statistics):
-            named = self.task(images, batch.targets, batch.keys)
+            named = self.task(batch.images, batch.targets, batch.keys, batch.larger)
         loss = torch.stack(list(named.values())).sum()
         terms = {name: value.detach() for name, value in {**named, **self.task.diagnostics()}.items()}
         self._values.append({"loss": loss.detach(), **terms})

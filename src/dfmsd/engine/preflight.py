@@ -75,9 +75,13 @@ def preflight(
         DfmsdError: a teacher or loss term would teach nothing, or features cannot be stored.
     """
     findings = Preflight(levels={"student": format_levels(task.student.levels)}, parameters=ownership(task))
+    if data.teacher_size is not None:
+        findings.notes.append(
+            f"the teachers see images of {data.teacher_size} pixels; levels are paired in pixels of the student's"
+        )
     teachers = {teacher.name: teacher for teacher in task.every_teacher}
     for name, teacher in teachers.items():
-        findings.levels[name] = format_levels(teacher.levels)
+        findings.levels[name] = format_levels(teacher.detector.levels)
     box_sizes = data.train_box_sizes()
     for index in range(len(task.stages)):
         for lesson in task.lessons_of(index):
@@ -103,7 +107,7 @@ def preflight(
             name: _correlation(task, teacher) for name, teacher in teachers.items() if name not in headed
         }
         if cache is not None:
-            try_out(cache, batch.images)
+            try_out(cache, batch.for_teachers)
             findings.cache = str(cache)
     return findings
 
@@ -168,7 +172,7 @@ def _measure_ap(
         teacher.to(device)
         ap[teacher.name] = None
         if common_classes(teacher.detector.class_names, data.class_names):
-            ap[teacher.name] = evaluate(teacher.detector, data.val_dataloader(), limit=images)["AP"]
+            ap[teacher.name] = evaluate(teacher.detector, data.teacher_val_dataloader(), limit=images)["AP"]
     if teachers:
         ap["student"] = evaluate(task.student, data.val_dataloader(), limit=images)["AP"]
     return ap

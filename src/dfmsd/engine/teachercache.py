@@ -63,11 +63,11 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
     teachers = {teacher: None for used in stages for teacher in used}  # in order, each once
     if not teachers:
         return None
-    side = config.data.image_size
+    side = config.teacher_size or config.data.image_size
     layouts = {}
     for teacher in teachers:
         used_levels = set().union(*(used.get(teacher, set()) for used in stages))
-        levels = tuple(level for level in teacher.levels if level in used_levels)
+        levels = tuple(level for level in teacher.detector.levels if level in used_levels)
         layouts[teacher] = Layout(levels, (side, side), config.teacher_dtype, config.teacher_cache_dtype)
     versions = config.data.versions or 1
     sizes = {teacher: images * versions * layout.nbytes for teacher, layout in layouts.items()}

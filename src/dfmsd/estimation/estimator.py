@@ -153,4 +153,4 @@ def first_batch(data: CocoDataModule) -> Batch:
     """Load a batch of training images in this process, in the memory layout of training."""
     samples = [data.train[index] for index in data.example_indices]
     batch: Batch = data.train_dataloader().collate_fn(samples)
-    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+    return batch.channels_last()

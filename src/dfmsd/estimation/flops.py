@@ -96,8 +96,8 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     used = task.levels_in_use(task.stage)
     if not used:
         return StageCost(student, student_pyramid_bytes=student_bytes)
-    teachers = [count(partial(teacher.features, batch.images), teacher.detector) for teacher in used]
-    paired = [teacher.features(batch.images)[level.name] for teacher, levels in used.items() for level in levels]
+    teachers = [count(partial(teacher.features, batch.for_teachers), teacher.detector) for teacher in used]
+    paired = [teacher.features(batch.for_teachers)[level.name] for teacher, levels in used.items() for level in levels]
     return StageCost(student, sum(teachers, Cost()), _count_levels(task, batch), student_bytes, _bytes(paired))
 
 
@@ -148,7 +148,7 @@ def record_calls(
 
     hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     try:
-        task(batch.images, batch.targets)
+        task(batch.images, batch.targets, larger=batch.larger)
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dfmsd.data.config import STRIDE
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.estimation.flops import StageCost, count_stage
@@ -68,7 +69,9 @@ def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, Image
         device: where to count.
     """
     classes = len(task.student.class_names)
-    counted = [_products(count_stage(task, random_batch(IMAGES, side, classes).to(device))) for side in SIDES]
+    scale = max((teacher.scale for teacher in task.every_teacher), default=1.0)
+    batches = (random_batch(IMAGES, side, classes, scale).to(device) for side in SIDES)
+    counted = [_products(count_stage(task, batch)) for batch in batches]
     pixels = [side * side for side in SIDES]
     flops = {}
     for part in counted[0]:
@@ -77,9 +80,12 @@ def stage_flops(task: DistillationTask, device: torch.device) -> dict[str, Image
     return flops
 
 
-def random_batch(images: int, side: int, classes: int) -> Batch:
-    """Draw random square images with boxes of 1/8 to 1/2 of their side."""
-    return Batch(torch.rand(images, 3, side, side), [_random_target(side, classes) for _ in range(images)], [], [], [])
+def random_batch(images: int, side: int, classes: int, scale: float = 1.0) -> Batch:
+    """Draw random square images with boxes of 1/8 to 1/2 of their side, and for the teachers others of ``scale``."""
+    targets = [_random_target(side, classes) for _ in range(images)]
+    batch = Batch(torch.rand(images, 3, side, side), targets, [], [], [])
+    seen = round(side * scale / STRIDE) * STRIDE
+    return batch if scale == 1 else batch._replace(larger=torch.rand(images, 3, seen, seen))
 
 
 def coco_flops(

@@ -37,7 +37,9 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
 
 def _costs(estimate: Estimate) -> Table:
     batch, (height, width) = estimate.config.data.batch_size, estimate.frame
-    table = Table("stage", "part", title=f"one step, counted, batch of {batch}, {height} x {width} pixels")
+    seen = estimate.config.teacher_size
+    pixels = f"{height} x {width} pixels" + ("" if seen is None else f", for the teachers {seen} x {seen}")
+    table = Table("stage", "part", title=f"one step, counted, batch of {batch}, {pixels}")
     for name in ("forward\nGFLOPs", "backward\nGFLOPs", "rest, G\nelements", "weights\nMB", "saved\nMB"):
         table.add_column(name, justify="right")
     for number, cost in enumerate(estimate.costs, 1):

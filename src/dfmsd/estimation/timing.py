@@ -123,7 +123,7 @@ def step_parts(
 
 def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
     """Return how a cache stores these levels of a teacher."""
-    frame = (batch.images.shape[-2], batch.images.shape[-1])
+    frame = (batch.for_teachers.shape[-2], batch.for_teachers.shape[-1])
     return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
 
 
@@ -142,7 +142,7 @@ def _features(teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -
     def run() -> None:
         with within():
             for teacher in teachers:
-                teacher.features(batch.images)
+                teacher.features(batch.for_teachers)
 
     return run
 
@@ -180,7 +180,7 @@ def _look_up(caches: Mapping[FrozenTeacher, TeacherCache], batch: Batch, within:
     keys = [str(index) for index in range(len(batch.images))]
     with torch.no_grad(), within():
         for teacher, cache in caches.items():
-            cache(batch.images, keys, teacher.features)
+            cache(batch.for_teachers, keys, teacher.features)
 
 
 def _store(config: DistillConfig, stack: ExitStack) -> Store:
@@ -212,9 +212,14 @@ def _update(config: DistillConfig, task: DistillationTask) -> Call:
 def _loading(data: CocoDataModule) -> tuple[Call, Call]:
     """Return calls that load a batch of images loaded before, and of new images, in this process."""
     collate = data.train_dataloader().collate_fn
-    plain = DetectionDataset(data.train.coco, data.train.image_size, data.train.augmentation, seed=data.seed)
+    train = data.train
+
+    def uncached(dataset: DetectionDataset, larger: DetectionDataset | None = None) -> DetectionDataset:
+        return DetectionDataset(dataset.coco, dataset.image_size, dataset.augmentation, seed=data.seed, larger=larger)
+
+    plain = uncached(train, train.larger and uncached(train.larger))
 
     def load(dataset: DetectionDataset) -> object:
         return collate([dataset[index] for index in data.example_indices])
 
-    return partial(load, data.train), partial(load, plain)
+    return partial(load, train), partial(load, plain)

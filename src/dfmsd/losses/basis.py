@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dfmsd.losses.functional import procrustes
 from dfmsd.types import FeaturePyramid, LevelSpec
 
+B = TypeVar("B")
 BasisName = Literal["auto", "own", "former", "student"]
 FIT_IMAGES = 200
 """Training images that a basis is fitted on."""
@@ -150,14 +151,14 @@ class PyramidBasis(nn.Module):
 
     def fit_to(
         self,
-        batches: Iterable[Tensor],
-        teacher: Callable[[Tensor], FeaturePyramid],
-        reference: Callable[[Tensor], FeaturePyramid],
+        batches: Iterable[B],
+        teacher: Callable[[B], FeaturePyramid],
+        reference: Callable[[B], FeaturePyramid],
     ) -> dict[str, Correlation]:
         """Fit all levels on some images.
 
         Args:
-            batches: images, ``N x 3 x H x W``.
+            batches: images, in any form that ``teacher`` and ``reference`` take.
             teacher: images -> pyramid of the teacher.
             reference: images -> pyramid of the reference.
 

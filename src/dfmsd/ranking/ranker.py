@@ -146,6 +146,8 @@ def _check(config: DistillConfig, names: Sequence[str], steps: int, holdout: flo
     if not 0 < holdout <= 0.5:
         raise DfmsdError(f"rank: the held-out share must be above 0 and at most 0.5, got {holdout}")
     refuse_no_images(images)
+    if config.teacher_size is not None:
+        raise DfmsdError("rank: teachers are read at the student's image size; leave out teacher_size")
     if config.world_size > 1:
         raise DfmsdError(f"rank: runs in one process, not in {config.world_size}; start it without torchrun")
 

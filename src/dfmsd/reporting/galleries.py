@@ -91,7 +91,11 @@ def attention_section(
             file, sample = dataset.coco.records[index].path.name, samples[index]
             batch: Batch = collate([sample], dataset.image_size)
             boxes = sample.target["boxes"]
-            scene = build_scene(file, student, detectors[name], stages, batch.images, boxes, "annotations")
+            seen_at = stages[0].teacher_size
+            larger = None
+            if seen_at is not None:
+                larger = collate([DetectionDataset(dataset.coco, seen_at)[index]], seen_at).images
+            scene = build_scene(file, student, detectors[name], stages, batch.images, boxes, "annotations", larger)
             figure = draw_scene(scene)
             width, height = (round(side * DPI) for side in figure.get_size_inches())
             alt = f"Attention, masks and errors in {file} on every level, teacher {name}."

@@ -130,9 +130,10 @@ def paired_levels(
             loss = losses.replace_loss(config.loss, stage.loss)
             try:
                 with torch.device("meta"):  # allocate nothing, draw no random numbers
-                    own = losses.build(loss, list(student), list(teachers[name]))
-                    basis = build_basis(rotation, own, teachers[name], reference)
-                    former = losses.build(loss, list(student), list(teachers[name]), basis=basis)
+                    levels = [level.seen_at(config.teacher_scale) for level in teachers[name]]
+                    own = losses.build(loss, list(student), levels)
+                    basis = build_basis(rotation, own, levels, reference)
+                    former = losses.build(loss, list(student), levels, basis=basis)
             except DfmsdError:  # the teacher's folder now holds another detector
                 continue
             layers = dict(zip(own.pairs, former.align, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dfmsd.engine.configfile import read_recipe, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.runfolder import RunFolder
+from dfmsd.types import LevelSpec
 
 PREFIX = "task.trainable.criteria."
 """Prefix of the training-only layers in a checkpoint."""
@@ -33,6 +34,7 @@ class StageCriterion:
         criterion: the loss, in eval mode.
         trained: whether its layers come from the run; otherwise they are randomly initialized.
         note: why they do not.
+        teacher_size: longer side of the images that the teacher saw, in pixels, if not that of the student's.
     """
 
     stage: int
@@ -40,6 +42,7 @@ class StageCriterion:
     criterion: losses.Criterion | losses.CriterionSum
     trained: bool
     note: str = ""
+    teacher_size: int | None = None
 
 
 def stage_criteria(model: str, student: Detector, teacher: str, detector: Detector) -> list[StageCriterion]:
@@ -59,7 +62,7 @@ def stage_criteria(model: str, student: Detector, teacher: str, detector: Detect
     run = RunFolder(Path(model))
     if not run.exists:
         note = f"{model} is not a run folder, so there are no training-only layers"
-        return [_untrained(1, {}, teacher, student, detector, note)]
+        return [_untrained(1, {}, teacher, student, detector.levels, note)]
     config = read_run_config(run.path)
     stages = [
         (stage, position)
@@ -69,13 +72,15 @@ def stage_criteria(model: str, student: Detector, teacher: str, detector: Detect
     ]
     if not stages:
         note = f"{teacher} is not a teacher of {model}, so no layers were trained for the two"
-        return [_untrained(1, config.loss, teacher, student, detector, note)]
+        return [_untrained(1, config.loss, teacher, student, detector.levels, note)]
     state, reason = _delivered_state(run, config)
+    levels = tuple(level.seen_at(config.teacher_scale) for level in detector.levels)
     criteria = []
     for stage, position in stages:
         loss = losses.replace_loss(config.loss, config.stages[stage].loss)
         layers = _select_layers(state, layers_name(stage, position))
-        criteria.append(_restored(stage + 1, loss, teacher, student, detector, layers, reason))
+        criterion = _restored(stage + 1, loss, teacher, student, levels, layers, reason)
+        criteria.append(replace(criterion, teacher_size=config.teacher_size))
     return criteria
 
 
@@ -109,24 +114,24 @@ def _untrained(
     loss: losses.LossConfig,
     teacher: str,
     student: Detector,
-    detector: Detector,
+    levels: Sequence[LevelSpec],
     note: str,
     basis: PyramidBasis | None = None,
 ) -> StageCriterion:
-    criterion = losses.build(loss, student.levels, detector.levels, basis=basis).eval()
+    criterion = losses.build(loss, student.levels, list(levels), basis=basis).eval()
     # a loss without parameters needs no training
     return StageCriterion(stage, teacher, criterion, not any(True for _ in criterion.parameters()), note)
 
 
-def _basis_of(state: Mapping[str, Tensor], detector: Detector) -> PyramidBasis | None:
+def _basis_of(state: Mapping[str, Tensor], levels: Sequence[LevelSpec]) -> PyramidBasis | None:
     """Build the basis that a checkpoint's layers contain, if they do."""
-    channels = {level.name: state.get(f"basis.maps.{level.name}.weight") for level in detector.levels}
+    channels = {level.name: state.get(f"basis.maps.{level.name}.weight") for level in levels}
     references = {
         level.name: level._replace(channels=len(weight))
-        for level in detector.levels
+        for level in levels
         if (weight := channels[level.name]) is not None
     }
-    return PyramidBasis(detector.levels, references) if references else None
+    return PyramidBasis(levels, references) if references else None
 
 
 def _restored(
@@ -134,12 +139,12 @@ def _restored(
     loss: losses.LossConfig,
     teacher: str,
     student: Detector,
-    detector: Detector,
+    levels: Sequence[LevelSpec],
     state: Mapping[str, Tensor],
     reason: str,
 ) -> StageCriterion:
-    basis = _basis_of(state, detector)
-    untrained = _untrained(stage, loss, teacher, student, detector, reason, basis)
+    basis = _basis_of(state, levels)
+    untrained = _untrained(stage, loss, teacher, student, levels, reason, basis)
     if untrained.trained and basis is None:
         return replace(untrained, note="")
     if not state:
@@ -148,5 +153,5 @@ def _restored(
         untrained.criterion.load_state_dict(state)
     except RuntimeError:
         reason = "the layers of the checkpoint do not fit this student, teacher and loss"
-        return _untrained(stage, loss, teacher, student, detector, reason)
+        return _untrained(stage, loss, teacher, student, levels, reason)
     return replace(untrained, trained=True, note="")

@@ -55,6 +55,7 @@ def build_scene(
     image: Tensor,
     boxes: Tensor,
     boxes_source: str,
+    larger: Tensor | None = None,
 ) -> Scene:
     """Run both detectors on one image and compute the maps of every stage.
 
@@ -66,9 +67,11 @@ def build_scene(
         image: ``1 x 3 x H x W``, 0..1, padded.
         boxes: ``M x 4``, xyxy in its pixels.
         boxes_source: where the boxes come from, as text.
+        larger: the image as the teacher sees it, if it sees more pixels, ``1 x 3 x H' x W'``.
     """
     with torch.no_grad():
-        student_features, teacher_features = student.features(image), teacher.features(image)
+        student_features = student.features(image)
+        teacher_features = teacher.features(image if larger is None else larger)
     size = (image.shape[-2], image.shape[-1])
     maps = [level_maps(stage, student_features, teacher_features, boxes, size) for stage in stages]
     return Scene(name, image[0], boxes, boxes_source, stages, maps)
