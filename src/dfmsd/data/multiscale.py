@@ -57,11 +57,17 @@ def resize_batch(batch: Batch, factor: float) -> Batch:
     if size == (height, width):
         return batch
     vertical, horizontal = size[0] / height, size[1] / width
-    ratio = batch.images.new_tensor([horizontal, vertical, horizontal, vertical])
     return batch._replace(
         images=interpolate(batch.images, size, mode="bilinear", antialias=True),
-        targets=[Target(boxes=target["boxes"] * ratio, labels=target["labels"]) for target in batch.targets],
+        targets=[_scaled(target, vertical, horizontal) for target in batch.targets],
         sizes=[(round(h * vertical), round(w * horizontal)) for h, w in batch.sizes],
         scales=[(v * vertical, h * horizontal) for v, h in batch.scales],
         keys=[None] * len(batch.keys),
     )
+
+
+def _scaled(target: Target, vertical: float, horizontal: float) -> Target:
+    boxes = target["boxes"].clone()  # scaled by numbers, as a tensor of factors would make a GPU wait for the host
+    boxes[:, 0::2] *= horizontal
+    boxes[:, 1::2] *= vertical
+    return Target(boxes=boxes, labels=target["labels"])
