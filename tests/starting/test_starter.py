@@ -60,7 +60,9 @@ def test_the_hours_limit_the_epochs(
     assert dfmsd(*line, "--hours", "2")[0] == 0
     config = read_config(DistillConfig, Path("my.yaml"))
     assert (config.epochs, config.eval_every) == (100, 10)
-    assert "2 hours allow it" in Path("my.yaml").read_text()
+    text = Path("my.yaml").read_text()
+    assert "2 hours allow it" in text
+    assert "fewer than 1,000 are few" in text
 
 
 def test_a_data_set_without_val_is_divided(dfmsd: Command, tiny_coco: Path, tiny_teachers: tuple[str, str]) -> None:
@@ -99,7 +101,7 @@ def test_python_writes_the_same_file(
         (["DATA", "--out", "new.yaml", "--teacher", "none.yaml"], "none.yaml"),
         (["DATA", "--out", "new.yaml", "--teacher", ""], "teacher: ''"),
         (["DATA", "--out", "new.yaml", "--teacher", "run"], "the run has not finished"),
-        (["DATA", "--out", "new.yaml", "--teacher", "OTHER"], "does not know class(es) square"),
+        (["DATA", "--out", "new.yaml", "--teacher", "OTHER"], "knows none of the data's classes square, disc"),
         (["DATA", "--out", "new.yaml", "--student", "fcoss"], "student: no detector at 'fcoss'"),
         (["DATA", "--out", "new.yaml", "--student", "fcos/resnet19"], "unknown backbone 'resnet19'"),
         (["DATA", "--out", "new.yaml", "--hours", "0"], "hours must be above 0, got 0"),
@@ -116,7 +118,7 @@ def test_bad_input_is_refused(
     shutil.copytree(tiny_teachers[0], dfmsd.folder / "other")
     description = dfmsd.folder / "other" / "student.json"
     content = json.loads(description.read_text())
-    description.write_text(json.dumps({**content, "class_names": ["cat", "disc"]}))
+    description.write_text(json.dumps({**content, "class_names": ["cat", "dog"]}))
     values = {"DATA": str(tiny_root), "TEACHER": tiny_teachers[0], "OTHER": "other"}
     assert said in dfmsd.refusal("init", *(values.get(word, word) for word in arguments))
 

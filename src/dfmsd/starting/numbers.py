@@ -22,6 +22,8 @@ LARGEST = {"cpu": 512, "gpu": 1024}
 """Image sizes are multiples of `STEP` in this range, if the images are as large."""
 BATCH = {"cpu": 8, "gpu": 16}
 FEWEST_STEPS, MOST_STEPS = 3_000, 10_000
+FEW_STEPS = 1_000
+"""Fewer, where a budget asks for them, are remarked upon."""
 USUAL_EPOCHS = 12
 """COCO's usual schedule, where it stays within the range of steps."""
 MOST_EPOCHS = 300
@@ -64,16 +66,20 @@ def choose_epochs(images: int, batch_size: int) -> Choice:
         images: To train on.
         batch_size: Of the run.
     """
-    per_epoch = max(1, images // batch_size)
+    per_epoch = count_steps(images, batch_size)
     steps = min(max(USUAL_EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
     epochs = min(math.ceil(steps / per_epoch), MOST_EPOCHS)
     return Choice(epochs, f"{describe_steps(images, batch_size, epochs)}; {FEWEST_STEPS:,} to {MOST_STEPS:,} are usual")
 
 
+def count_steps(images: int, batch_size: int, epochs: int = 1) -> int:
+    """Return the steps of some epochs; a last, smaller batch is left out."""
+    return epochs * max(1, images // batch_size)
+
+
 def describe_steps(images: int, batch_size: int, epochs: int) -> str:
     """Return the number of steps in words, such as ``of 56 steps, 3,024 in all``."""
-    per_epoch = max(1, images // batch_size)
-    return f"of {per_epoch:,} step(s), {epochs * per_epoch:,} in all"
+    return f"of {count_steps(images, batch_size):,} step(s), {count_steps(images, batch_size, epochs):,} in all"
 
 
 def choose_eval_every(epochs: int) -> int:
@@ -95,7 +101,7 @@ def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: 
     Args:
         facts: Of data and machine.
         levels: The teacher's pyramid.
-        image_size: Of the run.
+        image_size: That the teacher sees.
         versions: Of each image, 2 with flips.
     """
     if facts.gpu:

@@ -50,6 +50,10 @@ def plan_distillation(
     """
     versions = DataConfig(**_values(data)).versions
     assert versions is not None  # flips alone
+    size, seen = int(data["image_size"].value), {}
+    if teacher.image_size is not None and teacher.image_size > size:
+        size = teacher.image_size
+        seen["teacher_size"] = Choice(size, "its own; at the student's size it would miss small objects")
     inherit = {}
     if fits_inheriting(student, teacher, facts.class_names):
         inherit["inherit"] = Choice(False, "true fits this pair: the teacher's head, +2.1 AP on digits")
@@ -60,7 +64,8 @@ def plan_distillation(
         "loss": {"name": Choice(DEFAULT_LOSS)},
         "balance": Choice(DEFAULT_BALANCE, "gradient of the teacher's loss, relative to the student's own"),
         **inherit,
-        "teacher_cache": numbers.choose_teacher_cache(facts, teacher.levels, int(data["image_size"].value), versions),
+        **seen,
+        "teacher_cache": numbers.choose_teacher_cache(facts, teacher.levels, size, versions),
         "eval_every": _evaluations(int(epochs.value)),
         "out": Choice(out),
     }

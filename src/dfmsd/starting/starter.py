@@ -17,7 +17,7 @@ from dfmsd.starting.budget import epochs_within, hours_of, shortened
 from dfmsd.starting.draft import Choice, Draft, plain, to_yaml
 from dfmsd.starting.facts import Facts, TeacherFacts, describe_teacher, gather
 from dfmsd.starting.models import Keys, choose_student, choose_teacher
-from dfmsd.starting.numbers import choose_epochs, describe_steps
+from dfmsd.starting.numbers import FEW_STEPS, choose_epochs, count_steps, describe_steps
 from dfmsd.starting.plan import describe_facts, plan_data, plan_distillation, plan_training
 from dfmsd.utils.files import check_output, check_path, write_text
 
@@ -127,7 +127,10 @@ def _within(hours: float, found: Estimate, facts: Facts, batch_size: int) -> Cho
     predicted = hours_of(found, epochs, planned)
     steps = describe_steps(facts.train_images, batch_size, epochs)
     limit = f"{hours:g} hours allow" if epochs < planned else f"as usual; {hours:g} hours allow"
-    return Choice(epochs, f"{steps}; {limit} it: {predicted:.2g} are predicted, with the teacher's training")
+    few = (
+        f"; fewer than {FEW_STEPS:,} are few" if count_steps(facts.train_images, batch_size, epochs) < FEW_STEPS else ""
+    )
+    return Choice(epochs, f"{steps}; {limit} it: {predicted:.2g} are predicted, with the teacher's training{few}")
 
 
 def _header(file: Path, out: Path, facts: Facts) -> list[str]:
