@@ -46,6 +46,15 @@ def printed(found: Estimate) -> str:
     return console.export_text()
 
 
+def test_limits_and_accumulation_are_told(found: Estimate) -> None:
+    assert "max_hours" not in printed(found)
+    optim = replace(found.config.optim, effective_batch=3 * found.config.data.batch_size)
+    config = replace(found.config, max_hours=0.7 * found.prediction.hours, optim=optim)
+    text = printed(replace(found, config=config))
+    assert "h end the run after about 2 of its 3 epochs" in text
+    assert "one of the 3 batches of a step, counted, batch of 4" in text
+
+
 def test_estimate_has_counts_times_and_hours(found: Estimate) -> None:
     assert found.frame == (64, 64)
     assert [cost.teacher is not None for cost in found.costs] == [True, True]

@@ -39,7 +39,9 @@ def _costs(estimate: Estimate) -> Table:
     batch, (height, width) = estimate.config.data.batch_size, estimate.frame
     seen = estimate.config.teacher_size
     pixels = f"{height} x {width} pixels" + ("" if seen is None else f", for the teachers {seen} x {seen}")
-    table = Table("stage", "part", title=f"one step, counted, batch of {batch}, {pixels}")
+    several = estimate.config.per_step
+    what = "step" if several == 1 else f"of the {several} batches of a step"
+    table = Table("stage", "part", title=f"one {what}, counted, batch of {batch}, {pixels}")
     for name in ("forward\nGFLOPs", "backward\nGFLOPs", "rest, G\nelements", "weights\nMB", "saved\nMB"):
         table.add_column(name, justify="right")
     for number, cost in enumerate(estimate.costs, 1):
@@ -98,6 +100,10 @@ def _summary(estimate: Estimate) -> str:
         f"predicted run on this machine: {run.hours:.2f} h for {estimate.config.epochs} epochs of "
         f"{run.steps_per_epoch} steps ({run.steps:,}) and {run.evaluations} evaluation(s) of {run.evaluation_s:.1f} s"
     )
+    limit, epochs = estimate.config.max_hours, estimate.config.epochs
+    if limit is not None and run.hours > limit:
+        fitting = max(1, int(epochs * limit / run.hours))
+        lines.append(f"max_hours: {limit:g} h end the run after about {fitting} of its {epochs} epochs")
     for name, teacher in estimate.teachers.items():
         model = teacher.config.student
         lines.append(
