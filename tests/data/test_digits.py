@@ -89,11 +89,13 @@ def test_the_seed_decides_every_pixel(root: Path, tmp_path: Path) -> None:
 
 @needs_sklearn
 def test_the_default_digits_are_created_once_in_the_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DFMSD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digits, "DEFAULTS", {**digits.DEFAULTS, "train": 8, "val": 4})
-    data = CocoDataModule(DataConfig(image_size=64, batch_size=4))
+    with caplog.at_level("INFO", "dfmsd"):
+        data = CocoDataModule(DataConfig(image_size=64, batch_size=4))
+    assert caplog.text.count("digits data set: drawn into") == 1
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name.startswith("digits-")
     assert data.train.coco.file.is_relative_to(folder)

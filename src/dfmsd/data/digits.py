@@ -45,7 +45,7 @@ def cached_digits() -> Path:
     root = cache_root() / f"digits-{digest}"
     if not root.is_dir():
         make_digits(root, **DEFAULTS)
-    logger.info("digits data set: %s", root)
+        logger.info("digits data set: drawn into %s", root)
     return root
 
 
