@@ -36,6 +36,7 @@ def test_a_detector_starts_from_the_files_of_another(run: Path, name: str, caplo
         student.model.head.regression_head.bbox_reg.weight, trained.model.head.regression_head.bbox_reg.weight
     )
     assert student.config == DetectorConfig(**{**vars(TINY), "init": str(run / name)})
+    assert "retinanet/test_efficientnet: kept " in caplog.text
     assert "classes differ (2 -> 2)" in caplog.text
     assert ": kept dog, new fish" in caplog.text
 
@@ -92,7 +93,7 @@ def test_a_damaged_run_is_refused(run: Path, damage: Callable[[Path], None], mes
     ("init", "message"),
     [
         ("runs/none", "no detector at 'runs/none'"),
-        ("timm:resnet18", "unknown prefix|no detector|backbone"),
+        ("timm:resnet18", "timm:resnet18 has no detection head; name it as backbone"),
         ("Some_Weights.COCO_V1", "unknown torchvision detector weights"),
         ("ResNet18_Weights.IMAGENET1K_V1", "unknown torchvision detector weights"),
     ],

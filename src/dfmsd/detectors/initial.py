@@ -9,10 +9,11 @@ from pathlib import Path
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.checkpoints import load_detector, restore_detector, unknown_reference
-from dfmsd.detectors.config import PYTHON, DetectorConfig, is_weights_name, read_detector_config
+from dfmsd.detectors.config import OWN_ARCHS, PYTHON, DetectorConfig, is_weights_name, read_detector_config
 from dfmsd.detectors.description import describe, described_config, find_files, read_description
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.registry import build_new
+from dfmsd.detectors.timm_backbone import TIMM
 from dfmsd.detectors.torchvision.pretrained import arch_of_weights
 from dfmsd.detectors.transfer import keep_weights
 from dfmsd.errors import DfmsdError
@@ -42,7 +43,8 @@ def build_detector(config: DetectorConfig | str, class_names: Sequence[str]) -> 
     else:
         student = restore_detector(config, {**describe(trained, config), "class_names": list(class_names)})
     student.config = config
-    logger.info(keep_weights(student, trained, config.init))
+    name = f"{config.arch}/{config.backbone}" if config.arch in OWN_ARCHS else config.arch
+    logger.info("%s: %s", name, keep_weights(student, trained, config.init))
     return student
 
 
@@ -82,6 +84,8 @@ def _config_of(reference: str) -> DetectorConfig:
         return DetectorConfig(reference, pretrained=True)
     if is_weights_name(reference):
         return DetectorConfig(arch_of_weights(reference))
+    if reference.startswith(TIMM):
+        raise DfmsdError(f"{reference} has no detection head; name it as backbone, with pretrained: true")
     check_path("init", reference)
     if not Path(reference).exists():
         raise unknown_reference(reference)
