@@ -56,6 +56,17 @@ def test_a_named_student_is_completed(teacher: MakeTeacher, installed: list[str]
     assert bare == {"arch": "ssdlite", "backbone": "resnet18", "pretrained": False}
 
 
+def test_a_student_larger_than_its_teacher_is_remarked_upon(teacher: MakeTeacher, installed: list[str]) -> None:
+    keys = choose_student(teacher(parameters=600_000), DetectorConfig("fcos", "resnet18"))
+    assert keys["backbone"].why == "as given; it makes the student larger than its teacher"
+
+
+def test_a_teacher_without_a_head_is_named(teacher: MakeTeacher, installed: list[str]) -> None:
+    keys = choose_student(teacher(arch="BackboneTeacher", class_names=()), None)
+    assert keys["arch"].value == "fcos"
+    assert "no detection head" in keys["arch"].why
+
+
 def test_a_whole_student_stays_as_it_is(teacher: MakeTeacher) -> None:
     whole = DetectorConfig("fcos", "resnet18", fpn_channels=48, init="runs/former")
     assert values(choose_student(teacher(), whole)) == {

@@ -16,6 +16,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
+from dfmsd.starting.outputs import check_files, output_files
 from dfmsd.utils.coerce import coerce
 
 if TYPE_CHECKING:
@@ -64,17 +65,18 @@ def init(
     given, detector = (None, None) if student is None else resolve_student(student)
     if detector is not None:
         raise DfmsdError("student: a file cannot hold a Detector; name an architecture or a run folder")
+    root, file = coerce(data, str, "data"), Path(coerce(out, str, "out"))
+    name = None if teacher is None else coerce(teacher, str, "teacher")
+    check_files(output_files(file, name), overwrite=overwrite)
 
     from dfmsd.starting.starter import start
 
-    name = None if teacher is None else coerce(teacher, str, "teacher")
     return start(
-        coerce(data, str, "data"),
-        Path(coerce(out, str, "out")),
+        root,
+        file,
         teacher=name,
         student=given,
         hours=hours,
-        overwrite=overwrite,
         allow_weak_teacher=allow_weak_teacher,
     )
 

@@ -37,13 +37,15 @@ def choose_student(teacher: TeacherFacts | None, given: DetectorConfig | None) -
             name: Choice(getattr(given, name)) for name in _changed(given, besides=("arch",))
         }
     arch = Choice(given.arch, "as given") if given else _choose_arch(teacher)
-    keys: Keys = {"arch": arch, "backbone": Choice(given.backbone, "as given") if given else Choice(SMALL_STUDENT)}
+    keys: Keys = {"arch": arch, "backbone": Choice(given.backbone if given else SMALL_STUDENT, "as given")}
     if arch.value != "ssdlite":
         keys["fpn_channels"] = _choose_width(teacher)
     if arch.value in DENSE:
         keys["head_convs"] = _choose_head(teacher, str(arch.value))
     if given is None:
         keys["backbone"] = _choose_backbone(teacher, keys)
+    elif teacher is not None and _parameters(keys, given.backbone) > teacher.parameters:
+        keys["backbone"] = Choice(given.backbone, "as given; it makes the student larger than its teacher")
     if pip_weights(str(keys["backbone"].value)) is None:
         return keys | {"pretrained": Choice(False, "random weights; true takes ImageNet's from timm's hub")}
     return keys | {
@@ -105,6 +107,8 @@ def _choose_arch(teacher: TeacherFacts | None) -> Choice:
         return Choice("fcos", "the family with the best measured students")
     if teacher.arch in DENSE:
         return Choice(teacher.arch, "the teacher's family, from which students learn most")
+    if not teacher.class_names:
+        return Choice("fcos", "the teacher has no detection head; run the baseline too")
     return Choice("fcos", f"the teacher is of another family, {teacher.arch}, which gains less; run the baseline too")
 
 
@@ -125,9 +129,12 @@ def _choose_head(teacher: TeacherFacts | None, arch: str) -> Choice:
 
 def _choose_backbone(teacher: TeacherFacts | None, keys: Keys) -> Choice:
     if pip_weights(PRETRAINED_STUDENT) is not None:
-        shape = {name: choice.value for name, choice in keys.items() if name != "backbone"}
-        size = parameters(DetectorConfig(backbone=PRETRAINED_STUDENT, **shape))
+        size = _parameters(keys, PRETRAINED_STUDENT)
         if teacher is None or teacher.parameters >= LEAD * size:
             return Choice(PRETRAINED_STUDENT, f"{size / 1e6:.1f} M parameters with head and pyramid")
         return Choice(SMALL_STUDENT, f"well below the teacher's {teacher.parameters / 1e6:.1f} M parameters")
     return Choice(SMALL_STUDENT, "small enough for a CPU")
+
+
+def _parameters(keys: Keys, backbone: str) -> int:
+    return parameters(DetectorConfig(**{name: choice.value for name, choice in keys.items()} | {"backbone": backbone}))

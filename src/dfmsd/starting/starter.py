@@ -11,15 +11,15 @@ from typing import Any
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import parse_config
-from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import Estimate, estimate, untrained_task
 from dfmsd.starting.budget import epochs_within, hours_of, shortened
 from dfmsd.starting.draft import Choice, Draft, plain, to_yaml
 from dfmsd.starting.facts import Facts, TeacherFacts, describe_teacher, gather
 from dfmsd.starting.models import Keys, choose_student, choose_teacher
 from dfmsd.starting.numbers import FEW_STEPS, choose_epochs, count_steps, describe_steps
+from dfmsd.starting.outputs import output_files
 from dfmsd.starting.plan import describe_facts, plan_data, plan_distillation, plan_training
-from dfmsd.utils.files import check_output, check_path, write_text
+from dfmsd.utils.files import write_text
 
 RUNS = Path("runs")
 """Folder of the run folders."""
@@ -32,18 +32,18 @@ def start(
     teacher: str | None = None,
     student: DetectorConfig | None = None,
     hours: float | None = None,
-    overwrite: bool = False,
     allow_weak_teacher: bool = False,
 ) -> list[Path]:
     """Write the YAML file of a distillation, and that of its teacher's training where there is no teacher.
 
+    Existing files are replaced.
+
     Args:
         root: Data set folder, or ``digits``.
-        out: YAML file to write.
+        out: YAML file to write, whose place `check_files` has checked.
         teacher: Reference, as in `StageConfig`; None trains one first.
         student: What to train; None chooses.
         hours: Budget of the whole run, with the training of its teacher.
-        overwrite: Replace existing files.
         allow_weak_teacher: Accept a teacher that lacks classes of the data.
 
     Returns:
@@ -52,10 +52,8 @@ def start(
     Raises:
         DfmsdError: Bad input, or a run that `dfmsd distill` would refuse.
     """
-    teacher_file = out.with_name(f"{out.stem}-teacher.yaml")
-    files = [out, teacher_file] if teacher is None else [out]
-    for file in files:
-        _refuse(file, overwrite=overwrite)
+    files = output_files(out, teacher)
+    teacher_file = files[-1]
     facts = gather(root, teacher, allow_weak_teacher=allow_weak_teacher)
     data = plan_data(facts)
     keys = choose_student(facts.teacher, student)
@@ -92,15 +90,6 @@ def first_free(folder: Path) -> Path:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free
-
-
-def _refuse(file: Path, *, overwrite: bool) -> None:
-    check_path("out", str(file))
-    if file.suffix not in (".yaml", ".yml"):
-        raise DfmsdError(f"out: {file} is not the name of a YAML file; end it with .yaml")
-    check_output(file)
-    if file.exists() and not overwrite:
-        raise DfmsdError(f"out: {file} exists; pass `overwrite` to replace it, or name another file")
 
 
 def _untrained(model: Keys, facts: Facts, reference: str, image_size: int) -> TeacherFacts:
