@@ -107,7 +107,7 @@ def test_missing_imagenet_weights_are_refused(cache: Path) -> None:
 
 
 def test_unknown_archs_are_refused_with_the_list() -> None:
-    usages = "hf:<folder or id> or mmdet:<config>,<checkpoint>"
+    usages = "hf:<folder or id> or mmdet:<config>,<checkpoint> or ultralytics:<best.pt or model.yaml>"
     with pytest.raises(DfmsdError, match=rf"unknown arch 'yolo': .*gfl.*fasterrcnn_resnet50_fpn_v2.*{usages}$"):
         DetectorConfig("yolo")
 
