@@ -11,11 +11,12 @@ import timm
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from dfmsd import losses
 from dfmsd.data import CocoDataModule
-from dfmsd.detectors import Detector, build_detector, save_detector
+from dfmsd.detectors import Detector, ModuleDetector, build_detector, save_detector
 from dfmsd.distillation.checks import undisturbed
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import preflight as module
@@ -158,6 +159,18 @@ def test_a_teacher_that_lacks_a_class_teaches_and_the_class_is_named(
     found = check(distill_config(tmp_path / "run", stages=stage))
     assert len(found.notes) == 1
     assert "foreign does not know disc of the data's 2 classes" in printed(found)
+
+
+def test_a_single_pair_of_levels_is_noted(distill_config: Make, tmp_path: Path) -> None:
+    """One of a detector with a single level, such as DETR."""
+    body = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 4, 2, 2))
+    teacher = ModuleDetector(body, ("1",), mean=(0.5,) * 3, std=(0.5,) * 3)
+    stage = type(distill_config(tmp_path).stages[0])(epochs=1, teacher="single")
+    found = check(distill_config(tmp_path / "run", stages=[stage]), teachers={"single": teacher}, check_images=1)
+    (line,) = found.notes
+    assert line.startswith("stage 1: single: one pair of levels only, p4 (/16, 16) <- p4 (/16, 4): ")
+    assert line in printed(found)
+    assert {term.name for term in found.terms} == {"task", "mask", "sfa"}
 
 
 def test_a_teacher_without_any_common_class_is_refused_by_name_unless_allowed(

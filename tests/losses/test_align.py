@@ -121,18 +121,32 @@ def test_pairing_by_index_ignores_the_strides() -> None:
     assert [(pair.student.stride, pair.teacher.stride) for pair in pairs] == [(8, 4), (16, 8), (32, 16), (64, 32)]
 
 
-@pytest.mark.parametrize("pairing", ["stride", "index"])
-def test_fewer_than_two_pairs_are_refused_with_both_level_tables_in_one_line(pairing: str) -> None:
-    student, teacher = [LevelSpec("p5", 96, 32)], [LevelSpec("c4", 512, 16), LevelSpec("c5", 2048, 32)]
+def test_fewer_than_two_pairs_are_refused_with_both_level_tables_in_one_line() -> None:
+    student = [LevelSpec("p5", 96, 32), LevelSpec("p6", 96, 64)]
+    teacher = [LevelSpec("c4", 512, 16), LevelSpec("c5", 2048, 32)]
     with pytest.raises(DfmsdError) as caught:
-        pair_levels(student, teacher, pairing)
+        pair_levels(student, teacher, "stride")
     message = str(caught.value)
-    assert "share 1 pyramid level(s)" in message
-    assert pairing in message
-    assert format_levels(student) == "p5 /32 x96"
+    assert "share 1 pyramid level(s) by stride, at least 2 must be shared" in message
+    assert format_levels(student) == "p5 /32 x96, p6 /64 x96"
     assert format_levels(student) in message
     assert "c4 /16 x512, c5 /32 x2048" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("pairing", ["auto", "stride", {"p5": "only"}])
+@pytest.mark.parametrize("sizes", [None, (0.0, math.inf)])
+def test_one_pair_is_enough_where_a_detector_has_one_level(pairing: Pairing, sizes: tuple[float, float] | None) -> None:
+    only = [LevelSpec("only", 8, 32, sizes)]
+    ((student, teacher),) = pair_levels(ONE_STAGE, only, pairing)
+    assert (student.name, teacher.name) == ("p5", "only")
+    ((student, teacher),) = pair_levels(only, ONE_STAGE, "stride")
+    assert (student.name, teacher.name) == ("only", "p5")
+
+
+def test_a_single_level_of_an_unknown_stride_is_refused() -> None:
+    with pytest.raises(DfmsdError, match=r"share 0 pyramid level\(s\) by stride, at least 1 must be shared"):
+        pair_levels(ONE_STAGE, [LevelSpec("only", 8, 4)], "stride")
 
 
 def test_no_common_stride_is_refused_and_index_pairing_helps() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -41,6 +41,21 @@ def paired_levels(stage: str, criterion: Criterion | CriterionSum, box_sizes: Te
         resized = None if pair.student.stride == pair.teacher.stride else align.resize
         rows.append(PairedLevels(stage, pair, _share(pair.student, box_sizes), resized))
     return list(dict.fromkeys(rows))  # several methods of a sum share pairs
+
+
+def note_single_pair(stage: str, pairs: Sequence[LevelPair]) -> list[str]:
+    """Return a line about what a single pair of levels leaves out; none if there are more pairs.
+
+    Args:
+        stage: stage and teacher.
+        pairs: the paired levels, each once.
+    """
+    if len(pairs) > 1:
+        return []
+    return [
+        f"{stage}: one pair of levels only, {format_level(pairs[0].student)} <- {format_level(pairs[0].teacher)}: "
+        "the student's other levels learn from it only through the layers that they share"
+    ]
 
 
 def pairing_tables(rows: Iterable[PairedLevels]) -> Iterator[Table]:

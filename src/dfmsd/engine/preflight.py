@@ -15,7 +15,7 @@ from dfmsd.detectors.inference import device_of
 from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.pairing import PairedLevels, format_level, paired_levels, pairing_tables
+from dfmsd.engine.pairing import PairedLevels, format_level, note_single_pair, paired_levels, pairing_tables
 from dfmsd.engine.teachercache import CachePlan, try_out
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.losses.align import format_levels
@@ -37,7 +37,7 @@ class Preflight:
         parameters: counts by owner.
         terms: size of every term of every stage on one batch.
         cache: size of the teacher caches, if there are any.
-        notes: what else to know, such as classes that a teacher lacks.
+        notes: what else to know, such as classes or levels that a teacher lacks.
     """
 
     levels: dict[str, str] = field(default_factory=dict)
@@ -87,10 +87,11 @@ def preflight(
         for lesson in task.lessons_of(index):
             label = f"{lesson.label}, " if lesson.label else ""
             stage = f"stage {index + 1}: {label}{lesson.teacher.name}"
+            pairs = list(dict.fromkeys(lesson.criterion.pairs))  # several methods of a sum share pairs
             findings.pairs[stage] = ", ".join(
-                f"{format_level(pair.student)} <- {format_level(pair.teacher)}"
-                for pair in dict.fromkeys(lesson.criterion.pairs)  # several methods of a sum share pairs
+                f"{format_level(pair.student)} <- {format_level(pair.teacher)}" for pair in pairs
             )
+            findings.notes += note_single_pair(stage, pairs)
             findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
     headed = _headed(teachers.values())
     if not allow_weak_teacher:

@@ -17,6 +17,7 @@ Pairing = Literal["auto", "stride", "index"] | dict[str, str]
 """A rule, or student level -> teacher level."""
 Resize = Literal["student", "teacher"]
 MIN_PAIRS = 2
+"""Pairs that two pyramids must share; one where either detector has a single level."""
 STRIDE_TOLERANCE = 2**0.5
 """Factor by which the strides of a pair may differ: half an octave, so that no two powers of two match."""
 
@@ -46,7 +47,7 @@ def pair_levels(
         student: levels of the student.
         teacher: levels of the teacher.
         pairing: ``auto`` pairs the levels that are responsible for the same object sizes, in order and each at most
-            once, see `match_ranges`; by stride if a level of either side states no sizes, or fewer than two pairs
+            once, see `match_ranges`; by stride if a level of either side states no sizes, or too few pairs
             overlap. ``stride`` pairs equal strides first: the first student level of a stride with the first teacher
             level of that stride, the second with the second (or with the last, if the teacher has fewer). It then pairs
             the remaining levels with the nearest stride within `STRIDE_TOLERANCE`, nearest first, each level once.
@@ -54,7 +55,8 @@ def pair_levels(
             do). A mapping from student to teacher levels states the pairs.
 
     Raises:
-        DfmsdError: fewer than two pairs, or a mapping that names an unknown level, or a level twice.
+        DfmsdError: fewer than two pairs, or none for a detector with a single level; or a mapping that names an unknown
+            level, or a level twice.
     """
     if isinstance(pairing, Mapping):
         pairs = _pair_by_name(student, teacher, pairing)
@@ -64,19 +66,22 @@ def pair_levels(
         pairs = _pair_by_size(student, teacher)
     else:
         pairs = _pair_by_stride(student, teacher)
-    if len(pairs) < MIN_PAIRS:
+    required = _required_pairs(student, teacher)
+    if len(pairs) < required:
         rule, remedy = "name", "more pairs in loss.pairing"
         if isinstance(pairing, str):
             rule = "object size or stride" if pairing == "auto" else str(pairing)
             remedy = "a detector with common strides or loss.pairing: index"
-        if min(len(student), len(teacher)) < MIN_PAIRS:
-            remedy = "detectors with a pyramid"
         raise DfmsdError(
-            f"student and teacher share {len(pairs)} pyramid level(s) by {rule}, at least {MIN_PAIRS} are needed: "
+            f"student and teacher share {len(pairs)} pyramid level(s) by {rule}, at least {required} must be shared: "
             f"student has {format_levels(student)}; teacher has {format_levels(teacher)}; "
             f"choose {remedy}"
         )
     return pairs
+
+
+def _required_pairs(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) -> int:
+    return min(MIN_PAIRS, max(1, min(len(student), len(teacher))))
 
 
 def check_pairing(pairing: Pairing) -> None:
@@ -116,7 +121,7 @@ def _pair_by_size(student: Sequence[LevelSpec], teacher: Sequence[LevelSpec]) ->
     if len(student_sizes) < len(student) or len(teacher_sizes) < len(teacher):
         return _pair_by_stride(student, teacher)
     matches = match_ranges(student_sizes, teacher_sizes)
-    if len(matches) < MIN_PAIRS:
+    if len(matches) < _required_pairs(student, teacher):
         return _pair_by_stride(student, teacher)
     return tuple(LevelPair(student[i], teacher[j]) for i, j in matches)
 

@@ -220,10 +220,9 @@ def test_families_that_only_teach_are_refused_as_students(saved: Saved, loaded: 
         loaded("detr")(torch.rand(2, 3, 64, 64), TARGETS)
 
 
-def test_a_teacher_of_one_level_is_refused_with_a_remedy_that_helps(loaded: Built) -> None:
-    levels = loaded("detr").levels
-    with pytest.raises(DfmsdError, match=r"share 1 pyramid level.*teacher has p5 /32 x64; choose detectors with a"):
-        pair_levels(PYRAMID, levels)
+def test_a_teacher_of_one_level_is_paired_with_the_level_of_its_stride(loaded: Built) -> None:
+    ((student, teacher),) = pair_levels(PYRAMID, loaded("detr").levels)
+    assert (student.name, teacher.name, teacher.channels) == ("p5", "p5", 64)
 
 
 def test_sizes_that_the_encoder_cannot_take_are_refused(learning: Built) -> None:
