@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,8 +9,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from dfmsd.detectors.build.backbones import build_backbone
 from dfmsd.detectors.build.pyramid import PyramidBackbone
-from dfmsd.detectors.levels import check_size, dry_run, read_levels
-from dfmsd.errors import DfmsdError
+from dfmsd.detectors.levels import dry_run, read_levels
 from dfmsd.types import LevelSpec
 
 
@@ -53,9 +51,3 @@ def test_stated_strides_name_the_nearest_level() -> None:
 def test_a_function_of_the_images_can_run_the_model() -> None:
     module = Pooled(8)
     assert read_levels(module, lambda images: {"only": module(images)[0]}) == (LevelSpec("p3", 3, 8),)
-
-
-def test_sizes_that_are_not_multiples_of_32_are_refused() -> None:
-    check_size(torch.zeros(1, 3, 64, 96))
-    with pytest.raises(DfmsdError, match="images of 64 x 50 pixels: pad both sides to multiples of 32"):
-        check_size(torch.zeros(1, 3, 64, 50))

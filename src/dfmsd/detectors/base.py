@@ -14,6 +14,7 @@ from dfmsd.data.config import DataConfig, check_image_size
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.dense import DenseHead, HeadPass
 from dfmsd.detectors.inference import device_of, eval_mode
+from dfmsd.detectors.inputsizes import InputSizes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
 
@@ -49,6 +50,8 @@ class Detector(nn.Module, ABC):
     """Configuration that :func:`~dfmsd.detectors.build_detector` built it from; None for other detectors."""
     image_size: int | None = None
     """Longer side of its training images in pixels; None if unknown."""
+    input_sizes = InputSizes()
+    """Sizes of images that the model can take."""
     _size_assumed = False
     model: Any
     """The wrapped model, whose state dict is saved; only a detector with a `config` needs one."""
@@ -58,25 +61,27 @@ class Detector(nn.Module, ABC):
 
         Args:
             image_size: The user's choice; None takes that of the training. If it is unknown too, the default of
-                `DataConfig` is taken and logged, once.
+                `DataConfig`, or the next size that the model can take, is taken and logged, once.
             name: Name of the setting, for messages.
 
         Raises:
-            DfmsdError: The choice is not a multiple of 32 from 32 to 16384.
+            DfmsdError: The choice is not a multiple of 32 from 32 to 16384, or the model cannot take such images.
         """
         if image_size is not None:
             check_image_size(image_size, name)
+            self.input_sizes.check_side(image_size, name)
             return image_size
         if self.image_size is not None:
             return self.image_size
+        assumed = self.input_sizes.fitting(DataConfig.image_size)
         if not self._size_assumed:
             self._size_assumed = True
             logger.warning(
                 "the image size that the model was trained at is unknown: assuming %d pixels; %s states another",
-                DataConfig.image_size,
+                assumed,
                 name,
             )
-        return DataConfig.image_size
+        return assumed
 
     @abstractmethod
     def features(self, images: Tensor) -> FeaturePyramid:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfmsd.detectors.base import Detector
-from dfmsd.detectors.levels import check_size, read_levels
+from dfmsd.detectors.levels import read_levels
 from dfmsd.detectors.normalize import Normalize
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.types import Detections, FeaturePyramid, Target
@@ -44,7 +44,7 @@ class BackboneTeacher(Detector):
         Raises:
             DfmsdError: The sides of the images are not multiples of 32.
         """
-        check_size(images)
+        self.input_sizes.check(images)
         return {level.name: value for level, value in zip(self.levels, self._maps(images), strict=True)}
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> NoReturn:

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.detectors.inference import device_of, eval_mode
-from dfmsd.errors import DfmsdError
 from dfmsd.types import LevelSpec
 
 DRY_RUN_SIZE = 256
 """Side of the dry run's input: a power of two, so that every stride up to 256 divides it."""
-SIZE_STEP = 32
-"""Transformer encoders need input sides that are multiples of this; the data module pads to it."""
 
 
 @torch.no_grad()
@@ -73,14 +70,3 @@ def read_levels(
         suffix = f"_{seen[power]}" if seen[power] > 1 else ""
         levels.append(LevelSpec(f"p{power}{suffix}", value.shape[1], stride))
     return tuple(levels)
-
-
-def check_size(images: Tensor) -> None:
-    """Check that the sides of images are multiples of `SIZE_STEP`.
-
-    Raises:
-        DfmsdError: They are not.
-    """
-    height, width = images.shape[-2:]
-    if height % SIZE_STEP or width % SIZE_STEP:
-        raise DfmsdError(f"images of {height} x {width} pixels: pad both sides to multiples of {SIZE_STEP}")

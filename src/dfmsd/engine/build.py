@@ -60,8 +60,8 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
     """Build the student, or check the one that was passed; the weights depend on the seed alone.
 
     Raises:
-        DfmsdError: the student's classes are not those of the data, or its backbone is to have its own learning rate
-            and is not known.
+        DfmsdError: the student's classes are not those of the data, or it cannot take images of the run's size, or its
+            backbone is to have its own learning rate and is not known.
     """
     seed_everything(config.seed)
     student = student or build_detector(config.student, class_names)
@@ -75,6 +75,7 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
             f"optim.backbone_lr: it is not known which layers of {type(student).__name__} are its backbone; leave it "
             "out, or state them (Detector.backbone_layers)"
         )
+    student.input_sizes.check_batches(config.data.image_size, config.data.pad, "the student")
     student.image_size = config.data.image_size
     return student
 
@@ -125,6 +126,9 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
         console.print(inherited, highlight=False)
     for name, teacher in teachers.items():
         check_finite(teacher, f"teacher {name}")
+        size = config.teacher_size or config.data.image_size
+        key = "teacher_size" if config.teacher_size else "data.image_size or teacher_size"
+        teacher.input_sizes.check_batches(size, config.data.pad, f"teacher {name}", key)
     frozen = {
         name: FrozenTeacher(teachers[name], name, config.teacher_dtype, config.teacher_scale)
         for name in dict.fromkeys(name for stage in config.stages for name in stage.teachers)

@@ -104,5 +104,5 @@ def test_a_box_is_found_for_each_class_with_a_score_and_once_only() -> None:
 
 
 def test_images_that_do_not_fit_the_coarsest_level_are_refused(theirs: Any) -> None:
-    with pytest.raises(DfmsdError, match="48 x 64 pixels: this model needs multiples of 32"):
+    with pytest.raises(DfmsdError, match="48 x 64 pixels: pad both sides to multiples of 32"):
         UltralyticsDetector(theirs, CLASSES).features(torch.rand(1, 3, 48, 64))

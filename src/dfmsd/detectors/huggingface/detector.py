@@ -20,7 +20,7 @@ from dfmsd.detectors.base import (
     Detector,
 )
 from dfmsd.detectors.hooks import FeatureHooks
-from dfmsd.detectors.levels import check_size, read_levels
+from dfmsd.detectors.levels import read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
@@ -131,7 +131,7 @@ class TransformersDetector(Detector):
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detect objects, best first; boxes are clipped to each image's unpadded ``(height, width)``."""
-        check_size(images)
+        self.input_sizes.check(images)
         output = self.model(pixel_values=self._normalize(images))
         predicted = SimpleNamespace(logits=output.logits.float(), pred_boxes=output.pred_boxes.float())
         padded = [(images.shape[-2], images.shape[-1])] * len(images)
@@ -166,7 +166,7 @@ class TransformersDetector(Detector):
 
         Every family has an ``encoder``, but each prepares the backbone's maps for it in its own way.
         """
-        check_size(images)
+        self.input_sizes.check(images)
         output = None
         with FeatureHooks({"encoder": self.model.model.encoder}, stop=stop) as calls:
             output = self.model(pixel_values=self._normalize(images), **kwargs)

@@ -12,8 +12,8 @@ from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 
 from dfmsd.detectors.base import DETECTIONS_PER_IMAGE, ClassRows, Detector
 from dfmsd.detectors.inference import eval_mode
+from dfmsd.detectors.inputsizes import InputSizes
 from dfmsd.detectors.levels import read_levels
-from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
 SCORE_THRESHOLD = 0.001
@@ -43,6 +43,7 @@ class UltralyticsDetector(Detector):
         super().__init__()
         self.model = model
         self.class_names = tuple(class_names)
+        self.input_sizes = InputSizes(step=int(model.stride.max()))
         self.levels = read_levels(self, self._maps)
 
     def features(self, images: Tensor) -> FeaturePyramid:
@@ -83,10 +84,7 @@ class UltralyticsDetector(Detector):
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Run the layers in front of the head as the library does, and return the head's inputs."""
-        stride = int(self.model.stride.max())
-        height, width = images.shape[-2:]
-        if height % stride or width % stride:
-            raise DfmsdError(f"images of {height} x {width} pixels: this model needs multiples of {stride}")
+        self.input_sizes.check(images)
         outputs: list[Tensor | None] = []
         value: Any = images
         for layer in self.model.model[:-1]:
