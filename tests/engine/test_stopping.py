@@ -30,6 +30,7 @@ def epochs_with(aps: list[float | None], patience: int, first: int = 0, every: i
     end.evaluated = 0
     trainer: Any = SimpleNamespace(max_epochs=len(aps), current_epoch=0, should_stop=False, is_global_zero=True)
     callback = Patience(patience, first, end, lines.append)
+    callback.best_after = first
     for epoch, ap in enumerate(aps):
         trainer.current_epoch = epoch
         if (epoch + 1) % every == 0:
@@ -168,3 +169,22 @@ def test_a_run_ends_before_the_epoch_that_exceeds_its_time(
 
 def test_one_epoch_is_trained_in_any_case(train_config: MakeTrain, tmp_path: Path) -> None:
     assert epochs(train(train_config(tmp_path / "run", epochs=3, max_hours=1e-9)).run) == [0]
+
+
+@pytest.mark.usefixtures("clock")
+def test_limits_that_a_resumed_run_is_given_count_from_then_on(
+    train_config: MakeTrain, tmp_path: Path, measured: Callable[[list[float]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(StopOnInterrupt):
+        def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+            self.asked = INTERRUPTED * (trainer.current_epoch == 2)
+
+    for name, value, last in (("patience", 2, 5), ("max_hours", 2.5, 4)):
+        config = train_config(tmp_path / name, epochs=9)
+        measured([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+        with monkeypatch.context() as patch:
+            patch.setattr("dfmsd.engine.fit.StopOnInterrupt", Stopping)
+            with pytest.raises(Stopped):
+                train(config)
+        setattr(config, name, value)
+        assert epochs(train(config, resume=True).run)[-1] == last

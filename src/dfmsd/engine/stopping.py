@@ -16,7 +16,8 @@ SECONDS_PER_HOUR = 3600
 class Patience(pl.Callback):
     """End a run when the last stage has not reached a better AP for some epochs.
 
-    Earlier stages always take their full length. It must come after ``epoch_end`` in the list of callbacks.
+    Earlier stages always take their full length. A resumed run that had no patience before counts from then on. It must
+    come after ``epoch_end`` in the list of callbacks.
 
     Args:
         epochs: since the best AP, at least 1. The run ends at an evaluation.
@@ -34,10 +35,12 @@ class Patience(pl.Callback):
         self.epoch_end = epoch_end
         self.print_line = print_line
         self.best = -1.0
-        self.best_after = 0
+        self.best_after: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End a resumed run that had ended, unless its patience is longer now."""
+        if self.best_after is None:
+            self.best_after = max(self.first, trainer.current_epoch)
         if _just_evaluated(trainer, self.epoch_end):
             self._end_if_due(trainer)
 
@@ -54,7 +57,8 @@ class Patience(pl.Callback):
 
     def _end_if_due(self, trainer: pl.Trainer) -> None:
         done = self.epoch_end.evaluated
-        if done != trainer.max_epochs and done - max(self.best_after, self.first) >= self.epochs:
+        assert self.best_after is not None
+        if done != trainer.max_epochs and done - self.best_after >= self.epochs:
             _end(
                 trainer,
                 self.print_line,
@@ -74,8 +78,8 @@ class Patience(pl.Callback):
 class TimeLimit(Timer):
     """End a run after the last epoch that fits into its time, judging by the mean duration of its epochs.
 
-    The time before an interruption counts, too; at least one epoch is trained. It must come before ``epoch_end`` in the
-    list of callbacks, which evaluates the epoch that turns out to be the last.
+    The time before an interruption counts, too, unless the run had no limit then; at least one epoch is trained. It
+    must come before ``epoch_end`` in the list of callbacks, which evaluates the epoch that turns out to be the last.
 
     Args:
         hours: of training and evaluation, above 0.
@@ -88,10 +92,13 @@ class TimeLimit(Timer):
         self.hours = hours
         self.epoch_end = epoch_end
         self.print_line = print_line
+        self.since: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; end a resumed run that had ended, unless its time is longer now."""
         super().on_train_start(trainer, pl_module)
+        if self.since is None:
+            self.since = trainer.current_epoch
         if _just_evaluated(trainer, self.epoch_end):
             self._end_if_due(trainer, trainer.current_epoch)
 
@@ -100,8 +107,10 @@ class TimeLimit(Timer):
         self._end_if_due(trainer, trainer.current_epoch + 1)
 
     def _end_if_due(self, trainer: pl.Trainer, done: int) -> None:
+        assert self.since is not None
+        timed = done - self.since
         hours = self.time_elapsed() / SECONDS_PER_HOUR
-        over = trainer.strategy.broadcast(hours * (done + 1) / done > self.hours)
+        over = trainer.strategy.broadcast(timed > 0 and hours * (timed + 1) / timed > self.hours)
         if over and done != trainer.max_epochs:
             _end(
                 trainer,
@@ -109,6 +118,15 @@ class TimeLimit(Timer):
                 f"ended after epoch {done} of {trainer.max_epochs}: {hours:.2f} hours have passed, and one more epoch "
                 f"would exceed {self.hours:g} (max_hours)",
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time so far and the epoch that it begins with, for a checkpoint."""
+        return {**super().state_dict(), "since": self.since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the time from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self.since = state_dict["since"]
 
 
 def _end(trainer: pl.Trainer, print_line: PrintLine, reason: str) -> None:

@@ -32,7 +32,7 @@ def assumptions(config: DistillConfig) -> list[str]:
     if config.data.multi_scale is not None:
         lines.append("The time of a step is proportional to the pixels of its batch, see `data.multi_scale`.")
     if config.balance is not None:
-        lines.append("Steps that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
+        lines.append("Batches that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
     if config.teacher_cache == "disk":
         lines.append("The teacher cache starts empty; cached entries are timed from the page cache.")
     if config.teacher_cache and any(len(stage.teachers) > 1 for stage in config.stages):
