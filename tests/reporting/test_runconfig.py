@@ -79,6 +79,12 @@ def test_levels_are_paired_as_in_the_run(distill_config, tmp_path, tiny_teachers
         (2, "p4", "t4"),
     ]
     assert {line.alignment for line in lines} == {"1x1 convolution"}
+    twice = distill_config(tmp_path, teacher_size=128)
+    lines = paired_levels(record, twice, student, {tiny_teachers[1]: [*teacher, LevelSpec("t5", 32, 32)]})
+    assert [(line.pair.student.stride, line.pair.teacher.name, line.pair.teacher.stride) for line in lines] == [
+        (8, "t4", 8),
+        (16, "t5", 16),
+    ]
     config = distill_config(tmp_path, loss={"name": "pkd", "pairing": "index", "resize": "teacher"})
     lines = paired_levels(record, config, student, {tiny_teachers[0]: student, tiny_teachers[1]: teacher})
     assert [line.alignment for line in lines] == ["not needed"] * 3 + ["1x1 convolution, teacher resized"] * 3

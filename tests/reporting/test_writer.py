@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,39 @@ def test_analysis_agrees_with_evaluation(runs, tiny_teachers):
         assert result.costs[name].latency > 0
 
 
+def test_teachers_are_analyzed_at_the_size_that_they_see(runs, tiny_teachers):
+    run, name = runs / "distilled", tiny_teachers[1]
+    config = replace(run_config(read_run(run)), teacher_size=160)
+    detectors = {"student": load_detector(run), name: load_detector(name)}
+    result, plain = (
+        analysis.analyze(each, run, detectors, 100) for each in (config, replace(config, teacher_size=None))
+    )
+    sizes = {"student": 64, name: 160}
+    for each, detector in detectors.items():
+        seen = analysis.CocoDataModule(replace(config.data, image_size=sizes[each])).val
+        assert result.metrics[each] == evaluate(detector, seen, batch_size=1)
+    assert result.costs["student"].flops == plain.costs["student"].flops
+    assert result.costs[name].flops > 1.5 * plain.costs[name].flops  # its box head costs the same
+
+
+def test_matches_of_a_teacher_are_in_pixels_of_the_student(runs, tmp_path, monkeypatch):
+    """Detections that are the larger image's boxes are all correct."""
+    run = runs / "distilled"
+    data = analysis.CocoDataModule(replace(run_config(read_run(run)).data, image_size=160)).val
+    teacher = load_detector(run)
+    samples = iter([data[index] for index in range(len(data))])
+
+    def perfect(images, sizes):
+        target = next(samples).target
+        return [{**target, "scores": torch.ones(len(target["labels"]))}]
+
+    monkeypatch.setattr(teacher, "detect", perfect)
+    small = analysis.CocoDataModule(run_config(read_run(run)).data).val
+    matches, metrics = analysis._match_all("teacher", teacher, data, [small[index] for index in range(len(small))])
+    assert metrics["AP"] == pytest.approx(1, abs=1e-3)
+    assert all(image.true_positives == image.objects > 0 for image in matches)
+
+
 def test_report_of_a_folder_of_runs(runs):
     html = report(runs, None, [], 2).read_text(encoding="utf-8")
     assert (runs / "report.html").is_file()
@@ -129,6 +163,10 @@ def test_ap_of_a_teacher_on_other_images_is_ignored(finished_run, runs, tmp_path
     (teacher / "config.yaml").write_text(text.replace("image_size: 64", "image_size: 96"))
     html = report(runs / "distilled", None, [str(teacher)], 1).read_text(encoding="utf-8")
     assert re.search(row, html)[1] != "25.0"
+    shown = shutil.copytree(runs / "distilled", tmp_path / "shown")
+    text = (shown / "config.yaml").read_text()
+    (shown / "config.yaml").write_text(text.replace("teacher_size: null", "teacher_size: 96"))
+    assert re.search(row, report(shown, None, [str(teacher)], 1).read_text(encoding="utf-8"))[1] == "25.0"
     assert "covers only the first 1 validation images" in html
     assert json.loads((teacher / "metrics.json").read_text())["AP"] == 0.25
 

@@ -48,7 +48,7 @@ class Analysis:
 
 
 def analyze(config: DistillConfig, run: Path, detectors: Mapping[str, Detector], images: int) -> Analysis:
-    """Run the detectors of a run on its validation images.
+    """Run the detectors of a run on its validation images; teachers see them at the size that they had in the run.
 
     Args:
         config: of the run.
@@ -69,10 +69,13 @@ def analyze(config: DistillConfig, run: Path, detectors: Mapping[str, Detector],
     samples = [dataset[index] for index in range(min(images, len(dataset)))]
     analysis = Analysis(len(samples), whole=len(samples) == len(dataset))
     analysis.levels = {name: detectors[name].levels for name in teachers}
-    analysis.costs = inference_costs(comparable, collate(samples[:1], dataset.image_size))
+    larger = dataset if config.teacher_size is None else DetectionDataset(dataset.coco, config.teacher_size)
+    shown = {name: larger if name in teachers else dataset for name in comparable}
+    batches = {name: collate([each[0]], each.image_size) for name, each in shown.items()}
+    analysis.costs = inference_costs(comparable, batches)
     matches: dict[str, list[ImageMatches]] = {}
     for name, detector in comparable.items():
-        matches[name], analysis.metrics[name] = _match_all(name, detector, dataset, samples)
+        matches[name], analysis.metrics[name] = _match_all(name, detector, shown[name], samples)
     if "student" in matches:
         analysis.sections.append(images_section(matches, samples, dataset))
     if teachers:
@@ -83,16 +86,27 @@ def analyze(config: DistillConfig, run: Path, detectors: Mapping[str, Detector],
 def _match_all(
     name: str, detector: Detector, dataset: DetectionDataset, samples: Sequence[Sample]
 ) -> tuple[list[ImageMatches], Metrics]:
-    """Match a detector's detections in every image, at its best threshold, and measure its metrics."""
+    """Match a detector's detections in every image, at its best threshold, and measure its metrics.
+
+    Args:
+        name: of the detector, for the progress.
+        detector: the detector.
+        dataset: images as the detector sees them.
+        samples: the first of these images, as the student sees them, whose pixels the matches are in.
+    """
     category_of = match_classes(detector.class_names, dataset.coco)
     data_label = common_classes(detector.class_names, dataset.coco.class_names)
     matches: list[ImageMatches] = []
     results: list[CocoResult] = []
-    for sample in track(samples, f"detect: {Path(name).name}", transient=True):
-        batch = collate([sample], dataset.image_size)
-        detections = detect(detector, batch)
+    for index, sample in enumerate(track(samples, f"detect: {Path(name).name}", transient=True)):
+        seen = dataset[index]
+        batch = collate([seen], dataset.image_size)
+        (found,) = detections = detect(detector, batch)
         results += coco_results(detections, batch, category_of)
-        matches.append(match_detections(_to_data_labels(detections[0], data_label), sample.target))
+        (down, across), (seen_down, seen_across) = sample.scale, seen.scale
+        ratio = torch.tensor([across / seen_across, down / seen_down] * 2)
+        found = Detections(boxes=found["boxes"] * ratio, scores=found["scores"], labels=found["labels"])
+        matches.append(match_detections(_to_data_labels(found, data_label), sample.target))
     threshold = best_threshold(matches)
     metrics = coco_metrics(dataset.coco, results, [sample.image_id for sample in samples])
     return [image.above(threshold) for image in matches], metrics

@@ -28,16 +28,16 @@ class InferenceCost(NamedTuple):
 
 
 def inference_costs(
-    detectors: Mapping[str, Detector], batch: Batch, seconds: float = SECONDS
+    detectors: Mapping[str, Detector], batches: Mapping[str, Batch], seconds: float = SECONDS
 ) -> dict[str, InferenceCost]:
     """Measure detectors in turns, so that a slow phase of the machine affects all of them equally.
 
     Args:
         detectors: on the CPU.
-        batch: a batch of one image.
+        batches: for each of them a batch of one image.
         seconds: timing budget per detector.
     """
-    calls = {name: partial(detect, detector, batch) for name, detector in detectors.items()}
+    calls = {name: partial(detect, detector, batches[name]) for name, detector in detectors.items()}
     with torch.no_grad():
         flops = {name: count(call, detectors[name]).forward for name, call in calls.items()}
     ms = time_in_turns(calls, seconds * len(calls))

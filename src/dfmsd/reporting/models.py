@@ -37,7 +37,9 @@ def teacher_row(
     row = model_row(name, record) if record else ModelRow(name)
     teacher_config = run_config(record) if record else None
     comparable = (
-        config is not None and teacher_config is not None and _images_key(config) == _images_key(teacher_config)
+        config is not None
+        and teacher_config is not None
+        and _images_key(config, config.teacher_size) == _images_key(teacher_config)
     )
     row = replace(row, metrics=row.metrics if comparable else None)
     levels = analysis.levels.get(name, ()) if analysis else record.levels if record else ()
@@ -127,5 +129,5 @@ def run_name(run: Path) -> str:
     return f"{run.parent.name}/{run.name}" if run.name.startswith("seed-") else run.name
 
 
-def _images_key(config: DistillConfig) -> tuple[object, ...]:
-    return config.data.root, str(config.data.val), config.data.image_size, config.data.holdout
+def _images_key(config: DistillConfig, size: int | None = None) -> tuple[object, ...]:
+    return config.data.root, str(config.data.val), size or config.data.image_size, config.data.holdout
