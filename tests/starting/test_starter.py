@@ -62,6 +62,7 @@ def test_the_hours_limit_the_epochs(
     assert (config.epochs, config.eval_every) == (100, 10)
     text = Path("my.yaml").read_text()
     assert "2 hours allow it" in text
+    assert "teacher's training" not in text  # it exists
     assert "fewer than 1,000 are few" in text
 
 

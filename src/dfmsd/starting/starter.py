@@ -119,7 +119,8 @@ def _within(hours: float, found: Estimate, facts: Facts, batch_size: int) -> Cho
     few = (
         f"; fewer than {FEW_STEPS:,} are few" if count_steps(facts.train_images, batch_size, epochs) < FEW_STEPS else ""
     )
-    return Choice(epochs, f"{steps}; {limit} it: {predicted:.2g} are predicted, with the teacher's training{few}")
+    teacher = ", with the teacher's training" if found.teachers else ""
+    return Choice(epochs, f"{steps}; {limit} it: {predicted:.2g} are predicted{teacher}{few}")
 
 
 def _header(file: Path, out: Path, facts: Facts) -> list[str]:
