@@ -10,11 +10,21 @@ import pytest
 import torch
 import torchvision
 from tests.helpers.fixtures import TINY_BACKBONE
+from torch import nn
 
-from dfmsd.detectors import DetectorConfig, adopt_architecture, build_detector, load_detector, save_detector
+from dfmsd.detectors import (
+    DetectorConfig,
+    adopt_architecture,
+    build_detector,
+    load_detector,
+    save_detector,
+    torchvision_archs,
+)
+from dfmsd.detectors.base import REST
 from dfmsd.errors import DfmsdError
 
 TINY = DetectorConfig("retinanet", TINY_BACKBONE, fpn_channels=8, head_convs=1, anchor_scale=2.0)
+LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn"
 FASTER = "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1"
 
 
@@ -116,24 +126,55 @@ def test_contradictions_are_refused(keys: dict[str, object], message: str) -> No
         DetectorConfig(**keys)  # type: ignore[arg-type]
 
 
+COCO = [
+    pytest.param(f"{enum.__name__}.{weights.name}", marks=() if arch == LIGHT else pytest.mark.slow)
+    for arch in torchvision_archs()
+    for enum in [torchvision.models.get_model_weights(arch)]
+    for weights in enum  # without the alias DEFAULT
+]
+
+
+def cached_weights(name: str, cache: Path) -> Path:
+    """Save random weights, with statistics of every normalization, where torch keeps those that it downloaded."""
+    weights = torchvision.models.get_weight(name)
+    arch = adopt_architecture(DetectorConfig(init=name)).arch
+    classes = len(weights.meta["categories"])
+    model = torchvision.models.get_model(arch, weights=None, weights_backbone=None, num_classes=classes)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.get_buffer("running_var"), 0.01, 1.0)
+    file = cache / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("name", COCO)
 def test_torchvision_s_coco_weights_start_a_student_of_other_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights = torchvision.models.get_weight(FASTER)
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
-    file = folder / weights.url.rpartition("/")[2]
-    torch.save(model.state_dict(), file)
-    student = build_detector(DetectorConfig(init=FASTER), ("dog", "fish"))
-    trained = load_detector(FASTER)
-    images = torch.rand(1, 3, 64, 64)
-    ours, theirs = (detector.eval().features(images) for detector in (student, trained))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
-    own, coco = (d.model.roi_heads.box_predictor.cls_score.weight for d in (student, trained))
-    assert own.shape[0] == 3
-    assert torch.equal(own[:2], coco[[0, int(trained.label_ids[trained.class_names.index("dog")])]])
-    file.write_bytes(b"no weights")
+    cached_weights(name, tmp_path)
+    student, trained = build_detector(DetectorConfig(init=name), ("dog", "fish")), load_detector(name)
+    images = torch.rand(1, 3, 320, 320)
+    with torch.no_grad():
+        ours, theirs = (detector.eval().features(images) for detector in (student, trained))
+    for level, value in theirs.items():
+        torch.testing.assert_close(ours[level], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+    own, coco, mine, given = (
+        student.class_rows(),
+        trained.class_rows(),
+        *(detector.model.state_dict() for detector in (student, trained)),
+    )
+    assert own
+    assert coco
+    for key, rows in own.items():
+        assert torch.equal(mine[key][rows["dog"]], given[key][coco[key]["dog"]])
+        assert rows.get(REST) is None or torch.equal(mine[key][rows[REST]], given[key][coco[key][REST]])
+
+
+def test_damaged_coco_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached_weights(FASTER, tmp_path).write_bytes(b"no weights")
     with pytest.raises(DfmsdError, match="is not a checkpoint"):
         build_detector(DetectorConfig(init=FASTER), ("dog", "fish"))
