@@ -51,7 +51,7 @@ def init(
         student: what to train, as in `distill`, but no `Detector`; None chooses.
         hours: time limit of the whole run, with the training of its teacher, by which the epochs are chosen.
         overwrite: replace existing files.
-        allow_weak_teacher: accept a teacher that lacks classes of the data.
+        allow_weak_teacher: accept a teacher that knows none of the classes of the data.
 
     Returns:
         The files written: that of the distillation, and that of the teacher's training.

@@ -44,7 +44,7 @@ def init_parser() -> ArgumentParser:
     parser.add_argument("--student", type=str | None, default=None, help="such as fcos/resnet18; chosen by default")
     parser.add_argument("--hours", type=float | None, default=None, help="time limit, with the teacher's training")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher that lacks classes")
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher of other classes")
     return parser
 
 

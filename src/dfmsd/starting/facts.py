@@ -91,10 +91,10 @@ def gather(root: str, teacher: str | None = None, *, allow_weak_teacher: bool = 
     Args:
         root: Data set folder, or ``digits``.
         teacher: Reference, as in `StageConfig`.
-        allow_weak_teacher: Accept a teacher that lacks classes of the data.
+        allow_weak_teacher: Accept a teacher that knows none of the classes of the data.
 
     Raises:
-        DfmsdError: The data cannot be trained on, or the teacher does not exist or lacks classes of the data.
+        DfmsdError: The data cannot be trained on, or the teacher does not exist or knows none of its classes.
     """
     config = DataConfig(root=root, cache="off")
     holdout = 0.0 if has_split(config, "val") else HOLDOUT

@@ -44,7 +44,7 @@ def start(
         teacher: Reference, as in `StageConfig`; None trains one first.
         student: What to train; None chooses.
         hours: Budget of the whole run, with the training of its teacher.
-        allow_weak_teacher: Accept a teacher that lacks classes of the data.
+        allow_weak_teacher: Accept a teacher that knows none of the classes of the data.
 
     Returns:
         The files written: the distillation's, and the teacher's.
