@@ -14,6 +14,7 @@ from tests.helpers.few_neurons import FewNeurons
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
+from dfmsd.detectors.inputsizes import InputSizes
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.build import assemble_task
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -158,6 +159,15 @@ def test_sizes_of_batches_that_a_detector_cannot_take_are_refused(
     )
     with pytest.raises(DfmsdError, match=message):
         assemble_task(config, detectors["the student"], {"big": detectors["teacher big"]})
+
+
+def test_each_size_of_the_batches_has_to_suit_the_detectors(distill_config: MakeDistill, tmp_path: Path) -> None:
+    data = DataConfig("digits", image_size=64, multi_scale=(1.0, 2.0))
+    config = distill_config(tmp_path / "run", data=data, stages=[StageConfig(1, "big")])
+    teacher = FewNeurons()
+    teacher.input_sizes = InputSizes(step=64)
+    with pytest.raises(DfmsdError, match=r"^data\.multi_scale: teacher big cannot take images of 96 pixels a side"):
+        assemble_task(config, FewNeurons(), {"big": teacher})
 
 
 def test_a_teacher_described_by_yaml_is_trained_once(

@@ -137,18 +137,20 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     stages = [[frozen[name] for name in stage.teachers] for stage in config.stages]
     task = DistillationTask(student, config.stages, stages, config.loss, config.balance)
     if config.data.multi_scale is not None:
-        _try_sizes(task, (min(config.data.batch_sizes), max(config.data.batch_sizes)))
+        _check_sizes(task, config.data.batch_sizes)
     if config.compile_loss:
         task.compile_losses()
     return task
 
 
 @torch.no_grad()
-def _try_sizes(task: DistillationTask, sizes: Iterable[int]) -> None:
-    """Refuse sizes of batches that the student or a teacher cannot take."""
+def _check_sizes(task: DistillationTask, sizes: Sequence[int]) -> None:
+    """Refuse sizes of batches that do not suit the student or a teacher; the smallest and the largest are tried out."""
     detectors = {"the student": task.student, **{f"teacher {t.name}": t.detector for t in task.every_teacher}}
     for name, detector in detectors.items():
         for size in sizes:
+            detector.input_sizes.check_side(size, "data.multi_scale", name)
+        for size in (sizes[0], sizes[-1]):
             try:
                 with eval_mode(detector):
                     detector.features(torch.zeros(1, 3, size, size, device=device_of(detector)))
