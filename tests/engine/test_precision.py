@@ -62,9 +62,11 @@ def test_losses_in_bf16_follow_those_in_float32(longer: MakeDistill) -> None:
     assert full["loss"][3] < 0.97 * full["loss"][0]
     for name, values in full.items():
         # the first step has the same weights; later ones may drift apart, as in any arithmetic
+        if name.startswith("pearson"):  # correlations over one cell are about 0 and, later, anything
+            assert abs(half[name][0] - values[0]) < 0.05, name
+            continue
         assert differences(half[name], values)[0] < 0.05, name
-        if not name.startswith("pearson"):  # correlations over one cell are about 0 and anything
-            assert max(differences(half[name], values)) < 0.3, name
+        assert max(differences(half[name], values)) < 0.3, name
 
 
 def test_on_a_cpu_fp16_is_run_as_bf16_and_says_so(longer: MakeDistill) -> None:
