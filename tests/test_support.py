@@ -17,7 +17,7 @@ from tests.helpers.tiny_transformers import NEEDED
 from torch import nn
 
 from dfmsd.detectors import Detector, ModuleDetector, torchvision_archs
-from dfmsd.detectors.huggingface.detector import FAMILIES
+from dfmsd.detectors.huggingface.families import FAMILIES
 
 FEW = [
     ("faster_rcnn", "gfl"),
@@ -155,6 +155,11 @@ def test_every_registered_family_was_tried(found: Support) -> None:
 
 def test_what_is_promised_works(found: Support) -> None:
     foreign = ("mask_rcnn", "ssd", "hf: rt_detr_v2", "hf: d_fine", "hf: deformable_detr", "timm: pyramid", "nn.Module")
-    promised = set(product((*OWN_ARCHS, *foreign), (*OWN_ARCHS, "hf: rt_detr", "hf: d_fine")))
+    single = ("hf: detr", "hf: rf_detr", "hf: yolos")
+    promised = {
+        *product((*OWN_ARCHS, *foreign, "hf: deimv2"), (*OWN_ARCHS, "hf: rt_detr", "hf: d_fine", "hf: deimv2")),
+        *product(single, OWN_ARCHS),
+        *product((*OWN_ARCHS, "hf: yolos"), ("hf: rf_detr",)),
+    }
     assert promised <= {(row["teacher"], row["student"]) for row in found["rows"] if row["passed"]}
     assert all(row["passed"] or row["refused"] for row in found["rows"])

@@ -19,7 +19,7 @@ from torch import nn
 
 from dfmsd.detectors import Detector, DetectorConfig, ModuleDetector, build_detector, load_detector, save_detector
 from dfmsd.detectors.config import OWN_ARCHS
-from dfmsd.detectors.huggingface.detector import FAMILIES
+from dfmsd.detectors.huggingface.families import FAMILIES
 from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask

@@ -86,7 +86,7 @@ class DetectionGraph(nn.Module):
         if kind is None or (isinstance(detector, TransformersDetector) and not detector.family.trainable):
             raise DfmsdError(
                 f"export: this {type(detector).__name__} cannot be exported; supported are FCOS, RetinaNet, GFL, SSD,"
-                " SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2 and D-FINE"
+                " SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2, D-FINE, DEIMv2, LW-DETR and RF-DETR"
             )
         check_image_size(side, "`image_size`")
         self.decoder = kind(detector, side)

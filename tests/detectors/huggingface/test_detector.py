@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tests.helpers.tiny_transformers import (
     CLASSES,
+    LEVELS,
     NEEDED,
     OPTIONS,
     PYRAMID,
     SIZES,
+    SQUARE,
     STUDENTS,
     TARGETS,
     Built,
     Saved,
     processor,
+    save_model,
     student,
 )
 from torch import Tensor, nn
 
-from dfmsd.detectors.huggingface.detector import FAMILIES
+from dfmsd.detectors import load_detector
+from dfmsd.detectors.huggingface.families import FAMILIES, needed_area
+from dfmsd.detectors.inputsizes import InputSizes
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import pair_levels
+from dfmsd.types import LevelSpec
 
 pytestmark = NEEDED
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+CONSTANT = re.compile(r"decoder\.(up|reg_scale)$|mask_token$|backbone\.backbone\.encoder\.layer\.3\.")
+"""Two constants of D-FINE, tokens of masked patches, and a layer behind the last map."""
 EMPTY = [TARGETS[1], TARGETS[1]]
 
 
@@ -38,8 +50,28 @@ def pixels(model_type: str, images: Tensor) -> Tensor:
     return values
 
 
-def uint8_images(height: int = 96, width: int = 64) -> Tensor:
-    return torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
+def width_of(model_type: str) -> int:
+    """Width of images of 96 pixels of height that the family takes."""
+    return 96 if model_type in SQUARE else 64
+
+
+def uint8_images(model_type: str) -> Tensor:
+    return torch.randint(256, (2, 3, 96, width_of(model_type)), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def plain_maps(model: Any, values: Tensor) -> list[Tensor]:
+    """The maps of the library's own forward pass."""
+    output = model(values, output_hidden_states=True)
+    kind = model.config.model_type
+    if kind == "rf_detr":
+        return [output.backbone_features]
+    if kind == "lw_detr":
+        return [value for value, _ in model.model.backbone(values, torch.ones_like(values[:, 0]))]
+    if kind == "yolos":
+        return [output.last_hidden_state[:, 1:-20]]
+    maps = output.encoder_last_hidden_state
+    return [maps] if torch.is_tensor(maps) else list(maps)
 
 
 def test_the_table_has_every_tested_family() -> None:
@@ -52,49 +84,92 @@ def test_the_backbone_is_the_librarys(loaded: Built, model_type: str) -> None:
     detector = loaded(model_type)
     (backbone,) = detector.backbone_layers()
     inside = {id(parameter) for parameter in backbone.parameters()}
-    names = {name.split(".")[2] for name, parameter in detector.named_parameters() if id(parameter) in inside}
-    assert names == {"backbone"}
+    names = {name for name, parameter in detector.named_parameters() if id(parameter) in inside}
+    paths = {"deimv2": "conv_encoder.model", "lw_detr": "backbone.backbone", "rf_detr": "backbone.backbone"}
+    path = f"model.model.{paths.get(model_type, 'backbone')}."
+    assert names == {name for name, _ in detector.named_parameters() if name.startswith(path)}
 
 
 @pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_features_equal_the_encoder_output_of_a_plain_forward_pass(loaded: Built, model_type: str) -> None:
     detector = loaded(model_type)
     assert not any(module.training for module in detector.modules())
-    images = uint8_images()
+    images = uint8_images(model_type)
     features = detector.features(images / 255)
-    with torch.no_grad():
-        expected = detector.model(pixels(model_type, images), output_hidden_states=True).encoder_last_hidden_state
-    if torch.is_tensor(expected):  # N x L x C
-        found = torch.cat([level.flatten(2).transpose(1, 2) for level in features.values()], dim=1)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    else:
-        torch.testing.assert_close(list(features.values()), list(expected), rtol=1e-5, atol=1e-5)
+    expected = plain_maps(detector.model, pixels(model_type, images))
+    found = list(features.values())
+    if expected[0].ndim == 3:  # N x L x C
+        found = [torch.cat([level.flatten(2).transpose(1, 2) for level in found], dim=1)]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for level in detector.levels:
-        shape = (2, level.channels, -(-96 // level.stride), -(-64 // level.stride))
+        shape = (2, level.channels, -(-96 // level.stride), -(-width_of(model_type) // level.stride))
         assert features[level.name].shape == shape
 
 
 @pytest.mark.parametrize(
     ("model_type", "strides"),
-    [("d_fine", (8, 16, 32)), ("deformable_detr", (8, 16, 32, 64)), ("detr", (32,)), ("dab-detr", (32,))],
+    [
+        ("d_fine", (8, 16, 32)),
+        ("deimv2", (8, 16, 32)),
+        ("deformable_detr", (8, 16, 32, 64)),
+        ("lw_detr", (8, 32)),
+        ("rf_detr", (16,)),
+        ("detr", (32,)),
+        ("dab-detr", (32,)),
+        ("yolos", (16,)),
+    ],
 )
 def test_levels_are_read_from_the_model(loaded: Built, model_type: str, strides: tuple[int, ...]) -> None:
     levels = loaded(model_type).levels
     assert tuple(level.stride for level in levels) == strides
-    assert {level.channels for level in levels} == {64}
+    assert {level.channels for level in levels} == {32 if model_type == "yolos" else 64}
 
 
-def test_memory_is_reshaped_row_by_row(loaded: Built) -> None:
-    """A cell of a map is the memory's at ``row * width + column``, and depends on its place in the image."""
-    detector = loaded("deformable_detr")
+@pytest.mark.parametrize("model_type", ["deformable_detr", "deimv2", "lw_detr", "rf_detr", "yolos"])
+def test_a_cell_of_a_map_depends_on_its_place_in_the_image(loaded: Built, model_type: str) -> None:
+    """Memory and tokens are reshaped row by row, windows put together again."""
+    detector = loaded(model_type)
     torch.manual_seed(0)  # the fixture may have drawn
-    image = torch.rand(1, 3, 128, 64)
+    image = torch.rand(1, 3, 128, 128 if model_type in SQUARE else 64)
     changed = image.clone()
-    changed[..., 96:, :16] = 0
-    one, other = detector.features(image)["p3"], detector.features(changed)["p3"]
+    changed[..., 96:112, :16] = 0
+    level = detector.levels[0]
+    one, other = detector.features(image)[level.name], detector.features(changed)[level.name]
     difference = (one - other).abs().sum(1)[0]
     row, column = divmod(int(difference.argmax()), difference.shape[1])
-    assert (row >= 12, column < 2) == (True, True)
+    assert (row * level.stride // 16, column * level.stride // 16) == (6, 0)
+
+
+def test_patches_and_windows_decide_which_sizes_rf_detr_takes(tmp_path: Path) -> None:
+    """Its windows are put together in another order than they are cut, unless the image is a square."""
+    save_model("rf_detr", tmp_path, backbone_config={**OPTIONS["rf_detr"]["backbone_config"], "patch_size": 14})
+    detector = load_detector(f"hf:{tmp_path}")
+    assert detector.levels == (LevelSpec("p4", 64, 14),)
+    assert detector.features(torch.rand(1, 3, 224, 224))["p4"].shape == (1, 64, 16, 16)
+    with pytest.raises(DfmsdError, match="images of 256 x 256 pixels: pad both sides to multiples of 28"):
+        detector.features(torch.rand(1, 3, 256, 256))
+    with pytest.raises(DfmsdError, match="images of 224 x 448 pixels: this model takes squares only"):
+        detector.features(torch.rand(1, 3, 224, 448))
+    with pytest.raises(DfmsdError, match="cannot take images of 256 pixels a side; choose one of 224, 448, 672"):
+        detector.choose_size(256)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "queries", "side"), [("rt_detr", 84, 64), ("rt_detr", 85, 96), ("rf_detr", 16, 64)]
+)
+def test_the_least_size_has_a_cell_for_each_query(loaded: Built, model_type: str, queries: int, side: int) -> None:
+    """64 pixels a side have 8 x 8 + 4 x 4 + 2 x 2 = 84 cells of strides 8, 16 and 32, and 4 x 4 of stride 16."""
+    detector = loaded(model_type)
+    config = SimpleNamespace(num_queries=queries)
+    assert InputSizes(area=needed_area(detector.family, config, detector.levels)).fitting(1) == side
+
+
+def test_images_with_fewer_cells_than_queries_are_refused(loaded: Built) -> None:
+    detector = loaded("rf_detr")
+    detector.input_sizes.check(torch.zeros(1, 3, 64, 64))
+    for call in (detector.features, lambda images: detector.detect(images, [(32, 32)])):
+        with pytest.raises(DfmsdError, match="32 x 32 pixels are too small for this model: a square needs at least 64"):
+            call(torch.rand(1, 3, 32, 32))
 
 
 def test_a_teacher_stops_after_its_encoder(loaded: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +186,17 @@ def test_detections_equal_the_processors(loaded: Built, model_type: str) -> None
     for layer in dict(detector.model.named_children()).values():
         if isinstance(layer, nn.Linear):  # DETR's classifier, which scores all queries alike at first
             nn.init.normal_(layer.weight, std=0.1)
+            nn.init.zeros_(layer.bias)
             nn.init.constant_(layer.bias[::3], -9)  # N/A, and no object
-    images = torch.rand(2, 3, 96, 64)
+    images = torch.rand(2, 3, 96, width_of(model_type))
     found = detector.detect(images, SIZES)
     normalize = processor(model_type).do_normalize
-    assert normalize == (model_type not in STUDENTS)
+    assert normalize == (FAMILIES[model_type].processor != "RTDetrImageProcessor")
     with torch.no_grad():
         output = detector.model((images - IMAGENET_MEAN) / IMAGENET_STD if normalize else images)
-    expected = processor(model_type).post_process_object_detection(output, threshold=0.05, target_sizes=[(96, 64)] * 2)
+    expected = processor(model_type).post_process_object_detection(
+        output, threshold=0.05, target_sizes=[tuple(images.shape[-2:])] * 2
+    )
     for own, theirs, (height, width) in zip(found, expected, SIZES, strict=True):
         used = theirs["labels"] > 0  # 0 is N/A
         order = theirs["scores"][used].argsort(descending=True, stable=True)
@@ -143,7 +221,7 @@ def test_at_most_100_detections_are_returned(learning: Built) -> None:
 @pytest.mark.parametrize("model_type", STUDENTS)
 def test_losses_equal_the_librarys_on_the_processors_batch(learning: Built, model_type: str, training: bool) -> None:
     detector = learning(model_type).train(training)
-    images = uint8_images()
+    images = uint8_images(model_type)
     boxes = [[8, 16, 32, 48], [0, 0, 32, 24]]  # x, y, width, height
     annotations = [
         {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0, "image_id": 0}
@@ -157,15 +235,25 @@ def test_losses_equal_the_librarys_on_the_processors_batch(learning: Built, mode
     expected = detector.model(batch["pixel_values"], labels=list(batch["labels"]))
     torch.manual_seed(1)  # of the denoising queries
     pyramid, losses = detector(images / 255, TARGETS)
-    assert any("_dn_" in name for name in losses) == training
-    assert set(losses) == set(expected.loss_dict)
+    weights = FAMILIES[model_type].weights
+    if weights is None:
+        assert any("_dn_" in name for name in losses) == training
+        assert set(losses) == set(expected.loss_dict)
+    else:
+        assert set(losses) == {name for name in expected.loss_dict if name.startswith(tuple(weights))}
     torch.testing.assert_close(torch.stack(list(losses.values())).sum(), expected.loss, rtol=1e-4, atol=1e-4)
     for name, value in losses.items():
-        torch.testing.assert_close(value, expected.loss_dict[name], rtol=1e-3, atol=1e-4)
-    maps = expected.encoder_last_hidden_state
-    torch.testing.assert_close(list(pyramid.values()), list(maps), rtol=1e-4, atol=1e-4)
-    assert tuple(pyramid) == ("p3", "p4", "p5")
-    assert detector.levels == PYRAMID
+        weight = (
+            getattr(detector.model.config, weights[name[: name.find("_", 5)] if name.count("_") > 1 else name])
+            if weights
+            else 1
+        )
+        torch.testing.assert_close(value, weight * expected.loss_dict[name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        list(pyramid.values()), plain_maps(detector.model, batch["pixel_values"]), rtol=1e-4, atol=1e-4
+    )
+    assert detector.levels == LEVELS.get(model_type, PYRAMID)
+    assert tuple(pyramid) == tuple(level.name for level in detector.levels)
 
 
 @pytest.mark.parametrize("model_type", STUDENTS)
@@ -177,8 +265,8 @@ def test_gradients_reach_every_trainable_parameter(learning: Built, model_type: 
     _, losses = detector(torch.rand(2, 3, 64, 64), TARGETS)
     torch.stack(list(losses.values())).sum().backward()
     parameters = dict(detector.named_parameters())
-    frozen = {name.rpartition(".")[2] for name, p in parameters.items() if not p.requires_grad}
-    assert frozen == ({"up", "reg_scale"} if model_type == "d_fine" else set())  # D-FINE's two constants
+    frozen = {name for name, p in parameters.items() if not p.requires_grad}
+    assert frozen == {name for name in parameters if CONSTANT.search(name)}
     idle = {n for n, p in parameters.items() if p.requires_grad and (p.grad is None or not p.grad.any())}
     assert idle == set()
     assert all(bool(p.grad.isfinite().all()) for p in parameters.values() if p.grad is not None)
@@ -204,7 +292,8 @@ def test_half_precision_and_channels_last_work(learning: Built, model_type: str)
     with torch.autocast("cpu", torch.bfloat16):
         pyramid, half = detector(images, TARGETS)
         found = detector.detect(images, [(64, 64)] * 2)
-    assert pyramid["p3"].dtype == torch.bfloat16
+    assert {value.dtype for value in pyramid.values()} == {torch.bfloat16}
+    assert {value.dtype for value in half.values()} == {torch.float32}
     assert {value.dtype for one in found for value in (one["boxes"], one["scores"])} == {torch.float32}
     total = torch.stack([value.float() for value in half.values()]).sum()
     total.backward()

@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.helpers.tiny_transformers import CLASSES, NEEDED, PYRAMID, SIZES, TARGETS, Built, Saved, student
+from tests.helpers.tiny_transformers import (
+    BACKBONE,
+    CLASSES,
+    NEEDED,
+    PYRAMID,
+    SIZES,
+    TARGETS,
+    Built,
+    Saved,
+    save_model,
+    student,
+)
 from torch import Tensor, nn
 
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
@@ -22,14 +33,37 @@ from dfmsd.detectors.huggingface.detector import TransformersDetector
 from dfmsd.errors import DfmsdError
 
 pytestmark = NEEDED
+DINOV3 = {
+    "model_type": "dinov3_vit",
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 16,
+    "out_indices": [1, 2, 3],
+}
 
 
-@pytest.mark.parametrize(("model_type", "pretrained"), [("rt_detr", True), ("rt_detr_v2", False), ("d_fine", False)])
+@pytest.mark.parametrize(
+    ("model_type", "pretrained"),
+    [
+        ("rt_detr", True),
+        ("rt_detr_v2", False),
+        ("d_fine", False),
+        ("deimv2", True),
+        ("lw_detr", True),
+        ("rf_detr", True),
+        ("rf_detr", False),
+    ],
+)
 def test_a_saved_student_comes_back_without_the_folder(
     saved: Saved, tmp_path: Path, model_type: str, pretrained: bool
 ) -> None:
     folder = Path(shutil.copytree(saved(model_type), tmp_path / "model"))
     detector = student(folder, pretrained, ("a", "b", "c"))
+    for name, parameter in detector.named_parameters():  # scores above the threshold
+        if name.endswith("class_embed.bias"):
+            nn.init.zeros_(parameter)
     detector(torch.rand(2, 3, 64, 64), TARGETS)  # moves the statistics of the batch normalization
     detector.eval()
     save_detector(detector, tmp_path / "run")
@@ -41,7 +75,7 @@ def test_a_saved_student_comes_back_without_the_folder(
     assert loaded.config == detector.config
     state = loaded.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in detector.model.state_dict().items())
-    images = torch.rand(2, 3, 96, 64)
+    images = torch.rand(2, 3, 96, 96)
     for own, theirs in zip(loaded.detect(images, SIZES), detector.detect(images, SIZES), strict=True):
         assert len(own["scores"]) > 0
         assert all(torch.equal(own[key], theirs[key]) for key in ("boxes", "scores", "labels"))  # type: ignore[literal-required]
@@ -155,7 +189,10 @@ def _pickle(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), r"the folder must contain config\.json"),
         (lambda f: (f / "config.json").write_text("{"), r"the folder must contain config\.json"),
-        (lambda f: _edit(f / "config.json", model_type="yolos"), r"is a yolos: .*rt_detr, rt_detr_v2, d_fine, deform"),
+        (
+            lambda f: _edit(f / "config.json", model_type="owlvit"),
+            r"is a owlvit: .*rt_detr, rt_detr_v2, d_fine, deimv2",
+        ),
         (lambda f: _edit(f / "config.json", model_type="zebra"), r"zebra"),
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors"),
         (_pickle, r"model\.safetensors"),
@@ -223,7 +260,7 @@ def test_a_file_of_pretrained_weights_is_refused(saved: Saved, options: dict[str
             {"transformers": {"config": {"model_type": "zebra"}, "pixels": {}}},
             "transformers cannot use the description",
         ),
-        ({"transformers": {"config": {"model_type": "yolos"}, "pixels": {}}}, "is a yolos"),
+        ({"transformers": {"config": {"model_type": "vit"}, "pixels": {}}}, "is a vit"),
         ({"class_names": ["only"]}, "does not fit the model: size mismatch"),
         ({"levels": []}, r"lists levels \[\]"),
     ],
@@ -236,6 +273,48 @@ def test_damaged_descriptions_are_refused(
     with pytest.raises(DfmsdError, match=message) as error:
         load_detector(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_every_group_of_queries_keeps_the_rows_of_its_classes(saved: Saved, tmp_path: Path) -> None:
+    theirs = load_detector(f"hf:{saved('rf_detr')}").model.state_dict()
+    own = student(saved("rf_detr"), classes=("disc", "square")).model.state_dict()
+    layers = [name for name in own if "class_embed" in name]
+    assert len(layers) == 2 * (1 + 3)  # weights and biases of the decoder's layer, and of one layer per group
+    assert all(torch.equal(own[name], theirs[name][[2, 1]]) for name in layers)
+
+
+LITE = {
+    "encoder_type": "lite",
+    "backbone_config": {**BACKBONE, "out_indices": [3]},
+    "encoder_in_channels": [32],
+    "decoder_in_channels": [64, 64],
+    "feat_strides": [16, 32],
+    "num_feature_levels": 2,
+}
+"""One map of the backbone, two of the encoder."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "backbone", "strides"),
+    [
+        ({"backbone_config": DINOV3}, "DINOv3ViTBackbone", [8, 16, 32]),
+        (LITE, "RTDetrResNetBackbone", [16, 32]),
+    ],
+    ids=["dinov3", "lite"],
+)
+def test_variants_of_deimv2_come_back_and_learn(
+    tmp_path: Path, changes: dict[str, Any], backbone: str, strides: list[int]
+) -> None:
+    save_model("deimv2", tmp_path / "model", **changes)
+    detector = student(tmp_path / "model")
+    assert [type(layer).__name__ for layer in detector.backbone_layers()] == [backbone]
+    assert [level.stride for level in detector.levels] == strides
+    _, losses = detector(torch.rand(2, 3, 64, 64), TARGETS)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+    save_detector(detector.eval(), tmp_path / "run")
+    state = load_detector(tmp_path / "run").model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in detector.model.state_dict().items())
 
 
 def test_a_saved_student_starts_another_of_other_classes(saved: Saved, tmp_path: Path) -> None:

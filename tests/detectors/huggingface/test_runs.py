@@ -21,28 +21,51 @@ pytestmark = NEEDED
 Config = Callable[..., DistillConfig]
 
 
-@pytest.mark.parametrize("model_type", ["rt_detr", "deformable_detr"])
+@pytest.mark.parametrize(
+    ("model_type", "level"),
+    [
+        ("rt_detr", "p4"),
+        ("deformable_detr", "p4"),
+        ("deimv2", "p4"),
+        ("rf_detr", "p4"),
+        ("yolos", "p4"),
+        ("detr", "p5"),
+    ],
+)
 def test_a_transformer_teaches_a_convolutional_student(
-    saved: Saved, distill_config: Config, tmp_path: Path, model_type: str
+    saved: Saved, distill_config: Config, tmp_path: Path, model_type: str, level: str
 ) -> None:
     reference = f"hf:{saved(model_type)}"
     config = distill_config(tmp_path / "run", stages=[StageConfig(epochs=1, teacher=reference)])
     result = distill(config, allow_weak_teacher=True, check_images=1)
-    assert "mask/p4" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
+    assert f"mask/{level}" in (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
     _detects_alike(result.student, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "columns"),
+    [
+        ("rt_detr", ("task/loss_vfl", "task/loss_giou_dn_1", "mask/p5")),
+        ("deimv2", ("task/loss_mal", "task/loss_giou_dn_1", "mask/p5")),
+        ("rf_detr", ("task/loss_ce", "task/loss_giou_enc", "mask/p4")),
+    ],
+)
 def test_a_transformer_learns_from_a_convolutional_teacher(
-    saved: Saved, distill_config: Config, tiny_teachers: tuple[str, str], tmp_path: Path
+    saved: Saved,
+    distill_config: Config,
+    tiny_teachers: tuple[str, str],
+    tmp_path: Path,
+    model_type: str,
+    columns: tuple[str, ...],
 ) -> None:
     config = distill_config(
         tmp_path / "run",
-        student=DetectorConfig(f"hf:{saved('rt_detr')}"),
+        student=DetectorConfig(f"hf:{saved(model_type)}"),
         stages=[StageConfig(epochs=1, teacher=tiny_teachers[0])],
     )
     result = distill(config, allow_weak_teacher=True, check_images=1)
     header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
-    assert all(name in header for name in ("task/loss_vfl", "task/loss_giou_dn_1", "mask/p5"))
+    assert all(name in header for name in columns)
     _detects_alike(result.student, tmp_path / "run")
 
 

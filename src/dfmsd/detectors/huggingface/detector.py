@@ -1,11 +1,11 @@
-"""Adapter of the DETR families of Hugging Face transformers."""
+"""Adapter of the detectors of Hugging Face transformers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,58 +20,13 @@ from dfmsd.detectors.base import (
     Detector,
 )
 from dfmsd.detectors.hooks import FeatureHooks
-from dfmsd.detectors.levels import read_levels
+from dfmsd.detectors.huggingface.families import FAMILIES, needed_area
+from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Target
 
 CLASS_LAYERS = ("class_embed", "enc_score_head")
 """Parts of the names of a student's layers whose width is the number of classes."""
-Reader = Callable[[Any, Mapping[str, Any], tuple[int, int]], Sequence[Tensor]]
-"""An encoder's output, its keyword arguments, and the input's height and width -> maps, finest first."""
-
-
-def read_maps(output: Any, kwargs: Mapping[str, Any], size: tuple[int, int]) -> Sequence[Tensor]:
-    """Return the maps of a hybrid encoder (RT-DETR's)."""
-    maps: Sequence[Tensor] = output.last_hidden_state
-    return maps
-
-
-def read_levels_memory(output: Any, kwargs: Mapping[str, Any], size: tuple[int, int]) -> Sequence[Tensor]:
-    """Split the memory of all levels (Deformable DETR's), ``N x L x C``, by the shapes passed to the encoder."""
-    shapes = kwargs["spatial_shapes_list"]
-    levels = output.last_hidden_state.split([height * width for height, width in shapes], dim=1)
-    return [level.mT.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
-
-
-def read_memory(output: Any, kwargs: Mapping[str, Any], size: tuple[int, int]) -> Sequence[Tensor]:
-    """Reshape the memory of one level (DETR's), ``N x L x C``, to its map; its stride follows from ``L``."""
-    memory = output.last_hidden_state
-    height, width = size
-    stride = math.isqrt(height * width // memory.shape[1])
-    return [memory.mT.unflatten(2, (height // stride, width // stride))]
-
-
-class Family(NamedTuple):
-    """What differs between the library's models."""
-
-    read: Reader
-    processor: str
-    """Name of the library's class that prepares the images and decodes the predictions."""
-    trainable: bool = False
-    """Whether it can be a student: its forward pass returns its loss, as weighted terms."""
-
-
-FAMILIES: dict[str, Family] = {
-    "rt_detr": Family(read_maps, "RTDetrImageProcessor", trainable=True),
-    "rt_detr_v2": Family(read_maps, "RTDetrImageProcessor", trainable=True),
-    "d_fine": Family(read_maps, "RTDetrImageProcessor", trainable=True),
-    "deformable_detr": Family(read_levels_memory, "DeformableDetrImageProcessor"),
-    "detr": Family(read_memory, "DetrImageProcessor"),
-    "table-transformer": Family(read_memory, "DetrImageProcessor"),
-    "conditional_detr": Family(read_memory, "ConditionalDetrImageProcessor"),
-    "dab-detr": Family(read_memory, "ConditionalDetrImageProcessor"),
-}
-"""``model_type`` of a ``config.json`` -> its family."""
 
 
 class TransformersDetector(Detector):
@@ -98,6 +53,7 @@ class TransformersDetector(Detector):
         names: dict[int, str] = dict(sorted(model.config.id2label.items()))
         used = [label for label, name in names.items() if name not in UNUSED_CLASSES]
         self.class_names = tuple(names[label] for label in used)
+        model.loss_function = partial(in_float32, model.loss_function)
         class_of = torch.full((max(names) + 1,), -1)
         class_of[used] = torch.arange(len(used))
         mean, std = normalization(processor_settings(processor))
@@ -105,28 +61,30 @@ class TransformersDetector(Detector):
         self.register_buffer("class_of", class_of, persistent=False)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.levels = read_levels(self, self.maps)
+        self.input_sizes = self.family.sizes(model.config)
+        self.levels = read_levels(self, self.maps, side=self.input_sizes.fitting(DRY_RUN_SIZE))
+        self.input_sizes = self.input_sizes._replace(area=needed_area(self.family, model.config, self.levels))
 
     def features(self, images: Tensor) -> FeaturePyramid:
-        """Run the model up to and including its encoder: level name -> ``N x C x H/stride x W/stride``.
+        """Run the model up to its maps: level name -> ``N x C x H/stride x W/stride``.
 
         Raises:
-            DfmsdError: The encoder cannot take images of this size.
+            DfmsdError: The model cannot take images of this size.
         """
         return self._pyramid(self.maps(images))
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
         """Return the pyramid and the library's losses of one forward pass, in train and in eval mode.
 
-        In train mode, denoising queries add their losses if the batch has a box.
+        In train mode, denoising queries, or further groups of queries, add their losses.
 
         Raises:
-            DfmsdError: The family can only teach, or the encoder cannot take images of this size.
+            DfmsdError: The family can only teach, or the model cannot take images of this size.
         """
         if not self.family.trainable:
             raise refuse_student(self.model.config.model_type)
         output, maps = self._run(images, labels=to_library_targets(targets, (images.shape[-2], images.shape[-1])))
-        return self._pyramid(maps), dict(output.loss_dict)
+        return self._pyramid(maps), self.family.weighted(output.loss_dict, self.model.config)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -147,7 +105,7 @@ class TransformersDetector(Detector):
 
     def backbone_layers(self) -> Sequence[nn.Module]:
         """Return the library's backbone, without the layers that project its maps."""
-        return [self.model.model.backbone]
+        return [module for name, module in self.model.named_modules() if name in self.family.backbone]
 
     def class_rows(self) -> dict[str, ClassRows]:
         """Return the rows of each class in the layers that predict classes, and in the embedding of noisy ones."""
@@ -158,20 +116,17 @@ class TransformersDetector(Detector):
         return {key: {**rows, REST: list(range(labels, len(value)))} for key, value in layers.items()}
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
-        """Return the encoder's maps, finest first, without running the rest of the model."""
+        """Return the maps, finest first, without running the rest of the model."""
         return self._run(images, stop=True)[1]
 
     def _run(self, images: Tensor, *, stop: bool = False, **kwargs: Any) -> tuple[Any, Sequence[Tensor]]:
-        """Run the model; return its output, None if stopped after the encoder, and the encoder's maps.
-
-        Every family has an ``encoder``, but each prepares the backbone's maps for it in its own way.
-        """
+        """Run the model; return its output, None if stopped after the maps, and the maps."""
         self.input_sizes.check(images)
         output = None
-        with FeatureHooks({"encoder": self.model.model.encoder}, stop=stop) as calls:
+        with FeatureHooks({"maps": self.model.get_submodule(self.family.source)}, stop=stop) as calls:
             output = self.model(pixel_values=self._normalize(images), **kwargs)
-        (call,) = calls["encoder"]
-        return output, self.family.read(call.output, call.kwargs, (images.shape[-2], images.shape[-1]))
+        (call,) = calls["maps"]
+        return output, self.family.read(call, self.model.config, (images.shape[-2], images.shape[-1]))
 
     def _normalize(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -185,6 +140,16 @@ class TransformersDetector(Detector):
         order = order[labels[order] >= 0][:DETECTIONS_PER_IMAGE]
         boxes = clip_boxes_to_image(result["boxes"][order], (int(size[0]), int(size[1])))
         return {"boxes": boxes, "scores": result["scores"][order], "labels": labels[order]}
+
+
+def in_float32(loss: Callable[..., Any], logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Call one of the library's losses in float32: some take logarithms of what bfloat16 rounds to 0."""
+
+    def exact(value: Any) -> Any:
+        return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+    with torch.autocast(logits.device.type, enabled=False):
+        return loss(exact(logits), *map(exact, args), **{name: exact(value) for name, value in kwargs.items()})
 
 
 def to_library_targets(targets: Sequence[Target], size: tuple[int, int]) -> list[dict[str, Tensor]]:

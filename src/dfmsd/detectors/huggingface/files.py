@@ -15,7 +15,10 @@ import torch
 
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import HUGGING_FACE
-from dfmsd.detectors.huggingface.detector import FAMILIES, TransformersDetector, processor_settings, refuse_student
+from dfmsd.detectors.huggingface.detector import TransformersDetector, processor_settings, refuse_student
+from dfmsd.detectors.huggingface.families import FAMILIES
+from dfmsd.detectors.inference import eval_mode
+from dfmsd.detectors.levels import DRY_RUN_SIZE
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.detectors.transfer import keep_weights
 from dfmsd.errors import DfmsdError, foreign_message
@@ -66,13 +69,14 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     if not FAMILIES[original.model_type].trainable:
         raise refuse_student(original.model_type)
     student = _with_classes(original, class_names)
-    if not config.pretrained:
+    if not config.pretrained and hasattr(student, "freeze_backbone_batch_norms"):
         student.freeze_backbone_batch_norms = False
     settings = read_processor_settings(reference, required=config.pretrained)
     detector = TransformersDetector(_from_config(student), _processor(student, settings))
     if config.pretrained:
         logger.info(keep_weights(detector, load_transformers(reference, original), reference))
     detector.config = config
+    _freeze_idle(detector)
     return detector.train()
 
 
@@ -185,6 +189,17 @@ def _processor(config: Any, settings: dict[str, Any]) -> Any:
     kind = getattr(_library(config.model_type), FAMILIES[config.model_type].processor)
     known = processor_settings(kind())
     return kind(**{key: value for key, value in settings.items() if key in known})
+
+
+def _freeze_idle(detector: TransformersDetector) -> None:
+    """Freeze what no map depends on in the backbone: tokens for masked patches, and layers behind the last map."""
+    backbone = [parameter for layer in detector.backbone_layers() for parameter in layer.parameters()]
+    learning = [parameter for parameter in backbone if parameter.requires_grad]
+    side = detector.input_sizes.fitting(DRY_RUN_SIZE)
+    with eval_mode(detector):
+        total = torch.stack([value.sum() for value in detector.maps(torch.zeros(1, 3, side, side))]).sum()
+    for parameter, gradient in zip(learning, torch.autograd.grad(total, learning, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def _with_classes(config: Any, class_names: Sequence[str]) -> Any:
