@@ -9,15 +9,18 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tests.helpers.fixtures import TINY_BACKBONE
 from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
@@ -478,3 +481,13 @@ def test_compiled_losses_work_with_a_balance_and_resuming(
     wanted, found = ([float(row["loss"]) for row in rows(Path(run.out) / "log.csv")] for run in (plain, config))
     assert found[:20] == wanted[:20]
     assert found == pytest.approx(wanted, rel=1e-2)
+
+
+def test_frozen_layers_are_no_reason_for_a_warning(distill_config: MakeDistill, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model(TINY_BACKBONE).state_dict(), weights)
+    config = distill_config(tmp_path / "run", stages=[StageConfig(1)])
+    student = replace(config.student, pretrained=str(weights), frozen_stride=4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*eval mode")
+        distill(replace(config, student=student))

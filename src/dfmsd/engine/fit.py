@@ -50,6 +50,7 @@ IRRELEVANT_WARNINGS = (
     ".*have no `validation_step`",
     ".*callbacks used to create the checkpoint",
     ".*is smaller than the logging interval",
+    r".*module\(s\) in eval mode at the start of training",  # frozen ones
 )
 """Lightning's warnings about choices that are made here."""
 
