@@ -109,7 +109,7 @@ def _choose_arch(teacher: TeacherFacts | None) -> Choice:
         return Choice(teacher.arch, "the teacher's family, from which students learn most")
     if not teacher.class_names:
         return Choice("fcos", "the teacher has no detection head; run the baseline too")
-    return Choice("fcos", f"the teacher is of another family, {teacher.arch}, which gains less; run the baseline too")
+    return Choice("fcos", f"the teacher is of another family, {teacher.arch}; it teaches in the student's channels")
 
 
 def _choose_width(teacher: TeacherFacts | None) -> Choice:
