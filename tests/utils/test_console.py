@@ -8,7 +8,7 @@ import warnings
 import pytest
 from rich.live import Live
 
-from dfmsd.utils.console import console, quiet
+from dfmsd.utils.console import console, quiet, quieted
 
 LOST = """
 import os, sys
@@ -42,3 +42,13 @@ def test_quiet_silences_warnings_only(capsys: pytest.CaptureFixture[str]) -> Non
         logging.getLogger("other").error("an error")
     logging.getLogger("other").error("after")
     assert "a warning" not in capsys.readouterr().err
+
+
+def test_a_quieted_logger_gets_its_level_back(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("noisy")
+    logger.setLevel(logging.INFO)
+    with quieted(logger):
+        logger.warning("left out")
+        logger.error("shown")
+    assert caplog.messages == ["shown"]
+    assert logger.level == logging.INFO

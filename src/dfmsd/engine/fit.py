@@ -36,7 +36,7 @@ from dfmsd.engine.stopping import Patience, TimeLimit
 from dfmsd.errors import Stopped
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.console import console
+from dfmsd.utils.console import console, quieted
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import explain_lost_process, is_first_process
 from dfmsd.utils.files import write_json
@@ -205,12 +205,7 @@ def _print(line: str) -> None:
 @contextmanager
 def _without_irrelevant_warnings() -> Iterator[None]:
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in IRRELEVANT_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(level)
+    with quieted(logger, logging.WARNING), warnings.catch_warnings():
+        for message in IRRELEVANT_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -67,3 +67,19 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def quieted(logger: logging.Logger, level: int = logging.ERROR) -> Iterator[None]:
+    """Suppress what another library logs below a level.
+
+    Args:
+        logger: the library's.
+        level: lowest level that still appears.
+    """
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

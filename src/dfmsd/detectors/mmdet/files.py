@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from dfmsd.detectors.mmdet.settings import (
 )
 from dfmsd.detectors.statedict import StateDict, load_strictly
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.utils.console import quieted
 
 logger = logging.getLogger("dfmsd")
 NOT_LOADED = re.compile(r"roi_head\.mask_|data_preprocessor\.")
@@ -233,13 +234,6 @@ def _first_sentence(error: Exception) -> str:
     return re.split(r"[.:]\s", foreign_message(error), maxsplit=1)[0]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Suppress the library's log line for every parameter."""
-    log = import_module("mmengine.logging").MMLogger.get_current_instance()
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+    return quieted(import_module("mmengine.logging").MMLogger.get_current_instance())

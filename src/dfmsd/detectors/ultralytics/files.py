@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from dfmsd.detectors.transfer import keep_weights
 from dfmsd.detectors.ultralytics.checkpoint import Checkpoint, read_checkpoint
 from dfmsd.detectors.ultralytics.detector import CLASS_TOWERS, UltralyticsDetector
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.utils.console import quieted
 from dfmsd.utils.extras import import_extra
 
 logger = logging.getLogger("dfmsd")
@@ -169,13 +170,6 @@ def _new_layers(student: UltralyticsDetector, trained: UltralyticsDetector) -> l
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[None]:
     """Suppress the library's log lines about a model that it builds."""
-    log = import_module("ultralytics.utils").LOGGER
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
+    return quieted(import_module("ultralytics.utils").LOGGER)
