@@ -79,15 +79,7 @@ def load_ultralytics(text: str, *, trained: bool = True) -> UltralyticsDetector:
     reference = Reference.parse(text)
     if reference.weights is None and trained:
         raise DfmsdError(f"{text} names no weights: write {text},WEIGHTS.pt, or {ULTRALYTICS}BEST.pt of a training")
-    read = reference.read()
-    if not read.class_names:
-        raise DfmsdError(f"{text}: {reference.layout} does not name the classes: add `names: [...]` to it")
-    model = _build(read.layout, len(read.class_names), text)
-    if trained:
-        load_strictly(model, read.state, str(reference.weights))
-    detector = UltralyticsDetector(model, read.class_names).eval()
-    detector.image_size = read.image_size
-    return detector
+    return _with_own_classes(reference, reference.read(), trained=trained)
 
 
 def build_ultralytics(config: DetectorConfig, class_names: Sequence[str]) -> UltralyticsDetector:
@@ -107,9 +99,10 @@ def build_ultralytics(config: DetectorConfig, class_names: Sequence[str]) -> Ult
         )
     if config.pretrained and reference.weights is None:
         raise DfmsdError(f"pretrained: {config.arch} names no weights; write {config.arch},WEIGHTS.pt, or false")
-    detector = UltralyticsDetector(_build(reference.read().layout, len(class_names), config.arch), class_names)
+    read = reference.read()
+    detector = UltralyticsDetector(_build(read.layout, len(class_names), config.arch), class_names)
     if config.pretrained:
-        trained = load_ultralytics(config.arch)
+        trained = _with_own_classes(reference, read)
         logger.info(keep_weights(detector, trained, config.arch, _new_layers(detector, trained)))
     detector.config = config
     return detector.train()
@@ -125,6 +118,18 @@ def restore_ultralytics(config: DetectorConfig, description: dict[str, Any]) -> 
     model = _build(description["ultralytics"], len(names), f"the description of {config.arch}")
     detector = UltralyticsDetector(model, names)
     detector.config = config
+    return detector
+
+
+def _with_own_classes(reference: Reference, read: Checkpoint, *, trained: bool = True) -> UltralyticsDetector:
+    """Build the detector that a reference names, in eval mode."""
+    if not read.class_names:
+        raise DfmsdError(f"{reference.text}: {reference.layout} does not name the classes: add `names: [...]` to it")
+    model = _build(read.layout, len(read.class_names), reference.text)
+    if trained:
+        load_strictly(model, read.state, str(reference.weights))
+    detector = UltralyticsDetector(model, read.class_names).eval()
+    detector.image_size = read.image_size
     return detector
 
 
@@ -163,11 +168,10 @@ def _build(layout: Mapping[str, Any], classes: int, text: str) -> Any:
 
 def _new_layers(student: UltralyticsDetector, trained: UltralyticsDetector) -> list[str]:
     """Return the keys of the class towers if their width, which follows from the number of classes, differs."""
-    own, other = student.model.state_dict(), trained.model.state_dict()
+    own, other, last = student.model.state_dict(), trained.model.state_dict(), student.class_rows()
     towers = [key for key in own if CLASS_TOWERS in key]
-    return (
-        towers if any(own[key].shape != other[key].shape for key in towers if key not in student.class_rows()) else []
-    )
+    same_width = all(own[key].shape == other[key].shape for key in towers if key not in last)
+    return [] if same_width else towers
 
 
 def _quiet() -> AbstractContextManager[None]:
