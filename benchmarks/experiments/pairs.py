@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from _runs import RESULTS
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,6 @@ from dfmsd.detectors import DetectorConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.utils.files import write_json
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 WITHOUT_TOWERS = ("faster_rcnn", "ssdlite")
 
 

@@ -8,7 +8,7 @@ from dfmsd.detectors.config import OWN_ARCHS, DetectorConfig
 from dfmsd.detectors.weights import PIP_WEIGHTS, pip_weights
 from dfmsd.engine.nearchoice import parameters
 from dfmsd.errors import DfmsdError
-from dfmsd.starting.draft import Choice
+from dfmsd.starting.draft import Choice, plain
 from dfmsd.starting.facts import TeacherFacts
 
 Keys = dict[str, Choice]
@@ -85,7 +85,7 @@ def choose_teacher(student: DetectorConfig) -> Keys:
 
 def fits_inheriting(keys: Keys, teacher: TeacherFacts, class_names: tuple[str, ...]) -> bool:
     """Return whether the student can start with the teacher's neck outputs and head."""
-    own = {name: choice.value for name, choice in keys.items()}
+    own = plain(keys)
     return (own["arch"], own.get("fpn_channels"), own.get("head_convs"), class_names) == (
         teacher.arch,
         teacher.channels,
@@ -137,4 +137,4 @@ def _choose_backbone(teacher: TeacherFacts | None, keys: Keys) -> Choice:
 
 
 def _parameters(keys: Keys, backbone: str) -> int:
-    return parameters(DetectorConfig(**{name: choice.value for name, choice in keys.items()} | {"backbone": backbone}))
+    return parameters(DetectorConfig(**plain(keys) | {"backbone": backbone}))

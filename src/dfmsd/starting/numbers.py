@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from dfmsd.data.config import DataConfig
+from dfmsd.distillation.cache import Layout
+from dfmsd.engine.config import DistillConfig
 from dfmsd.starting.draft import Choice
 from dfmsd.starting.facts import Facts
 from dfmsd.types import LevelSpec
@@ -29,11 +32,8 @@ USUAL_EPOCHS = 12
 MOST_EPOCHS = 300
 """Of a data set so small that even they do not reach `FEWEST_STEPS`."""
 EVALUATIONS = 10
-IMAGE_CACHE_GIB, TEACHER_CACHE_GIB = 4.0, 8.0
-"""Default budgets of `data.cache_gib` and `teacher_cache_gib`."""
 MEMORY_SHARE = 0.25
 """Share of the machine's memory that the teacher cache may take."""
-FLOAT16_BYTES = 2
 
 
 def choose_image_size(facts: Facts) -> Choice:
@@ -90,7 +90,7 @@ def choose_eval_every(epochs: int) -> int:
 def choose_image_cache(facts: Facts, image_size: int) -> Choice:
     """Keep resized images in RAM if they fit."""
     need = 3 * image_size**2 * (facts.train_images + facts.val_images) / GIB
-    if need <= IMAGE_CACHE_GIB:
+    if need <= DataConfig.cache_gib:
         return Choice("ram", f"the resized images take at most {need:.2f} GiB")
     return Choice("off", f"the resized images may take {need:.0f} GiB, so processes load them in every epoch")
 
@@ -106,9 +106,8 @@ def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: 
     """
     if facts.gpu:
         return Choice(None, "its gain has been measured on CPUs only")
-    cells = sum(level.channels * math.ceil(image_size / level.stride) ** 2 for level in levels)
-    need = FLOAT16_BYTES * cells * versions * facts.train_images / GIB
-    room = min(TEACHER_CACHE_GIB, MEMORY_SHARE * (facts.memory or math.inf) / GIB)
+    need = Layout(tuple(levels), (image_size, image_size)).nbytes * versions * facts.train_images / GIB
+    room = min(DistillConfig.teacher_cache_gib, MEMORY_SHARE * (facts.memory or math.inf) / GIB)
     if need > room:
         return Choice(None, f"the teacher's features may take {need:.0f} GiB, more than the {room:.0f} to spare")
     times = "once" if versions == 1 else "twice, flipped and not"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from dfmsd.data.config import DataConfig
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.losses import DEFAULT_LOSS
 from dfmsd.starting import numbers
-from dfmsd.starting.draft import Choice, Draft
+from dfmsd.starting.draft import Choice, Draft, plain
 from dfmsd.starting.facts import Facts, TeacherFacts
 from dfmsd.starting.models import Keys, fits_inheriting
 
@@ -48,7 +47,7 @@ def plan_distillation(
         epochs: Of the stage.
         out: Run folder.
     """
-    versions = DataConfig(**_values(data)).versions
+    versions = DataConfig(**plain(data)).versions
     assert versions is not None  # flips alone
     size, seen = int(data["image_size"].value), {}
     if teacher.image_size is not None and teacher.image_size > size:
@@ -101,10 +100,6 @@ def describe_facts(facts: Facts) -> Sequence[str]:
         f"{facts.side} pixels,",
         f"with {len(facts.sizes):,} objects of {len(facts.class_names)} class(es), and {kind}.",
     ]
-
-
-def _values(section: dict[str, Choice]) -> dict[str, Any]:
-    return {key: choice.value for key, choice in section.items()}
 
 
 def _evaluations(epochs: int) -> Choice:

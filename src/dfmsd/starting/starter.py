@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.engine.config import DistillConfig
@@ -59,7 +58,7 @@ def start(
     keys = choose_student(facts.teacher, student)
     folder = first_free(RUNS / out.stem)
     batch_size = int(data["batch_size"].value)
-    model = choose_teacher(DetectorConfig(**_values(keys))) if teacher is None else None
+    model = choose_teacher(DetectorConfig(**plain(keys))) if teacher is None else None
     taught_by = facts.teacher or _untrained(model or {}, facts, str(teacher_file), int(data["image_size"].value))
 
     def drafts(epochs: Choice, teacher_epochs: Choice) -> dict[Path, Draft]:
@@ -93,7 +92,7 @@ def first_free(folder: Path) -> Path:
 
 
 def _untrained(model: Keys, facts: Facts, reference: str, image_size: int) -> TeacherFacts:
-    config = DetectorConfig(**{**_values(model), "pretrained": False})
+    config = DetectorConfig(**{**plain(model), "pretrained": False})
     return describe_teacher(reference, build_detector(config, facts.class_names), image_size)
 
 
@@ -129,7 +128,3 @@ def _header(file: Path, out: Path, facts: Facts) -> list[str]:
     else:
         todo = f"The teacher of {out}, which is trained when that first needs it: dfmsd train --config {file}"
     return [*describe_facts(facts), todo]
-
-
-def _values(keys: Keys) -> dict[str, Any]:
-    return {name: choice.value for name, choice in keys.items()}
