@@ -16,9 +16,9 @@ from dfmsd.data.transforms import Sample
 from dfmsd.detectors import Detector
 from dfmsd.engine.config import DistillConfig
 from dfmsd.evaluation.evaluate import CocoResult, Metrics, coco_metrics, coco_results, detect, match_classes
+from dfmsd.evaluation.matching import ImageMatches, best_threshold, match_detections, to_data_labels
 from dfmsd.reporting.galleries import attention_section, images_section
 from dfmsd.reporting.inference_cost import InferenceCost, inference_costs
-from dfmsd.reporting.matching import ImageMatches, best_threshold, match_detections
 from dfmsd.reporting.page import Section
 from dfmsd.types import Detections, LevelSpec
 from dfmsd.utils.classes import common_classes
@@ -106,13 +106,7 @@ def _match_all(
         (down, across), (seen_down, seen_across) = sample.scale, seen.scale
         ratio = torch.tensor([across / seen_across, down / seen_down] * 2)
         found = Detections(boxes=found["boxes"] * ratio, scores=found["scores"], labels=found["labels"])
-        matches.append(match_detections(_to_data_labels(found, data_label), sample.target))
+        matches.append(match_detections(to_data_labels(found, data_label), sample.target))
     threshold = best_threshold(matches)
     metrics = coco_metrics(dataset.coco, results, [sample.image_id for sample in samples])
     return [image.above(threshold) for image in matches], metrics
-
-
-def _to_data_labels(detections: Detections, data_label: Mapping[int, int]) -> Detections:
-    labels = torch.tensor([data_label.get(label, -1) for label in detections["labels"].tolist()], dtype=torch.int64)
-    keep = labels >= 0
-    return Detections(boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=labels[keep])

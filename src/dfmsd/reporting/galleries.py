@@ -9,7 +9,7 @@ from dfmsd.data.batching import collate
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.transforms import Sample
 from dfmsd.detectors import Detector
-from dfmsd.reporting.matching import ImageMatches
+from dfmsd.evaluation.matching import ImageMatches
 from dfmsd.reporting.page import Gallery, Picture, Section
 from dfmsd.reporting.panels import image_panel
 from dfmsd.types import Batch

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from dfmsd.data.transforms import Sample
-from dfmsd.reporting.matching import ImageMatches
+from dfmsd.evaluation.matching import ImageMatches
 from dfmsd.reporting.page import Box, BoxStyle, Picture
 
 MAX_SIDE = 320

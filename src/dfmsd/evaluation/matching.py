@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,19 @@ class ImageMatches(NamedTuple):
     def describe(self) -> str:
         """Return the number of objects found and of wrong detections as text."""
         return f"{self.true_positives} of {self.objects} found, {len(self.correct) - self.true_positives} wrong"
+
+
+def to_data_labels(detections: Detections, data_label: Mapping[int, int]) -> Detections:
+    """Replace a detector's labels by the data set's; detections of other classes are dropped.
+
+    Args:
+        detections: on any device.
+        data_label: label of the detector -> label of the data set, see `common_classes`.
+    """
+    labels = torch.tensor([data_label.get(label, -1) for label in detections["labels"].tolist()], dtype=torch.int64)
+    labels = labels.to(detections["boxes"].device)
+    keep = labels >= 0
+    return Detections(boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=labels[keep])
 
 
 def match_detections(detections: Detections, target: Target) -> ImageMatches:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfmsd.reporting.matching import best_threshold, match_detections
+from dfmsd.evaluation.matching import best_threshold, match_detections
 
 
 def detections(*rows):
