@@ -67,6 +67,18 @@ def test_augmentation_that_no_cache_can_serve_is_no_matter_without_teachers(
         plan_runs(config, [parse_method("pkd")], "both")
 
 
+def test_teachers_are_cached_on_disk_where_the_augmentation_allows_it(
+    compare_config: MakeCompare, tmp_path: Path
+) -> None:
+    config = compare_config(tmp_path, methods=["pkd"], teacher_cache="auto")
+    caches = {}
+    for augment, pool in [("light", None), ("strong", None), ("strong", 4)]:
+        changed = replace(config, data=replace(config.data, augment=augment, augment_pool=pool))
+        runs, _ = plan_runs(changed, [parse_method("pkd")], "both")
+        caches[augment, pool] = runs[0].config.teacher_cache
+    assert caches == {("light", None): "disk", ("strong", None): None, ("strong", 4): "disk"}
+
+
 def test_balance_per_method(compare_config: MakeCompare, tmp_path: Path) -> None:
     methods = ["none", "pkd", "pkd[weight=2]@T1+T2", "mgd", "pkd+mgd"]
     config = compare_config(tmp_path, methods=methods, balance=40.0, balances={"pkd": 4.0, "pkd+mgd": 9.0})

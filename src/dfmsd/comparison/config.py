@@ -38,7 +38,8 @@ class CompareConfig:
         inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's;
             ``auto`` for the first of a method's own first stage that fits, if any; null for none. The control
             ``inherit`` uses T1 unless a number is given.
-        teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null).
+        teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null);
+            ``auto`` is ``disk``, or null where the augmentation changes the pixels in every epoch.
         teacher_size: longer side of the images that the teachers see, in pixels; null shows them the students' images.
         precision: of the networks' arithmetic.
         deliver: which weights of every run are compared, as in `RunConfig`.
@@ -60,7 +61,7 @@ class CompareConfig:
     balance: float | None = DEFAULT_BALANCE
     balances: dict[str, float] = field(default_factory=dict)
     inherit: int | Literal["auto"] | None = "auto" if DEFAULT_INHERIT == AUTO else None
-    teacher_cache: Literal["ram", "disk"] | None = "disk"
+    teacher_cache: Literal["auto", "ram", "disk"] | None = "auto"
     teacher_size: int | None = None
     precision: Precision = "32"
     deliver: Deliver = "last"
@@ -98,6 +99,13 @@ class CompareConfig:
         for family in self.balances:
             if parse_method(family).family != family:
                 raise DfmsdError(f"balances.{family}: use losses without options and plan, such as cwd or pkd+crosskd")
+
+    @property
+    def used_cache(self) -> Literal["ram", "disk"] | None:
+        """The teacher cache of the runs, with ``auto`` resolved."""
+        if self.teacher_cache == "auto":
+            return "disk" if self.data.uncacheable is None else None
+        return self.teacher_cache
 
     def parsed_methods(self) -> list[Method]:
         """Parse the methods, without duplicates and with the baseline first."""

@@ -53,7 +53,7 @@ def compare(
     if not dry_run:
         check_writable(Path(config.out))
     check_frozen(config.student)
-    digest = config.teacher_cache is not None
+    digest = config.used_cache is not None
     data = CocoDataModule(config.data, digest=digest, teacher_size=config.teacher_size)
     check_contents(data)
     plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}

@@ -80,7 +80,7 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
         stages=method.stages(teachers, config.epochs),
         loss=method.loss(config.loss_options) if method.losses else {},
         balance=config.balances.get(method.family, config.balance),
-        teacher_cache=config.teacher_cache if method.losses else None,
+        teacher_cache=config.used_cache if method.losses else None,
         teacher_size=config.teacher_size if method.losses else None,
     )
     if not method.losses:

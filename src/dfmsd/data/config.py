@@ -172,6 +172,26 @@ class DataConfig:
         switches = {name: value for name, value in self.augmentation.items() if name != "flip"}
         return [name for name, value in switches.items() if value not in (0, (1.0, 1.0))]
 
+    @property
+    def uncacheable(self) -> str | None:
+        """Why features of these images cannot be stored for later epochs, and what to change; None if they can."""
+        if self.multi_scale is not None:
+            return (
+                "data.multi_scale resizes whole batches at random, so no stored feature would ever be used again; "
+                "leave data.multi_scale out"
+            )
+        if self.versions is None:
+            return (
+                f"data.{self.unrepeated[0]} changes the pixels in every epoch, so no stored feature would ever be used "
+                "again; set data.augment_pool"
+            )
+        if self.pad == "batch":
+            return (
+                "with data.pad `batch` the frame, and so the features, depend on the other images of the batch; set "
+                "data.pad to square"
+            )
+        return None
+
     def unmixed_epochs(self, epochs: int) -> int:
         """Return the number of last epochs without mosaic and mixup, in a run of this many epochs."""
         return min(epochs, math.ceil(epochs / 10) if self.mosaic_off is None else self.mosaic_off)

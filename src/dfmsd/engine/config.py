@@ -307,21 +307,8 @@ class DistillConfig(RunConfig):
 
     def _check_teacher_cache(self) -> None:
         check_positive(self, ("teacher_cache_gib",))
-        if self.teacher_cache and self.data.multi_scale is not None:
-            raise DfmsdError(
-                "teacher_cache: data.multi_scale resizes whole batches at random, so no stored feature would ever be "
-                "used again; leave out one of the two"
-            )
-        if self.teacher_cache and self.data.versions is None:
-            raise DfmsdError(
-                f"teacher_cache: data.{self.data.unrepeated[0]} changes the pixels in every epoch, so no stored "
-                "feature would ever be used again; leave out one of the two, or set data.augment_pool"
-            )
-        if self.teacher_cache and self.data.pad == "batch":
-            raise DfmsdError(
-                "teacher_cache: with data.pad `batch` the frame, and so the features, depend on the other images of "
-                "the batch; set data.pad to square, or leave teacher_cache out"
-            )
+        if self.teacher_cache and self.data.uncacheable is not None:
+            raise DfmsdError(f"teacher_cache: {self.data.uncacheable}, or leave teacher_cache out")
 
     @property
     def epochs(self) -> int:
