@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 
 import torch
 from hypothesis import given, settings
@@ -39,11 +39,11 @@ def test_batches_have_labeled_images_first_and_ranks_share_the_unlabeled_ones(
     length: int, unlabeled: int, batch_size: int, extra: int, world: int, epoch: int
 ) -> None:
     others = []
-    for rank in range(world):
+    for number, rank in product(range(epoch + 1), range(world)):
         sampler = MixedSampler(length, unlabeled, batch_size, extra, seed=1, rank=rank, world=world)
         plain = EpochSampler(length, seed=1, rank=rank, world=world)
         for each in (sampler, plain):
-            each.set_epoch(epoch)
+            each.set_epoch(number)
         keys, step = list(sampler), sampler.batch_size + extra
         batches = [keys[start : start + step] for start in range(0, len(keys), step)]
         assert len(keys) == len(sampler)

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DistributedSampler
 
 
@@ -38,7 +39,8 @@ class MixedSampler(EpochSampler):
     """Sample the keys of batches that end with unlabeled images.
 
     Labeled images come in the order of `EpochSampler`, without a last, smaller batch. Unlabeled images come in random
-    order, repeated as often as needed.
+    order, each once before any comes again; an epoch goes on where the one before ended, so that all of them are used
+    even if an epoch needs only a few.
 
     Args:
         length: Number of labeled images.
@@ -66,15 +68,18 @@ class MixedSampler(EpochSampler):
         """Iterate over this process's keys of the epoch."""
         labeled = list(super().__iter__())
         batches = len(labeled) // self.batch_size
-        rng = np.random.default_rng((self.seed, self.epoch, self.unlabeled))
         needed = batches * self.extra * self.num_replicas
-        rounds = [rng.permutation(self.unlabeled) for _ in range(-(-needed // self.unlabeled))]
-        indices = np.concatenate(rounds)[:needed][self.rank :: self.num_replicas] + self.length
+        first, offset = divmod(self.epoch * needed, self.unlabeled)
+        rounds = [self._round(first + number) for number in range(-(-(offset + needed) // self.unlabeled))]
+        indices = np.concatenate(rounds)[offset : offset + needed][self.rank :: self.num_replicas] + self.length
         unlabeled = [(self.epoch, index) for index in indices.tolist()]
         return chain.from_iterable(
             labeled[i * self.batch_size : (i + 1) * self.batch_size] + unlabeled[i * self.extra : (i + 1) * self.extra]
             for i in range(batches)
         )
+
+    def _round(self, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, number, self.unlabeled)).permutation(self.unlabeled)
 
 
 class EpochBatches(BatchSampler):
