@@ -22,6 +22,9 @@ from safetensors.torch import load_file
 from dfmsd.data import DataConfig
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import load_detector
+from dfmsd.engine.build import build_student
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_config
 from dfmsd.errors import PREEMPTED
 from dfmsd.evaluation.evaluate import evaluate
 
@@ -166,6 +169,30 @@ def test_both_ways_to_start_give_the_same_bits(start: Start, tmp_path: Path) -> 
     assert steps(run) == [*range(8)]
     second = load_file(run / "student.safetensors")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_stage_without_labels_leaves_the_head_alone_and_resumes_to_the_same_bits(
+    start: Start, tmp_path: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"teacher": tiny_teachers[0], "epochs": 2, "labels": False}, {"teacher": tiny_teachers[0], "epochs": 1}]
+    changes: dict[str, Any] = {"stages": stages, "optim": {"warmup": 1, "weight_decay": 0.5}}
+    run = tmp_path / "run"
+    process = start(*SPAWNED, **changes)
+    wait_for_step(run, process, 1)
+    os.killpg(process.pid, signal.SIGTERM)
+    finish(process, PREEMPTED)
+    monkeypatch.chdir(tmp_path)
+    before = build_student(read_config(DistillConfig, Path("config.yaml")), ("square", "disc")).model.state_dict()
+    after = load_file(run / "student.safetensors")
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("backbone.") for name in moved)
+    finish(start(*SPAWNED, "--resume", **changes))
+    assert steps(run) == [*range(6)]
+    run.rename(tmp_path / "resumed")
+    finish(start(*SPAWNED, **changes))
+    whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("run", "resumed"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_a_cache_and_the_best_weights_work_with_two_processes(start: Start, tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ class Student(nn.Module):
 
 
 def average_of(
-    decay: float, values: list[float], skipped: Collection[int] = (), unfinished: Collection[int] = ()
+    decay: float,
+    values: list[float],
+    skipped: Collection[int] = (),
+    unfinished: Collection[int] = (),
+    unlabeled: int = 0,
 ) -> tuple[WeightAverage, Any]:
     """Return the average over steps that set the student's weight to these values, and the module."""
     from dfmsd.engine.module import DistillationModule
@@ -46,6 +50,7 @@ def average_of(
             task.student.weight.fill_(value)
             task.student.norm.num_batches_tracked += 1
         module.skipped, module.ends_step = step in skipped, step not in unfinished
+        task.labels = step >= unlabeled  # type: ignore[assignment]
         average.on_train_batch_end(None, module, None, None, step)  # type: ignore[arg-type]
     return average, task.student
 
@@ -58,6 +63,16 @@ def test_the_average_is_that_of_the_formula() -> None:
     average, student = average_of(0.25, values)
     assert average.tensors["weight"].tolist() == pytest.approx([expected] * 2)
     assert average.tensors["norm.num_batches_tracked"] == student.norm.num_batches_tracked == 4
+
+
+def test_the_average_begins_with_the_labels() -> None:
+    _, student = average_of(0.25, [8.0, 2.0])
+    without, _ = average_of(0.25, [8.0, 2.0], unlabeled=2)
+    assert torch.equal(without.tensors["weight"], student.weight)
+    later, _ = average_of(0.25, [8.0, 2.0, -2.0, 5.0], unlabeled=2)
+    decay = [min(0.25, (1 + step) / (10 + step)) for step in (1, 2)]
+    expected = decay[1] * (decay[0] * 2.0 + (1 - decay[0]) * -2.0) + (1 - decay[1]) * 5.0
+    assert later.tensors["weight"].tolist() == pytest.approx([expected] * 2)
 
 
 def test_a_decay_of_zero_follows_the_weights() -> None:
@@ -106,7 +121,7 @@ def first_module(student: Any) -> Any:
     module = DistillationModule.__new__(DistillationModule)
     nn.Module.__init__(module)
     module.task = nn.Module()  # type: ignore[assignment]
-    module.task.student = student
+    module.task.student, module.task.labels = student, True  # type: ignore[assignment]
     return module
 
 

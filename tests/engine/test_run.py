@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -19,9 +18,18 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tests.helpers.fixtures import TINY_BACKBONE
-from torch import Tensor
+from tests.helpers.runs import (
+    delivered,
+    identical,
+    in_checkpoint,
+    kill,
+    press_ctrl_c,
+    quietly,
+    rows,
+    stopping,
+)
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
@@ -39,9 +47,7 @@ from dfmsd.evaluation.evaluate import evaluate
 
 MakeDistill = Callable[..., DistillConfig]
 MakeTrain = Callable[..., TrainConfig]
-Weights = dict[str, Tensor]
 
-STUDENT_PREFIX = "task.trainable.student.model."
 FILES = {
     "config.yaml",
     "environment.json",
@@ -55,49 +61,6 @@ FILES = {
     "student.safetensors",
     "student.json",
 }
-
-
-def quietly(config: DistillConfig, **options: Any) -> Result:
-    """Distil with the untrained teachers."""
-    return distill(config, allow_weak_teacher=True, check_images=1, **options)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def delivered(run: Path | str) -> Weights:
-    return load_file(Path(run) / "student.safetensors")
-
-
-def in_checkpoint(path: Path) -> Weights:
-    state: Weights = torch.load(path, weights_only=True)["state_dict"]
-    return {name.removeprefix(STUDENT_PREFIX): v for name, v in state.items() if name.startswith(STUDENT_PREFIX)}
-
-
-def identical(a: Weights, b: Weights) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
-
-
-def stopping(at: int, how: Callable[[], None]) -> type[StopOnInterrupt]:
-    """Return a callback that calls ``how`` after step ``at``, counted from 1."""
-
-    class Stopping(StopOnInterrupt):
-        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            if trainer.global_step == at:
-                how()
-            super().on_train_batch_end(trainer, *args, **kwargs)
-
-    return Stopping
-
-
-def kill() -> None:
-    raise RuntimeError("the power went off")
-
-
-def press_ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

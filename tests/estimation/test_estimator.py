@@ -101,6 +101,18 @@ def test_tables_show_parts_prediction_hours_and_assumptions(found: Estimate) -> 
         assert line[:100] in text
 
 
+def test_a_stage_without_labels_costs_no_head(
+    distill_config: Make, tmp_path: Path, tiny_teachers: tuple[str, str]
+) -> None:
+    stages = [StageConfig(1, tiny_teachers[0], labels=False), StageConfig(1, tiny_teachers[0])]
+    found = estimate(distill_config(tmp_path / "run", stages=stages), seconds=0)
+    assert found.costs[0].student.forward < found.costs[1].student.forward
+    assert found.costs[0].student.backward < found.costs[1].student.backward
+    assert found.costs[0].loss.forward == pytest.approx(found.costs[1].loss.forward, rel=0.01)  # masking enhancement
+    assert found.prediction.evaluations == 1
+    assert "student without labels" in printed(found)
+
+
 def test_run_without_teachers(distill_config: Make, tmp_path: Path) -> None:
     found = estimate(distill_config(tmp_path / "run", stages=[StageConfig(epochs=1)]), seconds=0)
     assert found.cache_bytes == (0,)

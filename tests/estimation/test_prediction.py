@@ -45,6 +45,16 @@ def test_step_is_the_sum_of_its_parts() -> None:
     assert found.hours == pytest.approx((8 * (140 + 112 + 3 * 187) + 5 * 3 * 42) / 3.6e6)
 
 
+def test_a_stage_without_labels_has_neither_a_head_nor_an_evaluation() -> None:
+    stages = [StageConfig(3, "t", labels=False), StageConfig(2, "t")]
+    ms = {**MS, "pyramid": 60.0, "1/teacher": 50.0, "1/loss": 20.0}
+    found = predict(config(stages=stages, eval_every=2), ms, **SIZES)
+    assert found.stages[0].step_ms == 60 + 10 + 50 + 20 + 2
+    assert found.stages[1].step_ms == 100 + 15 + 50 + 20 + 2
+    assert found.steps == 40
+    assert found.evaluations == 2  # epochs 4 and 5
+
+
 @pytest.mark.parametrize("deliver", ["best", "auto"])
 def test_a_choice_at_the_end_takes_one_more_evaluation(deliver: str) -> None:
     last, choosing = (predict(config(deliver=one), MS, **SIZES) for one in ("last", deliver))

@@ -100,3 +100,16 @@ def test_baseline_must_differ_only_in_teachers(make_run, config):
     assert "is not a baseline" in baseline_warnings(record, baseline, config, config)[0]
     short = read_run(make_run("c", stages=1))
     assert "not fair" in baseline_warnings(record, short, config, None)[0]
+
+
+def test_a_baseline_lacks_the_epochs_without_labels(make_run, config):
+    first, second = config.stages
+    config = replace(config, stages=[replace(first, labels=False), second])
+    record, baseline = read_run(make_run("a")), read_run(make_run("b", stages=1))
+    extra = (record.trained_epochs or 0) - (baseline.trained_epochs or 0)
+    config = replace(config, stages=[replace(config.stages[0], epochs=extra), second])
+    [line] = baseline_warnings(record, baseline, config, config.without_teachers())
+    assert line == f"The run was trained for {extra} more epochs than its baseline, without labels."
+    assert baseline_warnings(record, record, config, config.without_teachers()) == []  # one of as many epochs
+    longer = replace(config, stages=[replace(first, epochs=extra + 1, labels=False), second])
+    assert "not fair" in baseline_warnings(record, baseline, longer, None)[0]

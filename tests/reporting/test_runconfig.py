@@ -61,6 +61,12 @@ def test_jointly_balanced_loss_has_one_factor(distill_config, tmp_path):
     assert term_weights(config) == {"pkd": {n: (10.0, None) for n in (1, 2)}}  # whatever the levels' names
 
 
+def test_a_stage_without_labels_is_not_balanced(distill_config, tmp_path):
+    stages = [StageConfig(1, "a", labels=False), StageConfig(1, "a")]
+    weights = term_weights(distill_config(tmp_path, balance=0.5, stages=stages))
+    assert weights["sfa"] == {1: (1.0, None), 2: (1.0, "balance")}
+
+
 def test_a_loss_on_predictions_is_not_balanced(distill_config, tmp_path):
     config = distill_config(tmp_path, loss=[{"name": "pkd"}, {"name": "crosskd"}], balance=0.5)
     weights = term_weights(config)

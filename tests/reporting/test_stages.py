@@ -26,7 +26,7 @@ def test_the_plan_says_in_whose_channels_each_teacher_is_imitated(make_run, dist
     stages = [
         StageConfig(3, "runs/a", basis="student"),
         StageConfig(6, "runs/b", basis="former"),
-        StageConfig(1, ["runs/a", "runs/b"]),
+        StageConfig(1, ["runs/a", "runs/b"], labels=False),
         StageConfig(2),
     ]
     run = make_run()
@@ -35,13 +35,17 @@ def test_the_plan_says_in_whose_channels_each_teacher_is_imitated(make_run, dist
     assert section.table.rows == [
         ("1", "3", "runs/a", "the student"),
         ("2", "6", "runs/b", "stage 1"),
-        ("3", "1", "runs/a & runs/b", "the teacher"),
+        ("3", "1", "runs/a & runs/b, without labels", "the teacher"),
         ("4", "2", "none", "–"),
     ]
     [plan] = section.figures
     assert plan.traces[0]["base"] == [0, 3, 9, 10]
     assert plan.traces[0]["x"] == [3, 6, 1, 2]
-    assert plan.traces[0]["y"][1:] == ["2: b<br>in the channels of stage 1", "3: a &amp; b", "4: labels alone"]
+    assert plan.traces[0]["y"][1:] == [
+        "2: b<br>in the channels of stage 1",
+        "3: a &amp; b, without labels",
+        "4: labels alone",
+    ]
     assert "2: b in the channels of stage 1 until epoch 9" in plan.alt
     assert "The rotation of stage 2 has not been fitted yet." in section.notes
 

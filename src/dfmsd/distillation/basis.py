@@ -17,13 +17,21 @@ AnyCriterion = Criterion | CriterionSum
 
 
 def choose_basis(
-    name: BasisName, criterion: AnyCriterion, former: AnyCriterion | None, student: Detector, teacher: Detector
+    name: BasisName,
+    criterion: AnyCriterion,
+    former: AnyCriterion | None,
+    student: Detector,
+    teacher: Detector,
+    *,
+    same_teacher: bool = False,
+    learned: bool = True,
 ) -> BasisName:
     """Resolve ``auto``; other names are returned unchanged.
 
     ``auto`` rotates for losses that are meant for it (`Method.rotates`), and only between levels of equal width: into
     the basis of the former teacher if there is one, else into the student's if the detectors are of different kinds. A
-    student with ``project: true`` keeps its own channels, and so needs no rotation.
+    student with ``project: true`` keeps its own channels, and so needs no rotation. Nor does a teacher that goes on in
+    its own channels, or a student that has not learned anything of its own.
 
     Args:
         name: see `StageConfig`.
@@ -31,15 +39,19 @@ def choose_basis(
         former: the loss of the former stage's only teacher; None if it had none, or several.
         student: the student.
         teacher: the teacher.
+        same_teacher: whether the former stage's teacher is this one.
+        learned: whether the student has channels of its own when the basis is fitted: after some steps with labels, or
+            an earlier stage.
     """
     if name != "auto":
         return name
     if not all(method.rotates for method in criterion.methods) or _projects(criterion):
         return "own"
     if former is not None and _fits(criterion, _taught_by(former)):
-        return "former"
+        return "own" if same_teacher and former.basis is None else "former"
     students = {pair.student.name: pair.student for pair in criterion.pairs}
-    return "student" if _kind(student) != _kind(teacher) and _fits(criterion, students) else "own"
+    foreign = _kind(student) != _kind(teacher) and _fits(criterion, students)
+    return "student" if learned and foreign else "own"
 
 
 def build_basis(

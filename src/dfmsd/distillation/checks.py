@@ -137,7 +137,7 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
             task.enter_stage(index, begins=False)
             with task.uncompiled():
                 named = task(batch.images, batch.targets, larger=batch.larger)
-            _check_values(named, index + 1, empty=not any(len(target["boxes"]) for target in batch.targets))
+            _check_values(named, index + 1, empty=not any(len(t["boxes"]) for t in task.known(batch.targets)))
             _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
             for name, value in term_groups(named).items():
                 norm = _gradient_norm(value, task.student)

@@ -74,8 +74,10 @@ class StageConfig:
         epochs: length of the stage, >= 1.
         loss: options that override those of the run's loss in this stage; if one of the two is a list of losses, the
             stage's own loss alone.
+        labels: train on the annotations too; false trains backbone and neck on the teachers' terms alone, and all
+            images of a batch count as unlabeled. The last stage of a run has labels.
         fresh: start with new alignment and generation layers; false reuses those of the previous stage, teacher by
-            teacher in their order.
+            teacher in their order. A stage that only adds the labels, see `adds_labels`, reuses them in any case.
         basis: channels that the teachers' features are rotated into before the student imitates them: the teacher's
             ``own`` (no rotation), those of the ``former`` stage's teacher, or those of the ``student`` as it enters the
             stage; see `dfmsd.losses.basis`. The rotation is fitted once and then frozen. ``auto`` chooses, see
@@ -88,6 +90,7 @@ class StageConfig:
     epochs: int
     teacher: str | list[str] | None = None
     loss: LossConfig = field(default_factory=dict)
+    labels: bool = True
     fresh: bool = True
     basis: BasisName = "auto"
     near: bool | str | dict[str, Any] | NearConfig = False
@@ -160,6 +163,16 @@ def check_stages(stages: Sequence[StageConfig]) -> None:
             raise DfmsdError(
                 f"stages.{index}.basis: former needs a stage before it with exactly one teacher; choose student or own"
             )
+        if stage.basis == "student" and not (index or stage.labels):
+            raise DfmsdError(
+                "stages.0.basis: without labels the student has nothing of its own yet that the teacher could be "
+                "rotated into; choose own"
+            )
+    if not stages[-1].labels:
+        raise DfmsdError(
+            f"stages.{len(stages) - 1}.labels: false leaves the student's head untrained, and no stage follows that "
+            "trains it; add a stage with labels"
+        )
 
 
 def _check_alone(index: int, stage: StageConfig) -> None:
@@ -170,6 +183,23 @@ def _check_alone(index: int, stage: StageConfig) -> None:
     twice = [name for name, count in Counter(stage.teachers).items() if count > 1]
     if twice:
         raise DfmsdError(f"stages.{index}.teacher: {twice[0]} is given twice in one stage; name each teacher once")
+    if not (stage.labels or stage.teachers):
+        raise DfmsdError(
+            f"stages.{index}.labels: false leaves nothing to learn from, as the stage has no teacher; name one"
+        )
+
+
+def adds_labels(stages: Sequence[StageConfig], index: int) -> bool:
+    """Return whether a stage has the teachers and the loss of the stage before, which has no labels.
+
+    Args:
+        stages: the plan.
+        index: stage, from 0.
+    """
+    stage, former = stages[index], stages[index - 1] if index else None
+    if former is None or former.labels or not stage.labels:
+        return False
+    return (former.teachers, former.loss) == (stage.teachers, stage.loss)
 
 
 def stage_of_epoch(stages: Sequence[StageConfig], epoch: int) -> int:
@@ -187,6 +217,12 @@ def steps_into_stage(stages: Sequence[StageConfig], epoch: int, step: int, steps
 def starts_stage(stages: Sequence[StageConfig], epoch: int) -> bool:
     """Return whether a stage starts with this epoch."""
     return epoch == 0 or stage_of_epoch(stages, epoch) != stage_of_epoch(stages, epoch - 1)
+
+
+def epochs_without_labels(stages: Sequence[StageConfig]) -> list[int]:
+    """Return the epochs, counted from 0, that belong to stages without labels."""
+    epochs = range(sum(stage.epochs for stage in stages))
+    return [epoch for epoch in epochs if not stages[stage_of_epoch(stages, epoch)].labels]
 
 
 def learning_rate_factor(

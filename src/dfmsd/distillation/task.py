@@ -16,7 +16,7 @@ from dfmsd.detectors.base import Detector
 from dfmsd.distillation.balance import BALANCE, GradientBalance
 from dfmsd.distillation.basis import build_basis, choose_basis
 from dfmsd.distillation.heads import HeadPair
-from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.stages import StageConfig, adds_labels
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import Correlation
@@ -29,7 +29,7 @@ class Lesson(NamedTuple):
     teacher: FrozenTeacher
     criterion: losses.Criterion | losses.CriterionSum
     balance: GradientBalance | None
-    """None without a balance, and for a loss on predictions alone."""
+    """None without a balance, in a stage without labels, and for a loss on predictions alone."""
     heads: HeadPair | None
     """Both detectors' heads if the loss compares predictions."""
     label: str
@@ -74,7 +74,7 @@ class DistillationTask(nn.Module):
         teachers: the teachers of each stage: none, one, or several whose losses are added up.
         loss: ``name`` and options of the loss, or a list of such; for the loss of a stage see `losses.replace_loss`.
         balance: target norm of a teacher's gradient relative to the task's, see `GradientBalance`; None keeps the given
-            weights.
+            weights, as do stages without labels, which have no loss of the task's.
 
     Attributes:
         trainable: student, loss layers and balances, which hold every parameter and buffer of this module; the part
@@ -111,7 +111,15 @@ class DistillationTask(nn.Module):
                 try:
                     own_loss = losses.replace_loss(loss, stage.loss)
                     criterion = losses.build(own_loss, student.levels, teacher.levels)
-                    name = choose_basis(stage.basis, criterion, former, student, teacher.detector)
+                    name = choose_basis(
+                        stage.basis,
+                        criterion,
+                        former,
+                        student,
+                        teacher.detector,
+                        same_teacher=former is not None and self.teachers[index - 1][0] is teacher,
+                        learned=stage.labels or index > 0,
+                    )
                     basis = build_basis(name, criterion, teacher.levels, former)
                     if basis is not None:
                         criterion = losses.build(own_loss, student.levels, teacher.levels, basis=basis)
@@ -121,7 +129,7 @@ class DistillationTask(nn.Module):
                 except DfmsdError as error:
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
-                if balance is not None and criterion.feature_terms:
+                if balance is not None and stage.labels and criterion.feature_terms:
                     balances[key] = GradientBalance(criterion.feature_terms, balance)
         self.trainable = nn.ModuleDict({"student": student, "criteria": criteria, "balance": balances})
         for index in range(len(self.stages)):
@@ -133,6 +141,11 @@ class DistillationTask(nn.Module):
         student = self.trainable["student"]
         assert isinstance(student, Detector)
         return student
+
+    @property
+    def labels(self) -> bool:
+        """Whether the current stage has labels."""
+        return self.stages[self.stage].labels
 
     @property
     def every_teacher(self) -> tuple[FrozenTeacher, ...]:
@@ -194,7 +207,7 @@ class DistillationTask(nn.Module):
         for teacher in self.every_teacher:
             if teacher.cache is not None and teacher not in used:
                 teacher.cache.store.release()
-        if begins and not self.stages[index].fresh:
+        if begins and self._reuses_layers(index):
             for lesson, former in zip(self.lessons, self.lessons_of(index - 1), strict=True):
                 lesson.criterion.load_state_dict(_layers(former.criterion), strict=False)
 
@@ -210,15 +223,15 @@ class DistillationTask(nn.Module):
         Args:
             images: ``N x 3 x H x W``, RGB in [0, 1].
             targets: ground truth of the first images. The remaining images are used by the distillation terms only, and
-                ignored in a stage without a teacher.
+                ignored in a stage without a teacher. A stage without labels ignores the ground truth.
             keys: content key of each image, for teachers with a cache.
             larger: the same images for teachers that see more pixels, ``N x 3 x H' x W'``.
 
         Returns:
-            ``task/<detector's loss>`` and ``<term>/<level>`` -> scalar; with several teachers in the stage
-            ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
+            ``task/<detector's loss>``, if the stage has labels, and ``<term>/<level>`` -> scalar; with several teachers
+            in the stage ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
         """
-        lessons = self.lessons
+        lessons, targets = self.lessons, self.known(targets)
         if not lessons:
             images = images[: len(targets)]
         seen = images if larger is None else larger
@@ -305,8 +318,18 @@ class DistillationTask(nn.Module):
             named |= lesson.named(lesson.criterion.diagnostics | factor)
         return named
 
+    def known(self, targets: Sequence[Target]) -> Sequence[Target]:
+        """Return the targets that the current stage uses: none in a stage without labels."""
+        return targets if self.labels else ()
+
     def student_pass(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:
-        """Run the student on all images and compute its losses on the first ones, which have targets."""
+        """Run the student on all images and compute its losses on the first ones, which have targets.
+
+        Without targets its head does not run, so that no weight and no statistic of it changes.
+        """
+        if not targets:
+            pyramid = self.student.features(images)
+            return StudentPass(pyramid, pyramid, {})
         if len(images) == len(targets):
             pyramid, named = self.student(images, targets)
             return StudentPass(pyramid, pyramid, named)
@@ -339,16 +362,22 @@ class DistillationTask(nn.Module):
         paired = [pair.pair(of_student, of_teacher) for pair, of_teacher in zip(pairs, of_teachers, strict=True)]
         return StudentPass(pyramid, pyramid, named), paired
 
+    def _reuses_layers(self, index: int) -> bool:
+        return not self.stages[index].fresh or (adds_labels(self.stages, index) and self._same_layers(index))
+
+    def _same_layers(self, index: int) -> bool:
+        """Return whether the layers of a stage and of the one before are alike in number and shape."""
+        return _shapes(self.lessons_of(index)) == _shapes(self.lessons_of(index - 1))
+
     def _check_stage(self, index: int) -> None:
         """Refuse a stage whose teachers contradict each other or the stage before."""
-        lessons, former = self.lessons_of(index), self.lessons_of(index - 1) if index else ()
-        cuts = {lesson.heads.reused for lesson in lessons if lesson.heads is not None}
+        cuts = {lesson.heads.reused for lesson in self.lessons_of(index) if lesson.heads is not None}
         if len(cuts) > 1:
             raise DfmsdError(
                 f"stage {index + 1}: the teachers' heads differ in depth, so the loss would cut the student's head in "
                 f"several places; set loss.reused to {min(cuts)}"
             )
-        if not self.stages[index].fresh and _shapes(lessons) != _shapes(former):
+        if not self.stages[index].fresh and not self._same_layers(index):
             raise DfmsdError(
                 f"stages.{index}.fresh: the layers of stages {index} and {index + 1} differ in shape or number, so "
                 "they cannot be reused; set fresh: true"

@@ -20,7 +20,8 @@ class WeightAverage(pl.Callback):
     """Average the student's weights and statistics over the steps.
 
     After step ``n``, ``average += (1 - d) (weights - average)`` with ``d = min(decay, (1 + n) / (10 + n))``, so that a
-    short run averages over its own length. Integers, such as the counters of batch norms, are copied. The tensors are
+    short run averages over its own length. In stages without labels the average is the weights themselves, so that it
+    begins with the training of the head. Integers, such as the counters of batch norms, are copied. The tensors are
     kept apart from the student instead of in a copy of it, since detectors of other libraries cannot always be copied.
 
     Args:
@@ -48,8 +49,8 @@ class WeightAverage(pl.Callback):
         assert isinstance(pl_module, DistillationModule)
         if pl_module.skipped or not pl_module.ends_step:
             return
-        self.steps += 1
-        weight = 1 - min(self.decay, (1 + self.steps) / (RAMP + self.steps))
+        self.steps = self.steps + 1 if pl_module.task.labels else 0
+        weight = 1 - min(self.decay, (1 + self.steps) / (RAMP + self.steps)) if self.steps else 1.0
         state = _state(_student(pl_module))
         names = [name for name, value in state.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.tensors[name] for name in names], [state[name] for name in names], weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class EpochEnd(pl.Callback):
         every: epochs between evaluations.
         print_line: prints a line.
         average: evaluate these weights instead of the student's own. None evaluates its own.
+        skipped: epochs, counted from 0, after which the student is only saved, unless the run ends: those without
+            labels, which leave its head as it is.
 
     Attributes:
         metrics: of the last evaluation.
@@ -43,9 +45,11 @@ class EpochEnd(pl.Callback):
         every: int,
         print_line: PrintLine = print,
         average: WeightAverage | None = None,
+        skipped: Collection[int] = (),
     ) -> None:
         self.run = run
         self.average = average
+        self.skipped = skipped
         self.loader = loader
         self.every = every
         self.print_line = print_line
@@ -79,7 +83,8 @@ class EpochEnd(pl.Callback):
 
     def is_due(self, trainer: pl.Trainer, epoch: int) -> bool:
         """Return whether the student is evaluated after an epoch, counted from 0."""
-        return (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs or trainer.should_stop
+        due = (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs
+        return trainer.should_stop or (due and epoch not in self.skipped)
 
     def _log(self, trainer: pl.Trainer, module: DistillationModule, metrics: Metrics) -> None:
         scalars = {name: value for name, value in metrics.items() if name != "per_class"}

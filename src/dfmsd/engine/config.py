@@ -16,7 +16,7 @@ from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.near import obstacle
-from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stages
+from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stages, epochs_without_labels
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
@@ -262,7 +262,7 @@ class DistillConfig(RunConfig):
         self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
         check_stages(self.stages)
-        self._check_best(self.epochs)
+        self._check_best(self.epochs - len(self.epochs_without_labels))
         if isinstance(self.loss, str):
             self.loss = {"name": self.loss}
         if isinstance(self.loss, dict):
@@ -273,6 +273,7 @@ class DistillConfig(RunConfig):
             except DfmsdError as error:
                 raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
             self._check_near(index, stage)
+            self._check_without_labels(index, stage)
         if self.balance is not None and not 0 < self.balance < math.inf:
             raise DfmsdError(f"balance must be above 0, or null to keep the given weights, got {self.balance}")
         if self.inherit is True and not self.stages[0].teachers:
@@ -291,6 +292,14 @@ class DistillConfig(RunConfig):
         found = obstacle(stage, self.student, replace_loss(self.loss, stage.loss))
         if found is not None:
             raise DfmsdError(f"stages.{index}.near: {found.reason}; {found.remedy}")
+
+    def _check_without_labels(self, index: int, stage: StageConfig) -> None:
+        compared = head_methods(replace_loss(self.loss, stage.loss))
+        if compared and not stage.labels:
+            raise DfmsdError(
+                f"stages.{index}.labels: {compared[0]} compares predictions, which a stage without labels does not "
+                f"make; give the stage a loss on features, such as stages.{index}.loss: dfmsd"
+            )
 
     def _check_unlabeled(self) -> None:
         taught = [stage for stage in self.stages if stage.teachers]
@@ -316,6 +325,11 @@ class DistillConfig(RunConfig):
         return sum(stage.epochs for stage in self.stages)
 
     @property
+    def epochs_without_labels(self) -> list[int]:
+        """Epochs, counted from 0, in stages without labels."""
+        return epochs_without_labels(self.stages)
+
+    @property
     def ancestor(self) -> str | None:
         """Reference of the detector that the student inherits from in any case; None with ``auto``."""
         if self.inherit is True:
@@ -337,8 +351,11 @@ class DistillConfig(RunConfig):
         return self
 
     def without_teachers(self) -> DistillConfig:
-        """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting."""
-        stages = [StageConfig(epochs) for stage in self.stages for epochs in stage.lengths]
+        """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting.
+
+        Stages without labels, which would have nothing to learn from, are left out.
+        """
+        stages = [StageConfig(epochs) for stage in self.stages if stage.labels for epochs in stage.lengths]
         undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None, "teacher_size": None}
         data = replace(self.data, unlabeled=None)
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)

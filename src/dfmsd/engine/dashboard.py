@@ -141,9 +141,10 @@ class Dashboard(pl.Callback):
             seconds = (steps - step) * self._step_seconds + evaluations * self._evaluation_seconds
             self.end = time.perf_counter() + seconds
         index, stages = module.task.stage, module.task.stages
+        alone = "" if stages[index].labels else ", without labels"
         self._show(
             status="training",
-            stage=f"{index + 1}/{len(stages)}   teacher {', '.join(stages[index].teachers) or 'none'}",
+            stage=f"{index + 1}/{len(stages)}   teacher {', '.join(stages[index].teachers) or 'none'}{alone}",
             epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}   step {step}/{steps}",
         )
 

@@ -100,7 +100,8 @@ def fit(
     module.to(memory_format=torch.channels_last)
     average = WeightAverage(config.ema) if config.deliver in ("ema", "auto") else None
     evaluated = average if config.deliver == "ema" else None
-    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, evaluated)
+    skipped = config.epochs_without_labels
+    epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, evaluated, skipped)
     dashboard = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
     status = None
     with _without_irrelevant_warnings():

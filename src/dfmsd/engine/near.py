@@ -71,7 +71,7 @@ def near_recipe(config: DistillConfig, stage: StageConfig) -> Recipe:
     # its own length is chosen, and may be shorter than the run's
     own: dict[str, Any] = {"eval_every": min(config.eval_every, epochs), "patience": None, "max_hours": None}
     if near.bridge:
-        lesson = replace(stage, epochs=epochs, near=False)
+        lesson = replace(stage, epochs=epochs, labels=True, near=False)
         return replace(config, out=out, seed=0, student=model, stages=[lesson], inherit=False, **own)
     shared: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
     shared |= own | {"out": out, "seed": 0, "data": replace(config.data, unlabeled=None)}

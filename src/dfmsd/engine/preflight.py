@@ -204,13 +204,13 @@ def print_preflight(findings: Preflight, console: Console) -> None:
         table = Table("stage", "term", "value", "gradient norm on the student", "relative to the detector's own loss")
         for number in sorted({term.stage for term in findings.terms}):
             rows = [term for term in findings.terms if term.stage == number]
-            of_task = next(term.gradient for term in rows if term.name == "task")
+            of_task = next((term.gradient for term in rows if term.name == "task"), None)  # None without labels
             for term in rows:
                 table.add_row(
                     str(number),
                     term.name,
                     f"{term.value:.3f}",
                     f"{term.gradient:.3f}",
-                    f"{term.gradient / of_task:.2f}",
+                    "-" if of_task is None else f"{term.gradient / of_task:.2f}",
                 )
         console.print(table)

@@ -86,6 +86,8 @@ def distill(
     check_rank(config.processes)
     config.check_effective_batch(config.world_size)
     if no_distill:
+        if config.epochs_without_labels and is_first_process():
+            console.print(_left_out(config), highlight=False)
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
     with (
@@ -259,6 +261,14 @@ def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataM
     if is_first_process():
         for line in [*settled.notes, *describe(settled.config, recipes, data.class_names, data.num_labeled)]:
             console.print(line, highlight=False)
+
+
+def _left_out(config: DistillConfig) -> str:
+    epochs = len(config.epochs_without_labels)
+    return (
+        f"baseline: {config.epochs - epochs} epochs; the {epochs} without labels are left out, as only a teacher could "
+        "teach in them"
+    )
 
 
 def refuse_no_images(check_images: int | None) -> None:

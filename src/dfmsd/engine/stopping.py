@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 
 from dfmsd.engine.callbacks import EpochEnd, PrintLine
+from dfmsd.engine.module import DistillationModule
 from dfmsd.evaluation.evaluate import percent
 
 SECONDS_PER_HOUR = 3600
@@ -100,13 +101,13 @@ class TimeLimit(Timer):
         if self.since is None:
             self.since = trainer.current_epoch
         if _just_evaluated(trainer, self.epoch_end):
-            self._end_if_due(trainer, trainer.current_epoch)
+            self._end_if_due(trainer, pl_module, trainer.current_epoch)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, **kwargs: Any) -> None:
         """End the run in all processes if the next epoch would not fit."""
-        self._end_if_due(trainer, trainer.current_epoch + 1)
+        self._end_if_due(trainer, pl_module, trainer.current_epoch + 1)
 
-    def _end_if_due(self, trainer: pl.Trainer, done: int) -> None:
+    def _end_if_due(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         assert self.since is not None
         timed = done - self.since
         hours = self.time_elapsed() / SECONDS_PER_HOUR
@@ -116,7 +117,7 @@ class TimeLimit(Timer):
                 trainer,
                 self.print_line,
                 f"ended after epoch {done} of {trainer.max_epochs}: {hours:.2f} hours have passed, and one more epoch "
-                f"would exceed {self.hours:g} (max_hours)",
+                f"would exceed {self.hours:g} (max_hours){_untrained(module)}",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,6 +134,14 @@ def _end(trainer: pl.Trainer, print_line: PrintLine, reason: str) -> None:
     trainer.should_stop = True
     if trainer.is_global_zero:
         print_line(reason)
+
+
+def _untrained(module: pl.LightningModule) -> str:
+    """Say that the student's head is untrained, if no stage so far had labels."""
+    assert isinstance(module, DistillationModule)
+    task = module.task
+    trained = any(stage.labels for stage in task.stages[: task.stage + 1])
+    return "" if trained else "; no stage with labels was reached, so the student's head is untrained"
 
 
 def _just_evaluated(trainer: pl.Trainer, epoch_end: EpochEnd) -> bool:

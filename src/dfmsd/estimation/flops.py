@@ -58,7 +58,7 @@ class StageCost:
     """Cost of a step of one stage, for one batch.
 
     Attributes:
-        student: forward, losses and backward of the student.
+        student: forward, losses and backward of the student; in a stage without labels up to its pyramid.
         teacher: forward to the neck of all teachers of the stage; None without a teacher.
         levels: the loss by student level; empty without a teacher.
         student_pyramid_bytes: size of all levels.
@@ -87,9 +87,9 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     pyramid: FeaturePyramid = {}
 
     def student_step() -> list[Tensor]:
-        features, _, losses = task.student_pass(batch.images, batch.targets)
+        features, _, losses = task.student_pass(batch.images, task.known(batch.targets))
         pyramid.update(features)
-        return list(losses.values())
+        return list((losses or features).values())
 
     student = count(student_step, task.student)
     student_bytes = _bytes(pyramid.values())

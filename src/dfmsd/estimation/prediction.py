@@ -81,7 +81,9 @@ def predict(
         steps_ms = epochs[start : start + stage.epochs]
         stages.append(StagePrediction(stage.epochs, steps_ms[0], steps_ms[-1]))
         start += stage.epochs
-    evaluations = math.ceil(config.epochs / config.eval_every) + (config.deliver in CHOOSING)
+    with_labels = set(range(config.epochs)).difference(config.epochs_without_labels)
+    due = [(epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs for epoch in with_labels]
+    evaluations = sum(due) + (config.deliver in CHOOSING)
     evaluation = math.ceil(val_images / config.data.batch_size) * _with_loading(ms["detect"], ms["load"], workers)
     total = steps * sum(epochs) + evaluations * evaluation
     return Prediction(tuple(stages), steps, steps * config.epochs, evaluations, evaluation / 1e3, total / MS_PER_HOUR)
@@ -105,7 +107,7 @@ def _epoch_step(
 ) -> float:
     """Return the milliseconds of an optimizer step of so many batches."""
     index = stage_of_epoch(config.stages, epoch)
-    batch = ms["student"]
+    batch = ms["student" if config.stages[index].labels else "pyramid"]
     if config.stages[index].teachers:
         batch += ms[f"{index + 1}/loss"] + _teacher(config, ms, index, epoch, kept)
     batch *= config.data.mean_area

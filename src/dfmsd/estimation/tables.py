@@ -12,6 +12,7 @@ from dfmsd.estimation.schedules import COCO_EPOCHS, GPUS
 
 PARTS = {
     "student": "student: forward, losses, backward",
+    "pyramid": "student without labels: forward to the neck, backward",
     "teacher": "teacher: forward to the neck",
     "stored": "teacher, computed and stored in the cache",
     "cached": "teacher, read from the cache",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.dataset import DetectionDataset
@@ -26,7 +26,7 @@ from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
-from dfmsd.types import Batch, LevelSpec
+from dfmsd.types import Batch, LevelSpec, Target
 from dfmsd.utils.cachedir import cache_root
 from dfmsd.utils.store import DiskStore, RamStore, Store
 
@@ -89,10 +89,11 @@ def step_parts(
 ) -> Iterator[dict[str, Call]]:
     """Return the parts of a run as calls.
 
-    ``student`` (forward, losses, backward), ``load`` (a batch of images loaded before), ``decode`` (a batch of new
-    images), ``detect`` (a batch); for stage 1 ``1/update`` (clipping and optimizer) and, with a teacher, ``1/loss``
-    (forward and backward of the criteria), ``1/teacher`` (features of all its teachers) and, with ``teacher_cache``,
-    ``1/cached`` (features read from the cache) and ``1/stored`` (features computed and stored).
+    ``student`` (forward, losses, backward), with a stage without labels ``pyramid`` (the student without its head),
+    ``load`` (a batch of images loaded before), ``decode`` (a batch of new images), ``detect`` (a batch); for stage 1
+    ``1/update`` (clipping and optimizer) and, with a teacher, ``1/loss`` (forward and backward of the criteria),
+    ``1/teacher`` (features of all its teachers) and, with ``teacher_cache``, ``1/cached`` (features read from the
+    cache) and ``1/stored`` (features computed and stored).
 
     Args:
         config: of the run.
@@ -102,7 +103,9 @@ def step_parts(
         device: where to run.
     """
     within = autocast_context(config, device)
-    parts: dict[str, Call] = {"student": _student(task, batch, within)}
+    parts: dict[str, Call] = {"student": _student(task, batch.images, batch.targets, within)}
+    if not all(stage.labels for stage in task.stages):
+        parts["pyramid"] = _student(task, batch.images, (), within)
     with ExitStack() as stack:
         for index in range(len(task.stages)):
             task.enter_stage(index, begins=False)
@@ -127,13 +130,14 @@ def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batc
     return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
 
 
-def _student(task: DistillationTask, batch: Batch, within: Within) -> Call:
+def _student(task: DistillationTask, images: Tensor, targets: Sequence[Target], within: Within) -> Call:
     weights = [weight for weight in task.student.parameters() if weight.requires_grad]
 
     def run() -> None:
         with within():
-            losses = task.student_pass(batch.images, batch.targets).losses
-        torch.autograd.grad(torch.stack(list(losses.values())).sum(), weights, allow_unused=True)
+            pyramid, _, losses = task.student_pass(images, targets)
+        outputs = [value for value in (losses or pyramid).values() if value.requires_grad]
+        torch.autograd.grad(outputs, weights, [torch.ones_like(value) for value in outputs], allow_unused=True)
 
     return run
 

@@ -59,7 +59,7 @@ def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teache
         config: the run.
         data: of the probes.
         steps: at least 1.
-        teacher: the only teacher, with the loss and basis of the first stage that names it; None for none.
+        teacher: the only teacher, with labels, and the loss and basis of the first stage that names it; None for none.
     """
     epochs = max(1, round(steps / steps_per_epoch(config, data)))
     own: dict[str, Any] = {
@@ -77,7 +77,7 @@ def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teache
     else:
         named = next(stage for stage in config.stages if teacher in stage.teachers)
         basis = "auto" if named.basis == "former" else named.basis
-        stage = replace(named, teacher=teacher, epochs=epochs, fresh=True, basis=basis, near=False)
+        stage = replace(named, teacher=teacher, epochs=epochs, labels=True, fresh=True, basis=basis, near=False)
     return replace(config, stages=[stage], data=data.config, **own)
 
 

@@ -53,11 +53,14 @@ def baseline_warnings(
     record: RunRecord, baseline: RunRecord, config: DistillConfig | None, baseline_config: DistillConfig | None
 ) -> list[str]:
     """List differences between a run and its baseline other than the teachers."""
-    if record.trained_epochs != baseline.trained_epochs:
-        return ["The two runs were trained for different numbers of epochs, so the comparison is not fair."]
-    if config is None or baseline_config is None:
-        return []
     warnings = []
+    if record.trained_epochs != baseline.trained_epochs:
+        extra = 0 if config is None else len(config.epochs_without_labels)
+        if not extra or record.trained_epochs != (baseline.trained_epochs or 0) + extra:
+            return ["The two runs were trained for different numbers of epochs, so the comparison is not fair."]
+        warnings.append(f"The run was trained for {extra} more epochs than its baseline, without labels.")
+    if config is None or baseline_config is None:
+        return warnings
     if baseline_config.stages != baseline_config.without_teachers().stages or baseline_config.ancestor:
         warnings.append(f"{baseline.folder.name} has teachers itself, so it is not a baseline.")
     for name in ("data", "optim", "seed", "student", "precision", "deliver"):

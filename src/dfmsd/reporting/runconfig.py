@@ -74,7 +74,7 @@ def term_weights(config: DistillConfig) -> dict[str, dict[int, TermWeight]]:
         for index in range(len(stage.teachers)):
             prefix = f"T{index + 1}." if len(stage.teachers) > 1 else ""
             for criterion in _criteria(losses.replace_loss(config.loss, stage.loss)):
-                balanced = criterion.feature_terms if config.balance is not None else ()
+                balanced = criterion.feature_terms if config.balance is not None and stage.labels else ()
                 for term in criterion.terms:
                     column = f"{prefix}{BALANCE}" if term in balanced else None
                     weights.setdefault(prefix + term, {})[number] = TermWeight(criterion.weight, column)

@@ -42,7 +42,12 @@ def stages_sections(config: DistillConfig | None, record: RunRecord, suffix: str
     made = teacher_trainings(config)
     rows = [(name, str(training.epochs), _teachers(training) or "none", "–") for name, training in made.items()]
     rows += [
-        (str(number), str(stage.epochs), " & ".join(stage.teachers) or "none", " & ".join(texts) or "–")
+        (
+            str(number),
+            str(stage.epochs),
+            (" & ".join(stage.teachers) or "none") + _alone(stage),
+            " & ".join(texts) or "–",
+        )
         for number, (stage, texts) in enumerate(zip(config.stages, channels, strict=True), 1)
     ]
     table = Table(("stage", "epochs", "teacher", "imitated in the channels of"), rows)
@@ -107,11 +112,15 @@ def _plan(config: DistillConfig, channels: Sequence[Sequence[str]], made: Mappin
     return Figure("Plan", [trace], layout, f"Plan: {described}.", height=110 + 50 * len(labels))
 
 
+def _alone(stage: StageConfig) -> str:
+    return "" if stage.labels else ", without labels"
+
+
 def _label(stage: StageConfig, number: int, channels: Sequence[str]) -> list[str]:
     """Return the lines that describe a stage."""
     names = " & ".join(Path(name).name for name in stage.teachers) or "labels alone"
     rotated = bool(set(channels) - {TEACHER})
-    return [f"{number}: {names}", *[f"in the channels of {' & '.join(channels)}"] * rotated]
+    return [f"{number}: {names}{_alone(stage)}", *[f"in the channels of {' & '.join(channels)}"] * rotated]
 
 
 def _correlations(number: int, fit: Mapping[str, Mapping[str, Any]]) -> Figure:
