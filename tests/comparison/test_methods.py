@@ -64,6 +64,11 @@ def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> N
         ("dfmsd@T1:1+T2[basis=former]:7", [StageConfig(6, "weak"), StageConfig(36, "strong", basis="former")]),
         ("dfmsd @ T2 [basis = student]", [StageConfig(42, "strong", basis="student")]),
         ("dfmsd@T1&T2[basis=student]", [StageConfig(42, ["weak", "strong"], basis="student")]),
+        ("dfmsd@T1[labels=false]+T1", [StageConfig(14, "weak", labels=False), StageConfig(28, "weak")]),
+        (
+            "pkd @ T1 [basis=own, labels = false]:1 + T2[labels=true]:2",
+            [StageConfig(14, "weak", basis="own", labels=False), StageConfig(28, "strong")],
+        ),
         (
             "dfmsd[ratio=0]@T1[basis=student]+T1&T2[basis=former]+T2[basis=own]",
             [
@@ -74,7 +79,7 @@ def test_plans(text: str, stages: list[tuple[str | list[str] | None, int]]) -> N
         ),
     ],
 )
-def test_stages_in_a_basis(text: str, stages: list[StageConfig]) -> None:
+def test_stages_with_keys(text: str, stages: list[StageConfig]) -> None:
     assert parse_method(text).stages(TEACHERS, 42) == stages
 
 
@@ -100,9 +105,9 @@ def test_too_few_epochs_or_teachers_are_rejected() -> None:
 def test_ablations_and_controls_are_variants() -> None:
     methods = ["none", "pkd", "dfmsd", "pkd+mgd", "dfmsd@T1+T2", "mgd@T1+T2"]
     others = ["inherit", "mgd[ratio=0]", "dfmsd@T1", "dfmsd@T2", "dfmsd@T2+T1", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7"]
-    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2", "dfmsd@T1+T2[basis=former]"]
+    others += ["dfmsd@T1&T2", "dfmsd@T1+T1&T2", "dfmsd@T1+T2[basis=former]", "dfmsd@T1[labels=false]+T2"]
     assert [parse_method(name).variant for name in methods] == [False] * 6
-    assert [parse_method(name).variant for name in others] == [True] * 10
+    assert [parse_method(name).variant for name in others] == [True] * 11
 
 
 def test_folder_names() -> None:
@@ -115,6 +120,7 @@ def test_folder_names() -> None:
     assert parse_method("dfmsd@T1").slug(["one"]) == "dfmsd"
     assert parse_method("dfmsd@T1:1+T2[basis=former]:7").slug(TEACHERS) == "dfmsd@T1-1+T2-basis=former-7"
     assert parse_method("dfmsd@T2[basis=student]").slug(TEACHERS) == "dfmsd@T2-basis=student"
+    assert parse_method("dfmsd@T1[labels=false]+T1:3").slug(TEACHERS) == "dfmsd@T1-labels=false+T1-3"
 
 
 def test_lists_are_split_outside_brackets() -> None:
@@ -139,13 +145,16 @@ def test_lists_are_split_outside_brackets() -> None:
         ("dfmsd@T1&", "position 10: expected a teacher such as T1, got the end"),
         ("dfmsd@T1&T1", "position 10: T1 appears twice in one stage"),
         ("dfmsd@T1/T2", r"position 9: expected `&`, `\[`, `:`, `\+` or the end, got '/T2'"),
-        ("dfmsd@T2[former]", r"position 10: expected `basis=`, got 'former\]'"),
+        ("dfmsd@T2[former]", r"position 10: expected `basis=` or `labels=`, got 'former\]'"),
         ("dfmsd@T2[basis=teacher]", r"position 16: expected auto, own, former or student, got 'teacher\]'"),
-        ("dfmsd@T2[basis=student", r"position 23: expected `\]`, got the end"),
+        ("dfmsd@T2[basis=student", r"position 23: expected `,` or `\]`, got the end"),
         ("dfmsd@T2[basis=former]", "position 16: former needs a stage before it with exactly one teacher"),
         ("dfmsd@T1&T2+T2[basis=former]", "position 22: former needs a stage before it with exactly one teacher"),
         ("dfmsd@T1+T2:2[basis=former]", r"position 14: expected .* or the end, got '\[basis=former\]'"),
         ("dfmsd@T1:0+T2", "shares must be positive"),
+        ("dfmsd@T1[labels=no]+T1", r"position 17: expected true or false, got 'no\]\+T1'"),
+        ("dfmsd@T1[basis=own,basis=own]", "position 20: basis appears twice in one stage"),
+        ("dfmsd@T1+T2[labels=false]", "position 26: the last stage needs labels"),
         ("pkd mgd", "unknown loss 'pkdmgd'"),
         ("none@T1", "position 1: unknown loss 'none'"),
     ],

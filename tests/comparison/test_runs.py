@@ -23,6 +23,7 @@ from dfmsd.runfolder import RunFolder
 MakeCompare = Callable[..., CompareConfig]
 CLASSES = ("square", "disc")
 METHODS = ["none", "pkd", "pkd+mgd", "dfmsd", "dfmsd@T1+T2", "dfmsd@T2+T2", "dfmsd@T1:1+T2:7", "dfmsd@T1&T2"]
+METHODS += ["dfmsd@T1[labels=false]+T2"]
 
 
 def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path: Path) -> None:

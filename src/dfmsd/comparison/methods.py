@@ -4,8 +4,8 @@
 method  = "none" | "inherit" | losses ["@" plan]
 losses  = loss {"+" loss}               pkd, dfmsd[enhancement=false], pkd+crosskd
 plan    = stage {"+" stage}             T1, T1+T2, T2+T2, T1:1+T2:7 (shares of the epochs)
-stage   = teacher {"&" teacher} [basis] T1, T1&T2 (both at once)
-basis   = "[basis=" name "]"            T1+T2[basis=former], T2[basis=student] (see `StageConfig`)
+stage   = teacher {"&" teacher} [keys]  T1, T1&T2 (both at once)
+keys    = "[" key {"," key} "]"         T1+T2[basis=former], T1[labels=false]+T1 (`basis` and `labels` of `StageConfig`)
 ```
 """
 
@@ -28,7 +28,10 @@ from dfmsd.losses.basis import BasisName
 BASELINE = "none"
 INHERIT_ONLY = "inherit"
 """Control for inheritance: trained like the baseline, but initialized from a teacher."""
-EXAMPLES = "none, pkd, dfmsd[enhancement=false], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
+EXAMPLES = (
+    "none, pkd, dfmsd[enhancement=false], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1[labels=false]+T1, "
+    "dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class PlannedStage:
         teachers: numbers in the pair, from 1; several teach at the same time.
         share: of the epochs, relative to the other stages.
         basis: channels that the teachers' features are rotated into, as in `StageConfig`.
+        labels: whether the student learns from the annotations too, as in `StageConfig`.
     """
 
     teachers: tuple[int, ...]
     share: float
     basis: BasisName = "auto"
+    labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Method:
         losses: ``name`` and options of each loss of the sum; empty without a teacher.
         plan: the stages; empty for one stage with the last teacher of the pair.
         variant: whether it is an ablation or a control: with options, or a plan other than ``T1+T2+...`` with
-            default shares and without a basis.
+            default shares, without a basis and with labels.
     """
 
     name: str
@@ -95,14 +100,18 @@ class Method:
             raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
         lengths = split_epochs(epochs, [stage.share for stage in plan])
         return [
-            replace(taught_by(length, [teachers[number - 1] for number in stage.teachers]), basis=stage.basis)
+            replace(
+                taught_by(length, [teachers[number - 1] for number in stage.teachers]),
+                basis=stage.basis,
+                labels=stage.labels,
+            )
             for length, stage in zip(lengths, plan, strict=True)
         ]
 
     def slug(self, teachers: Sequence[str]) -> str:
         """Return the folder name of the method's runs; equivalent names, ``dfmsd@T2`` and ``dfmsd``, share it."""
         name = self.name
-        if [(stage.teachers, stage.basis) for stage in self.plan] == [((len(teachers),), "auto")]:
+        if [replace(stage, share=1.0) for stage in self.plan] == [PlannedStage((len(teachers),), 1.0)]:
             name = name.partition("@")[0]
         return name.translate(str.maketrans("[:&", "--_", "]"))
 
@@ -202,11 +211,13 @@ def _plan(scanner: _Scanner) -> tuple[PlannedStage, ...]:
     plan: list[PlannedStage] = []
     while not plan or scanner.take(r"\+"):
         teachers = _teachers(scanner)
-        basis = _basis(scanner, plan)
+        keys = _stage_keys(scanner, plan)
         share = scanner.expect(r"\d*\.?\d+", "a share such as 2")[0] if scanner.take(":") else len(plan) + 1
         if not float(share) > 0:
             scanner.refuse("shares must be positive", scanner.position - 1)
-        plan.append(PlannedStage(teachers, float(share), basis))
+        plan.append(PlannedStage(teachers, float(share), **keys))
+    if not plan[-1].labels:
+        scanner.refuse("the last stage needs labels, which the student's head learns from", scanner.position)
     return tuple(plan)
 
 
@@ -220,17 +231,25 @@ def _teachers(scanner: _Scanner) -> tuple[int, ...]:
     return tuple(teachers)
 
 
-def _basis(scanner: _Scanner, former: Sequence[PlannedStage]) -> BasisName:
-    if not scanner.take(r"\["):
-        return "auto"
-    scanner.expect("basis=", "`basis=`")
-    start = scanner.position
-    names: tuple[BasisName, ...] = get_args(BasisName)
-    name = scanner.expect("|".join(names), "auto, own, former or student")[0]
-    scanner.expect(r"\]", "`]`")
-    if name == "former" and not (former and len(former[-1].teachers) == 1):
-        scanner.refuse("former needs a stage before it with exactly one teacher; choose student or own", start)
-    return next(basis for basis in names if basis == name)
+def _stage_keys(scanner: _Scanner, former: Sequence[PlannedStage]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    opened = scanner.take(r"\[")
+    while opened:
+        start = scanner.position
+        key = scanner.expect("basis=|labels=", "`basis=` or `labels=`")[0].rstrip("=")
+        if key in keys:
+            scanner.refuse(f"{key} appears twice in one stage", start)
+        start = scanner.position
+        if key == "labels":
+            keys[key] = scanner.expect("true|false", "true or false")[0] == "true"
+        else:
+            keys[key] = scanner.expect("|".join(get_args(BasisName)), "auto, own, former or student")[0]
+        if keys[key] == "former" and not (former and len(former[-1].teachers) == 1):
+            scanner.refuse("former needs a stage before it with exactly one teacher; choose student or own", start)
+        if not scanner.take(","):
+            scanner.expect(r"\]", "`,` or `]`")
+            break
+    return keys
 
 
 def _value(text: str) -> Any:

@@ -14,6 +14,7 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import parse_method
 from dfmsd.comparison.results import known_rows
 from dfmsd.comparison.runs import PlannedRun, SkippedMethod, build_tasks, plan_run, plan_runs
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import same_run
 
@@ -81,7 +82,11 @@ def print_plans(config: CompareConfig, plans: Mapping[str, PairPlan], console: C
 
 def _describe_stages(config: DistillConfig, numbers: Mapping[str, str]) -> str:
     return ", ".join(
-        f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip()
-        + f"[basis={stage.basis}]" * (stage.basis != "auto")
+        f"{stage.epochs} {'&'.join(numbers[name] for name in stage.teachers)}".rstrip() + _keys(stage)
         for stage in config.stages
     )
+
+
+def _keys(stage: StageConfig) -> str:
+    keys = [f"basis={stage.basis}"] * (stage.basis != "auto") + ["labels=false"] * (not stage.labels)
+    return f"[{','.join(keys)}]" if keys else ""
