@@ -18,10 +18,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.helpers.exports import randomize
 
 from dfmsd.data import DataConfig
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.detectors import load_detector
+from dfmsd.detectors import load_detector, save_detector
 from dfmsd.engine.build import build_student
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
@@ -200,6 +201,19 @@ def test_a_cache_and_the_best_weights_work_with_two_processes(start: Start, tmp_
     state = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)["state_dict"]
     weights = load_file(tmp_path / "run" / "student.safetensors")
     assert all(torch.equal(value, state[f"task.trainable.student.model.{name}"]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("begin", [lambda: SPAWNED, torchrun])
+def test_the_second_process_reads_the_pseudo_labels_of_the_first(
+    start: Start, tmp_path: Path, tiny_root: Path, tiny_teachers: tuple[str, str], begin: Callable[[], tuple[str, ...]]
+) -> None:
+    save_detector(randomize(load_detector(tiny_teachers[0])), tmp_path / "labeler")
+    pseudo = {"score": 0.01, "teacher": "labeler"}
+    data = {"root": str(tmp_path / "tiny_coco"), "image_size": 64, "batch_size": 2}
+    said = finish(start(*begin(), data={**data, "unlabeled": str(tiny_root / "train"), "pseudo": pseudo}))
+    assert " ".join(said.split()).count("stay unlabeled") == 1
+    assert json.loads((tmp_path / "run" / "pseudo_labels.json").read_text())["annotations"]
+    assert steps(tmp_path / "run") == [*range(8)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -107,6 +107,7 @@ def stock(
     for source, names in zip(tiny_teachers, (("teacher_a", "teacher"), ("teacher_b",)), strict=True):
         for name in names:
             shutil.copytree(source, folder / "runs" / name)
+    shutil.copytree(tiny_root / "train", folder / "photos")
     for name, text in configs():
         (folder / name).write_text(text)
     (folder / "configs").symlink_to(ROOT / "configs")
@@ -166,6 +167,8 @@ def small(line: Sequence[str]) -> list[str]:
                 f"--stages.{place}.near.pretrained",
                 "false",
             ]
+    if "pseudo" in config["data"]:  # the other teachers find nothing
+        flags += ["--data.pseudo.score", "0.01", "--data.pseudo.teacher", "runs/baseline"]
     if line[0] == "estimate":
         return flags
     return [*flags, "--allow-weak-teacher", *(["--overwrite"] if line[0] == "distill" else [])]

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "basis.json"
 
     @property
+    def pseudo_file(self) -> Path:
+        """Boxes that a teacher gave to unlabeled images, a COCO file; there only if the run trains on such."""
+        return self.path / "pseudo_labels.json"
+
+    @property
     def environment_file(self) -> Path:
         """Versions, machine and parameter counts."""
         return self.path / "environment.json"

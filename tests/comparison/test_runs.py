@@ -13,6 +13,7 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import parse_method
 from dfmsd.comparison.runs import build_tasks, plan_runs
 from dfmsd.data import CocoDataModule
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
 from dfmsd.engine.run import build_task
 from dfmsd.engine.saved_config import write_config
@@ -55,6 +56,16 @@ def test_baseline_does_not_use_unlabeled_images(compare_config: MakeCompare, tmp
     runs, _ = plan_runs(config, config.parsed_methods(), "both")
     expected = {"none": None, "pkd": "images", "dfmsd@T1+T2": "images"}
     assert {run.method.name: run.config.data.unlabeled for run in runs} == expected
+
+
+def test_pseudo_labels_of_one_teacher_are_in_all_runs(compare_config: MakeCompare, tmp_path: Path) -> None:
+    config = compare_config(tmp_path, methods=["none", "pkd", "dfmsd@T1+T2"])
+    config = replace(config, data=replace(config.data, unlabeled="images", pseudo=PseudoConfig("auto")))
+    runs, _ = plan_runs(config, config.parsed_methods(), "both")
+    assert {run.config.data.unlabeled for run in runs} == {"images"}
+    assert {run.config.labeler for run in runs} == {config.pairs["both"][-1]}
+    with pytest.raises(DfmsdError, match=r"^data.pseudo.teacher: the pairs share the baseline, so one teacher labels"):
+        replace(config, data=replace(config.data, pseudo=PseudoConfig("auto")), pairs={"a": ["x"], "b": ["y"]})
 
 
 def test_augmentation_that_no_cache_can_serve_is_no_matter_without_teachers(

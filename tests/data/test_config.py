@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dfmsd.data import DataConfig
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.errors import DfmsdError
 
 SIZE = "data.image_size must be a multiple of 32, at least 32 and at most 16384, got "
@@ -50,6 +51,20 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("unlabeled_ratio", 0.01, "data.unlabeled_ratio must be large enough for one unlabeled image per batch, got 0.01"),
     ("unlabeled_ratio", -1.0, "data.unlabeled_ratio"),
     ("unlabeled_ratio", float("inf"), "data.unlabeled_ratio"),
+    (
+        "pseudo",
+        {"score": "auto"},
+        "data.pseudo: there are no images to label; name a folder of them with data.unlabeled",
+    ),
+    ("pseudo", {"score": 0}, "data.pseudo.score must be auto, or above 0 and below 1, got 0"),
+    ("pseudo", {"score": 1.5}, "data.pseudo.score must be auto, or above 0 and below 1, got 1.5"),
+    ("pseudo", {"score": float("nan")}, "data.pseudo.score must be auto, or above 0 and below 1, got nan"),
+    ("pseudo", {"score": "best"}, "data.pseudo.score must be a number or one of auto or null, got 'best'"),
+    ("pseudo", {"scores": 0.5}, "data.pseudo.scores is not known; did you mean score?"),
+    ("pseudo", {"teacher": ""}, "data.pseudo.teacher: ''"),
+    ("pseudo", {"flip": "yes"}, "data.pseudo.flip must be true or false, got 'yes'"),
+    ("pseudo", 7, "data.pseudo must be a PseudoConfig, got 7"),
+    ("pseudo", {"flip": True}, "data.pseudo.flip: no image is labeled without data.pseudo.score; set that to auto"),
     ("workers", -1, "data.workers must be at least 0, got -1"),
     ("workers", 0.5, "data.workers must be an integer or null, got 0.5"),
     ("cache", "tape", "data.cache must be true or false or one of ram, disk, off, got 'tape'"),
@@ -85,6 +100,16 @@ def test_paths_and_numpy_scalars_become_builtin_types() -> None:
     for field in fields(config):
         assert type(getattr(config, field.name)) is type(getattr(expected, field.name))
     assert all(type(factor) is float for factor in config.scale_jitter or ())
+
+
+def test_pseudo_labels_are_off_without_a_score() -> None:
+    assert not DataConfig().labels_images
+    config = DataConfig(unlabeled="more", pseudo={"score": 0.5, "flip": True})  # type: ignore[arg-type]
+    assert config.labels_images
+    assert config.pseudo == PseudoConfig(score=0.5, flip=True)
+    assert config.labeled_only() == DataConfig()
+    with pytest.raises(DfmsdError, match=r"^data.pseudo.image_size must be a multiple of 32"):
+        DataConfig(unlabeled="more", pseudo=PseudoConfig("auto", image_size=65))
 
 
 @pytest.mark.parametrize(("value", "name"), [(True, "ram"), (False, "off"), ("disk", "disk")])

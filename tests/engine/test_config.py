@@ -10,6 +10,7 @@ import yaml
 
 from dfmsd import losses
 from dfmsd.data import DataConfig
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
@@ -138,6 +139,10 @@ def test_invalid_run_settings_are_refused(values: dict[str, Any], message: str) 
             "^teacher_cache: data.multi_scale resizes",
         ),
         ({"data": UNLABELED, "stages": [StageConfig(2)]}, "^data.unlabeled: .* need a teacher"),
+        (
+            {"data": replace(UNLABELED, pseudo=PseudoConfig("auto")), "stages": [StageConfig(2)]},
+            "^data.pseudo.teacher: the first stage has no teacher; name the detector that labels",
+        ),
         ({"data": UNLABELED, "loss": [{"name": "pkd"}, {"name": "crosskd"}], "stages": PLAIN}, "crosskd compares"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from dfmsd.comparison.methods import BASELINE, Method, parse_method
@@ -90,6 +90,18 @@ class CompareConfig:
                 raise DfmsdError(f"inherit: pairs.{name} has no T{self.inherit}; choose from 1 to {len(teachers)}")
         self._check_options()
         self.parsed_methods()
+        if self.data.labels_images and self.data.pseudo.teacher is None:
+            self.data = replace(self.data, pseudo=replace(self.data.pseudo, teacher=self._strongest()))
+
+    def _strongest(self) -> str:
+        """Return the teacher that labels images for all runs: the last one of the pairs."""
+        last = {teachers[-1] for teachers in self.pairs.values()}
+        if len(last) > 1:
+            raise DfmsdError(
+                f"data.pseudo.teacher: the pairs share the baseline, so one teacher labels for all; name it, such as "
+                f"{min(last)}"
+            )
+        return last.pop()
 
     def _check_options(self) -> None:
         for name, options in self.loss_options.items():

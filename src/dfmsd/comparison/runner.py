@@ -65,6 +65,8 @@ def compare(
             refuse_writer(run.folder.path)  # of a comparison that was killed, the last runs may still be stopping
         aps = measure_teachers(config, data, console, allow_weak=allow_weak_teacher)
         results = {pair: _empty_results(config, pair, plan, aps) for pair, plan in plans.items()}
+        if config.data.labels_images:
+            data.assume_pseudo_labels()
         with limited_threads(threads_per_job(jobs)):
             for pair, plan in plans.items():
                 results[pair].costs = _measure_costs(config, plan, data, PairFolder(Path(config.out, pair)))

@@ -69,7 +69,7 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
     parent = Path(config.out, BASELINE) if method.name == BASELINE else Path(config.out, pair, method.slug(teachers))
     run = DistillConfig(
         out=str(parent / f"seed-{seed}"),
-        data=config.data if method.losses else replace(config.data, unlabeled=None),
+        data=config.data if method.losses or config.data.labels_images else config.data.labeled_only(),
         optim=config.optim,
         seed=seed,
         precision=config.precision,

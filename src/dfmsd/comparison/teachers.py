@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +42,8 @@ def measure_teachers(
     """
     path = Path(config.out) / "teachers.json"
     known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    references = list(dict.fromkeys(name for teachers in config.pairs.values() for name in teachers))
+    named = chain(chain.from_iterable(config.pairs.values()), [config.data.pseudo.teacher])
+    references = [name for name in dict.fromkeys(named) if name]
     size = config.teacher_size or config.data.image_size
     required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}

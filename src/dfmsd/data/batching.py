@@ -19,11 +19,12 @@ def collate(samples: Sequence[Sample], image_size: int | None = None, teacher_si
     """Pad samples with black at the right and the bottom, and stack them.
 
     Args:
-        samples: At least one; unlabeled ones last.
+        samples: At least one; unlabeled ones are moved to the end.
         image_size: Side of the square frame in pixels; by default the largest height and width among the samples,
             rounded up to multiples of 32.
         teacher_size: Side of the frame of the samples' larger images, if they have any.
     """
+    samples = sorted(samples, key=lambda sample: not sample.labeled)
     larger = [sample.larger for sample in samples if sample.larger is not None]
     return Batch(
         images=_padded([sample.image for sample in samples], image_size),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import check_range, coerce_fields
 from dfmsd.utils.files import check_path
@@ -56,9 +57,12 @@ class DataConfig:
             can serve any augmentation; null makes new ones in every epoch.
         holdout: Share of the training images, 0..0.5, to set aside and evaluate on instead of the val split, so that
             settings can be chosen without using val. It depends on the file names only and is the same in every run.
-        unlabeled: Folder of images without annotations, used by the distillation terms only; images that belong to
-            `root` are skipped. Without it, and in stages without a teacher, batches hold labeled images only.
-        unlabeled_ratio: Unlabeled images per labeled image in a batch.
+        unlabeled: Folder of images without annotations, used by the distillation terms only, unless `pseudo` gives them
+            boxes; images that belong to `root` are skipped. Without it, and in stages without a teacher, batches hold
+            labeled images only.
+        unlabeled_ratio: Images of `unlabeled` per labeled image in a batch.
+        pseudo: Boxes of a teacher in the images of `unlabeled`, made before training, as further targets of the
+            student's own loss. Images without a confident detection stay unlabeled.
         workers: Data loader processes. Null: 0 if images are cached, else up to 4 but at least one core fewer than are
             available; the processes of a run on one machine share its cores.
         cache: Keep resized images (uint8) if all of them fit: in `ram` (without loader processes only), on `disk`
@@ -87,6 +91,7 @@ class DataConfig:
     holdout: float = 0.0
     unlabeled: str | None = None
     unlabeled_ratio: float = 1.0
+    pseudo: PseudoConfig = field(default_factory=PseudoConfig)
     workers: int | None = None
     cache: bool | Literal["ram", "disk", "off"] = "ram"
     cache_gib: float = 4.0
@@ -123,6 +128,8 @@ class DataConfig:
                 raise DfmsdError(f"data.{key} must be {expected}, got {getattr(self, key)!r}")
         if self.multi_scale is not None:
             self._check_multi_scale(*self.multi_scale)
+        if self.labels_images:
+            self._check_pseudo()
 
     def _check_multi_scale(self, low: float, high: float) -> None:
         if not 0 < low <= high < math.inf:
@@ -139,6 +146,28 @@ class DataConfig:
                 f"data.multi_scale: {low * self.image_size:g} to {high * self.image_size:g} pixels hold "
                 f"{len(self.batch_sizes) or 'no'} multiple of {STRIDE}, so there is nothing to choose from; widen it"
             )
+
+    def _check_pseudo(self) -> None:
+        if self.unlabeled is None:
+            raise DfmsdError(
+                "data.pseudo: there are no images to label; name a folder of them with data.unlabeled, or leave it out"
+            )
+        if self.pseudo.image_size is not None:
+            check_image_size(self.pseudo.image_size, "data.pseudo.image_size")
+
+    @property
+    def labels_images(self) -> bool:
+        """Whether the images of `unlabeled` get boxes of a teacher."""
+        return self.pseudo.score is not None
+
+    @property
+    def labeling_size(self) -> int:
+        """Longer side of the images in which a teacher finds those boxes, in pixels."""
+        return self.pseudo.image_size or self.image_size
+
+    def labeled_only(self) -> DataConfig:
+        """Return the same data without unlabeled images."""
+        return replace(self, unlabeled=None, pseudo=PseudoConfig())
 
     @property
     def augmentation(self) -> dict[str, Any]:

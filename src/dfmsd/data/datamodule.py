@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -29,7 +30,7 @@ from dfmsd.data.records import box_sizes
 from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample, fitted_size
-from dfmsd.data.unlabeled import unlabeled_records
+from dfmsd.data.unlabeled import unlabeled_records, with_boxes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
 from dfmsd.utils.cachedir import GIB, cache_root, make_room
@@ -93,18 +94,69 @@ class CocoDataModule(pl.LightningDataModule):
         cache = _choose_cache(config, size)
         self.workers = _count_workers(config.workers, cache != "off", processes)
         store = _open_store(Path(config.root).expanduser(), config, size) if cache == "disk" else None
-        keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
-        mixing = None if epochs is None else epochs - config.unmixed_epochs(epochs)
+        self._keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
+        self._mixing_epochs = None if epochs is None else epochs - config.unmixed_epochs(epochs)
+        self._digest = digest
+        self._awaited: tuple[Path, bool] | None = None
+        self.train = self._training_images(train)
+        self.val = DetectionDataset(val, config.image_size, **self._keep)
 
-        def augmented(side: int, **options: Any) -> DetectionDataset:
-            augmentation = Augmentation(side, **config.augmentation, mixing_epochs=mixing)
-            return DetectionDataset(train, side, augmentation, **keep, seed=seed, pool=config.augment_pool, **options)
+    def _training_images(self, split: DetectionSplit) -> DetectionDataset:
+        if self.teacher_size is None:
+            return self._augmented(split, self.config.image_size, digest=self._digest)
+        larger = self._augmented(split, self.teacher_size, digest=self._digest)
+        return self._augmented(split, self.config.image_size, larger=larger)
 
-        if teacher_size is None:
-            self.train = augmented(config.image_size, digest=digest)
-        else:
-            self.train = augmented(config.image_size, larger=augmented(teacher_size, digest=digest))
-        self.val = DetectionDataset(val, config.image_size, **keep)
+    def _augmented(self, split: DetectionSplit, side: int, **options: Any) -> DetectionDataset:
+        augmentation = Augmentation(side, **self.config.augmentation, mixing_epochs=self._mixing_epochs)
+        own: dict[str, Any] = {"seed": self.seed, "pool": self.config.augment_pool, **self._keep}
+        return DetectionDataset(split, side, augmentation, **own, **options)
+
+    @property
+    def unlabeled(self) -> DetectionSplit:
+        """The images of `data.unlabeled`."""
+        return self.train.coco.with_records(self.train.coco.records[self.num_labeled :])
+
+    @property
+    def labeled(self) -> DetectionSplit:
+        """The training images with annotations of their own."""
+        return self.train.coco.with_records(self.train.coco.records[: self.num_labeled])
+
+    def add_pseudo_labels(self, content: Mapping[str, Any], *, keep_others: bool) -> None:
+        """Train on boxes of unlabeled images, too.
+
+        Args:
+            content: A COCO file, see `with_boxes`.
+            keep_others: Keep the images that have no box there, unlabeled; False leaves them out of the batches.
+
+        Raises:
+            DfmsdError: There is no box, or the file does not have one of the images.
+        """
+        assert self.config.unlabeled is not None
+        own, category_ids = self.labeled, self.train.coco.category_ids
+        found = with_boxes(self.unlabeled.records, content, self.config.unlabeled, category_ids)
+        if not any(record.labeled for record in found):
+            raise DfmsdError(
+                f"data.pseudo: no detection in the {len(found)} images of {self.config.unlabeled} is confident enough; "
+                "lower data.pseudo.score, name a better data.pseudo.teacher, or leave data.pseudo out"
+            )
+        kept = [record for record in found if record.labeled or keep_others]
+        self.train = self._training_images(own.extended(kept))
+
+    def await_pseudo_labels(self, file: Path, *, keep_others: bool) -> None:
+        """Add the pseudo-labels of a file that another process of the run writes before training starts."""
+        self._awaited = file, keep_others
+
+    def setup(self, stage: str) -> None:
+        """Read pseudo-labels that another process has written; Lightning lets no process come here before it has."""
+        if self._awaited is not None:
+            file, keep_others = self._awaited
+            self.add_pseudo_labels(json.loads(file.read_text(encoding="utf-8")), keep_others=keep_others)
+
+    def assume_pseudo_labels(self) -> None:
+        """Count the unlabeled images as labeled, without boxes, to measure what a training step costs."""
+        records = [record._replace(labeled=True) for record in self.train.coco.records]
+        self.train = self._training_images(self.train.coco.with_records(records))
 
     @property
     def example_indices(self) -> list[int]:
@@ -140,10 +192,17 @@ class CocoDataModule(pl.LightningDataModule):
 
     def teacher_val_dataloader(self) -> DataLoader[Sample]:
         """Return the loader of `val_dataloader` with images as the teachers see them."""
-        if self.teacher_size is None:
-            return self.val_dataloader()
-        config = replace(self.config, image_size=self.teacher_size)
-        images = DetectionDataset(self.val.coco, self.teacher_size)
+        return self.val_dataloader() if self.teacher_size is None else self.loader_of(self.val.coco, self.teacher_size)
+
+    def loader_of(self, split: DetectionSplit, image_size: int) -> DataLoader[Sample]:
+        """Return a loader of images of the data set, without augmentation.
+
+        Args:
+            split: The images.
+            image_size: Longer side after resizing, in pixels.
+        """
+        config = replace(self.config, image_size=image_size)
+        images = DetectionDataset(split, image_size)
         return DataLoader(images, config.batch_size, **_loader_options(config, self.workers))
 
     def sample_batches(self, images: int) -> Iterator[Batch]:

@@ -25,7 +25,7 @@ class ImageRecord(NamedTuple):
     labels: Tensor
     """int64, ``M``, indices into the class names."""
     labeled: bool = True
-    """Whether the image has been annotated; a labeled image may still contain no objects."""
+    """Whether the image has boxes to train on, its own or pseudo-labels; one with its own may contain no objects."""
 
 
 def box_sizes(records: Iterable[ImageRecord], image_size: int) -> Tensor:

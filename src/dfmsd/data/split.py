@@ -68,9 +68,13 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
 
     def extended(self, records: Sequence[ImageRecord]) -> DetectionSplit:
         """Return a copy with more images appended; `ground_truth` does not change."""
-        extended = copy(self)
-        extended.records = [*self.records, *records]
-        return extended
+        return self.with_records([*self.records, *records])
+
+    def with_records(self, records: Sequence[ImageRecord]) -> DetectionSplit:
+        """Return a copy with these images; `ground_truth` does not change."""
+        changed = copy(self)
+        changed.records = [*records]
+        return changed
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     digest: str | None = None
     """Key of the pixels for feature caches, if requested; None after random rescaling, which rarely repeats."""
     labeled: bool = True
-    """Whether the image has been annotated."""
+    """Whether ``target`` is to be trained on."""
     larger: Tensor | None = None
     """The image with more pixels, for the teachers, changed in the same way as ``image``; set last."""
 

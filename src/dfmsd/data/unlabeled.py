@@ -1,16 +1,20 @@
-"""Images without annotations for distillation."""
+"""Images without annotations, for distillation and pseudo-labels."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from dfmsd.data.images import list_images, read_size
 from dfmsd.data.records import ImageRecord
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.boxes import has_area
 
 logger = logging.getLogger("dfmsd")
 
@@ -42,6 +46,44 @@ def unlabeled_records(folder: str | Path, exclude: Collection[Path] = ()) -> lis
     if len(paths) < len(found):
         logger.warning("%s: skipping %d images that belong to data.root", folder, len(found) - len(paths))
     return [_to_record(-number, path) for number, path in enumerate(paths, 1)]
+
+
+def with_boxes(
+    records: Sequence[ImageRecord], content: Mapping[str, Any], folder: str | Path, category_ids: Sequence[int]
+) -> list[ImageRecord]:
+    """Give unlabeled images the boxes of a COCO file; those without a box there stay unlabeled, and come last.
+
+    Args:
+        records: See `unlabeled_records`.
+        content: Contents of the file; its file names are relative to ``folder``.
+        folder: Folder of the images.
+        category_ids: Category id of each label.
+
+    Raises:
+        DfmsdError: The file does not have one of the images.
+    """
+    folder, label_of = Path(folder).expanduser(), {number: label for label, number in enumerate(category_ids)}
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
+    found: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        found[annotation["image_id"]].append(annotation)
+    labeled: list[ImageRecord] = []
+    others: list[ImageRecord] = []
+    for record in records:
+        name = record.path.relative_to(folder).as_posix()
+        if name not in ids:
+            raise DfmsdError(
+                f"data.unlabeled: there are no pseudo-labels of {name}, since {folder} had other images when the run "
+                "began; restore them, or start again"
+            )
+        annotations = found[ids[name]]
+        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float64).reshape(-1, 4)
+        boxes = clip_boxes_to_image(box_convert(boxes, "xywh", "xyxy"), (record.height, record.width)).float()
+        labels = torch.tensor([label_of[annotation["category_id"]] for annotation in annotations], dtype=torch.int64)
+        keep = has_area(boxes)
+        record = record._replace(boxes=boxes[keep], labels=labels[keep], labeled=bool(keep.any()))
+        (labeled if record.labeled else others).append(record)
+    return [*labeled, *others]
 
 
 def _to_record(image_id: int, path: Path) -> ImageRecord:

@@ -15,11 +15,9 @@ from dfmsd.distillation.balance import term_groups
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
-from dfmsd.utils.classes import common_classes
+from dfmsd.utils.classes import common_classes, listed
 
 MIN_TEACHER_AP = 0.01
-LISTED = 20
-"""Classes that a line names."""
 USUAL_CAUSES = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
 """Why a good teacher may have a low AP, the most likely first."""
 
@@ -41,21 +39,16 @@ def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -
     common = set(common_classes(known, required).values())
     if not common:
         raise DfmsdError(
-            f"teacher {teacher} knows none of the data's classes {_some(required)}; it knows {_some(known)}; train a "
+            f"teacher {teacher} knows none of the data's classes {listed(required)}; it knows {listed(known)}; train a "
             "teacher on this data, or pass `allow_weak_teacher` to imitate its features anyway"
         )
     missing = [name for index, name in enumerate(required) if index not in common]
     if not missing:
         return None
     return (
-        f"teacher {teacher} does not know {_some(missing)} of the data's {len(required)} classes: its features teach, "
+        f"teacher {teacher} does not know {listed(missing)} of the data's {len(required)} classes: its features teach, "
         "but its AP counts 0 there"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first names of a list."""
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def check_teacher_ap(teacher: str, teacher_ap: float | None, student_ap: float | None) -> None:

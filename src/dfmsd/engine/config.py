@@ -285,6 +285,7 @@ class DistillConfig(RunConfig):
             check_teacher_size(self.teacher_size, self.data, self.stages, self.loss)
         if self.data.unlabeled is not None:
             self._check_unlabeled()
+        self.data = self._with_labeler()
 
     def _check_near(self, index: int, stage: StageConfig) -> None:
         if not isinstance(stage.near, NearConfig):
@@ -303,9 +304,10 @@ class DistillConfig(RunConfig):
 
     def _check_unlabeled(self) -> None:
         taught = [stage for stage in self.stages if stage.teachers]
-        if not taught:
+        if not taught and not self.data.labels_images:
             raise DfmsdError(
-                "data.unlabeled: images without annotations need a teacher; leave it out, or give a stage a teacher"
+                "data.unlabeled: images without annotations need a teacher; leave it out, give a stage a teacher, or "
+                "name one in data.pseudo.teacher"
             )
         compared = [name for stage in taught for name in head_methods(replace_loss(self.loss, stage.loss))]
         if compared:
@@ -313,6 +315,15 @@ class DistillConfig(RunConfig):
                 f"data.unlabeled: {compared[0]} compares predictions, which requires annotations; choose a loss on "
                 "features such as dfmsd, or leave data.unlabeled out"
             )
+
+    def _with_labeler(self) -> DataConfig:
+        """Return the data with the name of the detector that labels images."""
+        if not self.data.labels_images or self.data.pseudo.teacher is not None:
+            return self.data
+        first = self.stages[0].teachers
+        if not first:
+            raise DfmsdError("data.pseudo.teacher: the first stage has no teacher; name the detector that labels")
+        return replace(self.data, pseudo=replace(self.data.pseudo, teacher=first[0]))
 
     def _check_teacher_cache(self) -> None:
         check_positive(self, ("teacher_cache_gib",))
@@ -328,6 +339,16 @@ class DistillConfig(RunConfig):
     def epochs_without_labels(self) -> list[int]:
         """Epochs, counted from 0, in stages without labels."""
         return epochs_without_labels(self.stages)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a stage has a teacher."""
+        return any(stage.teachers for stage in self.stages)
+
+    @property
+    def labeler(self) -> str | None:
+        """Reference of the detector that labels images before training, if any are."""
+        return self.data.pseudo.teacher
 
     @property
     def ancestor(self) -> str | None:
@@ -353,11 +374,12 @@ class DistillConfig(RunConfig):
     def without_teachers(self) -> DistillConfig:
         """Return the baseline: the same loop, data, schedule and stages, without distillation terms or inheriting.
 
-        Stages without labels, which would have nothing to learn from, are left out.
+        Stages without labels, which would have nothing to learn from, are left out. Unlabeled images stay with
+        pseudo-labels only.
         """
         stages = [StageConfig(epochs) for stage in self.stages if stage.labels for epochs in stage.lengths]
         undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None, "teacher_size": None}
-        data = replace(self.data, unlabeled=None)
+        data = self.data if self.data.labels_images else self.data.labeled_only()
         return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
 
 

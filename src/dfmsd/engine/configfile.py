@@ -188,7 +188,7 @@ def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentPars
         name = ".".join(filter(None, key.groups()))
         place = message.partition(": ")[0] + ": " if ": Option" in message else ""
         return _hinted_key(f"{place}unknown key {name}", name, parser)
-    if unread := re.search(r"(\w+): Unable to load config '(.*?)'", message):
+    if unread := re.search(r"([\w.]+): Unable to load config '(.*?)'", message):
         keys = [name for name in _option_names(parser) if name.startswith(f"{unread[1]}.")]
         return f"{unread[1]}: {unread[2]!r} is not a YAML file with its keys, which are {', '.join(keys)}"
     return message

@@ -74,7 +74,7 @@ def near_recipe(config: DistillConfig, stage: StageConfig) -> Recipe:
         lesson = replace(stage, epochs=epochs, labels=True, near=False)
         return replace(config, out=out, seed=0, student=model, stages=[lesson], inherit=False, **own)
     shared: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(RunConfig)}
-    shared |= own | {"out": out, "seed": 0, "data": replace(config.data, unlabeled=None)}
+    shared |= own | {"out": out, "seed": 0, "data": config.data.labeled_only()}
     return TrainConfig(**shared, model=model, epochs=epochs)
 
 

@@ -19,16 +19,18 @@ from dfmsd.engine.loggers import check_loggers
 from dfmsd.engine.near import expand
 from dfmsd.engine.nearchoice import Settled, describe, settle
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight, refuse_weak_teachers
+from dfmsd.engine.pseudo import describe_pseudo, find_labeler, label_images
 from dfmsd.engine.rng import preserved_rng, seed_everything
 from dfmsd.engine.saved_config import as_started
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
-from dfmsd.engine.teachers import find_teachers, load_teachers, untrained_teacher
+from dfmsd.engine.teachers import FoundTeachers, find_teachers, load_teachers, untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import check_rank, is_first_process
+from dfmsd.utils.files import write_json
 
 __all__ = ["Result", "build_task", "check", "distill", "load_teachers", "make_teacher", "train"]
 
@@ -101,7 +103,9 @@ def distill(
         saved_as = saved_as or settled.config
         config, near = expand(settled.config)
         data = read_data(config)
-        _print_plan(settled, near, data)
+        found = find_labeler(config, data, teachers, {**(recipes or {}), **near})
+        _print_plan(settled, near, data, found)
+        teachers = {**(teachers or {}), **found.loaded}
         task = build_task(
             config,
             data.class_names,
@@ -113,6 +117,11 @@ def distill(
             before_making=_weakness_check(data, check_images) if first and not allow_weak_teacher else None,
         )
         checkpoint = find_checkpoint(run.path) if resume else None
+        labels = None
+        if config.labeler is not None:
+            make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+            labeler = None if checkpoint else {**found.make(make), **teachers}[config.labeler]
+            labels = label_images(config, run, data, labeler)
         cache = plan_caches(task, config, len(data.train))
         if first and any(task.teachers) and checkpoint is None:
             seed_everything(config.seed)
@@ -129,6 +138,8 @@ def distill(
             open_caches(cache)
         if first:
             open_folder(run, saved_as, task, checkpoint, overwrite=overwrite)
+            if labels is not None:
+                write_json(run.pseudo_file, labels)
         with explain_full_disk(run.path):
             result = fit(config, run, data, task, checkpoint)
     if first and cache is not None:
@@ -168,7 +179,9 @@ def check(
     detectors = [*(teachers or {}).values(), *([student] if student else [])]
     with preserved_rng(), preserved_modes(detectors):
         data = read_data(config)
-        _print_plan(settled, near, data)
+        found = find_labeler(config, data, teachers, {**(recipes or {}), **near})
+        _print_plan(settled, near, data, found)
+        teachers = {**(teachers or {}), **found.loaded}
         task = build_task(
             config,
             data.class_names,
@@ -256,10 +269,12 @@ def _weakness_check(data: CocoDataModule, images: int | None) -> Callable[[Disti
     return partial(refuse_weak_teachers, data=data, images=images, device=default_device())
 
 
-def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataModule) -> None:
-    """Print what near teachers a run makes, and why not, before it starts."""
+def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataModule, labeler: FoundTeachers) -> None:
+    """Print what near teachers a run makes, and why not, and what it labels, before it starts."""
     if is_first_process():
-        for line in [*settled.notes, *describe(settled.config, recipes, data.class_names, data.num_labeled)]:
+        near = describe(settled.config, recipes, data.class_names, data.num_labeled)
+        pseudo = describe_pseudo(settled.config, data, next(iter(labeler.loaded.values()), None))
+        for line in [*settled.notes, *near, *pseudo]:
             console.print(line, highlight=False)
 
 

@@ -89,6 +89,8 @@ def estimate(
     config, near = expand(settled.config)
     config = replace(config, student=replace(config.student, pretrained=False, init=None))
     data = read_data(config)
+    if config.labeler is not None:
+        data.assume_pseudo_labels()
     task = untrained_task(config, data.class_names, near)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for teacher in task.every_teacher:

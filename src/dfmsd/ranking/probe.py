@@ -33,7 +33,7 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
     Raises:
         DfmsdError: one of the two has no object.
     """
-    changed = replace(config.data, holdout=config.data.holdout or holdout, unlabeled=None)
+    changed = replace(config.data.labeled_only(), holdout=config.data.holdout or holdout)
     data = CocoDataModule(changed, seed=config.seed)
     if steps:
         data.train.coco = spread(data.train.coco, steps * config.per_step * config.data.batch_size)

@@ -115,7 +115,7 @@ def rank(
         Stopped: a signal ended a probe.
     """
     names = list(dict.fromkeys(name for stage in config.stages for name in stage.teachers))
-    config = replace(config, devices=1, num_nodes=1, teacher_cache=None, data=replace(config.data, unlabeled=None))
+    config = replace(config, devices=1, num_nodes=1, teacher_cache=None, data=config.data.labeled_only())
     _check(config, names, steps, holdout, check_images)
     check_frozen(config.student)
     with preserved_rng():

@@ -1,4 +1,4 @@
-"""Matching of class names."""
+"""Matching and listing of class names."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ SYNONYMS = (
     ("tv", "tv monitor", "television", "television set"),
 )
 """Names of one class in COCO, Pascal VOC, LVIS and Objects365, and in detectors trained on them."""
+
+LISTED = 20
+"""Classes that a line names."""
 
 
 def _plain(name: str) -> str:
@@ -57,3 +60,8 @@ def common_classes(detector: Sequence[str], dataset: Sequence[str]) -> dict[int,
         unmatched = ((label, form(name)) for label, name in enumerate(detector) if label not in matches)
         matches |= {label: place[name] for label, name in unmatched if name in place}
     return dict(sorted(matches.items()))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
