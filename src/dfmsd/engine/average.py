@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.restoring import StatefulCallback
 
 RAMP = 10
 """Steps after which the average forgets its start: the decay of step ``n`` is at most ``(1 + n) / (RAMP + n)``."""
 
 
-class WeightAverage(pl.Callback):
+class WeightAverage(StatefulCallback):
     """Average the student's weights and statistics over the steps.
 
     After step ``n``, ``average += (1 - d) (weights - average)`` with ``d = min(decay, (1 + n) / (10 + n))``, so that a
@@ -29,6 +30,8 @@ class WeightAverage(pl.Callback):
 
     Source: the ramp is that of TensorFlow's ``ExponentialMovingAverage`` (``num_updates``).
     """
+
+    saved = ("steps", "tensors")
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -70,14 +73,6 @@ class WeightAverage(pl.Callback):
     def apply(self, student: nn.Module) -> None:
         """Put the average into the student for good."""
         _load(student, self.tensors)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average, for a checkpoint."""
-        return {"steps": self.steps, "tensors": self.tensors}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the average from a checkpoint."""
-        self.steps, self.tensors = state_dict["steps"], state_dict["tensors"]
 
 
 def _student(module: pl.LightningModule) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -14,6 +13,7 @@ from dfmsd.data.transforms import Sample
 from dfmsd.detectors import save_detector
 from dfmsd.engine.average import WeightAverage
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.restoring import StatefulCallback
 from dfmsd.engine.steplog import CsvTable
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
 from dfmsd.runfolder import RunFolder
@@ -21,7 +21,7 @@ from dfmsd.runfolder import RunFolder
 PrintLine = Callable[[str], None]
 
 
-class EpochEnd(pl.Callback):
+class EpochEnd(StatefulCallback):
     """Save and evaluate the student after an epoch, and log its metrics.
 
     Args:
@@ -37,6 +37,8 @@ class EpochEnd(pl.Callback):
         metrics: of the last evaluation.
         evaluated: epochs before the last evaluation.
     """
+
+    saved = ("metrics", "evaluated")
 
     def __init__(
         self,
@@ -94,11 +96,3 @@ class EpochEnd(pl.Callback):
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  stage {module.task.stage + 1}"
             f"  AP {percent(metrics['AP'])}  AP50 {percent(metrics['AP50'])}"
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the last metrics, for a checkpoint."""
-        return {"metrics": self.metrics, "evaluated": self.evaluated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the last metrics from a checkpoint."""
-        self.metrics, self.evaluated = state_dict["metrics"], state_dict["evaluated"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.restoring import StatefulCallback
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_json
@@ -35,7 +36,7 @@ class Step(NamedTuple):
     values: dict[str, Tensor]
 
 
-class FiniteCheck(pl.Callback):
+class FiniteCheck(StatefulCallback):
     """End a run at a value that is not finite, after writing the step's values and image ids to ``failure/``.
 
     Values are copied from a GPU every ``interval`` steps, so that it does not have to wait, and before every
@@ -46,6 +47,8 @@ class FiniteCheck(pl.Callback):
         skip: number of steps that are skipped before the run ends, see `DistillationModule`.
         interval: steps between two checks.
     """
+
+    saved = ("skipped",)
 
     def __init__(self, run: Path, skip: int = 0, interval: int = 20) -> None:
         self.run = RunFolder(run)
@@ -82,11 +85,7 @@ class FiniteCheck(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Check the remaining steps, and return the number of skipped ones."""
         self.check()
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the number of skipped steps."""
-        self.skipped = state_dict["skipped"]
+        return super().state_dict()
 
     def check(self) -> None:
         """Check the recorded steps.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from dfmsd.engine.finite import FiniteCheck
 from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.engine.loggers import build_loggers
 from dfmsd.engine.module import LOG_EVERY, DistillationModule
+from dfmsd.engine.restoring import Restoring
 from dfmsd.engine.steplog import StepLog
 from dfmsd.engine.stopping import Patience, TimeLimit
 from dfmsd.errors import Stopped
@@ -73,7 +74,12 @@ class Result:
 
 
 def fit(
-    config: DistillConfig, run: RunFolder, data: CocoDataModule, task: DistillationTask, checkpoint: Path | None
+    config: DistillConfig,
+    run: RunFolder,
+    data: CocoDataModule,
+    task: DistillationTask,
+    checkpoint: Path | None = None,
+    opening: Callable[[], None] | None = None,
 ) -> Result:
     """Train a task and deliver its student.
 
@@ -83,10 +89,14 @@ def fit(
         data: the run's data.
         task: trained in place.
         checkpoint: where a resumed run continues.
+        opening: opens the folder, once the checkpoint is restored if there is one.
 
     Raises:
+        DfmsdError: the checkpoint does not fit this version.
         Stopped: a signal ended the training; the run is saved, and the student as of the last step delivered.
     """
+    if checkpoint is None and opening is not None:
+        opening()
     started, size = time.perf_counter(), config.data.image_size
     module = DistillationModule(
         task,
@@ -103,14 +113,16 @@ def fit(
     skipped = config.epochs_without_labels
     epoch_end = EpochEnd(run.path, data.val_dataloader(), config.eval_every, _print, evaluated, skipped)
     dashboard = Dashboard(console, str(run), epoch_end) if console.is_terminal and is_first_process() else None
-    status = None
+    restoring, status = Restoring(checkpoint, opening), None
     with _without_irrelevant_warnings():
-        trainer = _build_trainer(config, run, _build_callbacks(config, run, average, epoch_end, dashboard), checkpoint)
+        callbacks = [restoring, *_build_callbacks(config, run, average, epoch_end, dashboard)]
+        trainer = _build_trainer(config, run, callbacks, checkpoint)
         try:
-            with dashboard or nullcontext(), explain_lost_process():
+            with dashboard or nullcontext(), explain_lost_process(), restoring.explained():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Interrupted as interrupted:
             status = interrupted.status
+    restoring.finish()
     if evaluated:
         evaluated.apply(task.student)
     if status is not None:

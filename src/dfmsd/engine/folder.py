@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dfmsd.distillation.checks import ownership
 from dfmsd.distillation.task import DistillationTask
@@ -69,7 +70,13 @@ def _remedy(run: RunFolder, keys: Sequence[str]) -> str:
 
 
 def open_folder(
-    run: RunFolder, config: RunConfig, task: DistillationTask, checkpoint: Path | None, *, overwrite: bool
+    run: RunFolder,
+    config: RunConfig,
+    task: DistillationTask,
+    checkpoint: Path | None,
+    *,
+    overwrite: bool,
+    labels: Any = None,
 ) -> None:
     """Create the run folder with its config and environment, as late as possible: refused input deletes no older run.
 
@@ -79,6 +86,7 @@ def open_folder(
         task: its parameters are counted.
         checkpoint: where a resumed run continues.
         overwrite: delete an existing run first.
+        labels: the teacher's labels of unlabeled images, saved there if given.
     """
     described = to_yaml(config)
     environment = {**describe_environment(), "parameters": ownership(task)}
@@ -93,3 +101,5 @@ def open_folder(
         console.print(f"the last checkpoint is damaged; resuming from the one before it, step {step}", highlight=False)
     write_text(run.config_file, described)
     write_json(run.environment_file, environment)
+    if labels is not None:
+        write_json(run.pseudo_file, labels)

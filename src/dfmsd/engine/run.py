@@ -30,7 +30,6 @@ from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import check_rank, is_first_process
-from dfmsd.utils.files import write_json
 
 __all__ = ["Result", "build_task", "check", "distill", "load_teachers", "make_teacher", "train"]
 
@@ -136,12 +135,9 @@ def distill(
             print_preflight(findings, console)
         if cache is not None:
             open_caches(cache)
-        if first:
-            open_folder(run, saved_as, task, checkpoint, overwrite=overwrite)
-            if labels is not None:
-                write_json(run.pseudo_file, labels)
+        opening = partial(open_folder, run, saved_as, task, checkpoint, overwrite=overwrite, labels=labels)
         with explain_full_disk(run.path):
-            result = fit(config, run, data, task, checkpoint)
+            result = fit(config, run, data, task, checkpoint, opening if first else None)
     if first and cache is not None:
         console.print(hits_and_misses(cache), highlight=False)
     return result

@@ -9,12 +9,13 @@ from pytorch_lightning.callbacks import Timer
 
 from dfmsd.engine.callbacks import EpochEnd, PrintLine
 from dfmsd.engine.module import DistillationModule
+from dfmsd.engine.restoring import StatefulCallback
 from dfmsd.evaluation.evaluate import percent
 
 SECONDS_PER_HOUR = 3600
 
 
-class Patience(pl.Callback):
+class Patience(StatefulCallback):
     """End a run when the last stage has not reached a better AP for some epochs.
 
     Earlier stages always take their full length. A resumed run that had no patience before counts from then on. It must
@@ -26,6 +27,9 @@ class Patience(pl.Callback):
         epoch_end: evaluates the student.
         print_line: prints why the run ends.
     """
+
+    saved = ("best", "best_after")
+    optional = True
 
     # not Lightning's EarlyStopping, which counts an old AP again in epochs without an evaluation and on resuming
     # replaces a changed patience by the saved one
@@ -67,16 +71,8 @@ class Patience(pl.Callback):
                 f"epoch {self.best_after} (patience: {self.epochs})",
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best AP, for a checkpoint."""
-        return {"best": self.best, "best_after": self.best_after}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the best AP from a checkpoint."""
-        self.best, self.best_after = state_dict["best"], state_dict["best_after"]
-
-
-class TimeLimit(Timer):
+class TimeLimit(StatefulCallback, Timer):
     """End a run after the last epoch that fits into its time, judging by the mean duration of its epochs.
 
     The time before an interruption counts, too, unless the run had no limit then; at least one epoch is trained. It
@@ -87,6 +83,9 @@ class TimeLimit(Timer):
         epoch_end: evaluates the student.
         print_line: prints why the run ends.
     """
+
+    saved = ("time_elapsed", "since")
+    optional = True
 
     def __init__(self, hours: float, epoch_end: EpochEnd, print_line: PrintLine = print) -> None:
         super().__init__(duration=None, verbose=False)
@@ -122,11 +121,11 @@ class TimeLimit(Timer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the time so far and the epoch that it begins with, for a checkpoint."""
-        return {**super().state_dict(), "since": self.since}
+        return {**Timer.state_dict(self), "since": self.since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the time from a checkpoint."""
-        super().load_state_dict(state_dict)
+        Timer.load_state_dict(self, state_dict)
         self.since = state_dict["since"]
 
 

@@ -101,7 +101,7 @@ def run_probe(config: DistillConfig, data: CocoDataModule, task: DistillationTas
         Stopped: a signal ended the training.
     """
     with TemporaryDirectory() as folder, _silent():
-        result = fit(config, RunFolder(Path(folder)), data, task, None)
+        result = fit(config, RunFolder(Path(folder)), data, task)
     return result.metrics["AP"]
 
 
