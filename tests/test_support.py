@@ -157,7 +157,10 @@ def test_what_is_promised_works(found: Support) -> None:
     foreign = ("mask_rcnn", "ssd", "hf: rt_detr_v2", "hf: d_fine", "hf: deformable_detr", "timm: pyramid", "nn.Module")
     single = ("hf: detr", "hf: rf_detr", "hf: yolos")
     promised = {
-        *product((*OWN_ARCHS, *foreign, "hf: deimv2"), (*OWN_ARCHS, "hf: rt_detr", "hf: d_fine", "hf: deimv2")),
+        *product(
+            (*OWN_ARCHS, *foreign, "hf: deimv2"),
+            (*OWN_ARCHS, "hf: rt_detr", "hf: d_fine", "hf: deimv2", "hf: deformable_detr"),
+        ),
         *product(single, OWN_ARCHS),
         *product((*OWN_ARCHS, "hf: yolos"), ("hf: rf_detr",)),
     }

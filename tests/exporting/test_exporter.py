@@ -145,7 +145,14 @@ def test_onnx_accepts_batches_of_any_size(trained: Path, tiny_root: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
 @pytest.mark.parametrize(
-    "arch", [*OWN, *(pytest.param(f"hf:{kind}", marks=NEEDED) for kind in ("rt_detr", "d_fine", "deimv2", "rf_detr"))]
+    "arch",
+    [
+        *OWN,
+        *(
+            pytest.param(f"hf:{kind}", marks=NEEDED)
+            for kind in ("rt_detr", "d_fine", "deimv2", "rf_detr", "deformable_detr")
+        ),
+    ],
 )
 def test_every_student_in_every_format(name: str, arch: str, tmp_path: Path, tiny_root: Path) -> None:
     described = check(name, saved(arch, tmp_path), tmp_path, tiny_root)

@@ -66,7 +66,7 @@ def test_labels_without_a_class_are_removed() -> None:
     assert set(labels[scores == 0].tolist()) == {-1}
 
 
-@pytest.mark.parametrize("model_type", ["rt_detr", "rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize("model_type", ["rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "deformable_detr"])
 @needs_transformers
 @pytest.mark.transformers
 def test_queries_are_not_suppressed(model_type: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors.torch import load_file
@@ -44,6 +44,7 @@ BOXES = torch.tensor(
 coarse levels have one cell in an image of `SIDE` and four in one of `SSD_SIDE`."""
 CLASS_LAYERS = ("cls_logits", "cls_score", "classification_head", "class_embed", "enc_score_head")
 SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4, "image_size": 64}
+DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
 TORCHVISION = {
     "fcos": "fcos",
     "retinanet": "retinanet",
@@ -102,13 +103,13 @@ def hugging_face(model_type: str, folder: Path) -> str:
     return f"hf:{path}"
 
 
-def swin(folder: Path) -> Detector:
+def backbone(model_type: str, options: dict[str, Any], folder: Path) -> Detector:
     library = import_module("transformers")
     torch.manual_seed(2)
-    model = library.AutoModelForImageClassification.from_config(library.AutoConfig.for_model("swin", **SWIN))
+    model = library.AutoModelForImageClassification.from_config(library.AutoConfig.for_model(model_type, **options))
     for part in (model, library.ConvNextImageProcessor()):
-        part.save_pretrained(folder / "swin")
-    return load_detector(f"hf:{folder / 'swin'}")
+        part.save_pretrained(folder / model_type)
+    return load_detector(f"hf:{folder / model_type}")
 
 
 def module(_: Path) -> ModuleDetector:
@@ -129,7 +130,8 @@ TEACHERS: dict[str, Build] = {
     "mask_rcnn": partial(whole, "maskrcnn_resnet50_fpn"),
     "ssd": partial(whole, "ssd300_vgg16"),
     **{f"hf: {kind}": lambda folder, kind=kind: load_detector(hugging_face(kind, folder)) for kind in FAMILIES},
-    "hf: backbone": swin,
+    "hf: pyramid": partial(backbone, "swin", SWIN),
+    "hf: plain transformer": partial(backbone, "dinov2", DINO),
     "timm: pyramid": lambda _: load_detector("timm:test_resnet", trained=False),
     "timm: plain transformer": lambda _: load_detector("timm:test_vit", trained=False),
     "nn.Module": module,
@@ -141,7 +143,9 @@ STUDENTS: dict[str, Student] = {
     "ssd": Student(partial(whole, "ssd300_vgg16")),
     **{
         f"hf: {kind}": Student(
-            lambda folder, kind=kind: build_detector(DetectorConfig(hugging_face(kind, folder)), CLASSES)
+            lambda folder, kind=kind, trained=family.frozen_norms: build_detector(
+                DetectorConfig(hugging_face(kind, folder), pretrained=trained), CLASSES
+            )
         )
         for kind, family in FAMILIES.items()
         if family.trainable

@@ -30,9 +30,9 @@ the run starts, see below. An empty cell was not tried: the two large students h
 `mask_rcnn` shares the adapter of `faster_rcnn`, and `ssd` that of `ssdlite`.
 
 Names are values of `arch`. `mask_rcnn` stands for torchvision's Mask R-CNN, `ssd` for its SSD300, `hf:` for Hugging
-Face transformers by model type, `timm:` and `hf: backbone` for teachers without a detection head, and `nn.Module` for
-any module in a `ModuleDetector`. MMDetection and Ultralytics need environments of their own, in which
-`make test-mmdet` and `make test-ultralytics` test their detectors.
+Face transformers by model type, `pyramid` and `plain transformer` for teachers without a detection head, such as Swin
+or DINOv2, and `nn.Module` for any module in a `ModuleDetector`. MMDetection and Ultralytics need environments of their
+own, in which `make test-mmdet` and `make test-ultralytics` test their detectors.
 """
 SKIPPED = ("pytorch-lightning", "faster-coco-eval")
 """Packages that have no part in a combination."""

@@ -79,12 +79,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "yolos": {**VIT, "intermediate_size": 64, "num_detection_tokens": 20, "image_size": [64, 96]},
 }
-STUDENTS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr")
+STUDENTS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr", "rf_detr", "deformable_detr")
 SQUARE = ("rf_detr",)
 """Families that take squares only."""
 CLASSES = ("square", "disc")
 PYRAMID = tuple(LevelSpec(f"p{n}", 64, 2**n) for n in (3, 4, 5))
-LEVELS = {"lw_detr": (PYRAMID[0], PYRAMID[2]), "rf_detr": (PYRAMID[1],)}
+LEVELS = {
+    "lw_detr": (PYRAMID[0], PYRAMID[2]),
+    "rf_detr": (PYRAMID[1],),
+    "deformable_detr": (*PYRAMID, LevelSpec("p6", 64, 64)),
+}
 """Levels of the students that do not have those of `PYRAMID`."""
 TARGETS: list[Target] = [
     {"boxes": torch.tensor([[8.0, 16.0, 40.0, 64.0], [0.0, 0.0, 32.0, 24.0]]), "labels": torch.tensor([1, 0])},

@@ -38,9 +38,9 @@ class DetectorConfig:
     Attributes:
         arch: the architecture: ``fcos``, ``retinanet``, ``gfl``, ``faster_rcnn`` or ``ssdlite``; or one of
             torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
-            RT-DETRv2, D-FINE, DEIMv2, LW-DETR or RF-DETR of Hugging Face transformers, or ``mmdet:`` and the config of
-            a detector of MMDetection, after a comma its checkpoint, or ``ultralytics:`` and a checkpoint or YAML file
-            of its YOLO; for these four no other key but ``pretrained`` applies.
+            RT-DETRv2, D-FINE, DEIMv2, LW-DETR, RF-DETR or Deformable DETR of Hugging Face transformers, or ``mmdet:``
+            and the config of a detector of MMDetection, after a comma its checkpoint, or ``ultralytics:`` and a
+            checkpoint or YAML file of its YOLO; for these four no other key but ``pretrained`` applies.
         backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
         fpn_channels: width of the feature pyramid and of the heads. SSDLite has no pyramid: there it is the width of
             the coarsest of its four extra levels, of which the others have twice and four times as many channels.

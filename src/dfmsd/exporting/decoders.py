@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from inspect import signature
 from typing import Any
 
 import torch
@@ -144,11 +145,13 @@ class QueryDecoder(Decoder):
     def __init__(self, detector: TransformersDetector, side: int) -> None:
         super().__init__(detector, side)
         self.score_threshold, self.nms_threshold, self.per_image = SCORE_THRESHOLD, math.inf, DETECTIONS_PER_IMAGE
+        limit = signature(detector.processor.post_process_object_detection).parameters.get("top_k")
+        self.pairs = limit.default if limit else None  # None: as many as queries
 
     def forward(self, images: Tensor) -> RawDetections:
         """Decode ``N x 3 x side x side``, RGB in [0, 1]."""
         output = self.detector.model(pixel_values=(images - self.detector.mean) / self.detector.std)
-        best, index, labels = best_pairs(output.logits.sigmoid(), output.logits.shape[1])
+        best, index, labels = best_pairs(output.logits.sigmoid(), self.pairs or output.logits.shape[1])
         center, size = gather_rows(output.pred_boxes, index).chunk(2, dim=2)
         boxes = torch.cat([center - size / 2, center + size / 2], dim=2) * self.side
         return boxes.clamp(0, self.side), above(best, self.score_threshold), labels

@@ -86,7 +86,8 @@ class DetectionGraph(nn.Module):
         if kind is None or (isinstance(detector, TransformersDetector) and not detector.family.trainable):
             raise DfmsdError(
                 f"export: this {type(detector).__name__} cannot be exported; supported are FCOS, RetinaNet, GFL, SSD,"
-                " SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2, D-FINE, DEIMv2, LW-DETR and RF-DETR"
+                " SSDLite, Faster R-CNN, RT-DETR, RT-DETRv2, D-FINE, DEIMv2, LW-DETR, RF-DETR and"
+                " Deformable DETR"
             )
         check_image_size(side, "`image_size`")
         self.decoder = kind(detector, side)

@@ -252,6 +252,16 @@ def test_a_file_of_pretrained_weights_is_refused(saved: Saved, options: dict[str
         build_detector(DetectorConfig(f"hf:{saved('rt_detr')}", **options), CLASSES)
 
 
+def test_a_family_whose_normalization_never_learns_needs_trained_weights(saved: Saved) -> None:
+    folder = saved("deformable_detr")
+    with pytest.raises(DfmsdError, match=r"no normalization that learns, .*; set pretrained: true for those in hf:"):
+        student(folder, pretrained=False)
+    learner = student(folder)
+    (backbone,) = learner.backbone_layers()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert learner.model.config.auxiliary_loss
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -79,12 +79,9 @@ def square_windows(config: Any) -> InputSizes:
     return InputSizes(step=backbone.patch_size * backbone.num_windows, square=backbone.num_windows > 1)
 
 
-GROUP_DETR_LOSS = {
-    "loss_ce": "class_loss_coefficient",
-    "loss_bbox": "bbox_loss_coefficient",
-    "loss_giou": "giou_loss_coefficient",
-}
-"""Beginning of a term's name -> key of its weight in the config, for models that return their terms unweighted."""
+BOX_LOSS: dict[str, str | float] = {"loss_bbox": "bbox_loss_coefficient", "loss_giou": "giou_loss_coefficient"}
+"""Beginning of a term's name -> its weight, or the weight's key in the config, for models that return their terms
+unweighted."""
 
 
 class Family(NamedTuple):
@@ -103,15 +100,22 @@ class Family(NamedTuple):
     """The model's config -> sizes of images that it can take."""
     selects: bool = False
     """Whether the queries are the best cells of the maps, which must not be fewer."""
-    weights: Mapping[str, str] | None = None
-    """As `GROUP_DETR_LOSS`; None if the library returns weighted terms."""
+    weights: Mapping[str, str | float] | None = None
+    """As `BOX_LOSS`; None if the library returns weighted terms."""
+    frozen_norms: bool = False
+    """Whether the backbone's batch normalization never learns, so that a student needs trained weights."""
+    options: Mapping[str, Any] = {}
+    """Options of a student's config, whatever its file says."""
 
     def weighted(self, terms: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """Return the terms whose sum is the library's loss."""
         if self.weights is None:
             return dict(terms)
-        keys = {term: key for term in terms for start, key in self.weights.items() if term.startswith(start)}
-        return {term: terms[term] * getattr(config, key) for term, key in keys.items()}
+        found = {term: weight for term in terms for start, weight in self.weights.items() if term.startswith(start)}
+        return {
+            term: terms[term] * (getattr(config, weight) if isinstance(weight, str) else weight)
+            for term, weight in found.items()
+        }
 
 
 def needed_area(family: Family, config: Any, levels: Sequence[LevelSpec]) -> int:
@@ -128,7 +132,7 @@ LW_DETR = Family(
     backbone=("model.backbone.backbone",),
     sizes=windows_per_side,
     selects=True,
-    weights=GROUP_DETR_LOSS,
+    weights={"loss_ce": "class_loss_coefficient", **BOX_LOSS},
 )
 FAMILIES: dict[str, Family] = {
     "rt_detr": RT_DETR,
@@ -139,7 +143,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "lw_detr": LW_DETR,
     "rf_detr": LW_DETR._replace(read=read_masked_map, processor="RfDetrImageProcessor", sizes=square_windows),
-    "deformable_detr": Family(read_levels_memory, "DeformableDetrImageProcessor"),
+    "deformable_detr": Family(
+        read_levels_memory,
+        "DeformableDetrImageProcessor",
+        trainable=True,
+        weights={"loss_ce": 1.0, **BOX_LOSS},
+        frozen_norms=True,
+        options={"auxiliary_loss": True},  # false by default, which leaves all but the last layer's head untrained
+    ),
     "detr": Family(read_memory, "DetrImageProcessor"),
     "table-transformer": Family(read_memory, "DetrImageProcessor"),
     "conditional_detr": Family(read_memory, "ConditionalDetrImageProcessor"),

@@ -56,7 +56,8 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     backbone, whose batch normalization is then not frozen, since it has no trained statistics.
 
     Raises:
-        DfmsdError: ``pretrained`` is a path, or what `load_transformers` refuses.
+        DfmsdError: ``pretrained`` is a path, or false for a family that needs trained weights, or what
+            `load_transformers` refuses.
     """
     if not isinstance(config.pretrained, bool):
         raise DfmsdError(
@@ -66,9 +67,17 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     reference = config.arch
     original = read_config(reference)
     _check_family(original, reference)
-    if not FAMILIES[original.model_type].trainable:
+    family = FAMILIES[original.model_type]
+    if not family.trainable:
         raise refuse_student(original.model_type)
+    if family.frozen_norms and not config.pretrained:
+        raise DfmsdError(
+            f"pretrained: the backbone of a {original.model_type} has no normalization that learns, so it cannot start "
+            f"from random weights; set pretrained: true for those in {reference}"
+        )
     student = _with_classes(original, class_names)
+    for key, value in family.options.items():
+        setattr(student, key, value)
     if not config.pretrained and hasattr(student, "freeze_backbone_batch_norms"):
         student.freeze_backbone_batch_norms = False
     settings = read_processor_settings(reference, required=config.pretrained)
@@ -76,6 +85,9 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     if config.pretrained:
         logger.info(keep_weights(detector, load_transformers(reference, original), reference))
     detector.config = config
+    if family.frozen_norms:  # the library freezes its own ResNets whole, since it looks for the names of timm's layers
+        for layer in detector.backbone_layers():
+            layer.requires_grad_(True)
     _freeze_idle(detector)
     return detector.train()
 
