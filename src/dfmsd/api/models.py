@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dfmsd.data import DetectionDataset
     from dfmsd.evaluation.evaluate import Metrics
-    from dfmsd.evaluation.predict import Speed
+    from dfmsd.evaluation.recording import Speed
     from dfmsd.exporting.results import Exported
     from dfmsd.inspection.facts import DataFacts
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
 
 import numpy as np
-from torchvision.ops import box_convert
 
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.drawing import import_supervision
-from dfmsd.detectors.images import ImageLike
-from dfmsd.detectors.prediction import Prediction, check_score
+from dfmsd.detectors.prediction import check_score
 from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
 from dfmsd.utils.files import check_writable, make_folder, write_json
@@ -28,21 +25,6 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
 KEPT_FORMATS = (".jpg", ".jpeg", ".png")
 """Suffixes that a drawn image keeps; others become PNG."""
-
-
-class Speed(NamedTuple):
-    """Throughput of a prediction run."""
-
-    images: int
-    median: float
-    """Milliseconds to detect in one image, without reading, drawing and writing."""
-    seconds: float
-    """Total time."""
-
-    def __str__(self) -> str:
-        """Return one line."""
-        rate = self.images / self.seconds
-        return f"{self.images} images, {rate:.1f} images/s in total, {self.median:.1f} ms per image to detect (median)"
 
 
 def predict(
@@ -73,14 +55,14 @@ def predict(
         check_writable(folder)
     unreadable: dict[Path, str] = {}
     for file in files:
-        with _noting(file, unreadable):
+        with noting(file, unreadable):
             _check_readable(file)
     if len(unreadable) == len(files):
-        raise _unreadable_error(unreadable, len(files), out)
+        raise unreadable_error(unreadable, len(files), out / PREDICTIONS)
     detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.choose_size(image_size, "`image_size`")
     make_folder(out)
-    recorder = _Recorder(detector.to(default_device()), score, size)
+    recorder = Recorder(detector.to(default_device()), score, size)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
         if file in unreadable:
@@ -90,13 +72,13 @@ def predict(
         if _is_video(file):
             _predict_video(recorder, file, name, target)
             continue
-        with _noting(file, unreadable):  # the header alone was read before
+        with noting(file, unreadable):  # the header alone was read before
             image = read_image(file)
         if file not in unreadable:
             recorder.predict(image, name).plot().save(target)
     write_json(out / PREDICTIONS, recorder.as_coco())
     if unreadable:
-        raise _unreadable_error(unreadable, len(files), out)
+        raise unreadable_error(unreadable, len(files), out / PREDICTIONS)
     return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)
 
 
@@ -124,37 +106,7 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
     return targets
 
 
-class _Recorder:
-    """Detect in images and collect the results."""
-
-    def __init__(self, detector: Detector, score: float, size: int) -> None:
-        self.detector = detector
-        self.score = score
-        self.size = size
-        self.times: list[float] = []
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-
-    def predict(self, image: ImageLike, name: str, **keys: int) -> Prediction:
-        """Detect in one image and record the result, with ``keys`` in its image entry."""
-        start = time.perf_counter()
-        prediction = self.detector.predict(image, score=self.score, image_size=self.size)  # on the CPU: synchronized
-        self.times.append(1e3 * (time.perf_counter() - start))
-        number, (height, width) = len(self.images) + 1, prediction.image_size
-        self.images.append({"id": number, "file_name": name, "width": width, "height": height, **keys})
-        boxes = box_convert(prediction.boxes.double(), "xyxy", "xywh").tolist()
-        for box, score, label in zip(boxes, prediction.scores.tolist(), prediction.labels.tolist(), strict=True):
-            annotation = {"id": len(self.annotations) + 1, "image_id": number, "category_id": label + 1, "bbox": box}
-            self.annotations.append({**annotation, "score": score, "area": box[2] * box[3], "iscrowd": 0})
-        return prediction
-
-    def as_coco(self) -> dict[str, Any]:
-        """Return the contents of a COCO file; its annotations are in COCO's result format."""
-        categories = [{"id": label + 1, "name": name} for label, name in enumerate(self.detector.class_names)]
-        return {"images": self.images, "categories": categories, "annotations": self.annotations}
-
-
-def _predict_video(recorder: _Recorder, file: Path, name: str, target: Path) -> None:
+def _predict_video(recorder: Recorder, file: Path, name: str, target: Path) -> None:
     """Detect in every frame; its number is recorded next to the file's name."""
     sv = import_supervision("predict")
     with sv.VideoSink(str(target), sv.VideoInfo.from_video_path(str(file))) as sink:
@@ -177,25 +129,6 @@ def _check_readable(file: Path) -> None:
             import_supervision("predict").VideoInfo.from_video_path(str(file))
     except Exception as error:  # decoders of damaged files raise any kind of exception
         raise DfmsdError(f"{file}: cannot be decoded as a video ({error}); replace or remove it") from error
-
-
-@contextmanager
-def _noting(file: Path, unreadable: dict[Path, str]) -> Iterator[None]:
-    """Note the error of a file that cannot be read, instead of raising it."""
-    try:
-        yield
-    except DfmsdError as error:
-        unreadable[file] = str(error)
-
-
-def _unreadable_error(unreadable: Mapping[Path, str], files: int, out: Path) -> DfmsdError:
-    first, *more = unreadable.values()
-    if files == 1:
-        return DfmsdError(first)
-    names = ", ".join(map(str, list(unreadable)[1:3]))
-    others = f"; so is {names}" if len(more) == 1 else f"; so are {names}{', ...' if len(more) > 2 else ''}"
-    done = f"; the others are done, see {out / PREDICTIONS}" if len(unreadable) < files else ""
-    return DfmsdError(f"{len(unreadable)} of {files} files cannot be read: {first}{others if more else ''}{done}")
 
 
 def _is_video(file: Path) -> bool:
