@@ -64,6 +64,7 @@ NEEDS = {
 BEFORE = {
     "report runs/compare": "compare --config compare.yaml --methods none,pkd",
     "predict --model shared/student": "share runs/student --out shared/student",
+    "data photos": "predict --model runs/student --as-annotations photos/_annotations.coco.json photos",
 }
 """Start of a line -> command whose results it reads."""
 
@@ -190,8 +191,9 @@ def run(line: Sequence[str]) -> None:
 def outputs(line: Sequence[str]) -> list[Path]:
     """Return the files that a command of dfmsd has to write."""
     out = line[line.index("--out") + 1] if "--out" in line else None
-    if "--json" in line:
-        return [Path(line[line.index("--json") + 1])]
+    for flag in ("--json", "--as-annotations"):
+        if flag in line:
+            return [Path(line[line.index(flag) + 1])]
     if line[0] == "report":
         return list(Path(line[1]).glob("*/report.html")) or [Path(line[1], "report.html")]  # of each pair, or of a run
     if line[0] == "export":

@@ -14,6 +14,7 @@ LINES = {
     "demo": ["demo", "--out", "OUT"],
     "init": ["init", "DATA", "--teacher", "MODEL", "--out", "OUT/my.yaml"],
     "predict": ["predict", "--model", "MODEL", "--out", "OUT", "DATA/val"],
+    "predict as annotations": ["predict", "--model", "MODEL", "--as-annotations", "OUT/labels.json", "DATA/val"],
     "visualize": ["visualize", "--model", "MODEL", "--teacher", "MODEL", "--out", "OUT", "DATA/val"],
     "convert": ["convert", "DATA", "--to", "yolo", "--out", "OUT"],
     "evaluate": ["evaluate", "--model", "MODEL", "--data", "DATA", "--out", "OUT/metrics.json"],

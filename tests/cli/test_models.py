@@ -33,6 +33,20 @@ def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, t
     assert (dfmsd.folder / "seen" / "val_3.jpg").is_file()
 
 
+def test_predict_writes_annotations_without_supervision(
+    dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    status, out, _ = dfmsd("predict", "--model", model, "--as-annotations", "new/labels.json", tiny_root / "val")
+    assert status == 0
+    assert out.splitlines()[1] == "new/labels.json"
+    assert len(json.loads((dfmsd.folder / "new" / "labels.json").read_text())["images"]) == 4
+    error = dfmsd.refusal("predict", "--model", model, "--as-annotations", "new/labels.json", tiny_root / "val")
+    assert "--as-annotations: new/labels.json exists; name a new file, or remove it" in error
+    error = dfmsd.refusal("predict", "--model", model, tiny_root / "val")
+    assert "pass either --out, a folder for drawings, or --as-annotations, a COCO file to create" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -95,31 +95,39 @@ def evaluate(
 def predict(
     model: Detector | str | Path,
     images: str | Path | Sequence[str | Path],
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     score: float = 0.3,
     image_size: int | None = None,
+    as_annotations: str | Path | None = None,
 ) -> Speed:
-    """Draw a detector's detections into images and videos, and write them as one COCO file.
+    """Draw a detector's detections into images and videos, or write them as the annotations of a data set.
 
     Args:
         model: a detector, or a reference such as a run folder; see `load_detector`.
         images: image and video files, or folders of them.
-        out: folder for the drawn files and ``predictions.json``.
+        out: folder for the drawn files and ``predictions.json``, a COCO file.
         score: lowest score of a detection to keep, 0..1.
         image_size: longer side in pixels; None uses that of the model's training, else 256.
+        as_annotations: COCO file to create in place of ``out``, for images only.
 
     Returns:
         The number of images, the median time per image and the total time.
 
     Raises:
-        DfmsdError: a file is missing or cannot be read, or would be overwritten by its own drawing.
+        DfmsdError: a file is missing or cannot be read, or would be overwritten by its own drawing; ``as_annotations``
+            exists; or not exactly one of it and ``out`` is given.
     """
+    from dfmsd.evaluation import annotate
     from dfmsd.evaluation import predict as prediction
 
-    return prediction.predict(
-        model if isinstance(model, Detector) else str(model), _listed(images), Path(out), score, image_size
-    )
+    if (out is None) == (as_annotations is None):
+        raise DfmsdError("pass either `out`, a folder for drawings, or `as_annotations`, a COCO file to create")
+    detector = model if isinstance(model, Detector) else str(model)
+    if as_annotations is not None:
+        return annotate.annotate(detector, _listed(images), Path(as_annotations), score, image_size)
+    assert out is not None
+    return prediction.predict(detector, _listed(images), Path(out), score, image_size)
 
 
 def export(

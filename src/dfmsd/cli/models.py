@@ -31,7 +31,13 @@ def evaluate_command(values: Namespace) -> None:
 def predict_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd predict``."""
     parser = _model_parser("Draw a detector's detections into images and videos, and write them as one COCO file.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=Path | None, default=None, help="folder to write to")
+    parser.add_argument(
+        "--as-annotations",
+        type=Path | None,
+        default=None,
+        help="COCO annotation file of the images to create, in place of --out",
+    )
     parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection to keep")
     _add_image_size(parser)
     _add_images(parser, "image and video files, or folders of them")
@@ -42,8 +48,10 @@ def predict_command(values: Namespace) -> None:
     """Run ``dfmsd predict``."""
     from dfmsd.evaluation.predict import PREDICTIONS
 
-    print(api.predict(values.model, values.images, values.out, score=values.score, image_size=values.image_size))
-    print(values.out / PREDICTIONS)
+    file = values.as_annotations
+    settings = {"score": values.score, "image_size": values.image_size, "as_annotations": file}
+    print(api.predict(values.model, values.images, values.out, **settings))
+    print(values.out / PREDICTIONS if file is None else file)
 
 
 def export_parser() -> ArgumentParser:
