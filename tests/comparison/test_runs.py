@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
+from tests.helpers.fixtures import STUDENT
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import parse_method
 from dfmsd.comparison.runs import build_tasks, plan_runs
+from dfmsd.comparison.teachers import measure_teachers
 from dfmsd.data import CocoDataModule
 from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig, build_detector, save_detector
@@ -264,3 +268,30 @@ def test_the_teachers_of_all_runs_may_see_larger_images(compare_config: MakeComp
     (pair,) = list(config.pairs)[:1]
     runs, _ = plan_runs(config, config.parsed_methods(), pair)
     assert {run.method.name: run.config.teacher_size for run in runs} == {"none": None, "pkd": 96}
+
+
+def test_teachers_with_other_class_names_are_measured_and_compared_by_those_of_the_data(
+    compare_config: MakeCompare, tmp_path: Path
+) -> None:
+    foreign = str(tmp_path / "foreign")
+    save_detector(build_detector(replace(STUDENT, backbone="test_resnet"), ["box", "round"]), foreign)
+    values: dict[str, Any] = {"pairs": {"alike": [foreign]}, "methods": ["crosskd"]}
+    config = compare_config(tmp_path, **values, teacher_classes={"box": "square", "round": "disc"})
+    runs, _ = plan_runs(config, config.parsed_methods(), "alike")
+    tasks, skipped = build_tasks(config, runs, CLASSES)
+    assert "crosskd" in tasks
+    assert skipped == []
+    data, console = CocoDataModule(config.data), Console(quiet=True)
+    assert measure_teachers(config, data, console, allow_weak=True)[foreign] is not None
+    other = replace(config, teacher_classes={"box": "disc"})
+    assert measure_teachers(other, data, console, allow_weak=True).keys() == {foreign}
+    assert len(json.loads((tmp_path / "teachers.json").read_text())) == 2  # measured again
+    alone = [run for run in runs if not run.method.losses]
+    assert build_tasks(config, alone, CLASSES)[0].keys() == {"none"}
+    typo = replace(config, teacher_classes={"bux": "disc"})
+    for refused in (
+        lambda: build_tasks(typo, runs, CLASSES),
+        lambda: measure_teachers(typo, data, console, allow_weak=True),
+    ):
+        with pytest.raises(DfmsdError, match=r"^teacher_classes: no teacher has a class 'bux'; .* box, round"):
+            refused()

@@ -20,6 +20,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.fit import Result
 from dfmsd.engine.run import check, distill
+from dfmsd.engine.steplog import CsvTable
 from dfmsd.errors import DfmsdError, Stopped
 
 MakeDistill = Callable[..., DistillConfig]
@@ -129,7 +130,7 @@ def test_a_resumed_run_reads_its_labels_again(make: MakeDistill, monkeypatch: py
     ("labeler", "message"),
     [
         (Finder(scores=(0.1, 0.1)), "^data.pseudo: no detection in the 3 images of .* lower data.pseudo.score"),
-        (FewNeurons(), "^data.pseudo: finder knows none of the data's classes square, disc; it knows thing; name anot"),
+        (FewNeurons(), "^data.pseudo: finder knows none of the data's classes square, disc; it knows thing; map them"),
     ],
 )
 def test_a_detector_that_cannot_label_is_refused_before_the_folder_is_made(
@@ -165,3 +166,23 @@ def test_the_check_shows_the_plan_and_labels_nothing(
     assert "finder does not know square: there, these are background" in printed
     check(make(score=0.25), teachers={"finder": Finder()}, allow_weak_teacher=True, check_images=1)
     assert "before training, from score 0.25 on" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_labeler_may_have_other_class_names(make: MakeDistill) -> None:
+    plain = written(run(make("plain")))
+    with pytest.raises(
+        DfmsdError, match=r"^data.pseudo: finder knows none .*it knows box, round; map them in teacher_cl"
+    ):
+        run(make("refused"), Finder("box", "round"))
+    renamed = replace(make("renamed"), teacher_classes={"box": "square", "round": "disc"})
+    assert written(run(renamed, Finder("box", "round"))) == plain
+
+
+def test_pseudo_labels_are_no_labels_in_a_stage_without_labels(make: MakeDistill) -> None:
+    config = make()
+    (stage,) = config.stages
+    result = run(replace(config, stages=[replace(stage, labels=False), stage]))
+    log = CsvTable(result.run / "log.csv").rows()
+    own = [name for name in log[0] if name.startswith("task/")]
+    assert own
+    assert all((row[name] == "") == (row["stage"] == "1") for row in log for name in own)

@@ -8,17 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.helpers.fixtures import STUDENT
 
 from dfmsd import reporting
 from dfmsd.cli import main as cli
 from dfmsd.comparison.results import PairResults, write_results
-from dfmsd.detectors import load_detector
+from dfmsd.detectors import build_detector, load_detector, save_detector
+from dfmsd.detectors.classnames import with_names
+from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.reporting import analysis, galleries
 from dfmsd.reporting.records import read_run
 from dfmsd.reporting.runconfig import run_config
-from dfmsd.reporting.writer import report
+from dfmsd.reporting.writer import _analyze, report
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,17 @@ def test_analysis_agrees_with_evaluation(runs, tiny_teachers):
         assert result.metrics[name] == evaluate(detector, data, batch_size=1)
         assert result.costs[name].flops > 0
         assert result.costs[name].latency > 0
+
+
+def test_classes_of_a_teacher_have_the_names_of_the_data(finished_run, tmp_path):
+    foreign = str(tmp_path / "foreign")
+    save_detector(build_detector(STUDENT, ["box", "disc"]), foreign)
+    stages = [StageConfig(1, foreign)]
+    run = finished_run("renamed", stages=stages, teacher_classes={"box": "square"})
+    found = _analyze(run, None, (), 100).metrics[foreign]
+    assert found["per_class"]["square"] is not None
+    renamed = with_names(load_detector(foreign), {"box": "square"})
+    assert found == evaluate(renamed, analysis.CocoDataModule(run_config(read_run(run)).data).val, batch_size=1)
 
 
 def test_teachers_are_analyzed_at_the_size_that_they_see(runs, tiny_teachers):

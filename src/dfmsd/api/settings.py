@@ -50,6 +50,7 @@ class DistillSettings(RunSettings, total=False):
     sync_statistics: bool
     inherit: bool | str
     teacher_precision: Precision | None
+    teacher_classes: dict[str, str] | None
     teacher_size: int | None
     compile_loss: bool
     teacher_cache: Literal["ram", "disk"] | None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors.classnames import check_plain
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.stages import AUTO
 from dfmsd.engine.config import DEFAULT_INHERIT, Deliver, Precision, RunConfig
@@ -40,6 +41,7 @@ class CompareConfig:
             ``inherit`` uses T1 unless a number is given.
         teacher_cache: cache teacher features on ``disk`` for all runs, in the ``ram`` of each run, or not (null);
             ``auto`` is ``disk``, or null where the augmentation changes the pixels in every epoch.
+        teacher_classes: class name of a teacher of each pair -> that of the data, as in `DistillConfig`.
         teacher_size: longer side of the images that the teachers see, in pixels; null shows them the students' images.
         precision: of the networks' arithmetic.
         deliver: which weights of every run are compared, as in `RunConfig`.
@@ -62,6 +64,7 @@ class CompareConfig:
     balances: dict[str, float] = field(default_factory=dict)
     inherit: int | Literal["auto"] | None = "auto" if DEFAULT_INHERIT == AUTO else None
     teacher_cache: Literal["auto", "ram", "disk"] | None = "auto"
+    teacher_classes: dict[str, str] | None = None
     teacher_size: int | None = None
     precision: Precision = "32"
     deliver: Deliver = "last"
@@ -89,6 +92,7 @@ class CompareConfig:
             if isinstance(self.inherit, int) and not 1 <= self.inherit <= len(teachers):
                 raise DfmsdError(f"inherit: pairs.{name} has no T{self.inherit}; choose from 1 to {len(teachers)}")
         self._check_options()
+        check_plain(self.teacher_classes)
         self.parsed_methods()
         if self.data.labels_images and self.data.pseudo.teacher is None:
             self.data = replace(self.data, pseudo=replace(self.data.pseudo, teacher=self._strongest()))

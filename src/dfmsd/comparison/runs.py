@@ -10,6 +10,7 @@ from pathlib import Path
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
 from dfmsd.detectors import Detector, build_detector
+from dfmsd.detectors.classnames import check_names, with_names
 from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import inherit_weights
@@ -81,6 +82,7 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
         loss=method.loss(config.loss_options) if method.losses else {},
         balance=config.balances.get(method.family, config.balance),
         teacher_cache=config.used_cache if method.losses else None,
+        teacher_classes=config.teacher_classes,
         teacher_size=config.teacher_size if method.losses else None,
     )
     if not method.losses:
@@ -136,11 +138,13 @@ def build_tasks(
     Raises:
         DfmsdError: the student or a teacher cannot be built.
     """
-    student = build_detector(config.student, class_names)
+    student = build_detector(config.student, class_names, config.teacher_classes)
     references = ((run.config.ancestor, *stage.teachers) for run in runs for stage in run.config.stages)
     teachers: dict[str, Detector] = {
         name: untrained_teacher(name, class_names) for name in dict.fromkeys(chain.from_iterable(references)) if name
     }
+    check_names(config.teacher_classes, class_names, [each.class_names for each in teachers.values()] or None)
+    teachers = {name: with_names(teacher, config.teacher_classes) for name, teacher in teachers.items()}
     tasks: dict[str, tuple[DistillConfig, DistillationTask]] = {}
     skipped: list[SkippedMethod] = []
     for run in {run.method.name: run for run in runs}.values():

@@ -13,6 +13,7 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.detectors import Detector
+from dfmsd.detectors.classnames import check_names, with_names
 from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
 from dfmsd.engine.run import make_teacher
@@ -48,8 +49,12 @@ def measure_teachers(
     required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
-    for name, detector in load_teachers(references, data.class_names, Path(config.out), train=make).items():
-        key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}"
+    loaded = load_teachers(references, data.class_names, Path(config.out), train=make)
+    check_names(config.teacher_classes, data.class_names, [each.class_names for each in loaded.values()])
+    renamed = f" {json.dumps(config.teacher_classes, sort_keys=True)}" if config.teacher_classes else ""
+    for name, teacher in loaded.items():
+        detector = with_names(teacher, config.teacher_classes)
+        key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}{renamed}"
         checked = bool(detector.class_names) and not allow_weak
         if checked and (line := check_classes(name, detector.class_names, required)):
             console.print(line, highlight=False)

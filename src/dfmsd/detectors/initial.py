@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.checkpoints import load_detector, restore_detector, unknown_reference
+from dfmsd.detectors.classnames import Names, with_names
 from dfmsd.detectors.config import OWN_ARCHS, PYTHON, DetectorConfig, is_weights_name, read_detector_config
 from dfmsd.detectors.description import describe, described_config, find_files, read_description
 from dfmsd.detectors.frameworks import FRAMEWORKS
@@ -24,20 +25,22 @@ ARCHITECTURE = ("arch", "backbone", "fpn_channels", "head_convs", "anchor_scale"
 """Fields of `DetectorConfig` that the weights depend on."""
 
 
-def build_detector(config: DetectorConfig | str, class_names: Sequence[str]) -> Detector:
+def build_detector(config: DetectorConfig | str, class_names: Sequence[str], renamed: Names | None = None) -> Detector:
     """Build a detector for the classes of a data set, in train mode; its heads are untrained without ``init``.
 
     Args:
         config: Architecture and initial weights, or a name such as ``fcos`` or ``fcos/resnet18``.
         class_names: Label ``i`` is ``class_names[i]``.
+        renamed: Class name of the detector that it starts from -> name in ``class_names``, where they differ by more
+            than `common_classes` knows.
 
     Raises:
         DfmsdError: The configuration cannot be built; the message names the key.
     """
     config = adopt_architecture(read_detector_config(config))
     if config.init is None:
-        return build_new(config, class_names)
-    trained = load_detector(config.init)
+        return build_new(config, class_names, renamed)
+    trained = with_names(load_detector(config.init), renamed)
     if trained.config is None:  # torchvision's own, whose batch normalization is frozen
         student = build_new(replace(config, init=None), class_names)
     else:

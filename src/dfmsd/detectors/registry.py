@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.build.builders import build_faster_rcnn, build_fcos, build_gfl, build_retinanet, build_ssdlite
+from dfmsd.detectors.classnames import Names
 from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.torchvision.models import TorchvisionModel, build_torchvision
@@ -30,8 +31,8 @@ class Adapter(Protocol):
     def load(self, reference: str, *, trained: bool = True) -> Detector:
         """Load a detector with its own classes, in eval mode; ``trained=False`` leaves the weights random."""
 
-    def build(self, config: DetectorConfig, class_names: Sequence[str]) -> Detector:
-        """Build a student for the classes of a data set, in train mode."""
+    def build(self, config: DetectorConfig, class_names: Sequence[str], renamed: Names | None = None) -> Detector:
+        """Build a student for the classes of a data set, in train mode; ``renamed`` as in `build_detector`."""
 
     def restore(self, config: DetectorConfig, description: dict[str, Any]) -> Detector:
         """Rebuild a saved student, with random weights, from its description."""
@@ -45,12 +46,13 @@ def find_adapter(reference: str) -> Adapter | None:
     return None
 
 
-def build_new(config: DetectorConfig, class_names: Sequence[str]) -> Detector:
+def build_new(config: DetectorConfig, class_names: Sequence[str], renamed: Names | None = None) -> Detector:
     """Build a detector with untrained heads, in train mode; another library's may keep those of its own classes.
 
     Args:
         config: Architecture and initial weights, without ``init``.
         class_names: Label ``i`` is ``class_names[i]``.
+        renamed: As in `build_detector`, for another library's weights.
 
     Raises:
         DfmsdError: The configuration cannot be built; the message names the key.
@@ -59,7 +61,7 @@ def build_new(config: DetectorConfig, class_names: Sequence[str]) -> Detector:
         raise DfmsdError("a detector needs at least one class name: check `categories` of the annotation file")
     adapter = find_adapter(config.arch)
     if adapter is not None:
-        return adapter.build(config, class_names)
+        return adapter.build(config, class_names, renamed)
     if config.arch.startswith(PYTHON):
         raise DfmsdError(
             f"arch: {config.arch} is a module of another program, which a config cannot build; pass it in Python, as a "

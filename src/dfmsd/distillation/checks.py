@@ -39,8 +39,9 @@ def check_classes(teacher: str, known: Sequence[str], required: Sequence[str]) -
     common = set(common_classes(known, required).values())
     if not common:
         raise DfmsdError(
-            f"teacher {teacher} knows none of the data's classes {listed(required)}; it knows {listed(known)}; train a "
-            "teacher on this data, or pass `allow_weak_teacher` to imitate its features anyway"
+            f"teacher {teacher} knows none of the data's classes {listed(required)}; it knows {listed(known)}; map "
+            "them in `teacher_classes` if only the names differ, train a teacher on this data, or pass "
+            "`allow_weak_teacher` to imitate its features anyway"
         )
     missing = [name for index, name in enumerate(required) if index not in common]
     if not missing:

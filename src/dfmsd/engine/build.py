@@ -10,6 +10,8 @@ import torch
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import check_measurable, check_trainable, open_test_split, warn_of_contents
 from dfmsd.detectors import Detector, build_detector
+from dfmsd.detectors.classnames import check_names, with_names
+from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_with
@@ -64,7 +66,7 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
             backbone is to have its own learning rate and is not known.
     """
     seed_everything(config.seed)
-    student = student or build_detector(config.student, class_names)
+    student = student or build_detector(config.student, class_names, config.teacher_classes)
     if student.class_names != tuple(class_names):
         raise DfmsdError(
             f"student: its classes {', '.join(student.class_names)} are not those of the data, "
@@ -121,6 +123,10 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
         DfmsdError: student and teachers do not fit together, one of them cannot take images of the batches' sizes, or
             a teacher has weights that are not finite.
     """
+    starts_trained = config.student.init is not None or config.student.arch.startswith(tuple(FRAMEWORKS))
+    known = None if starts_trained or not teachers else [teacher.class_names for teacher in teachers.values()]
+    check_names(config.teacher_classes, student.class_names, known)
+    teachers = {name: with_names(teacher, config.teacher_classes) for name, teacher in teachers.items()}
     inherited = inherit_weights(config, student, teachers)
     if inherited is not None:
         console.print(inherited, highlight=False)

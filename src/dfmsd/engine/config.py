@@ -12,6 +12,7 @@ import torch
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors.classnames import check_plain
 from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
@@ -226,6 +227,8 @@ class DistillConfig(RunConfig):
             ``auto`` takes the first teacher of the first stage that fits, and none if none does or the student starts
             from another detector; a line says which and why.
         teacher_precision: compute precision of the teachers; null uses `precision`.
+        teacher_classes: class name of a teacher, or of the detector that the student starts from -> that of the data,
+            for names that differ by more than spelling; several may become one.
         teacher_size: longer side of the images that the teachers see, in pixels, a multiple of 32 above
             `data.image_size`; null shows them the student's images.
         compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
@@ -247,6 +250,7 @@ class DistillConfig(RunConfig):
     sync_statistics: bool = True
     inherit: bool | str = DEFAULT_INHERIT
     teacher_precision: Precision | None = None
+    teacher_classes: dict[str, str] | None = None
     teacher_size: int | None = None
     compile_loss: bool = False
     teacher_cache: Literal["ram", "disk"] | None = None
@@ -280,6 +284,7 @@ class DistillConfig(RunConfig):
             raise DfmsdError(
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
             )
+        check_plain(self.teacher_classes)
         self._check_teacher_cache()
         if self.teacher_size is not None:
             check_teacher_size(self.teacher_size, self.data, self.stages, self.loss)

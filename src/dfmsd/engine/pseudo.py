@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.pseudo import AUTO
 from dfmsd.detectors import Detector
+from dfmsd.detectors.classnames import with_names
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.engine.config import DistillConfig, Recipe
 from dfmsd.engine.teachers import FoundTeachers, find_teachers
@@ -46,9 +48,10 @@ def find_labeler(
         found = FoundTeachers({name: given[name]}, {}, {})
     else:
         found = find_teachers([name], data.class_names, Path(config.out), config.processes, recipes)
-    for detector in found.loaded.values():
+    loaded = {name: with_names(detector, config.teacher_classes) for name, detector in found.loaded.items()}
+    for detector in loaded.values():
         _check(name, detector, config, data)
-    return found
+    return replace(found, loaded=loaded)
 
 
 def describe_pseudo(config: DistillConfig, data: CocoDataModule, labeler: Detector | None) -> list[str]:
@@ -126,7 +129,8 @@ def _check(name: str, detector: Detector, config: DistillConfig, data: CocoDataM
     if not common_classes(detector.class_names, data.class_names):
         raise DfmsdError(
             f"data.pseudo: {name} knows none of the data's classes {listed(data.class_names)}; it knows "
-            f"{listed(detector.class_names)}; name another teacher"
+            f"{listed(detector.class_names)}; map them in teacher_classes if only the names differ, or name another "
+            "teacher"
         )
     check_finite(detector, f"teacher {name}")
     size, key = config.data.labeling_size, "data.pseudo.image_size"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
+from dfmsd.detectors.classnames import with_names
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
@@ -120,6 +121,7 @@ def distill(
         if config.labeler is not None:
             make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
             labeler = None if checkpoint else {**found.make(make), **teachers}[config.labeler]
+            labeler = labeler and with_names(labeler, config.teacher_classes)
             labels = label_images(config, run, data, labeler)
         cache = plan_caches(task, config, len(data.train))
         if first and any(task.teachers) and checkpoint is None:

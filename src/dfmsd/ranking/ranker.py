@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
+from dfmsd.detectors.classnames import with_names
 from dfmsd.detectors.inference import eval_mode
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import read_data, teacher_names
@@ -122,7 +123,8 @@ def rank(
         data = read_data(config)
         held = probe_data(config, steps, holdout, check_images)
         references = dict.fromkeys([*names, *teacher_names(config)])
-        loaded = load_teachers(list(references), data.class_names, Path(config.out), train=train)
+        found = load_teachers(list(references), data.class_names, Path(config.out), train=train)
+        loaded = {name: with_names(teacher, config.teacher_classes) for name, teacher in found.items()}
         configs = {name: probe_config(config, held, max(steps, 1), name) for name in names}
         tasks = {name: build_task(configs[name], data.class_names, teachers=loaded) for name in names}
         alone, trained = _train_alone(config, held, steps) if steps else (None, None)

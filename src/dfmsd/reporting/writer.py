@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors.classnames import with_names
 from dfmsd.engine.configfile import read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.reporting.analysis import Analysis, analyze
@@ -85,7 +86,8 @@ def _analyze(run: Path, baseline: str | Path | None, teachers: Sequence[str], im
     missing: list[str] = []
     for name, reference in references.items():
         try:
-            detectors[name] = load_detector(reference)
+            detector, teaches = load_detector(reference), name not in ("student", "baseline")
+            detectors[name] = with_names(detector, config.teacher_classes) if config and teaches else detector
         except DfmsdError as error:
             if name == "baseline" or name in teachers:
                 raise

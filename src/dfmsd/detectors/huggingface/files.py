@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from dfmsd.detectors.classnames import Names, with_names
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import HUGGING_FACE
 from dfmsd.detectors.huggingface.detector import TransformersDetector, processor_settings, refuse_student
@@ -48,7 +49,9 @@ def load_transformers(reference: str, config: Any, *, trained: bool = True) -> T
     return TransformersDetector(model, _processor(config, read_processor_settings(reference, required=trained))).eval()
 
 
-def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> TransformersDetector:
+def build_transformers(
+    config: DetectorConfig, class_names: Sequence[str], renamed: Names | None = None
+) -> TransformersDetector:
     """Build a student for the classes of a data set, in train mode.
 
     With ``pretrained``, all layers keep their weights; those whose width is the number of classes keep the weights of
@@ -83,7 +86,8 @@ def build_transformers(config: DetectorConfig, class_names: Sequence[str]) -> Tr
     settings = read_processor_settings(reference, required=config.pretrained)
     detector = TransformersDetector(_from_config(student), _processor(student, settings))
     if config.pretrained:
-        logger.info(keep_weights(detector, load_transformers(reference, original), reference))
+        trained = with_names(load_transformers(reference, original), renamed)
+        logger.info(keep_weights(detector, trained, reference))
     detector.config = config
     if family.frozen_norms:  # the library freezes its own ResNets whole, since it looks for the names of timm's layers
         for layer in detector.backbone_layers():

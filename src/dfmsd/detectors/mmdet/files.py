@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dfmsd.detectors.classnames import Names
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import MMDET
 from dfmsd.detectors.mmdet import mmcv_ops
@@ -94,7 +95,7 @@ def load_mmdet(text: str, *, trained: bool = True) -> MMDetector:
     return MMDetector(model, settings, names).eval()
 
 
-def build_mmdet(config: DetectorConfig, names: Sequence[str]) -> MMDetector:
+def build_mmdet(config: DetectorConfig, names: Sequence[str], renamed: Names | None = None) -> MMDetector:
     """Build a student for the classes of a data set, in train mode.
 
     With ``pretrained: true`` it starts from the reference's checkpoint; layers whose shape depends on the number of
@@ -119,7 +120,7 @@ def build_mmdet(config: DetectorConfig, names: Sequence[str]) -> MMDetector:
     if isinstance(config.pretrained, str):
         _load_backbone(model.backbone, Path(config.pretrained))
     elif config.pretrained and reference.checkpoint is not None:
-        _copy_weights(model, settings, reference.checkpoint, names)
+        _copy_weights(model, settings, reference.checkpoint, names, renamed or {})
     detector = MMDetector(model, settings, names)
     detector.config = config
     return detector.train()
@@ -205,12 +206,13 @@ def _build(settings: Settings, text: str) -> Any:
     return import_module("mmengine.model").revert_sync_batchnorm(model)
 
 
-def _copy_weights(model: Any, settings: Settings, path: Path, names: Sequence[str]) -> None:
+def _copy_weights(model: Any, settings: Settings, path: Path, names: Sequence[str], renamed: Names) -> None:
     """Copy a trained model's weights to one with other classes, and log which layers are reset."""
     checkpoint = read_checkpoint(path)
     initial = model.state_dict()
     reset: list[str] = []
-    if [name.casefold() for name in checkpoint.class_names] != [name.casefold() for name in names]:
+    own = [renamed.get(name, name).casefold() for name in checkpoint.class_names]
+    if own != [name.casefold() for name in names]:
         # layers whose shape depends on the number of classes
         other = _build(with_classes(settings, len(names) + 1), str(path)).state_dict()
         reset = [key for key, value in initial.items() if value.shape != other[key].shape]

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dfmsd.detectors.classnames import Names, with_names
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.detectors.frameworks import ULTRALYTICS
 from dfmsd.detectors.statedict import load_strictly, read_state_dict
@@ -82,7 +83,9 @@ def load_ultralytics(text: str, *, trained: bool = True) -> UltralyticsDetector:
     return _with_own_classes(reference, reference.read(), trained=trained)
 
 
-def build_ultralytics(config: DetectorConfig, class_names: Sequence[str]) -> UltralyticsDetector:
+def build_ultralytics(
+    config: DetectorConfig, class_names: Sequence[str], renamed: Names | None = None
+) -> UltralyticsDetector:
     """Build a student for the classes of a data set, in train mode.
 
     With ``pretrained: true`` it starts from the reference's weights; of the layers that depend on the classes, those of
@@ -102,7 +105,7 @@ def build_ultralytics(config: DetectorConfig, class_names: Sequence[str]) -> Ult
     read = reference.read()
     detector = UltralyticsDetector(_build(read.layout, len(class_names), config.arch), class_names)
     if config.pretrained:
-        trained = _with_own_classes(reference, read)
+        trained = with_names(_with_own_classes(reference, read), renamed)
         logger.info(keep_weights(detector, trained, config.arch, _new_layers(detector, trained)))
     detector.config = config
     return detector.train()

@@ -1,0 +1,64 @@
+"""Class names of trained detectors in the data set's spelling."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dfmsd.errors import DfmsdError
+
+if TYPE_CHECKING:
+    from dfmsd.detectors.base import Detector
+
+D = TypeVar("D", bound="Detector")
+Names = Mapping[str, str]
+"""Class name of a trained detector -> that of the data set; several may become one."""
+
+
+def with_names(detector: D, names: Names | None) -> D:
+    """Return a detector whose classes have the names of the data set.
+
+    Args:
+        detector: Left as it is; the result shares its modules.
+        names: Of the classes that are called otherwise; None returns the detector itself.
+    """
+    if not names:
+        return detector
+    renamed = copy.copy(detector)
+    renamed.class_names = tuple(names.get(name, name) for name in detector.class_names)
+    return renamed
+
+
+def check_plain(names: Any) -> None:
+    """Refuse class names that are no text, such as ``no``, which YAML reads as false.
+
+    Raises:
+        DfmsdError: Names the entry.
+    """
+    for old, new in (names or {}).items():
+        if not (isinstance(old, str) and isinstance(new, str) and old and new):
+            raise DfmsdError(
+                f"teacher_classes: {old!r}: {new!r} are not two class names, the teacher's and the data's; write them "
+                "in quotes"
+            )
+
+
+def check_names(names: Names | None, class_names: Collection[str], known: Iterable[Collection[str]] | None) -> None:
+    """Refuse names that do not exist.
+
+    Args:
+        names: Of a config.
+        class_names: Of the data set.
+        known: Class names of each teacher, renamed or not; None does not check them.
+
+    Raises:
+        DfmsdError: Names the class, and those that exist.
+    """
+    for old, new in (names or {}).items():
+        if new not in class_names:
+            raise DfmsdError(f"teacher_classes: the data have no class {new!r}; they have {', '.join(class_names)}")
+        teachers = None if known is None else [each for each in known if each]
+        if teachers is not None and not any(old in each or new in each for each in teachers):
+            has = "; ".join(", ".join(each) for each in teachers) or "none"
+            raise DfmsdError(f"teacher_classes: no teacher has a class {old!r}; their classes are {has}")
