@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +103,9 @@ def test_worker_resumes_its_run_and_writes_a_report(
     monkeypatch.setattr(worker, "distill", distill)
     monkeypatch.setattr(worker, "run_report", reported.append)
     monkeypatch.setattr(worker, "_follow_parent", lambda: None)
+    assert worker.main(run.folder.path, report=False) == status
+    assert reported == []
+    capsys.readouterr()
     assert worker.main(run.folder.path) == status
     assert reported == [run.folder.path] * (status == 0)
     assert capsys.readouterr().err == said
@@ -168,6 +171,44 @@ def idle(run: PlannedRun, threads: int) -> subprocess.Popen[bytes]:
     """Start a process that waits until its parent asks it to end, or for half a second."""
     code = "import select, sys; select.select([sys.stdin], [], [], 0.5)"
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+
+def test_runs_are_taken_one_by_one_and_can_be_ended(
+    compare_config: Callable[..., CompareConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[tuple[str, ...]] = []
+
+    def start(run: PlannedRun, threads: int, *given: str) -> subprocess.Popen[bytes]:
+        options.append(given)
+        code = "import select, sys; sys.exit(130 if select.select([sys.stdin], [], [], 20)[0] else 0)"
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        (run.folder.path / LOG).write_text("interrupted: saved")
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(jobs, "_start", start)
+    monkeypatch.setattr(jobs, "POLL", 0.02)
+    config = compare_config(tmp_path)
+    runs, _ = plan_runs(config, config.parsed_methods(), "both")
+    told: list[str] = []
+
+    def one_by_one() -> Iterator[PlannedRun]:
+        for run in runs:
+            told.append(f"begins {run}")
+            yield run
+
+    with (tmp_path / "console").open("w") as file:
+        run_all(
+            one_by_one(),
+            1,
+            lambda run, why: told.append(f"{run} {why}"),
+            Console(file=file),
+            total=2,
+            stop=lambda run: True,
+            report=False,
+        )
+    ends = [f"{run} interrupted: saved; see {run.folder.path / LOG}" for run in runs]
+    assert told == [f"begins {runs[0]}", ends[0], f"begins {runs[1]}", ends[1]]
+    assert options == [("--no-report",)] * 2
 
 
 def test_brackets_in_method_names_are_not_markup(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfmsd.comparison.methods import parse_method, split_epochs, split_methods
+from dfmsd.comparison.methods import parse_method, parse_plan, split_epochs, split_methods
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
 
@@ -96,9 +96,9 @@ def test_epochs_are_split_by_shares(epochs: int, shares: list[float]) -> None:
 def test_too_few_epochs_or_teachers_are_rejected() -> None:
     with pytest.raises(DfmsdError, match="epochs must be at least the number of stages, 2, got 1"):
         parse_method("dfmsd@T1+T2").stages(TEACHERS, 1)
-    with pytest.raises(DfmsdError, match=r"dfmsd@T1&T3 needs T3, but the pair has 2 teacher"):
+    with pytest.raises(DfmsdError, match=r"dfmsd@T1&T3 needs T3, but there are 2 teacher"):
         parse_method("dfmsd@T1&T3").stages(TEACHERS, 6)
-    with pytest.raises(DfmsdError, match=r"dfmsd@T1\+T3 needs T3, but the pair has 2 teacher"):
+    with pytest.raises(DfmsdError, match=r"dfmsd@T1\+T3 needs T3, but there are 2 teacher"):
         parse_method("dfmsd@T1+T3").stages(TEACHERS, 6)
 
 
@@ -163,3 +163,11 @@ def test_invalid_names_are_rejected_with_position(text: str, message: str) -> No
     with pytest.raises(DfmsdError, match=message) as raised:
         parse_method(text)
     assert "\n" not in str(raised.value)
+
+
+def test_plan_alone_is_parsed_like_that_of_a_method() -> None:
+    assert parse_plan(" T1 + T2[basis=own]:3", "tune.space.plan") == parse_method("pkd@T1+T2[basis=own]:3").plan
+    with pytest.raises(
+        DfmsdError, match=r"tune.space.plan: 'T1-T2', position 3: expected .*, got '-T2'; examples: T1,"
+    ):
+        parse_plan("T1-T2", "tune.space.plan")

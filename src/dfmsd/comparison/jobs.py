@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
+from typing import IO, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dfmsd.comparison.runs import PlannedRun
+from dfmsd.comparison.worker import NO_REPORT
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import PREEMPTED, Stopped
 from dfmsd.runfolder import RunFolder
@@ -29,7 +30,20 @@ POLL = 0.2
 PATIENCE = 60.0
 """Seconds for a stopping process to finish its current step."""
 
-OnEnd = Callable[[PlannedRun, "str | None"], None]
+
+class Job(Protocol):
+    """A run that a process carries out; its text names it."""
+
+    @property
+    def config(self) -> DistillConfig:
+        """Config of the run; its ``out`` is the run folder."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+
+
+J = TypeVar("J", bound=Job)
 
 
 def threads_per_job(jobs: int) -> int:
@@ -62,42 +76,59 @@ def preemptible() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def run_all(runs: Sequence[PlannedRun], jobs: int, on_end: OnEnd, console: Console) -> None:
+def run_all(
+    runs: Iterable[J],
+    jobs: int,
+    on_end: Callable[[J, str | None], None],
+    console: Console,
+    *,
+    unit: str = "runs",
+    total: int | None = None,
+    stop: Callable[[J], bool] | None = None,
+    report: bool = True,
+) -> None:
     """Run processes, ``jobs`` at a time; they end with this function, even on an error.
 
     Args:
-        runs: in the order of execution.
+        runs: in the order of execution; each is taken when a process is free for it.
         jobs: number of parallel processes.
-        on_end: called after each run, with the reason if it failed.
+        on_end: called after each run, with the reason if it failed or was stopped.
         console: for progress.
+        unit: what the progress counts.
+        total: number of runs; None is their length.
+        stop: called with each run several times a second; once it returns True, the run is saved and ended.
+        report: each run writes its report.
     """
-    waiting, running = deque(runs), dict[subprocess.Popen[bytes], tuple[PlannedRun, TaskID]]()
+    waiting, running = iter(runs), dict[subprocess.Popen[bytes], tuple[J, TaskID]]()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress, _stopping(running):
-        total = progress.add_task("runs", total=len(runs))
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.popleft()
-                process = _start(run, threads_per_job(jobs))
+        counted = progress.add_task(unit, total=length_hint(runs) if total is None else total)
+        while True:
+            while len(running) < jobs and (run := next(waiting, None)) is not None:
+                process = _start(run, threads_per_job(jobs), *([] if report else [NO_REPORT]))
                 running[process] = run, progress.add_task(f"  {run}, epochs", total=run.config.epochs)
+            if not running:
+                return
             time.sleep(POLL)
             for process, (run, bar) in list(running.items()):
                 progress.update(bar, completed=_epochs_done(run.folder))
+                if stop is not None and stop(run):
+                    _close([process.stdin])
                 if process.poll() is not None:
                     progress.remove_task(bar)
                     del running[process]
-                    progress.advance(total)
+                    progress.advance(counted)
                     on_end(run, _failure(run, process.returncode))
 
 
-def _start(run: PlannedRun, threads: int) -> subprocess.Popen[bytes]:
+def _start(run: Job, threads: int, *options: str) -> subprocess.Popen[bytes]:
     run.folder.path.mkdir(parents=True, exist_ok=True)
     if not run.folder.exists:
         write_config(run.config, run.folder.path)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (run.folder.path / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "dfmsd.comparison.worker", str(run.folder.path)],
+            [sys.executable, "-m", "dfmsd.comparison.worker", str(run.folder.path), *options],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -107,7 +138,7 @@ def _start(run: PlannedRun, threads: int) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def _stopping(running: dict[subprocess.Popen[bytes], tuple[PlannedRun, TaskID]]) -> Iterator[None]:
+def _stopping(running: dict[subprocess.Popen[bytes], tuple[J, TaskID]]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -138,7 +169,7 @@ def _epochs_done(run: RunFolder) -> int:
     return max((int(epoch) for epoch in epochs if epoch.isdigit()), default=0)
 
 
-def _failure(run: PlannedRun, status: int) -> str | None:
+def _failure(run: Job, status: int) -> str | None:
     """Return the last line that a failed process printed; None for success."""
     if status == 0:
         return None

@@ -32,6 +32,8 @@ EXAMPLES = (
     "none, pkd, dfmsd[enhancement=false], pkd+crosskd, dfmsd@T1+T2[basis=former], dfmsd@T1[labels=false]+T1, "
     "dfmsd@T1:1+T2:7 or dfmsd@T1&T2"
 )
+PLAN_EXAMPLES = "T1, T1+T2, T1:1+T2:7, T1&T2, T1+T2[basis=former] or T1[labels=false]+T1"
+AFTER_STAGE = "`&`, `[`, `:`, `+` or the end"
 
 
 @dataclass(frozen=True)
@@ -94,19 +96,7 @@ class Method:
         """
         if not self.losses:
             return [StageConfig(epochs=epochs)]
-        plan = self._plan(teachers)
-        missing = [number for stage in plan for number in stage.teachers if number > len(teachers)]
-        if missing:
-            raise DfmsdError(f"{self.name} needs T{missing[0]}, but the pair has {len(teachers)} teacher(s)")
-        lengths = split_epochs(epochs, [stage.share for stage in plan])
-        return [
-            replace(
-                taught_by(length, [teachers[number - 1] for number in stage.teachers]),
-                basis=stage.basis,
-                labels=stage.labels,
-            )
-            for length, stage in zip(lengths, plan, strict=True)
-        ]
+        return planned_stages(self.plan or (PlannedStage((len(teachers),), 1.0),), teachers, epochs, self.name)
 
     def slug(self, teachers: Sequence[str]) -> str:
         """Return the folder name of the method's runs; equivalent names, ``dfmsd@T2`` and ``dfmsd``, share it."""
@@ -115,8 +105,31 @@ class Method:
             name = name.partition("@")[0]
         return name.translate(str.maketrans("[:&", "--_", "]"))
 
-    def _plan(self, teachers: Sequence[str]) -> tuple[PlannedStage, ...]:
-        return self.plan or (PlannedStage((len(teachers),), 1.0),)
+
+def planned_stages(plan: Sequence[PlannedStage], teachers: Sequence[str], epochs: int, name: str) -> list[StageConfig]:
+    """Return the stages of a run's config.
+
+    Args:
+        plan: the stages.
+        teachers: references of T1, T2, ...
+        epochs: total over all stages.
+        name: of the plan or method, for messages.
+
+    Raises:
+        DfmsdError: the plan needs more teachers than there are, or has more stages than epochs.
+    """
+    missing = [number for stage in plan for number in stage.teachers if number > len(teachers)]
+    if missing:
+        raise DfmsdError(f"{name} needs T{missing[0]}, but there are {len(teachers)} teacher(s)")
+    lengths = split_epochs(epochs, [stage.share for stage in plan])
+    return [
+        replace(
+            taught_by(length, [teachers[number - 1] for number in stage.teachers]),
+            basis=stage.basis,
+            labels=stage.labels,
+        )
+        for length, stage in zip(lengths, plan, strict=True)
+    ]
 
 
 def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
@@ -152,16 +165,34 @@ def parse_method(text: str) -> Method:
         losses.append(_loss(scanner))
     plan = _plan(scanner) if scanner.take("@") else ()
     if not scanner.at_end:
-        scanner.fail("`&`, `[`, `:`, `+` or the end" if plan else "`[`, `+`, `@` or the end")
+        scanner.fail(AFTER_STAGE if plan else "`[`, `+`, `@` or the end")
     usual = plan == tuple(PlannedStage((number,), number) for number in range(1, len(plan) + 1)) and len(plan) != 1
     return Method(name, tuple(losses), plan, variant=not usual or any(len(loss) > 1 for loss in losses))
+
+
+def parse_plan(text: str, key: str) -> tuple[PlannedStage, ...]:
+    """Parse a plan alone, such as ``T1+T2``.
+
+    Args:
+        text: the plan.
+        key: of the setting, for messages.
+
+    Raises:
+        DfmsdError: the plan is invalid, as in `parse_method`.
+    """
+    scanner = _Scanner(re.sub(r"\s", "", text), key, PLAN_EXAMPLES)
+    plan = _plan(scanner)
+    if not scanner.at_end:
+        scanner.fail(AFTER_STAGE)
+    return plan
 
 
 class _Scanner:
     """Scanner that consumes a text from left to right."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, key: str = "methods", examples: str = EXAMPLES) -> None:
         self.text, self.position = text, 0
+        self.key, self.examples = key, examples
 
     @property
     def at_end(self) -> bool:
@@ -178,10 +209,10 @@ class _Scanner:
 
     def fail(self, what: str) -> NoReturn:
         got = repr(self.text[self.position :]) if not self.at_end else "the end"
-        self.refuse(f"expected {what}, got {got}; examples: {EXAMPLES}", self.position)
+        self.refuse(f"expected {what}, got {got}; examples: {self.examples}", self.position)
 
     def refuse(self, message: str, position: int) -> NoReturn:
-        raise DfmsdError(f"methods: {self.text!r}, position {position + 1}: {message}")
+        raise DfmsdError(f"{self.key}: {self.text!r}, position {position + 1}: {message}")
 
 
 def _loss(scanner: _Scanner) -> dict[str, Any]:

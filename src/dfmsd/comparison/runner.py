@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from dfmsd.comparison.config import CompareConfig
@@ -63,7 +64,16 @@ def compare(
     with locked(Path(config.out)), preemptible():
         for run in (run for plan in plans.values() for run in plan.runs if not run.finished):
             refuse_writer(run.folder.path)  # of a comparison that was killed, the last runs may still be stopping
-        aps = measure_teachers(config, data, console, allow_weak=allow_weak_teacher)
+        named = [*chain.from_iterable(config.pairs.values()), config.data.pseudo.teacher]
+        teachers = [name for name in dict.fromkeys(named) if name]
+        aps = measure_teachers(
+            teachers,
+            data,
+            Path(config.out),
+            console,
+            allow_weak=allow_weak_teacher,
+            teacher_classes=config.teacher_classes,
+        )
         results = {pair: _empty_results(config, pair, plan, aps) for pair, plan in plans.items()}
         if config.data.labels_images:
             data.assume_pseudo_labels()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 
-from dfmsd.comparison.config import CompareConfig
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.detectors import Detector
@@ -25,15 +24,23 @@ from dfmsd.utils.files import write_json
 
 
 def measure_teachers(
-    config: CompareConfig, data: CocoDataModule, console: Console, *, allow_weak: bool
+    references: Sequence[str],
+    data: CocoDataModule,
+    out: Path,
+    console: Console,
+    *,
+    allow_weak: bool,
+    teacher_classes: Mapping[str, str] | None = None,
 ) -> dict[str, float | None]:
     """Load or train the teachers and evaluate them; the AP of unchanged teachers is read from ``teachers.json``.
 
     Args:
-        config: the comparison.
-        data: of the comparison.
+        references: each once, see `StageConfig`.
+        data: to evaluate them on.
+        out: folder of ``teachers.json``.
         console: for progress.
         allow_weak: accept teachers that know none of the classes or have an AP of about 0.
+        teacher_classes: class name of a teacher -> that of the data, as in `DistillConfig`.
 
     Returns:
         Reference -> AP, 0..1; None for a teacher that has none of the data's classes.
@@ -41,19 +48,17 @@ def measure_teachers(
     Raises:
         DfmsdError: a teacher cannot be loaded or is too weak.
     """
-    path = Path(config.out) / "teachers.json"
+    path = out / "teachers.json"
     known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    named = chain(chain.from_iterable(config.pairs.values()), [config.data.pseudo.teacher])
-    references = [name for name in dict.fromkeys(named) if name]
-    size = config.teacher_size or config.data.image_size
+    size = data.teacher_size or data.config.image_size
     required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
-    loaded = load_teachers(references, data.class_names, Path(config.out), train=make)
-    check_names(config.teacher_classes, data.class_names, [each.class_names for each in loaded.values()])
-    renamed = f" {json.dumps(config.teacher_classes, sort_keys=True)}" if config.teacher_classes else ""
+    loaded = load_teachers(references, data.class_names, out, train=make)
+    check_names(teacher_classes, data.class_names, [each.class_names for each in loaded.values()])
+    renamed = f" {json.dumps(teacher_classes, sort_keys=True)}" if teacher_classes else ""
     for name, teacher in loaded.items():
-        detector = with_names(teacher, config.teacher_classes)
+        detector = with_names(teacher, teacher_classes)
         key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}{renamed}"
         checked = bool(detector.class_names) and not allow_weak
         if checked and (line := check_classes(name, detector.class_names, required)):

@@ -1,4 +1,4 @@
-"""Process of one run of a comparison: ``python -m dfmsd.comparison.worker RUN``.
+"""Process of one run of a comparison: ``python -m dfmsd.comparison.worker RUN [--no-report]``.
 
 It stops gracefully when its standard input ends, which happens both when its parent asks and when its parent is killed.
 """
@@ -20,9 +20,15 @@ from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.reporting import run_report
 from dfmsd.runfolder import RunFolder
 
+NO_REPORT = "--no-report"
 
-def main(run: Path) -> int:
+
+def main(run: Path, *, report: bool = True) -> int:
     """Start or resume a run.
+
+    Args:
+        run: its folder.
+        report: write its report.
 
     Returns:
         Exit status.
@@ -41,7 +47,8 @@ def main(run: Path) -> int:
         return stopped.status
     except KeyboardInterrupt:
         return INTERRUPTED
-    run_report(run)
+    if report:
+        run_report(run)
     return 0
 
 
@@ -51,4 +58,4 @@ def _follow_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), report=NO_REPORT not in sys.argv))
