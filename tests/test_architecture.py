@@ -12,6 +12,7 @@ LAYERS = (
     "api",
     "demo",
     "starting",
+    "tuning",
     "comparison",
     "inspection",
     "sharing",

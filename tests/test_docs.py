@@ -18,6 +18,7 @@ from dfmsd.cli import main as cli
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
+from dfmsd.tuning.config import TuneConfig
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -43,7 +44,7 @@ def test_commands_parse(line: list[str], tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_configs_parse(page: Path, tmp_path: Path) -> None:
-    kinds = {"pairs": CompareConfig, "stages": DistillConfig, "model": TrainConfig}
+    kinds = {"tune": TuneConfig, "pairs": CompareConfig, "stages": DistillConfig, "model": TrainConfig}
     for block in blocks(page, "yaml"):
         path = tmp_path / "config.yaml"
         path.write_text(block.text)

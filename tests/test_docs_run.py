@@ -7,10 +7,11 @@ its inputs; the quickstart runs in order in one folder. Skipped lines state thei
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from dfmsd.cli import main as cli
 from dfmsd.comparison import runner
-from dfmsd.comparison.runs import PlannedRun
+from dfmsd.comparison.jobs import Job
 from dfmsd.data import DataConfig
 from dfmsd.detectors import load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
@@ -33,6 +34,7 @@ from dfmsd.engine.run import distill
 from dfmsd.estimation import estimator
 from dfmsd.exporting import exporter
 from dfmsd.reporting import run_report
+from dfmsd.tuning import contest, search
 
 TINY = "--data.image_size 64 --data.batch_size 4"
 SMALL = {
@@ -42,7 +44,7 @@ SMALL = {
     "fpn_channels": "16",
     "head_convs": "1",
 }
-LONG = ("init", "train", "check", "distill", "estimate", "compare", "export", "report", "visualize")
+LONG = ("init", "train", "check", "distill", "estimate", "compare", "tune", "export", "report", "visualize")
 """Commands that take seconds even on tiny data."""
 NOT_RUN = {
     "make": "creates a virtual environment, or trains for minutes: tests/test_docs.py dry-runs the target",
@@ -61,6 +63,14 @@ NEEDS = {
     "[tensorboard, mlflow]": "mlflow",
 }
 """Word of a line -> package of the extra it needs."""
+FURTHER = {
+    "distill": ["--overwrite"],
+    "tune": shlex.split(
+        "--trials 1 --stages.0.teacher runs/teacher_a --stages.1.teacher runs/teacher_b "
+        """--tune.space '{"plan": ["config", "T1"]}'"""
+    ),
+}
+"""Command -> flags that shorten it."""
 BEFORE = {
     "report runs/compare": "compare --config compare.yaml --methods none,pkd",
     "predict --model shared/student": "share runs/student --out shared/student",
@@ -132,12 +142,13 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(estimator, "estimate", functools.partial(estimator.estimate, seconds=0))
     monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
-    monkeypatch.setattr(runner, "run_all", run_here)
+    for module in (runner, search, contest):
+        monkeypatch.setattr(module, "run_all", run_here)
     return folder
 
 
-def run_here(runs: Sequence[PlannedRun], jobs: int, lock: int, ended: Any, console: Any) -> None:
-    """Run a comparison in this process; tests/comparison/test_jobs.py tests its worker processes."""
+def run_here(runs: Iterable[Job], jobs: int, ended: Any, console: Any, **options: Any) -> None:
+    """Run a comparison or a search in this process; tests/comparison/test_jobs.py tests its worker processes."""
     for run in runs:
         distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
         run_report(run.folder.path)
@@ -172,7 +183,7 @@ def small(line: Sequence[str]) -> list[str]:
         flags += ["--data.pseudo.score", "0.01", "--data.pseudo.teacher", "runs/baseline"]
     if line[0] == "estimate":
         return flags
-    return [*flags, "--allow-weak-teacher", *(["--overwrite"] if line[0] == "distill" else [])]
+    return [*flags, "--allow-weak-teacher", *FURTHER.get(line[0], [])]
 
 
 def run(line: Sequence[str]) -> None:
@@ -198,7 +209,7 @@ def outputs(line: Sequence[str]) -> list[Path]:
         return list(Path(line[1]).glob("*/report.html")) or [Path(line[1], "report.html")]  # of each pair, or of a run
     if line[0] == "export":
         return [Path(out or "runs/student/student.onnx")]
-    if "--config" in line and line[0] in ("train", "distill", "compare") and "--dry-run" not in line:
+    if "--config" in line and line[0] in ("train", "distill", "compare", "tune") and "--dry-run" not in line:
         config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
         folder = Path(out or config["out"])
         pages = [folder / pair for pair in config["pairs"]] if line[0] == "compare" else [folder]

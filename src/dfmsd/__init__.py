@@ -12,7 +12,7 @@ from dfmsd.utils.lazy import lazy_imports
 if TYPE_CHECKING:
     from dfmsd import data, detectors, losses
     from dfmsd.api.models import convert, evaluate, export, inspect_data, predict, report, share, visualize
-    from dfmsd.api.planning import check, compare, estimate, init, rank_teachers
+    from dfmsd.api.planning import check, compare, estimate, init, rank_teachers, tune
     from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.data.config import DataConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dfmsd.engine.optim import OptimConfig
     from dfmsd.engine.run import Result
     from dfmsd.errors import DfmsdError
+    from dfmsd.tuning.config import TuneConfig, TuneSection
     from dfmsd.types import Batch, Detections, FeaturePyramid, LevelSpec, Target
 else:  # torch, torchvision and Lightning take seconds to import
     __getattr__, __dir__ = lazy_imports(__name__)
@@ -58,6 +59,8 @@ __all__ = [
     "StageConfig",
     "Target",
     "TrainConfig",
+    "TuneConfig",
+    "TuneSection",
     "build_detector",
     "check",
     "compare",
@@ -78,5 +81,6 @@ __all__ = [
     "save_detector",
     "share",
     "train",
+    "tune",
     "visualize",
 ]

@@ -8,13 +8,14 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
 from dfmsd.errors import DfmsdError
 from dfmsd.utils import lock
-from dfmsd.utils.lock import LOCK, WRITER, empty, locked, refuse_writer
+from dfmsd.utils.lock import LOCK, WRITER, empty, is_locked, locked, refuse_writer, waiting
 
 HOLD = """
 import sys, time
@@ -59,6 +60,23 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         refuse_writer(tmp_path / "run")
         with locked(tmp_path / "run"):  # at once: on its own machine, a process can be looked up
             pass
+
+
+def test_a_process_waits_for_a_lock_until_its_owner_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not is_locked(folder)
+    with holder(folder) as process:
+        assert is_locked(folder)
+        Timer(0.5, process.kill).start()
+        start = time.monotonic()
+        with waiting(folder):
+            assert time.monotonic() - start > 0.4
+            assert is_locked(folder)
+        process.wait()
+    assert not is_locked(folder)
+    (tmp_path / "file").touch()
+    with refused("out: cannot write to"), waiting(tmp_path / "file" / "run"):
+        pass
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:

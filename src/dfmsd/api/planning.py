@@ -1,4 +1,4 @@
-"""Functions around a training: start a config, check it, rank its teachers, estimate its cost, compare many."""
+"""Functions around a training: start a config, check it, rank its teachers, estimate, compare and tune."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
 from dfmsd.starting.outputs import check_files, output_files
+from dfmsd.tuning.config import TuneConfig
 from dfmsd.utils.coerce import coerce
+from dfmsd.utils.extras import check_extra
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from dfmsd.engine.preflight import Preflight
     from dfmsd.estimation.estimator import Estimate
     from dfmsd.ranking.ranker import Ranking
+    from dfmsd.tuning.outcome import TuneResult
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
@@ -243,3 +246,53 @@ def compare(
     check_names(settings, CompareConfig, compare)
     resolved = resolve_config(CompareConfig, config, settings)
     return runner.compare(resolved, jobs=jobs, allow_weak_teacher=allow_weak_teacher, dry_run=dry_run)
+
+
+def tune(
+    config: TuneConfig | str | Path,
+    *,
+    trials: int | None = None,
+    hours: float | None = None,
+    jobs: int = 1,
+    storage: str | None = None,
+    dry_run: bool = False,
+    allow_weak_teacher: bool = False,
+    **settings: Any,
+) -> TuneResult | None:
+    """Search for the settings of a distillation on held-out training images, with Optuna.
+
+    The best three configurations are repeated with a second seed, and the winner is trained on all training images and
+    measured on the val split. Calling it again continues the search; several processes may share one.
+
+    Args:
+        config: a `TuneConfig`, or the path of its YAML file, which may be that of a distillation.
+        trials: number of trials in total.
+        hours: time for everything, instead of trials or besides them.
+        jobs: runs at a time, each in a process with its share of the cores.
+        storage: URL of the study, such as ``postgresql://user@host/name`` or ``journal:///study.log``; None is an
+            SQLite file in ``out``.
+        dry_run: print what is searched and about how long it takes, and do nothing.
+        allow_weak_teacher: accept a teacher that knows none of the classes or has an AP near 0.
+        **settings: keys of `TuneConfig` that replace the config's, such as ``out``.
+
+    Returns:
+        The best config, its gain, and what was measured; None for a dry run.
+
+    Raises:
+        DfmsdError: bad input, a storage that cannot be reached, or one whose study searches something else.
+    """
+    check_extra("tune", ["optuna"], "tune")
+    check_names(settings, TuneConfig, tune)
+    resolved = resolve_config(TuneConfig, config, settings)
+
+    from dfmsd.tuning import tuner
+
+    return tuner.tune(
+        resolved,
+        trials=trials,
+        hours=hours,
+        jobs=jobs,
+        storage=storage,
+        dry_run=dry_run,
+        allow_weak_teacher=allow_weak_teacher,
+    )

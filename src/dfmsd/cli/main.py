@@ -20,6 +20,7 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import command_parser, explain
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
+from dfmsd.tuning.config import TuneConfig
 from dfmsd.utils.console import console, discard
 
 
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "check": Command(runs.check_parser, runs.check_command, DistillConfig),
     "estimate": Command(runs.estimate_parser, runs.estimate_command, DistillConfig),
     "compare": Command(runs.compare_parser, runs.compare_command, CompareConfig),
+    "tune": Command(runs.tune_parser, runs.tune_command, TuneConfig),
     "evaluate": Command(models.evaluate_parser, models.evaluate_command),
     "predict": Command(models.predict_parser, models.predict_command),
     "export": Command(models.export_parser, models.export_command),
@@ -87,7 +89,7 @@ def run(arguments: Sequence[str]) -> None:
     for file in files:
         check_yaml(file, config)
     try:
-        if config is DistillConfig:
+        if config in (DistillConfig, TuneConfig):
             arguments = [name, *merge_list_flags(subparsers[name], arguments[1:])]
         if config is CompareConfig:
             arguments = split_lists(arguments)

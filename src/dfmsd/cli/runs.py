@@ -1,4 +1,4 @@
-"""Commands that train, or plan a training: demo, init, train, distill, check, estimate, compare."""
+"""Commands that train, or plan a training: demo, init, train, distill, check, estimate, compare, tune."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import command_parser, config_parser
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
+from dfmsd.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
@@ -169,6 +170,37 @@ def compare_command(values: Namespace) -> None:
     )
     if any(pair.failed for pair in results):
         sys.exit(1)
+
+
+def tune_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd tune``."""
+    parser = config_parser(TuneConfig)
+    parser.description = "Search for the settings of a distillation on held-out training images."
+    parser.epilog = "The keys are those of dfmsd distill, and tune. Repeat the command to continue a search."
+    parser.add_argument("--trials", type=int | None, default=None, help="number of trials in total")
+    parser.add_argument(
+        "--hours", type=float | None, default=None, help="time for everything, besides or without --trials"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument(
+        "--storage", type=str | None, default=None, help="URL of the study; an SQLite file in --out by default"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the search space and the hours, and do nothing")
+    parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher with a low AP")
+    return parser
+
+
+def tune_command(values: Namespace) -> None:
+    """Run ``dfmsd tune``."""
+    planning.tune(
+        parsed_config(TuneConfig, values),
+        trials=values.trials,
+        hours=values.hours,
+        jobs=values.jobs,
+        storage=values.storage,
+        dry_run=values.dry_run,
+        allow_weak_teacher=values.allow_weak_teacher,
+    )
 
 
 def _add_run_flags(parser: ArgumentParser) -> None:

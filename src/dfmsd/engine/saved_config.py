@@ -32,9 +32,14 @@ FREE_ON_RESUME: dict[str, Any] = {
 """Keys whose values may change when a run is resumed."""
 
 
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return a config as plain values, with every loss option written out."""
+    return _with_loss_options(asdict(config))
+
+
 def to_yaml(config: RunConfig) -> str:
     """Serialize a config, with every loss option written out so that later changes of defaults do not affect it."""
-    return yaml.safe_dump(_with_loss_options(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
 
 
 def write_config(config: RunConfig, run: Path) -> None:

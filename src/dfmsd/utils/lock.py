@@ -62,6 +62,39 @@ def locked(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+@contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+    """Reserve a folder as `locked` does, but wait for the process that holds it instead of refusing.
+
+    Args:
+        folder: Folder, which is created where it is missing.
+
+    Raises:
+        DfmsdError: The folder cannot be written.
+    """
+    make_folder(folder)
+    lock = _lock_of(folder)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise DfmsdError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether another process holds a folder; one that was killed no longer does."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = _lock_of(folder)
+    if not _acquire(lock):
+        return True
+    lock.release()
+    return False
+
+
 def refuse_writer(folder: Path) -> None:
     """Refuse a folder that another process is writing.
 
@@ -89,7 +122,7 @@ def empty(folder: Path) -> None:
 
 @contextmanager
 def _lease(folder: Path, remedy: str) -> Iterator[None]:
-    lock = SoftFileLease(folder / LOCK, lease_duration=LEASE, heartbeat_interval=HEARTBEAT, poll_interval=POLL / 4)
+    lock = _lock_of(folder)
     try:
         if not _acquire(lock):
             writer = _read_writer(folder)
@@ -101,6 +134,10 @@ def _lease(folder: Path, remedy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_of(folder: Path) -> SoftFileLease:
+    return SoftFileLease(folder / LOCK, lease_duration=LEASE, heartbeat_interval=HEARTBEAT, poll_interval=POLL / 4)
 
 
 def _acquire(lock: SoftFileLease, seconds: float = 0) -> bool:

@@ -1,0 +1,71 @@
+"""Output folder of a search: the names of its files and folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """The files of a search, whose processes all share them.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The study, unless another storage is given."""
+        return self.path / "study.db"
+
+    @property
+    def table_file(self) -> Path:
+        """One row per trial."""
+        return self.path / "study.csv"
+
+    @property
+    def report_file(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def best_file(self) -> Path:
+        """The best config, for `dfmsd distill`."""
+        return self.path / "best.yaml"
+
+    @property
+    def teachers(self) -> Path:
+        """Run folders of near teachers that the trials share."""
+        return self.path / "teachers"
+
+    def trial(self, number: int) -> Path:
+        """Run folder of a trial."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def repeat(self, name: str, seed: int) -> Path:
+        """Run folder of a configuration with a seed, on the held-out images."""
+        return self.path / "repeats" / f"{name.replace(' ', '-')}-seed-{seed}"
+
+    def final(self, name: str) -> Path:
+        """Run folder of a training on all training images."""
+        return self.path / "final" / name
+
+    @property
+    def identity_file(self) -> Path:
+        """Random number that the study knows, too."""
+        return self.path / ".tune" / "identity"
+
+    def lock(self, name: str) -> Path:
+        """Folder whose lock one process at a time holds."""
+        return self.path / ".tune" / name
+
+    def process(self, name: str) -> Path:
+        """Folder that a process holds as long as it lives."""
+        return self.path / ".tune" / "processes" / name
+
+    def __str__(self) -> str:
+        files = (self.best_file, self.report_file, self.table_file)
+        return f"{self.path}: {', '.join(file.name for file in files)}"

@@ -1,0 +1,74 @@
+"""What a search looks for: the config, the space, and the config of each trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.saved_config import to_plain
+from dfmsd.tuning.folder import SearchFolder
+from dfmsd.tuning.plans import CONFIG, Plan
+from dfmsd.tuning.space import BASIS, PLAN, Space, with_values
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched.
+
+    Attributes:
+        config: of a trial, before its parameters are set.
+        original: the config as it is written, on all training images.
+        space: the parameters.
+        plans: name -> plan.
+        first: parameters of the first trial.
+        folder: of the search.
+    """
+
+    config: DistillConfig
+    original: DistillConfig
+    space: Space
+    plans: Mapping[str, Plan]
+    first: Mapping[str, Any]
+    folder: SearchFolder
+
+    def config_of(self, parameters: Mapping[str, Any], *, written: bool = False) -> DistillConfig:
+        """Return the config of a trial.
+
+        Args:
+            parameters: of the trial.
+            written: as `dfmsd distill` takes it: on all training images, and with a near teacher of its own.
+
+        Raises:
+            DfmsdError: the values do not go together.
+        """
+        values = {key: self.space[key].values.get(value, value) for key, value in parameters.items()}
+        plan = self.plans[values.pop(PLAN, CONFIG)]
+        basis = values.pop(BASIS, None)
+        changed = with_values(self.original if written else self.config, values)
+        stages = [
+            stage if basis is None or stage.basis != "auto" else replace(stage, basis=basis)
+            for stage in (plan.written if written else plan.stages)
+        ]
+        return replace(changed, stages=stages)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what two processes must agree on to work on one study, as JSON types."""
+        config = {key: value for key, value in to_plain(self.config).items() if key not in ("out", "max_hours")}
+        space = {key: parameter.as_json() for key, parameter in self.space.items()}
+        described: dict[str, Any] = json.loads(json.dumps({"config": config, "space": space}))
+        return described
+
+
+def differing(former: Any, current: Any, key: str = "") -> list[str]:
+    """Return the keys in which two descriptions differ, such as ``space.balance``."""
+    if isinstance(former, dict) and isinstance(current, dict) and key.count(".") < 1:
+        names = dict.fromkeys([*former, *current])
+        return [
+            found
+            for name in names
+            for found in differing(former.get(name), current.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if former == current else [key]

@@ -1,0 +1,207 @@
+"""Search for the settings of a distillation, from its config to its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from optuna.distributions import CategoricalDistribution
+from rich.table import Table
+
+from dfmsd.comparison.jobs import preemptible
+from dfmsd.comparison.teachers import measure_teachers
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.detectors import check_frozen
+from dfmsd.engine.build import check_contents
+from dfmsd.engine.run import make_teacher
+from dfmsd.engine.teachers import find_teachers
+from dfmsd.errors import DfmsdError
+from dfmsd.estimation.estimator import estimate
+from dfmsd.runfolder import RunFolder
+from dfmsd.tuning.config import TuneConfig
+from dfmsd.tuning.contest import BEST, choose_winner, final_configs, repeat_best, retrain
+from dfmsd.tuning.folder import SearchFolder
+from dfmsd.tuning.outcome import TuneResult, summarize, write_best, write_table
+from dfmsd.tuning.page import write_report
+from dfmsd.tuning.plans import CONFIG, build_plan, default_plans, refused_plans, teachers_of
+from dfmsd.tuning.problem import Problem
+from dfmsd.tuning.run import remove_checkpoints
+from dfmsd.tuning.search import FOLLOWING, Budget, search
+from dfmsd.tuning.space import PLAN, Space, build_space, first_values, with_values
+from dfmsd.tuning.storage import SQLITE, explain_lost, open_storage
+from dfmsd.tuning.study import FOLDER, SharedStudy
+from dfmsd.utils.coerce import coerce
+from dfmsd.utils.console import console, quieted
+from dfmsd.utils.distributed import check_rank
+from dfmsd.utils.files import check_writable, make_folder
+from dfmsd.utils.lock import waiting
+
+
+def tune(
+    config: TuneConfig,
+    *,
+    trials: int | None,
+    hours: float | None = None,
+    jobs: int = 1,
+    storage: str | None = None,
+    allow_weak_teacher: bool = False,
+    dry_run: bool = False,
+) -> TuneResult | None:
+    """Search for the settings of a distillation; repeating the call continues the search.
+
+    Args:
+        config: the distillation, and what is varied in it.
+        trials: number of trials of the whole study, over all calls and processes.
+        hours: time for everything; no trial begins that would exceed it.
+        jobs: runs at a time, each in a process with its share of the cores.
+        storage: URL of the study; None is an SQLite file in ``config.out``.
+        allow_weak_teacher: accept teachers that know none of the classes or have an AP of about 0.
+        dry_run: print what is searched and about how long it takes, and do nothing else.
+
+    Returns:
+        The outcome; None for a dry run.
+
+    Raises:
+        DfmsdError: invalid input, a storage that cannot be reached or whose study searches something else, or a config
+            that does not work.
+        Stopped: SIGTERM, SIGUSR1 or SIGHUP ended the search; the runs are saved, and the next call continues them.
+    """
+    budget = _check_budget(trials, hours, jobs)
+    check_rank((1, 1))
+    folder = SearchFolder(Path(config.out))
+    if RunFolder(folder.path).exists:
+        raise DfmsdError(f"out: {folder.path} holds a run; choose another folder for the search")
+    if not dry_run:
+        check_writable(folder.path)
+    check_frozen(config.student)
+    trial = config.as_trial()
+    data = CocoDataModule(trial.data, digest=trial.teacher_cache is not None, teacher_size=trial.teacher_size)
+    check_contents(data)
+    problem = pose(config, data.class_names, folder)
+    if dry_run:
+        print_problem(problem)
+        _print_estimate(problem, budget)
+        return None
+    url = storage or f"{SQLITE}{folder.database}"
+    if storage is None:
+        make_folder(folder.path)
+    with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
+        study = SharedStudy(open_storage(url), problem, budget.trials, budget.is_over)
+        print_problem(problem)
+        with study.joined():
+            with waiting(folder.lock("teachers")):
+                _make_teachers(problem, data, allow_weak=allow_weak_teacher)
+            search(study, budget)
+            with waiting(folder.lock("finishing")):
+                return finish(problem, study, jobs)
+
+
+def pose(config: TuneConfig, class_names: Sequence[str], folder: SearchFolder) -> Problem:
+    """Work out what is searched.
+
+    Args:
+        config: the distillation, and what is varied in it.
+        class_names: of the data.
+        folder: of the search.
+
+    Raises:
+        DfmsdError: an unknown parameter, a value that the config refuses, or a plan that does not apply.
+    """
+    trial, given = with_values(config.as_trial(), {}), config.tune.space
+    stated = given.get(PLAN) is not None
+    names = [] if PLAN in given else default_plans(trial)
+    space = build_space(trial, given, names or [CONFIG])
+    plans = {name: build_plan(trial, name, folder.teachers) for name in dict.fromkeys([*_choices(space), CONFIG])}
+    for name, reason in refused_plans(trial, plans, class_names).items():
+        if name == CONFIG or stated:
+            raise DfmsdError(reason if name == CONFIG else f"tune.space.plan: {name} does not apply: {reason}")
+        console.print(f"plan {name} does not apply: {reason}", highlight=False)
+        del plans[name]
+    if not stated and PLAN in space:
+        space = build_space(trial, given, [name for name in names if name in plans])
+    original = with_values(config.as_written(), {})
+    return Problem(trial, original, space, plans, first_values(space, trial), folder)
+
+
+def print_problem(problem: Problem) -> None:
+    """Print the search space and the first trial."""
+    table = Table("parameter", "values", "first trial", title="search space")
+    for key, parameter in problem.space.items():
+        described = parameter.as_json()["attributes"]
+        values = described.get("choices") or [f"{described['low']:g} to {described['high']:g}"]
+        table.add_row(key, ", ".join(map(str, values)), str(problem.first[key]))
+    console.print(table)
+    for number, name in enumerate(teachers_of(problem.config), 1):
+        console.print(f"T{number}: {name}", highlight=False)
+
+
+def finish(problem: Problem, study: SharedStudy, jobs: int) -> TuneResult:
+    """Repeat the best trials with a second seed, train the winner on all images, and write the files.
+
+    Args:
+        problem: what was searched.
+        study: without a running trial.
+        jobs: runs at a time.
+
+    Raises:
+        DfmsdError: no trial has finished, or a run fails.
+    """
+    trials = study.frozen()
+    write_table(problem, trials)
+    candidates = repeat_best(problem, trials, jobs)
+    winner = choose_winner(candidates)
+    best = write_best(problem, final_configs(problem, winner)[BEST], winner)
+    runs = retrain(problem, winner, jobs)
+    final = {name: (run.folder.read_metrics() or {}).get("AP") for name, run in runs.items()}
+    summary = summarize(candidates, winner, final)
+    result = TuneResult(best, winner.name, summary, tuple(candidates), final, problem.folder.path)
+    write_report(problem, study.load(), result)
+    for trial in trials:
+        remove_checkpoints(RunFolder(problem.folder.path / trial.user_attrs[FOLDER]))
+    console.print(summary, highlight=False)
+    console.print(str(problem.folder), highlight=False)
+    return result
+
+
+def _check_budget(trials: int | None, hours: float | None, jobs: int) -> Budget:
+    if trials is None and hours is None:
+        raise DfmsdError("trials: missing; pass `trials`, `hours` or both")
+    if trials is not None and coerce(trials, int, "trials") < 1:
+        raise DfmsdError(f"trials must be at least 1, got {trials}")
+    if hours is not None and not coerce(hours, float, "hours") > 0:
+        raise DfmsdError(f"hours must be above 0, got {hours}")
+    if coerce(jobs, int, "jobs") < 1:
+        raise DfmsdError(f"jobs must be at least 1, got {jobs}")
+    return Budget(trials, hours, jobs)
+
+
+def _make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -> None:
+    """Make the teachers of all plans, and measure those of the config on the held-out images."""
+    path = problem.folder.path
+    named = [*teachers_of(problem.config), problem.config.labeler]
+    teachers = [name for name in dict.fromkeys(named) if name]
+    names = problem.config.teacher_classes
+    measure_teachers(teachers, data, path, console, allow_weak=allow_weak, teacher_classes=names)
+    recipes = {name: recipe for plan in problem.plans.values() for name, recipe in plan.recipes.items()}
+    make = partial(make_teacher, allow_weak_teacher=allow_weak)
+    find_teachers(list(recipes), data.class_names, path / "student", recipes=recipes).make(make)
+
+
+def _print_estimate(problem: Problem, budget: Budget) -> None:
+    """Print how long a run of the first trial's config takes, and the search if no trial ends early."""
+    hours = estimate(problem.config_of(problem.first, written=True)).prediction.hours
+    line = f"a whole run takes about {hours:.2f} h on this machine"
+    if budget.trials is not None:
+        whole = (budget.trials + FOLLOWING) * hours / budget.jobs
+        line += f"; {budget.trials} trials and the runs after them take at most about {whole:.1f} h"
+    console.print(line, highlight=False)
+
+
+def _choices(space: Space) -> list[str]:
+    if PLAN not in space:
+        return []
+    distribution = space[PLAN].distribution
+    assert isinstance(distribution, CategoricalDistribution)
+    return [str(choice) for choice in distribution.choices]

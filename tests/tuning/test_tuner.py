@@ -1,0 +1,202 @@
+"""A whole search with runs that take no time, and what is refused before it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.command import Command
+from tests.helpers.pages import Page
+from tests.tuning.conftest import SPACE, FakeRuns
+
+import dfmsd as package
+from dfmsd.data import DataConfig
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_config
+from dfmsd.engine.saved_config import to_yaml
+from dfmsd.errors import DfmsdError
+from dfmsd.runfolder import RunFolder
+from dfmsd.tuning import tuner
+from dfmsd.tuning.config import TuneConfig, TuneSection
+from dfmsd.tuning.outcome import TuneResult
+
+MakeTune = Callable[..., TuneConfig]
+
+
+def searched(config: TuneConfig, trials: int = 6, **options: Any) -> TuneResult:
+    storage = f"journal:///{config.out}.log"
+    result = package.tune(config, trials=trials, allow_weak_teacher=True, storage=storage, **options)
+    assert result is not None
+    return result
+
+
+def test_search_ends_with_the_best_config_beside_config_and_baseline(
+    tune_config: MakeTune, fake: FakeRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tune_config(tmp_path / "out")
+    result = searched(config)
+    assert result.winner == "trial 5"
+    assert {one.name: sorted(one.aps) for one in result.candidates} == {
+        name: [0, 1] for name in ("trial 5", "config", "baseline")
+    }
+    assert set(result.final) == {"best", "config", "baseline"}
+    assert fake.reports == [f"{name} on all training images" for name in ("best", "config", "baseline")]
+    said = " ".join(capsys.readouterr().err.split())
+    assert result.summary in said
+    assert "6 of 6 trials done, at most about 0.0 h left" in said
+
+    best = read_config(DistillConfig, tmp_path / "out" / "best.yaml")
+    assert best == result.best
+    assert (best.data.holdout, best.eval_every, best.logger) == (0.0, config.eval_every, config.logger)
+    stages = [replace(stage, epochs=1) for stage in best.stages]
+    again = package.distill(tmp_path / "out" / "best.yaml", stages=stages, allow_weak_teacher=True, report=False)
+    assert again.run == tmp_path / "out" / "best"
+    trained = read_config(DistillConfig, tmp_path / "out" / "final" / "best" / "config.yaml")
+    assert trained == replace(best, out=trained.out, eval_every=8)  # measured once
+    baseline = read_config(DistillConfig, tmp_path / "out" / "final" / "baseline" / "config.yaml")
+    assert baseline == replace(trained.without_teachers(), out=baseline.out)
+
+    with (tmp_path / "out" / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert {row["state"] for row in rows} == {"complete", "pruned"}
+    page = Page(tmp_path / "out" / "report.html")
+    assert page.headings[2:5] == ["History", "Importance of the parameters", "Parallel coordinates"]
+    assert [plot["traces"][0]["type"] for plot in page.plots] == ["scatter", "bar", "scatter"]
+    finished = sum(row["state"] == "complete" for row in rows)
+    assert sum(trace["mode"] == "lines" for trace in page.plots[2]["traces"]) == finished
+    assert result.summary in page.html
+    assert not [reference for reference in page.references if reference.startswith("http")]
+
+    left = {path.parent.name for path in (tmp_path / "out").rglob("*.ckpt")}
+    assert left == {"best", "config", "baseline"}  # of ordinary runs, which may be continued
+    assert all(RunFolder(run).metrics_file.exists() for run in (tmp_path / "out" / "repeats").iterdir())
+    begun = len(fake.begun)
+    assert searched(config).summary == result.summary
+    assert len(fake.begun) == begun
+
+
+def test_config_that_no_trial_beats_wins(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
+    stages = [StageConfig(8, teacher=list(tune_config(tmp_path).stages[index].teachers[0] for index in (0, 1)))]
+    space = {**SPACE, "plan": ["config", "T1"], "basis": None, "alpha": None}
+    result = searched(tune_config(tmp_path / "out", space, stages=stages), 3)
+    assert result.winner == "config"
+    assert set(result.final) == {"best", "baseline"}
+    assert "No trial was better than the config with both seeds together." in result.summary
+
+
+def test_config_outside_the_space_is_measured_beside_it(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
+    result = searched(tune_config(tmp_path / "out", {**SPACE, "plan": ["T1"], "balance": [4, 6]}), 2)
+    assert result.winner == "config"
+    assert ("config, seed 0", 0) in fake.begun
+
+
+def test_failing_repeat_ends_the_search_and_is_made_up_for(
+    tune_config: MakeTune, fake: FakeRuns, tmp_path: Path
+) -> None:
+    fake.fails = {"baseline, seed 1": "no space left"}
+    config = tune_config(tmp_path / "out")
+    with pytest.raises(DfmsdError, match="baseline, seed 1 has failed: no space left; the search is kept, repeat"):
+        searched(config, 1)
+    fake.fails = {}
+    assert searched(config, 1).winner == "config"
+
+
+def written(dfmsd: Command, config: TuneConfig, **changes: Any) -> str:
+    values = asdict(config)
+    return dfmsd.write("tune.yaml", {**values, **changes})
+
+
+def test_dry_run_prints_space_and_hours_and_writes_nothing(
+    tune_config: MakeTune, dfmsd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(dfmsd, tune_config(Path("out")))
+    monkeypatch.setattr(tuner, "estimate", functools.partial(tuner.estimate, seconds=0))
+    before = sorted(dfmsd.folder.rglob("*"))
+    status, _, said = dfmsd("tune", "--config", file, "--trials", 20, "--jobs", 2, "--dry-run")
+    assert status == 0
+    assert re.search(r"loss.alpha +│ 0 to 1 +│ 0.3", said)
+    assert "20 trials and the runs after them take at most about" in " ".join(said.split())
+    assert sorted(dfmsd.folder.rglob("*")) == before
+
+
+def test_bad_space_and_storage_are_refused_in_one_line(tune_config: MakeTune, dfmsd: Command) -> None:
+    file = written(dfmsd, tune_config(Path("out"), {"alhpa": [0, 1]}))
+    assert "tune.space.alhpa: there is no such key; parameters are plan, basis, " in dfmsd.refusal(
+        "tune", "--config", file, "--trials", 1
+    )
+    file = written(dfmsd, tune_config(Path("out")))
+    url = "postgresql://me:secret@nowhere.invalid/x"
+    said = dfmsd.refusal("tune", "--config", file, "--trials", 1, "--storage", url)
+    assert "storage: cannot open postgresql://me:***@nowhere.invalid/x" in said
+    assert "secret" not in said
+    assert "trials: missing; pass --trials, --hours or both" in dfmsd.refusal("tune", "--config", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"hours": 0}, "hours must be above 0, got 0"),
+        ({"trials": 1, "jobs": 0}, "jobs must be at least 1, got 0"),
+        ({"trials": 1, "devices": 2}, "each trial runs in one process; leave out devices and num_nodes"),
+        ({"trials": 1, "max_epochs": 2}, "no setting 'max_epochs'"),
+    ],
+)
+def test_bad_budget_is_refused(tune_config: MakeTune, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message):
+        package.tune(tune_config(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_study_of_another_space_and_a_run_as_folder_are_refused(
+    tune_config: MakeTune, fake: FakeRuns, dfmsd: Command, finished_run: Callable[..., Path]
+) -> None:
+    file = written(dfmsd, tune_config(Path("out")))
+    assert dfmsd("tune", "--config", file, "--trials", 1, "--allow-weak-teacher")[0] == 0
+    assert (dfmsd.folder / "out" / "study.db").exists()
+    said = dfmsd.refusal("tune", "--config", file, "--trials", 1, "--tune.space", '{"alpha": [0, 1]}')
+    assert "storage: its study out searches something else; space." in said
+    run = finished_run("student")
+    assert f"{run} holds a run" in dfmsd.refusal("tune", "--config", file, "--trials", 1, "--out", run)
+
+
+def test_missing_optuna_names_the_extra(tune_config: MakeTune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("dfmsd.utils.extras._is_installed", lambda package: False)
+    with pytest.raises(DfmsdError, match=r"tune needs optuna: pip install 'dfmsd\[tune\]'"):
+        package.tune(tune_config(tmp_path), trials=1)
+
+
+def test_plain_distillation_is_a_config_of_a_search(
+    distill_config: Callable[..., DistillConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "distill.yaml").write_text(to_yaml(distill_config(tmp_path / "run")))
+    config = read_config(TuneConfig, tmp_path / "distill.yaml")
+    assert config.tune == TuneSection()
+    assert config.as_trial().data.holdout == 0.2
+
+
+def test_config_without_teacher_is_refused(tune_config: MakeTune, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match="stages: none has a teacher, so there is no distillation to tune"):
+        tune_config(tmp_path, stages=[StageConfig(2)])
+
+
+def test_one_image_cannot_be_held_out(tune_config: MakeTune, tmp_path: Path, tiny_coco: Path) -> None:
+    file = tiny_coco / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"] = content["images"][:1]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == 1]
+    file.write_text(json.dumps(content))
+    config = tune_config(tmp_path / "out", data=DataConfig(str(tiny_coco), image_size=64, batch_size=2))
+    with pytest.raises(DfmsdError, match=r"data.holdout: a share of 0.2 holds out . of 1 images"):
+        package.tune(config, trials=1)
