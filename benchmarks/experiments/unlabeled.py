@@ -1,9 +1,11 @@
 """Do unlabeled images help? A quarter of aquarium's labels, with and without the other images.
 
     python benchmarks/experiments/unlabeled.py --jobs 2       # writes benchmarks/results/unlabeled.json
+    python benchmarks/experiments/unlabeled.py --rows pseudo  # one of alone, more and pseudo; the others stay there
 
-Every fourth training image keeps its annotations. The teacher was trained on the whole training set, including the
-labels withheld from the student. Finished runs are reused.
+Every fourth training image keeps its annotations. The others are left out, feed the distillation terms, or have
+pseudo-labels of the teacher as well, with which the baseline trains, too. The teacher was trained on the whole training
+set, including the labels withheld from the student. Finished runs are reused.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.runner import compare
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.utils.files import write_json
 
@@ -41,22 +44,39 @@ def split(root: Path, rest: Path) -> None:
     write_json(root / "annotations/instances_train.json", {**whole, "images": kept, "annotations": annotations})
 
 
+def comparisons(config: CompareConfig, rest: Path) -> dict[str, tuple[str, CompareConfig]]:
+    """Return the rows: key -> name in the JSON file, and comparison."""
+    (teachers,) = config.pairs.values()
+    more = replace(config.data, unlabeled=str(rest))
+    pseudo = replace(more, pseudo=PseudoConfig("auto"))
+    return {
+        "alone": ("labels alone", config),
+        "more": ("with the other images", replace(config, data=more, pairs={"unlabeled": teachers})),
+        "pseudo": (
+            "with pseudo-labels of the other images",
+            replace(config, data=pseudo, pairs={"pseudo": teachers}, out=f"{config.out}-pseudo"),
+        ),
+    }
+
+
 def main() -> None:
     """Prepare the data, run missing experiments and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rows", nargs="+", choices=["alone", "more", "pseudo"], default=["alone", "more", "pseudo"])
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    config = read_config(CompareConfig, CONFIG)
+    config = read_config(CompareConfig, options.config)
     root = Path(config.data.root)
     rest = root.with_name(f"{root.name}_rest")
     if not rest.exists():
         split(root, rest)
-    (teachers,) = config.pairs.values()
-    more = replace(config, data=replace(config.data, unlabeled=str(rest)), pairs={"unlabeled": teachers})
-    results: dict[str, Any] = {}
-    for name, one in (("labels alone", config), ("with the other images", more)):
-        results[name] = [pair.as_json() for pair in compare(one, jobs=options.jobs)]
-        write_json(RESULTS, results)
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for key, (name, one) in comparisons(config, rest).items():
+        if key in options.rows:
+            results[name] = [pair.as_json() for pair in compare(one, jobs=options.jobs)]
+            write_json(options.out, results)
 
 
 if __name__ == "__main__":
