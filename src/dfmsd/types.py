@@ -50,16 +50,22 @@ class LevelSpec(NamedTuple):
         return level._replace(sizes=(lower, math.inf if upper is None else upper))
 
 
-class Target(TypedDict):
-    """Ground truth of one image.
+class _Objects(TypedDict):
+    boxes: Tensor
+    labels: Tensor
+
+
+class Target(_Objects, total=False):
+    """Ground truth or pseudo-labels of one image.
 
     Keys:
         boxes: float32, ``M x 4``, xyxy in pixels of the padded network input; ``M`` may be 0.
         labels: int64, ``M``, 0-based indices into the data set's class names.
+        scores: float32, ``M``, in 0..1: how far each object is of its class, for losses that can take that (see
+            `Detector.soft_targets`); without this key, all are 1.
     """
 
-    boxes: Tensor
-    labels: Tensor
+    scores: Tensor
 
 
 class Detections(TypedDict):
@@ -113,8 +119,13 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """Move images and targets to a device; the other fields are not tensors."""
-        targets: list[Target] = [
-            {"boxes": t["boxes"].to(device), "labels": t["labels"].to(device)} for t in self.targets
-        ]
+        targets = [_on(target, device) for target in self.targets]
         larger = None if self.larger is None else self.larger.to(device, non_blocking=True)
         return self._replace(images=self.images.to(device, non_blocking=True), targets=targets, larger=larger)
+
+
+def _on(target: Target, device: torch.device | str) -> Target:
+    there = Target(boxes=target["boxes"].to(device), labels=target["labels"].to(device))
+    if "scores" in target:
+        there["scores"] = target["scores"].to(device)
+    return there

@@ -330,6 +330,17 @@ def test_a_run_from_before_stages_had_several_teachers_is_the_same(tmp_path: Pat
     assert not same_run(replace(config, stages=other), tmp_path)
 
 
+def test_a_run_from_before_a_key_of_pseudo_labels_existed_is_the_same(tmp_path: Path) -> None:
+    data = replace(UNLABELED, pseudo=PseudoConfig(0.5, "a"))
+    config = DistillConfig(out=str(tmp_path), data=data, stages=[StageConfig(2, "a")])
+    saved = yaml.safe_load(to_yaml(config))
+    del saved["data"]["pseudo"]["keep"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert same_run(config, tmp_path)
+    soft = replace(data, pseudo=replace(data.pseudo, keep="soft"))
+    assert not same_run(replace(config, data=soft), tmp_path)
+
+
 def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: Path) -> None:
     config = DistillConfig(out="x", stages=STAGES)
     content = yaml.safe_load(to_yaml(config))

@@ -93,6 +93,19 @@ def test_a_run_without_features_trains_on_boxes_alone(make: MakeDistill, monkeyp
     assert set((result.run / "log.csv").read_text().splitlines()[0].split(",")) >= {"task/classification"}
 
 
+def test_soft_pseudo_labels_are_refused_where_the_loss_cannot_take_them(make: MakeDistill) -> None:
+    config = make(keep="soft")
+    config = replace(config, student=replace(config.student, arch="ssdlite"))
+    with pytest.raises(DfmsdError, match=r"^data.pseudo.keep: soft needs .* as fcos, retinanet and gfl have; .* hard$"):
+        run(config, no_distill=True)
+
+
+def test_soft_pseudo_labels_change_the_student(make: MakeDistill) -> None:
+    runs = (run(make(f"run-{keep}", keep=keep), no_distill=True).run for keep in ("hard", "soft"))
+    hard, soft = (load_file(folder / "student.safetensors") for folder in runs)
+    assert any(not torch.equal(value, soft[name]) for name, value in hard.items())
+
+
 def note_steps(monkeypatch: pytest.MonkeyPatch, seen: list[tuple[int, int]]) -> None:
     """Note the numbers of images and targets of each training step."""
     forward = DistillationTask.forward

@@ -134,7 +134,8 @@ class CocoDataModule(pl.LightningDataModule):
         """
         assert self.config.unlabeled is not None
         own, category_ids = self.labeled, self.train.coco.category_ids
-        found = with_boxes(self.unlabeled.records, content, self.config.unlabeled, category_ids)
+        soft = self.config.pseudo.keep == "soft"
+        found = with_boxes(self.unlabeled.records, content, self.config.unlabeled, category_ids, soft=soft)
         if not any(record.labeled for record in found):
             raise DfmsdError(
                 f"data.pseudo: no detection in the {len(found)} images of {self.config.unlabeled} is confident enough; "

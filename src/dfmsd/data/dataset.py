@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.records import ImageRecord
 from dfmsd.data.split import DetectionSplit
+from dfmsd.data.targets import moved
 from dfmsd.data.transforms import Sample, fit, fitted_size, pixel_digest, resize_boxes
-from dfmsd.types import Target
 from dfmsd.utils.store import Store
 
 
@@ -134,4 +134,4 @@ def _restore(image: Tensor, record: ImageRecord) -> Sample:
     height, width = image.shape[-2:]
     boxes = resize_boxes(record.boxes, (record.height, record.width), (height, width))
     scale = (height / record.height, width / record.width)
-    return Sample(image, Target(boxes=boxes, labels=record.labels), scale, record.id)
+    return Sample(image, moved(record.target, boxes), scale, record.id)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dfmsd.data.targets import joined, moved
 from dfmsd.data.transforms import Sample, random_rescale
-from dfmsd.types import Target
 
 CENTER = (0.3, 0.7)
 """Range of the point where the images of a mosaic meet, relative to the frame."""
@@ -37,8 +37,8 @@ def mosaic(samples: Sequence[Sample], side: int, scales: tuple[float, float], rn
         height, width = part.image.shape[-2:]
         top, left = row if below else row - height, column if right else column - width
         frame[:, top : top + height, left : left + width] = part.image
-        targets.append(_moved(part.target, top, left))
-    return samples[0]._replace(image=frame, target=_joined(targets), digest=None)
+        targets.append(moved(part.target, part.target["boxes"] + torch.tensor([left, top, left, top])))
+    return samples[0]._replace(image=frame, target=joined(targets), digest=None)
 
 
 def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
@@ -59,15 +59,4 @@ def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
     for sample, weight in ((first, share), (second, 1 - share)):
         blend[:, : sample.image.shape[-2], : sample.image.shape[-1]] += weight * sample.image
     image = blend.round().to(torch.uint8)
-    return first._replace(image=image, target=_joined([first.target, second.target]), digest=None)
-
-
-def _moved(target: Target, top: int, left: int) -> Target:
-    return Target(boxes=target["boxes"] + torch.tensor([left, top, left, top]), labels=target["labels"])
-
-
-def _joined(targets: Sequence[Target]) -> Target:
-    return Target(
-        boxes=torch.cat([target["boxes"] for target in targets]),
-        labels=torch.cat([target["labels"] for target in targets]),
-    )
+    return first._replace(image=image, target=joined([first.target, second.target]), digest=None)

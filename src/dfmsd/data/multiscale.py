@@ -8,6 +8,7 @@ import numpy as np
 from torch.nn.functional import interpolate
 
 from dfmsd.data.config import STRIDE
+from dfmsd.data.targets import moved
 from dfmsd.types import Batch, Target
 
 STREAM = 1
@@ -70,4 +71,4 @@ def _scaled(target: Target, vertical: float, horizontal: float) -> Target:
     boxes = target["boxes"].clone()  # scaled by numbers, as a tensor of factors would make a GPU wait for the host
     boxes[:, 0::2] *= horizontal
     boxes[:, 1::2] *= vertical
-    return Target(boxes=boxes, labels=target["labels"])
+    return moved(target, boxes)

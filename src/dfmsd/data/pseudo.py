@@ -22,12 +22,15 @@ class PseudoConfig:
             the one with the highest F1 at IoU 0.5 on the images that `data.holdout` sets aside, or without it on the
             labeled training images. Null makes no pseudo-labels.
         teacher: The detector, as in a stage; null is the first teacher of the first stage.
+        keep: Class of a box as the student's target: `hard`, 1 as for annotated boxes, or `soft`, the detector's score,
+            for students whose loss can take that (fcos, retinanet, gfl).
         flip: Average the detector over each image and its mirror image.
         image_size: Longer side of the images that the detector sees, in pixels; null is `data.image_size`.
     """
 
     score: float | Literal["auto"] | None = None
     teacher: str | None = None
+    keep: Literal["hard", "soft"] = "hard"
     flip: bool = False
     image_size: int | None = None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_area
 
 from dfmsd.data.transforms import fitted_size
+from dfmsd.types import Target
 
 
 class ImageRecord(NamedTuple):
@@ -26,6 +27,15 @@ class ImageRecord(NamedTuple):
     """int64, ``M``, indices into the class names."""
     labeled: bool = True
     """Whether the image has boxes to train on, its own or pseudo-labels; one with its own may contain no objects."""
+
+    scores: Tensor | None = None
+    """float32, ``M``, in 0..1: those of soft pseudo-labels."""
+
+    @property
+    def target(self) -> Target:
+        """The boxes in original pixels, with their labels and scores."""
+        target = Target(boxes=self.boxes, labels=self.labels)
+        return target if self.scores is None else {**target, "scores": self.scores}
 
 
 def box_sizes(records: Iterable[ImageRecord], image_size: int) -> Tensor:

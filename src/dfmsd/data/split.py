@@ -85,7 +85,7 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         record = self.records[index]
         image = read_image(record.path)
         check_size(record, (image.shape[1], image.shape[2]), self.file)
-        return image, Target(boxes=record.boxes, labels=record.labels)
+        return image, record.target
 
 
 def _to_records(content: Content, file: Path) -> list[ImageRecord]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from dfmsd.data.targets import kept, moved
 from dfmsd.types import Target
 
 
@@ -61,7 +62,7 @@ def hflip(sample: Sample) -> Sample:
     """Flip the unpadded content left to right."""
     boxes = F.horizontal_flip(bounding_boxes(sample))
     digest = None if sample.digest is None else f"{sample.digest}-flip"
-    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"])
+    target = moved(sample.target, boxes.as_subclass(Tensor))
     return sample._replace(image=F.horizontal_flip(sample.image), target=target, digest=digest)
 
 
@@ -91,7 +92,7 @@ def random_rescale(sample: Sample, factor: float, frame: int | tuple[int, int], 
 def with_pixels(sample: Sample, image: Tensor, boxes: tv_tensors.BoundingBoxes) -> Sample:
     """Return the sample with other pixels, without a digest and without boxes below 1 pixel."""
     boxes, keep = F.sanitize_bounding_boxes(boxes, min_size=1.0)
-    target = Target(boxes=boxes.as_subclass(Tensor), labels=sample.target["labels"][keep])
+    target = moved(kept(sample.target, keep), boxes.as_subclass(Tensor))
     return sample._replace(image=image, target=target, digest=None)
 
 
@@ -108,7 +109,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     vertical, horizontal = sample.scale
     return sample._replace(
         image=F.resize(sample.image, list(size), antialias=True),
-        target=Target(boxes=boxes, labels=sample.target["labels"]),
+        target=moved(sample.target, boxes),
         scale=(vertical * size[0] / height, horizontal * size[1] / width),
         digest=None,
     )

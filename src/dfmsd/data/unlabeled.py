@@ -49,7 +49,12 @@ def unlabeled_records(folder: str | Path, exclude: Collection[Path] = ()) -> lis
 
 
 def with_boxes(
-    records: Sequence[ImageRecord], content: Mapping[str, Any], folder: str | Path, category_ids: Sequence[int]
+    records: Sequence[ImageRecord],
+    content: Mapping[str, Any],
+    folder: str | Path,
+    category_ids: Sequence[int],
+    *,
+    soft: bool = False,
 ) -> list[ImageRecord]:
     """Give unlabeled images the boxes of a COCO file; those without a box there stay unlabeled, and come last.
 
@@ -58,6 +63,7 @@ def with_boxes(
         content: Contents of the file; its file names are relative to ``folder``.
         folder: Folder of the images.
         category_ids: Category id of each label.
+        soft: Give the boxes the scores of the file, too.
 
     Raises:
         DfmsdError: The file does not have one of the images.
@@ -82,6 +88,8 @@ def with_boxes(
         labels = torch.tensor([label_of[annotation["category_id"]] for annotation in annotations], dtype=torch.int64)
         keep = has_area(boxes)
         record = record._replace(boxes=boxes[keep], labels=labels[keep], labeled=bool(keep.any()))
+        if soft:
+            record = record._replace(scores=torch.tensor([annotation["score"] for annotation in annotations])[keep])
         (labeled if record.labeled else others).append(record)
     return [*labeled, *others]
 

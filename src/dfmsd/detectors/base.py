@@ -155,6 +155,11 @@ class Detector(nn.Module, ABC):
         return None
 
     @property
+    def soft_targets(self) -> bool:
+        """Whether the classification loss takes the ``scores`` of targets; False, the default, if it ignores them."""
+        return False
+
+    @property
     def dense_head(self) -> DenseHead | None:
         """The head, for losses on predictions; None, the default, if it cannot be cut."""
         return None

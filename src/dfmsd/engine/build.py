@@ -63,7 +63,7 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
 
     Raises:
         DfmsdError: the student's classes are not those of the data, or it cannot take images of the run's size, or its
-            backbone is to have its own learning rate and is not known.
+            backbone is to have its own learning rate and is not known, or it cannot take soft pseudo-labels.
     """
     seed_everything(config.seed)
     student = student or build_detector(config.student, class_names, config.teacher_classes)
@@ -76,6 +76,11 @@ def build_student(config: DistillConfig, class_names: Sequence[str], student: De
         raise DfmsdError(
             f"optim.backbone_lr: it is not known which layers of {type(student).__name__} are its backbone; leave it "
             "out, or state them (Detector.backbone_layers)"
+        )
+    if config.data.pseudo.keep == "soft" and not student.soft_targets:
+        raise DfmsdError(
+            "data.pseudo.keep: soft needs a classification loss with targets between 0 and 1, as fcos, retinanet and "
+            f"gfl have; that of {type(student).__name__} has none; set it to hard"
         )
     student.input_sizes.check_batches(config.data.image_size, config.data.pad, "the student")
     student.image_size = config.data.image_size

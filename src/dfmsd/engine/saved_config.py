@@ -109,10 +109,11 @@ def _with_chosen(stage: StageConfig, saved: Any) -> StageConfig:
 
 
 def _with_augmentation(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the data's values with the switches of the preset in place of its name."""
+    """Return the data's values with the switches of the preset in place of its name, and all keys of `pseudo`."""
     data = DataConfig(**values)
     switches = dict.fromkeys([*PROBABILITIES, "scale_jitter", "augment"]) | data.augmentation
-    return {**values, "cache": data.cache, **switches}  # older files have a bool as `cache`
+    # older files have a bool as `cache`, and may lack keys of `pseudo`
+    return {**values, "cache": data.cache, "pseudo": asdict(data.pseudo), **switches}
 
 
 def _with_loss_options(values: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,11 @@ class TorchvisionDetector(Detector):
         # checking boxes on a GPU would synchronize every step; those of a data set were checked when it was opened
         if boxes.device.type == "cpu" and bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             raise DfmsdError("a target box has no area, expected x1 < x2 and y1 < y2: remove such boxes from the data")
-        return [{"boxes": target["boxes"], "labels": self.label_ids[target["labels"]]} for target in targets]
+        library = [{"boxes": target["boxes"], "labels": self.label_ids[target["labels"]]} for target in targets]
+        if self.soft_targets and any("scores" in target for target in targets):
+            for one, target in zip(library, targets, strict=True):
+                one["scores"] = target.get("scores", one["boxes"].new_ones(len(one["boxes"])))
+        return library
 
     def _to_detections(self, result: dict[str, Tensor]) -> Detections:
         labels = self.class_of[result["labels"]]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
@@ -135,7 +137,8 @@ class GFLHead(nn.Module):
         computed for every anchor, so that no shape depends on data and a GPU never synchronizes with the host.
 
         Args:
-            targets: ``boxes`` and ``labels`` of each image.
+            targets: ``boxes`` and ``labels`` of each image; with ``scores``, a box's quality is its overlap times its
+                object's score.
             head_outputs: Result of `forward`, in float32.
             anchors: Anchors of each image, ``A x 4``; all the same.
             matched_idxs: Index of each anchor's object in each image, ``A``, below 0 for background.
@@ -147,7 +150,7 @@ class GFLHead(nn.Module):
         matched_boxes = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         weight = logits.detach().sigmoid().amax(dim=2) * positive
         overlap = elementwise_iou(self.box_coder.decode_single(box_deltas, anchors[0]), matched_boxes)
-        quality = (overlap.iou.detach() * positive).unsqueeze(2)
+        quality = (overlap.iou.detach() * positive * _scores(targets, index)).unsqueeze(2)
         quality = torch.zeros_like(logits).scatter_(2, labels.gather(1, index).unsqueeze(2), quality)
         sides = torch.unflatten(box_deltas, 2, (4, self.box_coder.bins))
         distances = self.box_coder.encode_single(matched_boxes, anchors[0])
@@ -158,6 +161,14 @@ class GFLHead(nn.Module):
             "bbox_regression": BOX_WEIGHT * (weight * (1 - overlap.giou)).sum() / total,
             "distribution": DISTRIBUTION_WEIGHT * (weight * distribution).sum() / total,
         }
+
+
+def _scores(targets: Targets, index: Tensor) -> Tensor | float:
+    """Return the score of each anchor's object, ``N x A``; 1 without scores."""
+    if "scores" not in targets[0]:
+        return 1.0
+    scores = pad_sequence([target["scores"] for target in targets], batch_first=True)
+    return F.pad(scores, (0, int(scores.shape[1] == 0))).gather(1, index)
 
 
 class GFL(RetinaNet):  # type: ignore[misc]  # torchvision is untyped

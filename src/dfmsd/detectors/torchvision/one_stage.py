@@ -16,6 +16,7 @@ from dfmsd.detectors.sizes import SizeRange, anchor_ranges, ranges_between
 from dfmsd.detectors.torchvision.base import Float32Anchors, TorchvisionDetector, TorchvisionTarget, whole
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.heads import TorchvisionHead, can_be_cut, total_centerness
+from dfmsd.detectors.torchvision.soft import soft_classification
 from dfmsd.types import FeaturePyramid, Target
 
 FCOS_UPPER = 8
@@ -37,6 +38,11 @@ class OneStageDetector(TorchvisionDetector):
         strides = [int(level.stride) for level in self.levels]
         return TorchvisionHead(self.model, self.class_names, strides) if can_be_cut(self.model) else None
 
+    @property
+    def soft_targets(self) -> bool:
+        """Whether the head's loss is torchvision's own or GFL's, which take the ``scores`` of targets."""
+        return can_be_cut(self.model)
+
     def forward_with_head(
         self, images: Tensor, targets: Sequence[Target], reused: int
     ) -> tuple[FeaturePyramid, dict[str, Tensor], HeadPass]:
@@ -54,7 +60,7 @@ class OneStageDetector(TorchvisionDetector):
         outputs = {name: torch.cat([level[name] for level in levels], dim=1).float() for name in levels[0]}
         anchors, counts = self._anchors(whole(images), list(pyramid.values()))
         matched, near = self._match_and_near(library_targets, outputs, anchors, counts)
-        losses: dict[str, Tensor] = self.model.head.compute_loss(library_targets, outputs, anchors, matched)
+        losses = self._compute_loss(library_targets, outputs, anchors, matched)
         assigned = torch.stack(matched)
         valid = assigned != Matcher.BETWEEN_THRESHOLDS
 
@@ -89,7 +95,19 @@ class OneStageDetector(TorchvisionDetector):
     ) -> dict[str, Tensor]:
         outputs, anchors, counts = self._heads(images, maps)
         matched = self._match(targets, outputs, anchors, counts)
+        return self._compute_loss(targets, outputs, anchors, matched)
+
+    def _compute_loss(
+        self,
+        targets: list[TorchvisionTarget],
+        outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Return the head's losses; GFL's takes scores itself."""
         losses: dict[str, Tensor] = self.model.head.compute_loss(targets, outputs, anchors, matched)
+        if "scores" in targets[0] and not isinstance(self.model, GFL):
+            losses["classification"] = soft_classification(self.model, targets, outputs["cls_logits"], matched)
         return losses
 
     def _match(
