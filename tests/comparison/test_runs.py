@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,16 +283,16 @@ def test_teachers_with_other_class_names_are_measured_and_compared_by_those_of_t
     assert "crosskd" in tasks
     assert skipped == []
     data, console = CocoDataModule(config.data), Console(quiet=True)
-    assert measure_teachers(config, data, console, allow_weak=True)[foreign] is not None
-    other = replace(config, teacher_classes={"box": "disc"})
-    assert measure_teachers(other, data, console, allow_weak=True).keys() == {foreign}
+    measure = partial(measure_teachers, [foreign], data, tmp_path, console, allow_weak=True)
+    assert measure(teacher_classes=config.teacher_classes)[foreign] is not None
+    assert measure(teacher_classes={"box": "disc"}).keys() == {foreign}
     assert len(json.loads((tmp_path / "teachers.json").read_text())) == 2  # measured again
     alone = [run for run in runs if not run.method.losses]
     assert build_tasks(config, alone, CLASSES)[0].keys() == {"none"}
     typo = replace(config, teacher_classes={"bux": "disc"})
     for refused in (
         lambda: build_tasks(typo, runs, CLASSES),
-        lambda: measure_teachers(typo, data, console, allow_weak=True),
+        lambda: measure(teacher_classes=typo.teacher_classes),
     ):
         with pytest.raises(DfmsdError, match=r"^teacher_classes: no teacher has a class 'bux'; .* box, round"):
             refused()
