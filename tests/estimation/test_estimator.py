@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.helpers.finder import draw_images
 from tests.helpers.fixtures import STUDENT, TINY_BACKBONE
 
+from dfmsd.data import DataConfig
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -53,6 +56,24 @@ def test_limits_and_accumulation_are_told(found: Estimate) -> None:
     text = printed(replace(found, config=config))
     assert "h end the run after about 2 of its 3 epochs" in text
     assert "one of the 3 batches of a step, counted, batch of 4" in text
+
+
+def test_pseudo_labels_are_timed_and_train_the_student(
+    distill_config: Make, tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = draw_images(tmp_path / "more")
+    data = DataConfig(str(tiny_root), image_size=64, batch_size=4, unlabeled=str(folder))
+    labeled = replace(data, pseudo=PseudoConfig("auto", tiny_teachers[1], flip=True))
+    config = distill_config(tmp_path / "run", data=labeled, stages=[StageConfig(1)])
+    result = estimate(config, seconds=0)
+    assert result.sizes["labeling_images"] == 3 + 8
+    assert result.parts_ms["label"] > 0
+    assert result.prediction.labeling_s > 0
+    alone = estimate(replace(config, data=data.labeled_only()), seconds=0)
+    assert result.costs[0].student.forward == pytest.approx(2 * alone.costs[0].student.forward)
+    text = printed(result)
+    assert f"of these, pseudo-labels of {tiny_teachers[1]}: " in text
+    assert "Every image of `data.unlabeled` counts as one with pseudo-labels." in text
 
 
 def test_estimate_has_counts_times_and_hours(found: Estimate) -> None:

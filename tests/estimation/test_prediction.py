@@ -45,6 +45,14 @@ def test_step_is_the_sum_of_its_parts() -> None:
     assert found.hours == pytest.approx((8 * (140 + 112 + 3 * 187) + 5 * 3 * 42) / 3.6e6)
 
 
+def test_pseudo_labels_are_found_once() -> None:
+    found, plain = (predict(config(), {**MS, "label": 70.0}, **SIZES, labeling_images=count) for count in (9, 0))
+    assert (found.labeling_s, plain.labeling_s) == (pytest.approx(3 * 0.1), 0)
+    assert found.hours - plain.hours == pytest.approx(0.3 / 3600)
+    hidden = predict(config(), {**MS, "label": 70.0}, **SIZES, labeling_images=9, workers=2)
+    assert hidden.labeling_s == pytest.approx(3 * 0.07)
+
+
 def test_a_stage_without_labels_has_neither_a_head_nor_an_evaluation() -> None:
     stages = [StageConfig(3, "t", labels=False), StageConfig(2, "t")]
     ms = {**MS, "pyramid": 60.0, "1/teacher": 50.0, "1/loss": 20.0}

@@ -31,6 +31,8 @@ def assumptions(config: DistillConfig) -> list[str]:
         lines.append(f"{config.world_size} processes, each as fast as the one timed, with free communication.")
     if config.data.multi_scale is not None:
         lines.append("The time of a step is proportional to the pixels of its batch, see `data.multi_scale`.")
+    if config.labeler is not None:
+        lines.append("Every image of `data.unlabeled` counts as one with pseudo-labels.")
     if config.balance is not None:
         lines.append("Batches that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
     if config.teacher_cache == "disk":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.pseudo import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import read_data, teacher_names
 from dfmsd.engine.config import DistillConfig, Recipe
@@ -24,7 +25,8 @@ from dfmsd.estimation.assumptions import assumptions
 from dfmsd.estimation.flops import StageCost, count_stage
 from dfmsd.estimation.prediction import Prediction, predict
 from dfmsd.estimation.schedules import COCO_EPOCHS, ImageFlops, coco_flops, gpu_hours, stage_flops
-from dfmsd.estimation.timing import SECONDS, autocast_context, cache_layout, step_parts, time_in_turns
+from dfmsd.estimation.timing import SECONDS, autocast_context, cache_layout, labeling, step_parts, time_in_turns
+from dfmsd.evaluation.pseudolabels import calibration_images
 from dfmsd.types import Batch
 from dfmsd.utils.device import default_device, synchronize
 
@@ -89,7 +91,9 @@ def estimate(
     config, near = expand(settled.config)
     config = replace(config, student=replace(config.student, pretrained=False, init=None))
     data = read_data(config)
+    labeling_images = 0
     if config.labeler is not None:
+        labeling_images = len(data.unlabeled) + len(calibration_images(data)) * (config.data.pseudo.score == AUTO)
         data.assume_pseudo_labels()
     task = untrained_task(config, data.class_names, near)
     task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -106,16 +110,21 @@ def estimate(
             cache_bytes.append(sum(cache_layout(config, levels, batch).nbytes for levels in used))
     wait = partial(synchronize, target)
     with step_parts(config, task, data, batch, target) as parts:
+        if config.labeler is not None:
+            labeler = untrained_teacher(config.labeler, data.class_names, near)
+            parts["label"] = labeling(labeler.to(target), data)
         ms = time_in_turns(parts, seconds, clock=clock, wait=wait)
     plan = plan_caches(task, config, len(data.train))
     sizes: dict[str, Any] = {
         "train_images": data.num_labeled,
         "val_images": len(data.val),
         "workers": data.workers,
+        "labeling_images": labeling_images,
         "kept": 1.0 if plan is None or not plan.need else min(1.0, plan.room / plan.need),
     }
     prediction = predict(config, ms, **sizes)
     flops = {name: coco_flops(config, image_flops, epochs) for name, epochs in COCO_EPOCHS.items()}
+    made = dict.fromkeys([*teacher_names(config), *([config.labeler] if config.labeler else [])])
     return Estimate(
         config,
         tuple(costs),
@@ -127,7 +136,7 @@ def estimate(
         (batch.images.shape[-2], batch.images.shape[-1]),
         {
             name: estimate(recipe.as_distillation(), seconds=seconds, clock=clock)
-            for name, recipe in unfinished_recipes(teacher_names(config), near).items()
+            for name, recipe in unfinished_recipes(list(made), near).items()
         },
         (*settled.notes, *describe(settled.config, near, data.class_names, data.num_labeled)),
         sizes,

@@ -42,7 +42,8 @@ class Prediction:
         steps: of the whole run.
         evaluations: number of evaluations.
         evaluation_s: seconds per evaluation.
-        hours: training and evaluation.
+        labeling_s: seconds to find pseudo-labels before the first epoch.
+        hours: labeling, training and evaluation.
     """
 
     stages: tuple[StagePrediction, ...]
@@ -50,6 +51,7 @@ class Prediction:
     steps: int
     evaluations: int
     evaluation_s: float
+    labeling_s: float
     hours: float
 
 
@@ -61,6 +63,7 @@ def predict(
     val_images: int,
     workers: int = 0,
     kept: float = 1.0,
+    labeling_images: int = 0,
 ) -> Prediction:
     """Predict a run from the times of its parts.
 
@@ -71,6 +74,7 @@ def predict(
         val_images: number of validation images.
         workers: loader processes, which run in parallel to the step; 0 loads between steps.
         kept: share of the teacher features that fit into the cache, 0..1.
+        labeling_images: number of images that a teacher sees to find pseudo-labels, those for its thresholds included.
     """
     per_process = math.ceil(train_images / config.world_size)
     batches = max(per_process // config.data.batch_size, 1)
@@ -85,8 +89,20 @@ def predict(
     due = [(epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs for epoch in with_labels]
     evaluations = sum(due) + (config.deliver in CHOOSING)
     evaluation = math.ceil(val_images / config.data.batch_size) * _with_loading(ms["detect"], ms["load"], workers)
-    total = steps * sum(epochs) + evaluations * evaluation
-    return Prediction(tuple(stages), steps, steps * config.epochs, evaluations, evaluation / 1e3, total / MS_PER_HOUR)
+    labeling = 0.0
+    if labeling_images:
+        batches = math.ceil(labeling_images / config.data.batch_size)
+        labeling = batches * _with_loading(ms["label"], ms["decode"], workers)
+    total = labeling + steps * sum(epochs) + evaluations * evaluation
+    return Prediction(
+        tuple(stages),
+        steps,
+        steps * config.epochs,
+        evaluations,
+        evaluation / 1e3,
+        labeling / 1e3,
+        total / MS_PER_HOUR,
+    )
 
 
 def missing_share(flip: float, epoch: int, pool: int | None = None) -> float:

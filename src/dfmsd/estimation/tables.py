@@ -21,6 +21,7 @@ PARTS = {
     "load": "load a batch, images loaded before",
     "decode": "load a batch, new images",
     "detect": "detect in a batch",
+    "label": "find pseudo-labels in a batch",
 }
 
 
@@ -101,6 +102,8 @@ def _summary(estimate: Estimate) -> str:
         f"predicted run on this machine: {run.hours:.2f} h for {estimate.config.epochs} epochs of "
         f"{run.steps_per_epoch} steps ({run.steps:,}) and {run.evaluations} evaluation(s) of {run.evaluation_s:.1f} s"
     )
+    if run.labeling_s:
+        lines.append(f"of these, pseudo-labels of {estimate.config.labeler}: {run.labeling_s:.0f} s")
     limit, epochs = estimate.config.max_hours, estimate.config.epochs
     if limit is not None and run.hours > limit:
         fitting = max(1, int(epochs * limit / run.hours))

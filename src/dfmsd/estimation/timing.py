@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfmsd.data.batching import collate
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.dataset import DetectionDataset
+from dfmsd.detectors import Detector
 from dfmsd.distillation.cache import Layout, TeacherCache
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -26,6 +28,7 @@ from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
+from dfmsd.evaluation.flipping import detect_both_ways
 from dfmsd.types import Batch, LevelSpec, Target
 from dfmsd.utils.cachedir import cache_root
 from dfmsd.utils.store import DiskStore, RamStore, Store
@@ -122,6 +125,20 @@ def step_parts(
         parts["load"], parts["decode"] = _loading(data)
         parts["detect"] = partial(detect, task.student, batch)
         yield parts
+
+
+def labeling(labeler: Detector, data: CocoDataModule) -> Call:
+    """Return a call that finds pseudo-labels in a batch, without loading it.
+
+    Args:
+        labeler: on its device.
+        data: of the run.
+    """
+    config = data.config
+    dataset = DetectionDataset(data.unlabeled, config.labeling_size)
+    images = [dataset[index] for index in range(min(config.batch_size, len(dataset)))]
+    batch = collate(images, config.labeling_size)
+    return partial(detect_both_ways if config.pseudo.flip else detect, labeler, batch)
 
 
 def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
