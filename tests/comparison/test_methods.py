@@ -154,6 +154,7 @@ def test_lists_are_split_outside_brackets() -> None:
         ("dfmsd@T1:0+T2", "shares must be positive"),
         ("dfmsd@T1[labels=no]+T1", r"position 17: expected true or false, got 'no\]\+T1'"),
         ("dfmsd@T1[basis=own,basis=own]", "position 20: basis appears twice in one stage"),
+        ("pkd+crosskd@T1[labels=false]+T1", "position 1: crosskd compares predictions, which a stage without labels"),
         ("dfmsd@T1+T2[labels=false]", "position 26: the last stage needs labels"),
         ("pkd mgd", "unknown loss 'pkdmgd'"),
         ("none@T1", "position 1: unknown loss 'none'"),

@@ -120,7 +120,7 @@ def test_the_baseline_trains_for_the_epochs_with_labels_and_says_so(
     config = make("baseline")
     assert config.without_teachers().stages == [StageConfig(1)]
     distill(config, no_distill=True)
-    assert printed.file.getvalue().startswith("baseline: 1 epochs; the 2 without labels are left out")  # type: ignore[attr-defined]
+    assert printed.file.getvalue().startswith("baseline: 1 epoch(s); the 2 without labels are left out")  # type: ignore[attr-defined]
     assert [row["epoch"] for row in rows(Path(config.out) / "log.csv")] == ["0", "0"]
 
 

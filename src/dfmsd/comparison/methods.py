@@ -22,7 +22,7 @@ import yaml
 
 from dfmsd.distillation.stages import StageConfig, taught_by
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import LOSSES, LossConfig, check_options
+from dfmsd.losses import LOSSES, LossConfig, check_options, head_methods
 from dfmsd.losses.basis import BasisName
 
 BASELINE = "none"
@@ -166,6 +166,9 @@ def parse_method(text: str) -> Method:
     plan = _plan(scanner) if scanner.take("@") else ()
     if not scanner.at_end:
         scanner.fail(AFTER_STAGE if plan else "`[`, `+`, `@` or the end")
+    compared = head_methods(losses)
+    if compared and not all(stage.labels for stage in plan):
+        scanner.refuse(f"{compared[0]} compares predictions, which a stage without labels does not make", 0)
     usual = plan == tuple(PlannedStage((number,), number) for number in range(1, len(plan) + 1)) and len(plan) != 1
     return Method(name, tuple(losses), plan, variant=not usual or any(len(loss) > 1 for loss in losses))
 

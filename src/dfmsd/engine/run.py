@@ -279,8 +279,8 @@ def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataM
 def _left_out(config: DistillConfig) -> str:
     epochs = len(config.epochs_without_labels)
     return (
-        f"baseline: {config.epochs - epochs} epochs; the {epochs} without labels are left out, as only a teacher could "
-        "teach in them"
+        f"baseline: {config.epochs - epochs} epoch(s); the {epochs} without labels are left out, as only a teacher "
+        "could teach in them"
     )
 
 
