@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from dfmsd.detectors import load_detector
 from dfmsd.detectors.huggingface.families import FAMILIES, needed_area
 from dfmsd.detectors.inputsizes import InputSizes
+from dfmsd.distillation.stages import StageConfig
+from dfmsd.distillation.task import DistillationTask
+from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import pair_levels
 from dfmsd.types import FeaturePyramid, LevelSpec
@@ -325,3 +328,21 @@ def test_sizes_that_the_encoder_cannot_take_are_refused(learning: Built) -> None
     for call in calls:
         with pytest.raises(DfmsdError, match="images of 72 x 64 pixels: pad both sides to multiples of 32"):
             call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_without_labels_nothing_behind_the_maps_learns(learning: Built, model_type: str) -> None:
+    student, teacher = learning(model_type), learning(model_type)
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    before = copy.deepcopy(student.state_dict())
+    stages = [StageConfig(1, "t", labels=False), StageConfig(1, "t")]
+    task = DistillationTask(student, stages, [[FrozenTeacher(teacher, "t")]] * 2, {"name": "pkd"}).train()
+    optimizer = torch.optim.AdamW(task.trainable.parameters(), lr=0.1, weight_decay=0.5)
+    sum(task(torch.rand(2, 3, 64, 64), TARGETS).values()).backward()
+    optimizer.step()
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not [name for name in changed if "decoder" in name or "_head" in name or "_embed." in name]
