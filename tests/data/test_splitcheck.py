@@ -170,8 +170,8 @@ def test_only_files_that_may_be_equal_are_read(tiny_coco: Path, monkeypatch: pyt
         return digest(path, size, whole=whole)
 
     monkeypatch.setattr(splitcheck, "_digest", record)
-    (group,) = find_copies(train.records)
-    assert [one.path.name for one in group] == ["2.bmp", "3.bmp"]
+    (group,) = find_copies([train.records])
+    assert [path.name for path in group] == ["2.bmp", "3.bmp"]
     assert sorted(read) == ["2.bmp", "3.bmp"]
 
 
@@ -185,4 +185,4 @@ def test_files_that_differ_between_the_pieces_are_no_copies(tiny_coco: Path) -> 
     (tiny_coco / "annotations" / "instances_train.json").write_text(
         json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "square"}]})
     )
-    assert find_copies(open_split(tiny_coco, "train").records) == []
+    assert find_copies([open_split(tiny_coco, "train").records]) == []

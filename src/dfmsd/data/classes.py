@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import copy
 
-import torch
+import numpy as np
 
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
@@ -35,9 +34,8 @@ def match_classes(train: DetectionSplit, val: DetectionSplit) -> tuple[Detection
     """
     if train.class_names == val.class_names:
         return train, val
-    used = {annotation["category_id"] for annotation in val.ground_truth["annotations"]}
-    labels = zip(val.class_names, val.category_ids, strict=True)
-    unknown = [name for name, key in labels if key in used and name not in train.class_names]
+    used = [val.class_names[label] for label in np.unique(val.truth.labels)]
+    unknown = [name for name in used if name not in train.class_names]
     if unknown and train.classes_listed:
         raise DfmsdError(
             f"{val.file}: classes {list(val.class_names)} differ from those of the train split, "
@@ -58,16 +56,8 @@ def relabel(split: DetectionSplit, class_names: Sequence[str]) -> DetectionSplit
         split: The split.
         class_names: New names, which include every class that has an object in the split.
     """
-    place = {name: label for label, name in enumerate(class_names)}
-    lookup = torch.tensor([place.get(name, -1) for name in split.class_names], dtype=torch.int64)
     ids = dict(zip(split.class_names, split.category_ids, strict=True))
     free = max(split.category_ids) + 1
     for number, name in enumerate(name for name in class_names if name not in split.class_names):
         ids[name] = free + number
-    changed = copy(split)
-    changed.class_names = tuple(class_names)
-    changed.category_ids = tuple(ids[name] for name in class_names)
-    changed.records = [record._replace(labels=lookup[record.labels]) for record in split.records]
-    categories = [{"id": ids[name], "name": name} for name in class_names]
-    changed.ground_truth = {**split.ground_truth, "categories": sorted(categories, key=lambda entry: entry["id"])}
-    return changed
+    return split.relabeled(class_names, [ids[name] for name in class_names])

@@ -40,7 +40,7 @@ def convert(source: str | Path, out: Path, to: Format = "coco") -> dict[str, tup
         raise DfmsdError(f"{out} is not empty; choose a new folder with --out")
     check_writable(out.parent, "out")
     splits = _read(source, to)
-    if not any(split.ground_truth["annotations"] for split in splits.values()):
+    if not any(len(split.truth.labels) for split in splits.values()):
         raise DfmsdError(
             f"{source}: no annotated object in {', '.join(splits)}; annotate objects, or choose another data set"
         )
@@ -51,9 +51,7 @@ def convert(source: str | Path, out: Path, to: Format = "coco") -> dict[str, tup
         if out.exists():
             out.rmdir()
         shutil.move(complete, out)
-    dropped = sum(len(split.ground_truth["annotations"]) for split in splits.values()) - sum(
-        boxes for _, boxes in counts.values()
-    )
+    dropped = sum(len(split.truth.labels) for split in splits.values()) - sum(boxes for _, boxes in counts.values())
     if dropped:
         logger.warning("%s: %d crowds and boxes outside their image are left out: %s has none", out, dropped, to)
     return counts

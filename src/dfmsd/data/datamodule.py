@@ -13,6 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.holdout import split_holdout
 from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
 from dfmsd.data.opening import describe, has_split, open_split
-from dfmsd.data.records import box_sizes
+from dfmsd.data.records import Records, box_sizes, resized_sizes
 from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.split import DetectionSplit
-from dfmsd.data.transforms import Sample, fitted_size
+from dfmsd.data.transforms import Sample
 from dfmsd.data.unlabeled import unlabeled_records, with_boxes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
@@ -86,7 +87,7 @@ class CocoDataModule(pl.LightningDataModule):
         self.num_labeled = len(train)
         if config.unlabeled is not None:
             others = [open_split(config, "val")] if config.holdout and has_split(config, "val") else [val]
-            labeled = [record.path for split in (whole, *others) for record in split.records]
+            labeled = [path for split in (whole, *others) for path in split.records.paths]
             train = train.extended(unlabeled_records(config.unlabeled, labeled))
         self.teacher_size = teacher_size
         size = _resized_bytes((train, val), config.image_size)
@@ -156,7 +157,8 @@ class CocoDataModule(pl.LightningDataModule):
 
     def assume_pseudo_labels(self) -> None:
         """Count the unlabeled images as labeled, without boxes, to measure what a training step costs."""
-        records = [record._replace(labeled=True) for record in self.train.coco.records]
+        columns = self.train.coco.records.columns
+        records = Records(columns._replace(labeled=np.ones_like(columns.labeled)))
         self.train = self._training_images(self.train.coco.with_records(records))
 
     @property
@@ -270,8 +272,7 @@ def _loader_options(config: DataConfig, workers: int, teacher_size: int | None =
 
 def _resized_bytes(splits: Iterable[DetectionSplit], image_size: int) -> int:
     """Compute the size of all resized images from the annotation files."""
-    sizes = (fitted_size(record.height, record.width, image_size) for split in splits for record in split.records)
-    return sum(3 * height * width for height, width in sizes)
+    return sum(3 * int(resized_sizes(split.records, image_size).prod(axis=1).sum()) for split in splits)
 
 
 def _choose_cache(config: DataConfig, size: int) -> str:

@@ -62,7 +62,7 @@ class DetectionDataset(Dataset[Sample]):
         self.seed = seed
         self.pool = pool
         self.larger = larger
-        self._labeled = sum(record.labeled for record in coco.records)
+        self._labeled = int(coco.records.columns.labeled.sum())
         self._cache: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class DetectionDataset(Dataset[Sample]):
     def _resized(self, index: int) -> Sample:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        sample = self._load(index)._replace(labeled=self.coco.records[index].labeled)
+        sample = self._load(index)._replace(labeled=bool(self.coco.records.columns.labeled[index]))
         if self.digest:
             sample = sample._replace(digest=pixel_digest(sample.image))
         if self._cache is not None:

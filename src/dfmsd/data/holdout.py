@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
 
@@ -21,13 +23,13 @@ def split_holdout(split: DetectionSplit, share: float) -> tuple[DetectionSplit, 
     Raises:
         DfmsdError: One of the two has no images.
     """
-    held_out = {record.id for record in split.records if _unit_hash(record.path.name) < share}
-    if not 0 < len(held_out) < len(split):
+    held_out = [_unit_hash(path.name) < share for path in split.records.paths]
+    if all(held_out) or not any(held_out):
         raise DfmsdError(
-            f"data.holdout: a share of {share} holds out {len(held_out)} of {len(split)} images; choose one that "
+            f"data.holdout: a share of {share} holds out {sum(held_out)} of {len(split)} images; choose one that "
             "leaves images on both sides"
         )
-    return split.subset(lambda record: record.id not in held_out), split.subset(lambda record: record.id in held_out)
+    return split.subset(np.flatnonzero(~np.array(held_out))), split.subset(np.flatnonzero(held_out))
 
 
 def _unit_hash(name: str) -> float:

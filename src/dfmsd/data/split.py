@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,8 +16,11 @@ from dfmsd.data.formats.boxes import TOLERANCE
 from dfmsd.data.formats.layout import Content, Entry, Source
 from dfmsd.data.imagecheck import check_size
 from dfmsd.data.images import read_image
-from dfmsd.data.records import ImageRecord
+from dfmsd.data.index import SplitContent, load_index, save_index
+from dfmsd.data.records import Columns, ImageRecord, Records, encode_paths
+from dfmsd.data.truth import GroundTruth
 from dfmsd.types import Target
+from dfmsd.utils.heard import heard_warnings
 
 logger = logging.getLogger("dfmsd")
 
@@ -39,42 +41,79 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         category_ids: Category id of each label.
         classes_listed: Whether the format lists the classes; otherwise they are those of the objects in this split.
         records: Images and boxes.
-        ground_truth: Images, categories and annotations for COCO evaluation, crowds included.
+        truth: Annotations for COCO evaluation, crowds included.
 
     Raises:
         DfmsdError: Something is missing, malformed or contradictory; also when an image cannot be decoded later.
     """
 
     def __init__(self, source: Source) -> None:
-        content = source.read()
         self.file = source.file
-        self.class_names: tuple[str, ...] = tuple(category["name"] for category in content.categories)
-        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in content.categories)
+        content = load_index(source)
+        if content is None:
+            with heard_warnings(printed=True) as warnings:
+                read = source.read()
+                records, truth = _to_records(read, self.file), _to_truth(read)
+            names, ids = ([category[key] for category in read.categories] for key in ("name", "id"))
+            content = SplitContent(names, ids, read.listed, warnings, records, truth)
+            save_index(source, content)
+        else:
+            for warning in content.warnings:
+                logger.warning("%s", warning)
+        self.class_names = tuple(content.class_names)
+        self.category_ids = tuple(content.category_ids)
         self.classes_listed = content.listed
-        self.records = _to_records(content, self.file)
-        self.ground_truth = _to_ground_truth(content)
+        self.records = content.records
+        self.truth = content.truth
 
-    def subset(self, keep: Callable[[ImageRecord], bool]) -> DetectionSplit:
-        """Return a copy that contains only the images for which ``keep`` is true."""
-        subset = copy(self)
-        subset.records = [record for record in self.records if keep(record)]
-        ids = {record.id for record in subset.records}
-        subset.ground_truth = {
-            "images": [image for image in self.ground_truth["images"] if image["id"] in ids],
-            "categories": self.ground_truth["categories"],
-            "annotations": [entry for entry in self.ground_truth["annotations"] if entry["image_id"] in ids],
+    @property
+    def ground_truth(self) -> dict[str, list[Entry]]:
+        """Images, categories and annotations for COCO evaluation, crowds included; new at every call."""
+        columns = self.records.columns
+        own = columns.ids > 0  # those of unlabeled images are negative
+        images = zip(columns.ids[own].tolist(), columns.sizes[own].tolist(), strict=True)
+        categories = sorted(zip(self.category_ids, self.class_names, strict=True))
+        return {
+            "images": [{"id": number, "width": width, "height": height} for number, (height, width) in images],
+            "categories": [{"id": number, "name": name} for number, name in categories],
+            "annotations": self.truth.entries(np.array(self.category_ids, np.int64)),
         }
+
+    def subset(self, places: Sequence[int] | NDArray[np.integer]) -> DetectionSplit:
+        """Return a copy that contains only some of the images.
+
+        Args:
+            places: Indices of the images.
+        """
+        subset = copy(self)
+        subset.records = self.records.take(np.array(places, np.int64))
+        subset.truth = self.truth.take(np.isin(self.truth.images, subset.records.columns.ids))
         return subset
 
     def extended(self, records: Sequence[ImageRecord]) -> DetectionSplit:
-        """Return a copy with more images appended; `ground_truth` does not change."""
-        return self.with_records([*self.records, *records])
+        """Return a copy with more images appended; `truth` does not change."""
+        return self.with_records(self.records + records)
 
     def with_records(self, records: Sequence[ImageRecord]) -> DetectionSplit:
-        """Return a copy with these images; `ground_truth` does not change."""
+        """Return a copy with these images; `truth` does not change."""
         changed = copy(self)
-        changed.records = [*records]
+        changed.records = Records.of(records)
         return changed
+
+    def relabeled(self, class_names: Sequence[str], category_ids: Sequence[int]) -> DetectionSplit:
+        """Return a copy whose labels stand for other classes.
+
+        Args:
+            class_names: Names, which include every class that has an annotation in the split.
+            category_ids: Category id of each name.
+        """
+        place = {name: label for label, name in enumerate(class_names)}
+        lookup = np.array([place.get(name, -1) for name in self.class_names], np.int64)
+        relabeled = copy(self)
+        relabeled.class_names, relabeled.category_ids = tuple(class_names), tuple(category_ids)
+        relabeled.records = self.records.relabeled(lookup)
+        relabeled.truth = self.truth._replace(labels=lookup[self.truth.labels])
+        return relabeled
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -88,55 +127,38 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         return image, record.target
 
 
-def _to_records(content: Content, file: Path) -> list[ImageRecord]:
-    label_of = {category["id"]: label for label, category in enumerate(content.categories)}
-    annotations_of: dict[int, list[Entry]] = defaultdict(list)
-    for annotation in content.annotations:
-        if not annotation.get("iscrowd"):
-            annotations_of[annotation["image_id"]].append(annotation)
-    records, dropped, cut = [], 0, 0
-    for image in content.images:
-        annotations = annotations_of[image["id"]]
-        boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        whole = boxes
-        boxes = boxes.clip(0, (image["width"], image["height"]) * 2).astype(np.float32)
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        dropped += int((~keep).sum())
-        cut += int((keep & (abs(boxes - whole) > TOLERANCE).any(axis=1)).sum())
-        labels = np.array([label_of[annotation["category_id"]] for annotation in annotations], dtype=np.int64)
-        records.append(
-            ImageRecord(
-                image["id"],
-                image["path"],
-                image["height"],
-                image["width"],
-                torch.from_numpy(boxes[keep]),
-                torch.from_numpy(labels[keep]),
-            )
-        )
-    if dropped:
+def _to_records(content: Content, file: Path) -> Records:
+    """Keep what can be trained on: no crowds, boxes clipped to their image, none without area."""
+    used = np.flatnonzero(~content.objects.crowds)
+    used = used[np.argsort(content.objects.images[used], kind="stable")]
+    images, labels = content.objects.images[used], content.objects.labels[used]
+    whole = content.objects.boxes[used]
+    whole[:, 2:] += whole[:, :2]
+    sizes = np.array([(image["height"], image["width"]) for image in content.images], np.int32).reshape(-1, 2)
+    boxes = whole.clip(0, np.tile(sizes[images, ::-1], 2)).astype(np.float32)
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    cut = int((keep & (abs(boxes - whole) > TOLERANCE).any(axis=1)).sum())
+    if not keep.all():
+        dropped = int((~keep).sum())
         logger.warning("%s: %d boxes without area or outside their image are not used for training", file, dropped)
     if cut:
         logger.warning(
             "%s: %d boxes reach more than %.0f pixels beyond their image and are cut off there", file, cut, TOLERANCE
         )
-    return records
+    return Records(
+        Columns(
+            np.array([image["id"] for image in content.images], np.int64),
+            encode_paths(image["path"] for image in content.images),
+            sizes,
+            np.ones(len(sizes), np.bool_),
+            np.bincount(images[keep], minlength=len(sizes)),
+            boxes[keep],
+            labels[keep],
+            np.full(keep.sum(), np.nan, np.float32),
+        )
+    )
 
 
-def _to_ground_truth(content: Content) -> dict[str, list[Entry]]:
-    return {
-        "images": [{key: image[key] for key in ("id", "width", "height")} for image in content.images],
-        "categories": [{key: category[key] for key in ("id", "name")} for category in content.categories],
-        "annotations": [
-            {
-                "id": number,  # renumbered from 1: COCO evaluation treats id 0 as "no match"
-                "image_id": annotation["image_id"],
-                "category_id": annotation["category_id"],
-                "bbox": annotation["bbox"],
-                "area": annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3],
-                "iscrowd": int(bool(annotation.get("iscrowd"))),
-            }
-            for number, annotation in enumerate(content.annotations, 1)
-        ],
-    }
+def _to_truth(content: Content) -> GroundTruth:
+    ids = np.array([image["id"] for image in content.images], np.int64)
+    return GroundTruth(ids[content.objects.images], *content.objects[1:])

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from dfmsd.data.config import DataConfig
 from dfmsd.data.opening import has_split, open_split
-from dfmsd.data.records import ImageRecord
+from dfmsd.data.records import Records
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.threads import map_in_threads
 
 logger = logging.getLogger("dfmsd")
-Copies = list[list[ImageRecord]]
-"""Groups of at least two images with the same content."""
+Copies = list[list[Path]]
+"""Groups of at least two image files with the same content."""
 
 PIECE = 4096
 """Bytes that are read at the start, middle and end of a file before the whole of it."""
@@ -74,8 +75,8 @@ def open_test_split(config: DataConfig) -> DetectionSplit | None:
 def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:
     """Return the classes that have objects in one of the splits, in the order of their labels."""
     splits = list(splits)
-    labels = set(chain.from_iterable(record.labels.tolist() for split in splits for record in split.records))
-    return [splits[0].class_names[label] for label in sorted(labels)]
+    labels = np.unique(np.concatenate([split.records.columns.labels for split in splits]))
+    return [splits[0].class_names[label] for label in labels]
 
 
 def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
@@ -104,14 +105,14 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
             f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
         )
     findings += _like_names(splits)
-    files = {record.path: record for split in splits for record in split.records}
-    contents = {path: path for path in files}
-    contents |= {copy.path: group[0].path for group in find_copies([*files.values()]) for copy in group}
-    for split in splits:
-        findings += [*_repeats(split), *_copies(split, contents)]
-    trained = {contents[record.path]: record.path for record in reversed(train.records)}
-    for split in others:
-        leaked = [record.path for record in split.records if contents[record.path] in trained]
+    paths = [split.records.paths for split in splits]
+    contents = {path: path for of_split in paths for path in of_split}
+    contents |= {copy: group[0] for group in find_copies([split.records for split in splits]) for copy in group}
+    for split, of_split in zip(splits, paths, strict=True):
+        findings += [*_repeats(split, of_split), *_copies(split.file, of_split, contents)]
+    trained = {contents[path]: path for path in reversed(paths[0])}
+    for split, of_split in zip(others, paths[1:], strict=True):
+        leaked = [path for path in of_split if contents[path] in trained]
         if leaked:
             findings.append(
                 f"{split.file}: {len(leaked)} of {len(split)} evaluation images are also training images, the first is "
@@ -121,7 +122,7 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
 
 
 def _has_objects(split: DetectionSplit, limit: int | None = None) -> bool:
-    return any(len(record.boxes) for record in split.records[:limit])
+    return bool(split.records.columns.counts[:limit].any())
 
 
 def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
@@ -133,16 +134,17 @@ def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
             yield f"{splits[0].file}: {_listed(names)} differ in capitals only: one class, perhaps"
 
 
-def _repeats(split: DetectionSplit) -> Iterator[str]:
-    repeated = [(record, len(record.boxes) - _count_distinct(record)) for record in split.records]
-    repeated = [(record, count) for record, count in repeated if count]
-    if repeated:
-        count, boxes = sum(count for _, count in repeated), sum(len(record.boxes) for record in split.records)
+def _repeats(split: DetectionSplit, paths: Sequence[Path]) -> Iterator[str]:
+    columns, owners = split.records.columns, split.records.owners
+    rows = np.column_stack([owners, columns.labels, columns.boxes])
+    _, first = np.unique(rows, axis=0, return_index=True)
+    if len(first) < len(rows):
+        again = np.setdiff1d(np.arange(len(rows)), first)
         yield (
-            f"{split.file}: {count} of {boxes} boxes repeat another one of the same class in the same image, the first "
-            f"in {repeated[0][0].path.name}: remove them"
+            f"{split.file}: {len(again)} of {len(rows)} boxes repeat another one of the same class in the same image, "
+            f"the first in {paths[owners[again[0]]].name}: remove them"
         )
-    listed = [path for path, count in Counter(record.path for record in split.records).items() if count > 1]
+    listed = [path for path, count in Counter(paths).items() if count > 1]
     if listed:
         yield (
             f"{split.file}: {len(listed)} image files are listed more than once, the first is {listed[0].name}: merge "
@@ -150,39 +152,42 @@ def _repeats(split: DetectionSplit) -> Iterator[str]:
         )
 
 
-def _copies(split: DetectionSplit, contents: Mapping[Path, Path]) -> Iterator[str]:
+def _copies(file: Path, paths: Sequence[Path], contents: Mapping[Path, Path]) -> Iterator[str]:
     first: dict[Path, Path] = {}
-    for path in (record.path for record in split.records):
+    for path in paths:
         first.setdefault(contents[path], path)
     kept = set(first.values())
-    copies = [path for path in dict.fromkeys(record.path for record in split.records) if path not in kept]
+    copies = [path for path in dict.fromkeys(paths) if path not in kept]
     if copies:
         yield (
-            f"{split.file}: {len(copies)} images are copies of others under another name, the first is "
-            f"{copies[0].name} of {first[contents[copies[0]]].name}: keep one of each"
+            f"{file}: {len(copies)} images are copies of others under another name, the first is {copies[0].name} of "
+            f"{first[contents[copies[0]]].name}: keep one of each"
         )
 
 
-def find_copies(records: Sequence[ImageRecord]) -> Copies:
+def find_copies(splits: Sequence[Records]) -> Copies:
     """Group the images whose files have the same bytes, in the order of the records.
 
     Args:
-        records: Images in different files.
+        splits: Images; a file may be listed more than once.
     """
-    sizes = map_in_threads(lambda record: os.stat(record.path).st_size, records)
-    size_of = {record.path: size for record, size in zip(records, sizes, strict=True)}
-    groups = _regroup([list(records)], lambda record: (size_of[record.path], record.height, record.width))
-    groups = _regroup(groups, lambda record: _digest(record.path, size_of[record.path], whole=False))
-    return _regroup(groups, lambda record: _digest(record.path, size_of[record.path], whole=True))
+    shapes = {
+        path: tuple(size) for records in splits for path, size in zip(records.paths, records.columns.sizes, strict=True)
+    }
+    paths = list(shapes)
+    size_of = dict(zip(paths, map_in_threads(lambda path: path.stat().st_size, paths), strict=True))
+    groups = _regroup([paths], lambda path: (size_of[path], shapes[path]))
+    groups = _regroup(groups, lambda path: _digest(path, size_of[path], whole=False))
+    return _regroup(groups, lambda path: _digest(path, size_of[path], whole=True))
 
 
-def _regroup(groups: Copies, key: Callable[[ImageRecord], Hashable]) -> Copies:
+def _regroup(groups: Copies, key: Callable[[Path], Hashable]) -> Copies:
     """Divide groups by a key, and drop the parts with a single image."""
     members = list(chain.from_iterable(groups))
-    parts: dict[Hashable, list[ImageRecord]] = defaultdict(list)
+    parts: dict[Hashable, list[Path]] = defaultdict(list)
     numbers = chain.from_iterable([number] * len(group) for number, group in enumerate(groups))
-    for record, number, value in zip(members, numbers, map_in_threads(key, members), strict=True):
-        parts[number, value].append(record)
+    for path, number, value in zip(members, numbers, map_in_threads(key, members), strict=True):
+        parts[number, value].append(path)
     return [part for part in parts.values() if len(part) > 1]
 
 
@@ -200,19 +205,14 @@ def _digest(path: Path, size: int, *, whole: bool) -> bytes:
     return content.digest()
 
 
-def _count_distinct(record: ImageRecord) -> int:
-    return len({(*box, label) for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)})
-
-
 def _why_no_object(split: DetectionSplit) -> str:
-    annotations = split.ground_truth["annotations"]
-    crowds = sum(annotation["iscrowd"] for annotation in annotations)
+    annotations, crowds = len(split.truth.crowds), int(split.truth.crowds.sum())
     if not annotations:
         reason = f"its {len(split)} images have none"
-    elif crowds == len(annotations):
+    elif crowds == annotations:
         reason = f"all {crowds} are iscrowd"
     else:
-        reason = f"of {len(annotations)}, {crowds} are iscrowd and the others have no area inside their image"
+        reason = f"of {annotations}, {crowds} are iscrowd and the others have no area inside their image"
     return f"{reason}: annotate objects, or choose another data set"
 
 

@@ -152,8 +152,7 @@ def coco_metrics(
         results: Detections, possibly none.
         image_ids: The images that were evaluated; None for all.
     """
-    # COCO adds keys to its entries, so these are copies
-    truth = COCO({name: [dict(entry) for entry in entries] for name, entries in coco.ground_truth.items()})
+    truth = COCO(coco.ground_truth)
     detections = truth.loadRes([dict(result) for result in results])
     evaluation = COCOeval_faster(truth, detections, iouType="bbox")
     if image_ids is not None:

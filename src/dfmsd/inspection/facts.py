@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from dfmsd.data.config import DataConfig
@@ -20,6 +19,7 @@ from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.inspection.suspicion import rare_classes, suspicious_boxes
 from dfmsd.types import LevelSpec
+from dfmsd.utils.heard import heard_warnings
 
 logger = logging.getLogger("dfmsd")
 
@@ -78,7 +78,7 @@ def gather(config: DataConfig) -> DataFacts:
     layout = find_layout(config.root)
     splits: dict[str, DetectionSplit] = {}
     errors: dict[str, str] = {}
-    with _collected() as findings:
+    with heard_warnings(printed=False) as findings:
         for name in sorted(layout.sources, key=lambda name: plain_name(name) != "train"):
             try:
                 splits[name] = open_split(config, name)
@@ -105,31 +105,12 @@ def refuse_unreadable(facts: DataFacts) -> None:
 
 
 def _facts(split: DetectionSplit, image_size: int) -> SplitFacts:
-    labels = torch.cat([record.labels for record in split.records])
-    counts = torch.bincount(labels, minlength=len(split.class_names)).tolist()
+    columns = split.records.columns
+    counts = np.bincount(columns.labels, minlength=len(split.class_names)).tolist()
     return SplitFacts(
         images=len(split),
-        empty=sum(not len(record.boxes) for record in split.records),
-        crowds=sum(annotation["iscrowd"] for annotation in split.ground_truth["annotations"]),
+        empty=int((columns.counts == 0).sum()),
+        crowds=int(split.truth.crowds.sum()),
         objects=dict(zip(split.class_names, counts, strict=True)),
         sizes=box_sizes(split.records, image_size),
     )
-
-
-@contextmanager
-def _collected() -> Iterator[list[str]]:
-    """Collect the package's warnings in a list instead of printing them."""
-    found: list[str] = []
-
-    class Collector(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            if record.levelno >= logging.WARNING:
-                found.append(record.getMessage())
-            return record.levelno < logging.WARNING
-
-    collector = Collector()
-    logger.addFilter(collector)
-    try:
-        yield found
-    finally:
-        logger.removeFilter(collector)

@@ -48,8 +48,7 @@ def probe_data(config: DistillConfig, steps: int, holdout: float, val_images: in
 def spread(split: DetectionSplit, images: int) -> DetectionSplit:
     """Return a split of ``images`` of a split's images, evenly spread over it, or all if there are fewer."""
     step = max(1, len(split) // images)
-    chosen = {record.id for record in split.records[::step][:images]}
-    return split.subset(lambda record: record.id in chosen)
+    return split.subset(range(0, len(split), step)[:images])
 
 
 def probe_config(config: DistillConfig, data: CocoDataModule, steps: int, teacher: str | None) -> DistillConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +63,19 @@ def _rle_box(rle: dict[str, Any]) -> list[float]:
         raise ValueError(str(error)) from error
 
 
-def check_convention(boxes: Sequence[Sequence[float]], sides: Sequence[tuple[int, int]], file: Path) -> None:
+def check_convention(boxes: Array, sides: NDArray[np.integer], file: Path) -> None:
     """Refuse boxes that are fractions of the image, or corners in place of a corner and the size.
 
     Args:
-        boxes: ``[x, y, width, height]`` that should be in pixels.
-        sides: Width and height of the image of each box.
+        boxes: ``M x 4``: x, y, width and height, which should be in pixels.
+        sides: ``M x 2``: width and height of the image of each box.
         file: Annotation file, for messages.
 
     Raises:
         DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and all fit if read in another convention.
     """
-    array, limits = np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sides, dtype=np.float64).reshape(-1, 2)
-    sized = (array[:, 2:] > 0).all(axis=1)
-    array, limits = array[sized], limits[sized]
+    sized = (boxes[:, 2:] > 0).all(axis=1)
+    array, limits = boxes[sized], sides[sized].astype(np.float64)
     if not len(array):
         return
     fractions = ((array >= 0) & (array <= 1)).all(axis=1)

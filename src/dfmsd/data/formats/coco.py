@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ EXPECTED = (
 )
 FOLDERS = ("annotations", "Annotations", ".")
 """Folders that may hold the annotation files of all splits, the likeliest first."""
+LARGE = 2**24
+"""Bytes from which a file is indexed."""
 ROBOFLOW = "_annotations.coco.json"
 LABEL_STUDIO = "result.json"
 
@@ -33,6 +37,19 @@ class CocoSource:
     file: Path
     folders: tuple[Path, ...]
     root: Path
+
+    def fingerprint(self) -> str | None:
+        """Hash a large file and the folders; None for a small one."""
+        try:
+            if self.file.stat().st_size < LARGE:
+                return None
+            digest = hashlib.sha256(os.fsencode(f"{self.root} {self.folders}"))
+            with self.file.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        except OSError:  # `read` says why
+            return None
+        return digest.hexdigest()
 
     def read(self) -> Content:
         """Read and validate the split; see `Source`."""

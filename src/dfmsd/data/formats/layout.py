@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
 
@@ -19,8 +22,29 @@ ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": 
 """Other names of splits -> ours."""
 
 
+class Objects(NamedTuple):
+    """Annotated objects of a split, as columns."""
+
+    images: NDArray[np.int64]
+    """Place of the image in `Content.images`."""
+    labels: NDArray[np.int64]
+    """Place of the class in `Content.categories`."""
+    boxes: NDArray[np.float64]
+    """``M x 4``: x, y, width and height in pixels."""
+    areas: NDArray[np.float64]
+    """In pixels: that of the segmentation where the file states it, else of the box."""
+    crowds: NDArray[np.bool_]
+
+    @classmethod
+    def of_boxes(cls, images: Sequence[int], labels: Sequence[int], boxes: Any) -> Objects:
+        """Return objects that have a box and nothing else."""
+        array = np.asarray(boxes, np.float64).reshape(-1, 4)
+        numbers = (np.array(images, np.int64), np.array(labels, np.int64))
+        return cls(*numbers, array, array[:, 2] * array[:, 3], np.zeros(len(array), np.bool_))
+
+
 class Content(NamedTuple):
-    """Validated content of one split, in the terms of COCO.
+    """Validated content of one split.
 
     Images are numbered from 1, since the COCO evaluation passes ids through floating point.
     """
@@ -29,8 +53,7 @@ class Content(NamedTuple):
     """``id``, ``path`` of the file, and the ``width`` and ``height`` that it has."""
     categories: list[Entry]
     """``id`` and ``name``, sorted by id."""
-    annotations: list[Entry]
-    """``image_id``, ``category_id`` and ``bbox``, maybe ``area`` and ``iscrowd``."""
+    objects: Objects
     listed: bool = True
     """Whether the format has a list of classes; otherwise the categories are those of the objects in this split."""
 
@@ -41,6 +64,9 @@ class Source(Protocol):
     @property
     def file(self) -> Path:
         """File or folder that messages about the split name."""
+
+    def fingerprint(self) -> str | None:
+        """Return a digest of the annotations and of where they are, or None if reading them again takes no time."""
 
     def read(self) -> Content:
         """Read and validate the split.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfmsd.data.formats.layout import SPLITS, Content, Layout, check_names, hidden, plain_name
+from dfmsd.data.formats.layout import SPLITS, Content, Layout, Objects, check_names, hidden, plain_name
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.vocxml import read_objects, to_boxes
@@ -61,6 +61,9 @@ class VocSource:
         """File or folder that messages about the split name."""
         return self.parts[0].list or self.parts[0].labels
 
+    def fingerprint(self) -> None:
+        """Return nothing: many small files take as long to check as to read."""
+
     def read(self) -> Content:
         """Read and validate the split; see `Source`. Classes are numbered from 1 by name."""
         pairs = [pair for part in self.parts for pair in _pairs(part)]
@@ -88,15 +91,14 @@ class VocSource:
         check_names(dict(enumerate(names, 1)), self.file)
         if not names:
             raise DfmsdError(f"{self.file}: no object in its {len(images)} images, so there are no classes; add some")
-        number_of = {name: number for number, name in enumerate(names, 1)}
+        label_of = {name: label for label, name in enumerate(names)}
         boxes = to_boxes(np.array([corners for _, _, corners in objects]), self.file)
         return Content(
             images,
-            [{"id": number, "name": name} for name, number in number_of.items()],
-            [
-                {"image_id": key, "category_id": number_of[name], "bbox": box}
-                for (name, key, _), box in zip(objects, boxes.tolist(), strict=True)
-            ],
+            [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+            Objects.of_boxes(
+                [number - 1 for _, number, _ in objects], [label_of[name] for name, _, _ in objects], boxes
+            ),
             listed=False,
         )
 

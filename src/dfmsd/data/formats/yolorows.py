@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfmsd.data.formats.layout import Entry
+from dfmsd.data.formats.layout import Entry, Objects
 from dfmsd.data.formats.text import read_text
 from dfmsd.errors import DfmsdError
 
@@ -30,19 +30,19 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    images: Sequence[Entry], files: Sequence[Path | None], classes: Collection[int], settings: Path, *, keypoints: bool
-) -> list[Entry]:
+    images: Sequence[Entry], files: Sequence[Path | None], classes: Sequence[int], settings: Path, *, keypoints: bool
+) -> Objects:
     """Read the boxes of all images of a split.
 
     Args:
-        images: Images with id, width and height.
+        images: Images with width and height, numbered from 1.
         files: Label file of each image; None for an image without objects.
-        classes: Numbers of the classes.
+        classes: Numbers of the classes, in the order of the categories.
         settings: YAML file, for messages.
         keypoints: Boxes are followed by key points, which are left out.
 
     Returns:
-        Annotations with boxes in pixels.
+        Objects with boxes in pixels.
 
     Raises:
         DfmsdError: A row is malformed, or the rows are in another convention.
@@ -62,10 +62,12 @@ def read_rows(
     if polygons:
         kind = "key points, which are left out" if keypoints else "a polygon: its box is computed"
         logger.warning("%s: %d of %d rows have %s", settings, polygons, len(rows), kind)
-    return [
-        {"image_id": row.image["id"], "category_id": int(row.values[0]), "bbox": _box(row, keypoints=keypoints)}
-        for row in rows
-    ]
+    places = {number: place for place, number in enumerate(classes)}
+    return Objects.of_boxes(
+        [row.image["id"] - 1 for row in rows],
+        [places[int(row.values[0])] for row in rows],
+        [_box(row, keypoints=keypoints) for row in rows],
+    )
 
 
 def _parse(image: Entry, file: Path) -> Iterator[Row]:

@@ -1,0 +1,48 @@
+"""Ground truth for COCO evaluation, kept as columns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class GroundTruth(NamedTuple):
+    """All annotations of a split, crowds included; the arrays may be memory maps."""
+
+    images: NDArray[np.int64]
+    """``M``: id of the image."""
+    labels: NDArray[np.int64]
+    """``M``: indices into the class names."""
+    boxes: NDArray[np.float64]
+    """``M x 4``: x, y, width and height in pixels, as annotated."""
+    areas: NDArray[np.float64]
+    """``M``, in pixels: that of the segmentation where the file states it."""
+    crowds: NDArray[np.bool_]
+    """``M``."""
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> GroundTruth:
+        """Return some of the annotations."""
+        return GroundTruth._make(column[rows] for column in self)
+
+    def entries(self, category_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return the annotations as in a COCO file, numbered from 1: COCO evaluation treats id 0 as "no match".
+
+        Args:
+            category_ids: Of each label.
+        """
+        columns = (self.images, category_ids[self.labels], self.boxes, self.areas, self.crowds)
+        return [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for number, (image, category, box, area, crowd) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), 1
+            )
+        ]
