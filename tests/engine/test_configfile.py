@@ -11,7 +11,7 @@ from tests.helpers.yaml_configs import DISTILL, SUM
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.configfile import read_config
+from dfmsd.engine.configfile import parse_config, read_config
 from dfmsd.engine.saved_config import same_run, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.reporting.records import read_run
@@ -130,3 +130,8 @@ def test_a_run_folder_of_an_earlier_version_is_the_same_run(file: Path, tmp_path
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({**saved, "loss": loss, "balance_by": balance_by}))
         assert same_run(config, tmp_path) is same
         assert (run_config(read_run(tmp_path)) is not None) is same
+
+
+def test_a_value_in_place_of_a_section_within_a_section_is_refused() -> None:
+    with pytest.raises(DfmsdError, match=r"^data.pseudo: expected keys of PseudoConfig, got bool$"):
+        parse_config(TrainConfig, {"out": "run", "data": {"pseudo": True}})

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from tests.helpers.few_neurons import FewNeurons
 from tests.helpers.finder import Finder, draw_images
 from tests.helpers.runs import press_ctrl_c, stopping
+from tests.helpers.tiny_transformers import save_model
 
 from dfmsd.data import DataConfig
 from dfmsd.data.pseudo import PseudoConfig
+from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
@@ -91,6 +93,22 @@ def test_a_run_without_features_trains_on_boxes_alone(make: MakeDistill, monkeyp
     assert all(images == targets == 8 for images, targets in seen)
     assert len(written(result)["annotations"]) == 2
     assert set((result.run / "log.csv").read_text().splitlines()[0].split(",")) >= {"task/classification"}
+
+
+@pytest.mark.parametrize("arch", ["faster_rcnn", "ssdlite", pytest.param("hf", marks=pytest.mark.slow)])
+def test_students_of_any_kind_learn_from_boxes_without_a_teacher_in_the_stages(
+    make: MakeDistill, tmp_path: Path, arch: str
+) -> None:
+    config = make(score=0.5, teacher="finder")
+    if arch == "hf":
+        pytest.importorskip("transformers")
+        save_model("rt_detr", tmp_path / "model")
+        student = DetectorConfig(f"hf:{tmp_path / 'model'}")
+    else:
+        student = replace(config.student, arch=arch)
+    result = run(replace(config, student=student, stages=[StageConfig(epochs=1)]))
+    assert len(written(result)["annotations"]) == 2
+    assert result.metrics["AP"] is not None
 
 
 def test_soft_pseudo_labels_are_refused_where_the_loss_cannot_take_them(make: MakeDistill) -> None:

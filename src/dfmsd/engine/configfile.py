@@ -136,15 +136,22 @@ def parse_config(config: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         DfmsdError: an unknown key, a wrong type or a bad value.
     """
-    for name, kind in get_type_hints(config).items():
-        value = values.get(name)
-        if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, Mapping | str | NoneType):
-            raise DfmsdError(f"{name}: expected keys of {kind.__name__}, got {type(value).__name__}")
+    _check_sections(config, values)
     parser = config_parser(config)
     try:
         return build_config(config, parser.instantiate(parser.parse_object(dict(values))))
     except jsonargparse.ArgumentError as error:
         raise DfmsdError(explain(error, parser)) from error
+
+
+def _check_sections(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> None:
+    for name, kind in get_type_hints(config).items():
+        value = values.get(name)
+        if not (isinstance(kind, type) and is_dataclass(kind)) or isinstance(value, str | NoneType):
+            continue
+        if not isinstance(value, Mapping):
+            raise DfmsdError(f"{prefix}{name}: expected keys of {kind.__name__}, got {type(value).__name__}")
+        _check_sections(kind, value, f"{prefix}{name}.")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -50,15 +50,17 @@ def check_yaml(path: Path, config: type[Any] | None = None) -> None:
         _check_sections(root, config, path)
 
 
-def _check_sections(root: yaml.MappingNode, config: type[Any], path: Path) -> None:
+def _check_sections(root: yaml.MappingNode, config: type[Any], path: Path, prefix: str = "") -> None:
     nodes = {key.value: value for key, value in root.value}
     for name, kind in get_type_hints(config).items():
-        section = isinstance(kind, type) and is_dataclass(kind)
-        if section and not isinstance(nodes.get(name, root), yaml.MappingNode):
+        if name not in nodes or not (isinstance(kind, type) and is_dataclass(kind)):
+            continue
+        if not isinstance(nodes[name], yaml.MappingNode):
             raise DfmsdError(
-                f"{path}: {name}: expected keys such as {fields(kind)[0].name}, got {nodes[name].value!r}; write keys "
-                "and values, or leave it out"
+                f"{path}: {prefix}{name}: expected keys such as {fields(kind)[0].name}, got {nodes[name].value!r}; "
+                "write keys and values, or leave it out"
             )
+        _check_sections(nodes[name], kind, path, f"{prefix}{name}.")
 
 
 def _check_nodes(node: yaml.Node | None, sizes: dict[int, float], path: Path) -> float:
