@@ -19,8 +19,8 @@ from tests.tuning.conftest import SPACE, FakeRuns
 
 import dfmsd as package
 from dfmsd.data import DataConfig
-from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.saved_config import to_yaml
 from dfmsd.errors import DfmsdError
@@ -28,6 +28,8 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.tuning import tuner
 from dfmsd.tuning.config import TuneConfig, TuneSection
 from dfmsd.tuning.outcome import TuneResult
+from dfmsd.tuning.storage import open_storage
+from dfmsd.utils.lock import is_locked
 
 MakeTune = Callable[..., TuneConfig]
 
@@ -111,6 +113,45 @@ def test_failing_repeat_ends_the_search_and_is_made_up_for(
     assert searched(config, 1).winner == "config"
 
 
+def test_near_teacher_is_made_once_before_the_trials(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
+    [_, stage] = tune_config(tmp_path).stages
+    near = NearConfig(backbone="test_resnet", pretrained=False, epochs=1)
+    config = tune_config(tmp_path / "out", {**SPACE, "plan": None, "basis": None}, stages=[replace(stage, near=near)])
+    result = searched(config, 2)
+    [teacher] = (tmp_path / "out" / "teachers").glob("near-fcos-test_resnet-*")
+    assert read_config(TrainConfig, teacher / "config.yaml").data.holdout == 0.3
+    for trial in ("0000", "0001"):
+        run = read_config(DistillConfig, tmp_path / "out" / "trials" / trial / "config.yaml")
+        assert [each.teachers for each in run.stages] == [(str(teacher),), stage.teachers]
+    assert [each.near for each in result.best.stages] == [near]  # of its own, on all images
+
+
+def test_storage_is_opened_by_one_process_at_a_time(
+    tune_config: MakeTune, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    held: list[bool] = []
+
+    def opened(url: str) -> Any:
+        held.append(is_locked(tmp_path / "out" / ".tune" / "opening"))
+        return open_storage(url)
+
+    monkeypatch.setattr(tuner, "open_storage", opened)
+    searched(tune_config(tmp_path / "out"), 1)
+    assert held == [True]
+
+
+def test_interrupted_search_says_how_to_go_on(
+    tune_config: MakeTune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dfmsd.tuning.search.run_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        searched(tune_config(tmp_path / "out"))
+    assert "everything so far is kept; repeat the command to continue" in " ".join(capsys.readouterr().err.split())
+
+
 def written(dfmsd: Command, config: TuneConfig, **changes: Any) -> str:
     values = asdict(config)
     return dfmsd.write("tune.yaml", {**values, **changes})
@@ -164,6 +205,10 @@ def test_study_of_another_space_and_a_run_as_folder_are_refused(
     file = written(dfmsd, tune_config(Path("out")))
     assert dfmsd("tune", "--config", file, "--trials", 1, "--allow-weak-teacher")[0] == 0
     assert (dfmsd.folder / "out" / "study.db").exists()
+    (dfmsd.folder / "elsewhere").mkdir()
+    elsewhere = ["--out", "elsewhere/out", "--storage", "sqlite:///out/study.db"]
+    said = dfmsd.refusal("tune", "--config", file, "--trials", 1, *elsewhere)
+    assert "storage: its study out belongs to another folder than elsewhere/out" in said
     said = dfmsd.refusal("tune", "--config", file, "--trials", 1, "--tune.space", '{"alpha": [0, 1]}')
     assert "storage: its study out searches something else; space." in said
     run = finished_run("student")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,12 @@ class SearchFolder:
     def process(self, name: str) -> Path:
         """Folder that a process holds as long as it lives."""
         return self.path / ".tune" / "processes" / name
+
+    def remove_empty(self) -> None:
+        """Remove the folder and those of its locks, as far as they are empty."""
+        for path in (self.lock("opening"), self.lock("asking"), self.identity_file.parent, self.path):
+            with suppress(OSError):
+                path.rmdir()
 
     def __str__(self) -> str:
         files = (self.best_file, self.report_file, self.table_file)

@@ -176,14 +176,13 @@ class SharedStudy:
 
     def _open(self) -> None:
         """Create the study, or check the one that is there."""
-        identity = self._identity()
         search = self.problem.describe()
         study = optuna.create_study(
             study_name=self.name, storage=self.storage, direction="maximize", load_if_exists=True
         )
         known = study.user_attrs
         if SEARCH not in known:
-            study.set_user_attr(IDENTITY, identity)
+            study.set_user_attr(IDENTITY, self._identity())
             study.set_user_attr(SEARCH, search)
             return
         if keys := differing(known[SEARCH], search):
@@ -191,7 +190,8 @@ class SharedStudy:
                 f"storage: its study {self.name} searches something else; {', '.join(keys[:4])} differ"
                 f"{'' if len(keys) > 1 else 's'}: choose another out, or the config that it was made with"
             )
-        if known.get(IDENTITY) != identity:
+        file = self.folder.identity_file
+        if not file.exists() or known.get(IDENTITY) != file.read_text(encoding="utf-8"):
             raise DfmsdError(
                 f"storage: its study {self.name} belongs to another folder than {self.folder.path}; its processes "
                 "share one folder: name that one as out, or another storage"

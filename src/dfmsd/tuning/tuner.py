@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from dfmsd.tuning.study import FOLDER, SharedStudy
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
-from dfmsd.utils.files import check_writable, make_folder
+from dfmsd.utils.files import check_writable
 from dfmsd.utils.lock import waiting
 
 
@@ -85,14 +86,12 @@ def tune(
         _print_estimate(problem, budget)
         return None
     url = storage or f"{SQLITE}{folder.database}"
-    if storage is None:
-        make_folder(folder.path)
     with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
-        study = SharedStudy(open_storage(url), problem, budget.trials, budget.is_over)
+        study = _open_study(url, problem, budget)
         print_problem(problem)
-        with study.joined():
+        with study.joined(), _saying_how_to_go_on():
             with waiting(folder.lock("teachers")):
-                _make_teachers(problem, data, allow_weak=allow_weak_teacher)
+                make_teachers(problem, data, allow_weak=allow_weak_teacher)
             search(study, budget)
             with waiting(folder.lock("finishing")):
                 return finish(problem, study, jobs)
@@ -177,8 +176,31 @@ def _check_budget(trials: int | None, hours: float | None, jobs: int) -> Budget:
     return Budget(trials, hours, jobs)
 
 
-def _make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -> None:
-    """Make the teachers of all plans, and measure those of the config on the held-out images."""
+def _open_study(url: str, problem: Problem, budget: Budget) -> SharedStudy:
+    """Open the study; a refused one leaves no folder behind."""
+    folder = problem.folder
+    new = not folder.path.exists()
+    try:
+        with waiting(folder.lock("opening")):  # two processes cannot make the tables of a database at once
+            storage = open_storage(url)
+        return SharedStudy(storage, problem, budget.trials, budget.is_over)
+    except DfmsdError:
+        if new:
+            folder.remove_empty()
+        raise
+
+
+def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -> None:
+    """Make the teachers of all plans that do not exist yet, and measure those of the config on the held-out images.
+
+    Args:
+        problem: what is searched.
+        data: of a trial.
+        allow_weak: accept teachers that know none of the classes or have an AP of about 0.
+
+    Raises:
+        DfmsdError: a teacher cannot be made or is too weak.
+    """
     path = problem.folder.path
     named = [*teachers_of(problem.config), problem.config.labeler]
     teachers = [name for name in dict.fromkeys(named) if name]
@@ -189,10 +211,19 @@ def _make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) 
     find_teachers(list(recipes), data.class_names, path / "student", recipes=recipes).make(make)
 
 
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted: everything so far is kept; repeat the command to continue")
+        raise
+
+
 def _print_estimate(problem: Problem, budget: Budget) -> None:
     """Print how long a run of the first trial's config takes, and the search if no trial ends early."""
     hours = estimate(problem.config_of(problem.first, written=True)).prediction.hours
-    line = f"a whole run takes about {hours:.2f} h on this machine"
+    line = f"a whole run takes about {hours:.2f} h on this machine, without making its teachers"
     if budget.trials is not None:
         whole = (budget.trials + FOLLOWING) * hours / budget.jobs
         line += f"; {budget.trials} trials and the runs after them take at most about {whole:.1f} h"
