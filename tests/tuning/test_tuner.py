@@ -77,6 +77,7 @@ def test_search_ends_with_the_best_config_beside_config_and_baseline(
     finished = sum(row["state"] == "complete" for row in rows)
     assert sum(trace["mode"] == "lines" for trace in page.plots[2]["traces"]) == finished
     assert result.summary in page.html
+    assert ["plan", "config, T1, T1+T2, T1&T2"] in page.cells
     assert not [reference for reference in page.references if reference.startswith("http")]
 
     left = {path.parent.name for path in (tmp_path / "out").rglob("*.ckpt")}

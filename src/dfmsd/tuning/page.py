@@ -15,13 +15,13 @@ from optuna.trial import FrozenTrial, TrialState
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import Section, Table, write_page
 from dfmsd.reporting.page import Figure
-from dfmsd.reporting.plots import escape_label
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.outcome import FINAL_LABELS, TuneResult, trial_rows
 from dfmsd.tuning.problem import Problem
 from dfmsd.utils.console import quiet
 
-OBJECTIVE = "AP on held-out images"
+OBJECTIVE = "AP on held-out images, 0..1"
+MARGIN = {"l": 48, "r": 12, "t": 24, "b": 40}
 MIN_TRIALS = 2
 """Finished trials that a plot needs."""
 
@@ -69,13 +69,13 @@ def plot_sections(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[Se
     best = max(finished, key=lambda trial: trial.values[0])
     reached = f"the best is trial {best.number} with {percent(best.values[0])}"
     history = _figure(
-        lambda: visualization.plot_optimization_history(study, target=_percent, target_name=OBJECTIVE),
-        f"{OBJECTIVE} of {len(finished)} finished trials, in percent; {reached}.",
+        lambda: visualization.plot_optimization_history(study, target_name=OBJECTIVE),
+        f"AP of {len(finished)} finished trials; {reached}.",
     )
     names = list(dict.fromkeys(name for trial in finished for name in trial.params))
     shared = [name for name in names if all(name in trial.params for trial in finished)]
     parallel = _figure(
-        lambda: visualization.plot_parallel_coordinate(study, shared, target=_percent, target_name=OBJECTIVE),
+        lambda: visualization.plot_parallel_coordinate(study, shared, target_name=OBJECTIVE),
         f"A line for each of {len(finished)} finished trials through its parameters and its AP; {reached}.",
     )
     sections = [Section("History", figures=[history])]
@@ -103,11 +103,7 @@ def _figure(plot: Callable[[], Any], alt: str, values: Table | None = None) -> F
     with quiet():
         drawn: dict[str, Any] = json.loads(plot().to_json())
     layout = {key: value for key, value in drawn["layout"].items() if key not in ("template", "title")}
-    return Figure("", drawn["data"], layout, alt, values, height=420)
-
-
-def _percent(trial: FrozenTrial) -> float:
-    return 100 * float(trial.values[0])
+    return Figure("", drawn["data"], {**layout, "margin": MARGIN}, alt, values, height=420)
 
 
 def _final_table(result: TuneResult) -> Table:
@@ -146,7 +142,7 @@ def _values(attributes: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else escape_label(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _links(problem: Problem, result: TuneResult) -> list[tuple[str, str]]:
