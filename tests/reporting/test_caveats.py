@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.reporting.caveats import baseline_warnings, run_warnings
 from dfmsd.reporting.records import read_run
 from dfmsd.reporting.results import ModelRow
@@ -20,6 +21,24 @@ def log(rows: str, columns: str = "mask/p3,pearson/p3") -> str:
 
 def test_healthy_run_has_no_warnings(make_run, config):
     assert run_warnings(read_run(make_run()), config, [ModelRow("teacher", {"AP": 0.5})]) == []
+
+
+def test_a_run_with_pseudo_labels(make_run, config):
+    data = replace(config.data, unlabeled="more", pseudo=PseudoConfig("auto", "runs/big"))
+    record, labeled = read_run(make_run()), replace(config, data=data)
+    assert run_warnings(record, labeled, []) == []
+    alone = labeled.without_teachers()
+    assert run_warnings(record, alone, []) == [
+        "No stage has a teacher, but runs/big labeled images for the run (data.pseudo)."
+    ]
+    held_out = replace(labeled, data=replace(data, holdout=0.2))
+    assert run_warnings(record, held_out, [])[1:] == [
+        "The scores for pseudo-labels come from the images that AP is measured on, so AP is slightly optimistic."
+    ]
+    assert baseline_warnings(record, record, labeled, alone) == []
+    assert baseline_warnings(record, record, labeled, config.without_teachers()) == [
+        "The two runs differ in `data` of the config, not only in the teachers."
+    ]
 
 
 def test_unreadable_config(make_run):

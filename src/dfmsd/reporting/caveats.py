@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dfmsd.data.pseudo import AUTO
 from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.records import Column, RunRecord, Series
 from dfmsd.reporting.results import ModelRow, percent
@@ -46,6 +47,8 @@ def run_warnings(record: RunRecord, config: DistillConfig | None, teachers: Sequ
         )
     if config is not None and config.data.holdout:
         warnings.append("AP is measured on held-out training images (data.holdout), not on the val split.")
+    if config is not None and config.labeler is not None:
+        warnings += _pseudo_labels(config)
     return warnings + _ended_early(record, config) + _lost_ap(record, config) + _learning(record)
 
 
@@ -66,6 +69,17 @@ def baseline_warnings(
     for name in ("data", "optim", "seed", "student", "precision", "deliver"):
         if getattr(config.without_teachers(), name) != getattr(baseline_config.without_teachers(), name):
             warnings.append(f"The two runs differ in `{name}` of the config, not only in the teachers.")
+    return warnings
+
+
+def _pseudo_labels(config: DistillConfig) -> list[str]:
+    warnings = []
+    if not config.teaches:
+        warnings.append(f"No stage has a teacher, but {config.labeler} labeled images for the run (data.pseudo).")
+    if config.data.holdout and config.data.pseudo.score == AUTO:
+        warnings.append(
+            "The scores for pseudo-labels come from the images that AP is measured on, so AP is slightly optimistic."
+        )
     return warnings
 
 
