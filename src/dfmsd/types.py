@@ -50,6 +50,21 @@ class LevelSpec(NamedTuple):
         return level._replace(sizes=(lower, math.inf if upper is None else upper))
 
 
+class Queries(NamedTuple):
+    """Predictions of a detector's ``Q`` queries for ``K`` classes in each of ``N`` images."""
+
+    logits: Tensor
+    """``N x Q x K``; the sigmoid is the score."""
+    boxes: Tensor
+    """``N x Q x 4``: centre x, centre y, width and height as shares of the padded input."""
+
+    @property
+    def corners(self) -> Tensor:
+        """The boxes as xyxy, in the same unit."""
+        center, size = self.boxes.chunk(2, dim=-1)
+        return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
 class _Objects(TypedDict):
     boxes: Tensor
     labels: Tensor

@@ -144,6 +144,11 @@ def test_invalid_run_settings_are_refused(values: dict[str, Any], message: str) 
             "^data.pseudo.teacher: the first stage has no teacher; name the detector that labels",
         ),
         ({"data": UNLABELED, "loss": [{"name": "pkd"}, {"name": "crosskd"}], "stages": PLAIN}, "crosskd compares"),
+        ({"data": UNLABELED, "loss": "detrdistill", "stages": PLAIN}, "^data.unlabeled: detrdistill compares predict"),
+        (
+            {"loss": "detrdistill", "stages": PLAIN, "teacher_cache": "ram"},
+            "^teacher_cache: detrdistill runs the whole teacher in eve",
+        ),
     ],
 )
 def test_an_impossible_distillation_is_refused(values: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from dfmsd.losses.functional import cwd, pearson
 from dfmsd.types import LevelSpec
 
 N, C, H, W = 2, 3, 4, 5
-ON_FEATURES = sorted(set(LOSSES) - {"crosskd", "ld"})
+ON_FEATURES = sorted(set(LOSSES) - {"crosskd", "detrdistill", "ld"})
 CONTEXT = LossContext([torch.zeros(0, 4)] * N, (32, 40), 8)
 
 

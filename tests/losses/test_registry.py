@@ -45,7 +45,19 @@ class Constant(Method):
 
 
 def test_the_table_names_every_loss_as_the_loss_names_itself() -> None:
-    assert sorted(LOSSES) == ["amd", "crosskd", "cwd", "dfmsd", "dmkd", "fgd", "fitnet", "ld", "mgd", "pkd"]
+    assert sorted(LOSSES) == [
+        "amd",
+        "crosskd",
+        "cwd",
+        "detrdistill",
+        "dfmsd",
+        "dmkd",
+        "fgd",
+        "fitnet",
+        "ld",
+        "mgd",
+        "pkd",
+    ]
     assert all(method.name == name for name, method in LOSSES.items())
 
 

@@ -16,7 +16,7 @@ from dfmsd.detectors.dense import DenseHead, HeadPass
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.detectors.inputsizes import InputSizes
 from dfmsd.errors import DfmsdError
-from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Queries, Target
 
 if TYPE_CHECKING:
     from dfmsd.detectors.images import ImageLike
@@ -158,6 +158,32 @@ class Detector(nn.Module, ABC):
     def soft_targets(self) -> bool:
         """Whether the classification loss takes the ``scores`` of targets; False, the default, if it ignores them."""
         return False
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether it predicts by queries, for losses on these predictions; the default is False."""
+        return False
+
+    def features_with_queries(self, images: Tensor) -> tuple[FeaturePyramid, Queries]:
+        """Return the result of `features` and, from the same pass, the predictions of all queries.
+
+        Raises:
+            DfmsdError: The detector has no queries.
+        """
+        raise self._no_queries()
+
+    def forward_with_queries(
+        self, images: Tensor, targets: Sequence[Target]
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], Queries]:
+        """Return the results of `forward` and, from the same pass, the predictions of all queries.
+
+        Raises:
+            DfmsdError: The detector has no queries.
+        """
+        raise self._no_queries()
+
+    def _no_queries(self) -> DfmsdError:
+        return DfmsdError(f"{type(self).__name__} has no queries; choose a loss on features")
 
     @property
     def dense_head(self) -> DenseHead | None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import Criterion, CriterionSum
+from dfmsd.losses import Criterion, CriterionSum, HeadMethod
 from dfmsd.losses.align import Align
 from dfmsd.losses.basis import BasisName, PyramidBasis
 from dfmsd.types import LevelSpec
@@ -45,7 +45,7 @@ def choose_basis(
     """
     if name != "auto":
         return name
-    if not all(method.rotates for method in criterion.methods) or _projects(criterion):
+    if not criterion.pairs or not all(method.rotates for method in criterion.methods) or _projects(criterion):
         return "own"
     if former is not None and _fits(criterion, _taught_by(former)):
         return "own" if same_teacher and former.basis is None else "former"
@@ -70,7 +70,7 @@ def build_basis(
     """
     if name == "own":
         return None
-    if len(criterion.feature_terms) < len(criterion.terms):
+    if not criterion.pairs or any(isinstance(method, HeadMethod) for method in criterion.methods):
         raise DfmsdError(
             "basis: the loss compares predictions, which no rotation of features changes; choose basis: own"
         )

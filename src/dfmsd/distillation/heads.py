@@ -14,7 +14,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.losses import HeadLevel, HeadMethod, HeadSide
 from dfmsd.types import FeaturePyramid
 
-_REMEDIES = {
+REMEDIES = {
     "arch": "set student.arch to the teacher's",
     "classes": "train the teacher on this data",
     "strides": "choose detectors with the same levels",
@@ -22,6 +22,7 @@ _REMEDIES = {
     "channels": "set student.fpn_channels to the teacher's",
     "bins": "choose heads whose distributions have the same bins",
 }
+"""Field of `HeadSpec` -> what makes it equal for both heads."""
 
 
 class HeadPair:
@@ -112,5 +113,5 @@ def _check_match(student: HeadSpec, teacher: HeadSpec, method: HeadMethod) -> No
         if of_student != of_teacher:
             raise DfmsdError(
                 f"{method.name} needs two heads of one kind, but their {field} differ: {of_student} (student), "
-                f"{of_teacher} (teacher); {_REMEDIES[field]}, or choose a loss on features such as pkd"
+                f"{of_teacher} (teacher); {REMEDIES[field]}, or choose a loss on features such as pkd"
             )

@@ -16,11 +16,12 @@ from dfmsd.detectors.base import Detector
 from dfmsd.distillation.balance import BALANCE, GradientBalance
 from dfmsd.distillation.basis import build_basis, choose_basis
 from dfmsd.distillation.heads import HeadPair
+from dfmsd.distillation.queries import check_queries, compares_queries
 from dfmsd.distillation.stages import StageConfig, adds_labels
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import Correlation
-from dfmsd.types import Batch, FeaturePyramid, LevelSpec, Target
+from dfmsd.types import Batch, FeaturePyramid, LevelSpec, Queries, Target
 
 
 class Lesson(NamedTuple):
@@ -31,9 +32,14 @@ class Lesson(NamedTuple):
     balance: GradientBalance | None
     """None without a balance, in a stage without labels, and for a loss on predictions alone."""
     heads: HeadPair | None
-    """Both detectors' heads if the loss compares predictions."""
+    """Both detectors' dense heads if the loss compares their predictions."""
     label: str
     """Number in the stage, such as ``T2``; empty for a stage's only teacher."""
+
+    @property
+    def compares_queries(self) -> bool:
+        """Whether the loss compares the predictions of queries."""
+        return compares_queries(self.criterion)
 
     @property
     def measuring(self) -> bool:
@@ -60,6 +66,16 @@ class StudentPass(NamedTuple):
     """Of the images with targets, on which the losses are computed."""
     losses: dict[str, Tensor]
     """The detector's own losses."""
+    queries: Queries | None = None
+    """The predictions of its queries if a loss compares them."""
+
+
+class TeacherPass(NamedTuple):
+    """Outputs of a forward pass of a teacher."""
+
+    pyramid: FeaturePyramid
+    queries: Queries | None = None
+    """The predictions of its queries if a loss compares them."""
 
 
 class DistillationTask(nn.Module):
@@ -126,6 +142,8 @@ class DistillationTask(nn.Module):
                     methods = [method for method in criterion.methods if isinstance(method, losses.HeadMethod)]
                     if methods:
                         self.heads[key] = HeadPair(student, teacher, methods)
+                    if compares_queries(criterion):
+                        check_queries(student, teacher.detector)
                 except DfmsdError as error:
                     raise DfmsdError(f"stage {index + 1}, teacher {teacher.name}: {error}") from error
                 criteria[key] = criterion
@@ -235,21 +253,24 @@ class DistillationTask(nn.Module):
         if not lessons:
             images = images[: len(targets)]
         seen = images if larger is None else larger
-        pyramids = self._teacher_pyramids(seen, keys)  # first, so that their peak memory is over before the student's
-        (pyramid, labeled, task_losses), heads = self._run_student(images, targets, lessons, pyramids)
+        passes = self._run_teachers(seen, keys)  # first, so that their peak memory is over before the student's
+        (pyramid, labeled, task_losses, queries), heads = self._run_student(images, targets, lessons, passes)
         boxes = [target["boxes"] for target in targets] + [images.new_empty(0, 4)] * (len(images) - len(targets))
         named = {f"task/{name}": value for name, value in task_losses.items()}
         for lesson, paired in zip(lessons, heads, strict=True):
             if self.warming_up and lesson.criterion.basis is not None:
                 continue
             with self.uncompiled() if lesson.measuring else nullcontext():
+                of_teacher = passes[lesson.teacher]
+                both = losses.QueryPair(queries, of_teacher.queries) if queries and of_teacher.queries else None
                 terms = lesson.criterion(
                     pyramid,
-                    pyramids[lesson.teacher],
+                    of_teacher.pyramid,
                     boxes=boxes,
                     size=(images.shape[-2], images.shape[-1]),
                     stage=self.stage + 1,
                     heads=paired,
+                    queries=both,
                 )
             if lesson.balance is not None:
                 terms = lesson.balance(terms, sum(task_losses.values()), pyramid, labeled)
@@ -338,26 +359,40 @@ class DistillationTask(nn.Module):
         rest = self.student.features(others)
         return StudentPass({name: torch.cat([level, rest[name]]) for name, level in labeled.items()}, labeled, named)
 
-    def _teacher_pyramids(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, FeaturePyramid]:
+    @property
+    def queried(self) -> set[FrozenTeacher]:
+        """The teachers of the current stage whose queries a loss compares."""
+        return {lesson.teacher for lesson in self.lessons if lesson.compares_queries}
+
+    def teacher_pass(self, teacher: FrozenTeacher, images: Tensor, keys: Sequence[str | None] = ()) -> TeacherPass:
+        """Run a teacher of the current stage as far as its losses need it."""
+        if teacher in self.queried:
+            return TeacherPass(*teacher.features_with_queries(images))
+        return TeacherPass(teacher.features(images, keys))
+
+    def _run_teachers(self, images: Tensor, keys: Sequence[str | None]) -> dict[FrozenTeacher, TeacherPass]:
         """Return only the levels that the losses use, so that the others do not stay in memory."""
-        pyramids = {}
+        passes = {}
         for teacher, levels in self.levels_in_use(self.stage).items():
-            pyramid = teacher.features(images, keys)
-            pyramids[teacher] = {level.name: pyramid[level.name] for level in levels}
-        return pyramids
+            pyramid, queries = self.teacher_pass(teacher, images, keys)
+            passes[teacher] = TeacherPass({level.name: pyramid[level.name] for level in levels}, queries)
+        return passes
 
     def _run_student(
         self,
         images: Tensor,
         targets: Sequence[Target],
         lessons: Sequence[Lesson],
-        pyramids: Mapping[FrozenTeacher, FeaturePyramid],
+        passes: Mapping[FrozenTeacher, TeacherPass],
     ) -> tuple[StudentPass, Sequence[dict[str, losses.HeadLevel] | None]]:
         """Run the student once, and pair its heads with the teacher's for each lesson that compares predictions."""
         pairs = [lesson.heads for lesson in lessons if lesson.heads is not None]
+        if self.queried:
+            pyramid, named, queries = self.student.forward_with_queries(images, targets)
+            return StudentPass(pyramid, pyramid, named, queries), [None] * len(lessons)
         if not pairs:
             return self.student_pass(images, targets), [None] * len(lessons)
-        of_teachers = [pair.run_teacher(pyramids[pair.teacher]) for pair in pairs]
+        of_teachers = [pair.run_teacher(passes[pair.teacher].pyramid) for pair in pairs]
         pyramid, named, of_student = self.student.forward_with_head(images, targets, pairs[0].reused)
         paired = [pair.pair(of_student, of_teacher) for pair, of_teacher in zip(pairs, of_teachers, strict=True)]
         return StudentPass(pyramid, pyramid, named), paired

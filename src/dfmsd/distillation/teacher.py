@@ -12,7 +12,7 @@ from dfmsd.detectors.base import Detector
 from dfmsd.detectors.dense import DenseHead
 from dfmsd.distillation.cache import TeacherCache
 from dfmsd.losses import HeadSide
-from dfmsd.types import FeaturePyramid, LevelSpec
+from dfmsd.types import FeaturePyramid, LevelSpec, Queries
 
 
 class FrozenTeacher:
@@ -63,6 +63,17 @@ class FrozenTeacher:
             if self.cache is None or not keys:
                 return self._compute(images)
             return self.cache(images, keys, self._compute)
+
+    @torch.no_grad()
+    def features_with_queries(self, images: Tensor) -> tuple[FeaturePyramid, Queries]:
+        """Return the pyramid and the predictions of all queries without gradient; they are not cached.
+
+        Args:
+            images: ``N x 3 x H x W``, RGB in [0, 1].
+        """
+        self._ensure_eval()
+        with self._autocast(images.device.type):
+            return self.detector.features_with_queries(images)
 
     @torch.no_grad()
     def run_head(self, head: DenseHead, level: Tensor, reused: int) -> HeadSide:

@@ -21,7 +21,7 @@ from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stage
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, check_loss, head_methods, replace_loss
+from dfmsd.losses import DEFAULT_LOSS, LossConfig, QueryMethod, check_loss, head_methods, replace_loss
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
@@ -332,6 +332,14 @@ class DistillConfig(RunConfig):
 
     def _check_teacher_cache(self) -> None:
         check_positive(self, ("teacher_cache_gib",))
+        compared = [
+            name for stage in self.stages for name in head_methods(replace_loss(self.loss, stage.loss), QueryMethod)
+        ]
+        if self.teacher_cache and compared:
+            raise DfmsdError(
+                f"teacher_cache: {compared[0]} runs the whole teacher in every step, so stored features would save "
+                "nothing; leave out one of the two"
+            )
         if self.teacher_cache and self.data.uncacheable is not None:
             raise DfmsdError(f"teacher_cache: {self.data.uncacheable}, or leave teacher_cache out")
 

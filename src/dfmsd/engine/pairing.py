@@ -50,7 +50,7 @@ def note_single_pair(stage: str, pairs: Sequence[LevelPair]) -> list[str]:
         stage: stage and teacher.
         pairs: the paired levels, each once.
     """
-    if len(pairs) > 1:
+    if len(pairs) != 1:
         return []
     return [
         f"{stage}: one pair of levels only, {format_level(pairs[0].student)} <- {format_level(pairs[0].teacher)}: "

@@ -88,9 +88,8 @@ def preflight(
             label = f"{lesson.label}, " if lesson.label else ""
             stage = f"stage {index + 1}: {label}{lesson.teacher.name}"
             pairs = list(dict.fromkeys(lesson.criterion.pairs))  # several methods of a sum share pairs
-            findings.pairs[stage] = ", ".join(
-                f"{format_level(pair.student)} <- {format_level(pair.teacher)}" for pair in pairs
-            )
+            pairing = (f"{format_level(pair.student)} <- {format_level(pair.teacher)}" for pair in pairs)
+            findings.pairs[stage] = ", ".join(pairing) or "queries"
             findings.notes += note_single_pair(stage, pairs)
             findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
     headed = _headed(teachers.values())

@@ -8,7 +8,7 @@ from dfmsd.data import DataConfig
 from dfmsd.data.config import check_image_size
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import LossConfig, head_methods, replace_loss
+from dfmsd.losses import HeadMethod, LossConfig, head_methods, replace_loss
 
 
 def check_teacher_size(size: int, data: DataConfig, stages: Sequence[StageConfig], loss: LossConfig) -> None:
@@ -31,7 +31,7 @@ def check_teacher_size(size: int, data: DataConfig, stages: Sequence[StageConfig
     taught = [stage for stage in stages if stage.teachers]
     if not taught:
         raise DfmsdError("teacher_size: no stage has a teacher; leave it out")
-    compared = [name for stage in taught for name in head_methods(replace_loss(loss, stage.loss))]
+    compared = [name for stage in taught for name in head_methods(replace_loss(loss, stage.loss), HeadMethod)]
     crops = data.augmentation.get("iou_crop", 0) > 0
     near = any(stage.near is not False for stage in stages)
     contradictions = {

@@ -87,7 +87,7 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     pyramid: FeaturePyramid = {}
 
     def student_step() -> list[Tensor]:
-        features, _, losses = task.student_pass(batch.images, task.known(batch.targets))
+        features, _, losses, _ = task.student_pass(batch.images, task.known(batch.targets))
         pyramid.update(features)
         return list((losses or features).values())
 
@@ -96,7 +96,7 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     used = task.levels_in_use(task.stage)
     if not used:
         return StageCost(student, student_pyramid_bytes=student_bytes)
-    teachers = [count(partial(teacher.features, batch.for_teachers), teacher.detector) for teacher in used]
+    teachers = [count(partial(task.teacher_pass, teacher, batch.for_teachers), teacher.detector) for teacher in used]
     paired = [teacher.features(batch.for_teachers)[level.name] for teacher, levels in used.items() for level in levels]
     return StageCost(student, sum(teachers, Cost()), _count_levels(task, batch), student_bytes, _bytes(paired))
 

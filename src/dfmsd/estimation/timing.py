@@ -114,7 +114,7 @@ def step_parts(
             task.enter_stage(index, begins=False)
             used, stage = task.levels_in_use(index), f"{index + 1}/"
             if used:
-                parts[stage + "teacher"] = _features(used, batch, within)
+                parts[stage + "teacher"] = _features(task, used, batch, within)
                 parts[stage + "loss"] = _loss(task, batch, within)
             if used and config.teacher_cache:
                 layouts = {teacher: cache_layout(config, levels, batch) for teacher, levels in used.items()}
@@ -152,18 +152,21 @@ def _student(task: DistillationTask, images: Tensor, targets: Sequence[Target], 
 
     def run() -> None:
         with within():
-            pyramid, _, losses = task.student_pass(images, targets)
+            pyramid, _, losses, _ = task.student_pass(images, targets)
         outputs = [value for value in (losses or pyramid).values() if value.requires_grad]
         torch.autograd.grad(outputs, weights, [torch.ones_like(value) for value in outputs], allow_unused=True)
 
     return run
 
 
-def _features(teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -> Call:
+def _features(task: DistillationTask, teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -> Call:
+    queried = task.queried  # in the stage that the task is in now
+    calls = [each.features_with_queries if each in queried else each.features for each in teachers]
+
     def run() -> None:
         with within():
-            for teacher in teachers:
-                teacher.features(batch.for_teachers)
+            for call in calls:
+                call(batch.for_teachers)
 
     return run
 

@@ -24,12 +24,13 @@ from dfmsd.losses.config import (
 from dfmsd.losses.criterion import Criterion, CriterionSum
 from dfmsd.losses.crosskd import CrossKD, CrossKDOptions
 from dfmsd.losses.cwd import CWD, CWDOptions
+from dfmsd.losses.detrdistill import DETRDistill, DETRDistillOptions
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
 from dfmsd.losses.dmkd import DMKD, DMKDOptions
 from dfmsd.losses.fgd import FGD, FGDOptions
 from dfmsd.losses.fitnet import FitNet, FitNetOptions
 from dfmsd.losses.ld import LD, LDOptions
-from dfmsd.losses.method import HeadLevel, HeadMethod, HeadSide, LossContext, Method
+from dfmsd.losses.method import HeadLevel, HeadMethod, HeadSide, LossContext, Method, QueryMethod, QueryPair
 from dfmsd.losses.mgd import MGD, MGDOptions
 from dfmsd.losses.pkd import PKD, PKDOptions
 from dfmsd.losses.registry import LOSSES, register
@@ -51,6 +52,8 @@ __all__ = [
     "CriterionSum",
     "CrossKD",
     "CrossKDOptions",
+    "DETRDistill",
+    "DETRDistillOptions",
     "DFMSDOptions",
     "DMKDOptions",
     "FGDOptions",
@@ -65,6 +68,8 @@ __all__ = [
     "MGDOptions",
     "Method",
     "PKDOptions",
+    "QueryMethod",
+    "QueryPair",
     "build",
     "check_loss",
     "check_options",

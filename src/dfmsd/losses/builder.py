@@ -8,7 +8,8 @@ from typing import Any, overload
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.config import CRITERION_OPTIONS, LossConfig, check_loss, check_options, loss_parts, method_options
-from dfmsd.losses.criterion import Criterion, CriterionSum
+from dfmsd.losses.criterion import Criterion, CriterionSum, QueryCriterion
+from dfmsd.losses.method import QueryMethod
 from dfmsd.losses.registry import LOSSES
 from dfmsd.types import LevelSpec
 
@@ -83,5 +84,8 @@ def _build_one(
     name: str, student_levels: Sequence[LevelSpec], teacher_levels: Sequence[LevelSpec], options: Mapping[str, Any]
 ) -> Criterion:
     options = check_options(name, **options)
+    method = LOSSES[name]
+    if issubclass(method, QueryMethod):
+        return QueryCriterion(method, method_options(name, options), options.get("weight"))
     shared = {key: options[key] for key in CRITERION_OPTIONS if key in options}
-    return Criterion(LOSSES[name], method_options(name, options), student_levels, teacher_levels, **shared)
+    return Criterion(method, method_options(name, options), student_levels, teacher_levels, **shared)

@@ -14,7 +14,7 @@ import torch
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Pairing, Resize, check_pairing
 from dfmsd.losses.criterion import Criterion, check_terms
-from dfmsd.losses.method import HeadMethod
+from dfmsd.losses.method import PredictionMethod
 from dfmsd.losses.registry import LOSSES
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.removed import drop_removed
@@ -108,9 +108,9 @@ def replace_loss(loss: LossConfig, stage_loss: LossConfig) -> LossConfig:
     return stage_loss
 
 
-def head_methods(loss: LossConfig) -> list[str]:
-    """Return the names of the losses that compare predictions."""
-    return [name for name in loss_parts(loss) if issubclass(LOSSES[name], HeadMethod)]
+def head_methods(loss: LossConfig, kind: type[Any] = PredictionMethod) -> list[str]:
+    """Return the names of the losses that compare predictions, or of those of one kind."""
+    return [name for name in loss_parts(loss) if issubclass(LOSSES[name], kind)]
 
 
 def loss_parts(loss: LossConfig) -> dict[str, dict[str, Any]]:

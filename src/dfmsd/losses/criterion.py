@@ -13,8 +13,8 @@ from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.functional import full_precision, pearson
-from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method
-from dfmsd.types import FeaturePyramid, LevelSpec
+from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method, QueryMethod, QueryPair
+from dfmsd.types import FeaturePyramid, LevelSpec, Queries
 
 
 class Criterion(nn.Module):
@@ -78,6 +78,7 @@ class Criterion(nn.Module):
         size: tuple[int, int] | None = None,
         stage: int = 1,
         heads: Mapping[str, HeadLevel] | None = None,
+        queries: QueryPair | None = None,
     ) -> dict[str, Tensor]:
         """Compute named, weighted scalars whose sum is the loss.
 
@@ -88,6 +89,7 @@ class Criterion(nn.Module):
             size: height and width of the padded input; required by some losses only.
             stage: counted from 1.
             heads: the two heads at each student level, for methods that compare predictions.
+            queries: the predictions of both detectors' queries, for methods that compare these.
 
         Returns:
             ``<term>/<student level>`` -> scalar in float32 (float64 for float64 features), also under autocast.
@@ -117,6 +119,54 @@ class Criterion(nn.Module):
     def _correlation(method: Any, aligned: Tensor, target: Tensor) -> Tensor:
         known: Tensor | None = method.correlation
         return pearson(aligned, target) if known is None else known
+
+
+class QueryCriterion(Criterion):
+    """Compare the predictions of two detectors' queries; it has no levels, no alignment and no parameters.
+
+    Args:
+        method: class of the loss.
+        options: of the method.
+        weight: factor on every term; None takes the method's published one.
+    """
+
+    def __init__(self, method: type[QueryMethod], options: object, weight: float | None = None) -> None:
+        nn.Module.__init__(self)  # without levels there is nothing to pair and align
+        self.basis = None
+        self.pairs = ()
+        self.resize = "student"
+        self.weight = method.default_weight if weight is None else weight
+        self.align, self.methods = nn.ModuleList(), nn.ModuleList()
+        self.method = method(0, options)
+        self.terms = self.method.terms
+        self.diagnostics = {}
+
+    @property
+    def feature_terms(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def forward(
+        self, student: FeaturePyramid, teacher: FeaturePyramid, *, queries: QueryPair | None = None, **context: Any
+    ) -> dict[str, Tensor]:
+        """Compute named, weighted scalars whose sum is the loss.
+
+        Args:
+            student: not used.
+            teacher: not used.
+            queries: the predictions.
+            context: not used.
+
+        Returns:
+            ``<term>/queries`` -> scalar in float32 (float64 for float64 predictions), also under autocast.
+
+        Raises:
+            DfmsdError: ``queries`` is None.
+        """
+        pair = self.method.require(queries, "queries")
+        with torch.autocast(pair.student.logits.device.type, enabled=False):
+            exact = QueryPair(*(Queries(*map(full_precision, side)) for side in pair))
+            return {f"{name}/queries": self.weight * value for name, value in self.method.compare(exact).items()}
 
 
 def _check_context(images: int, boxes: Sequence[Tensor] | None, stage: int) -> None:

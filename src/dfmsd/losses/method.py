@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
+from dfmsd.types import Queries
 
 _T = TypeVar("_T")
 
@@ -133,7 +134,35 @@ class Method(nn.Module, ABC):
         return value
 
 
-class HeadMethod(Method):
+class PredictionMethod(Method):
+    """Loss on predictions instead of features."""
+
+
+class QueryPair(NamedTuple):
+    """Predictions of the queries of two detectors, whose numbers may differ."""
+
+    student: Queries
+    teacher: Queries
+    """Without gradient."""
+
+
+class QueryMethod(PredictionMethod):
+    """Loss on the predictions of queries, which has no levels."""
+
+    def forward(self, student: Tensor, teacher: Tensor, context: LossContext) -> dict[str, Tensor]:
+        """Refuse features.
+
+        Raises:
+            DfmsdError: always; `compare` takes the predictions.
+        """
+        raise DfmsdError(f"the loss {self.name} compares queries, not features; call it as `dfmsd.losses.build` does")
+
+    @abstractmethod
+    def compare(self, queries: QueryPair) -> dict[str, Tensor]:
+        """Compute the named, weighted terms, each at least 0."""
+
+
+class HeadMethod(PredictionMethod):
     """Loss on the predictions of two dense heads, which ``context.head`` holds."""
 
     purpose: ClassVar[str]

@@ -11,6 +11,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.losses.amd import AMD
 from dfmsd.losses.crosskd import CrossKD
 from dfmsd.losses.cwd import CWD
+from dfmsd.losses.detrdistill import DETRDistill
 from dfmsd.losses.dfmsd import DFMSD
 from dfmsd.losses.dmkd import DMKD
 from dfmsd.losses.fgd import FGD
@@ -26,7 +27,7 @@ NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 """Names that configs, method names of comparisons and modules of torch accept."""
 
 LOSSES: dict[str, type[Method]] = {
-    method.name: method for method in (AMD, CrossKD, CWD, DFMSD, DMKD, FGD, FitNet, LD, MGD, PKD)
+    method.name: method for method in (AMD, CrossKD, CWD, DETRDistill, DFMSD, DMKD, FGD, FitNet, LD, MGD, PKD)
 }
 """Name -> class of the loss of one level, built as ``Method(channels, Method.Options(**options))``."""
 

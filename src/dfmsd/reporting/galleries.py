@@ -87,6 +87,8 @@ def attention_section(
     student = detectors["student"]
     for name in teachers:
         stages = stage_criteria(str(run), student, name, detectors[name])
+        if not stages:  # the loss compares the predictions of queries
+            continue
         for index in images_with_objects(samples):
             file, sample = dataset.coco.records[index].path.name, samples[index]
             batch: Batch = collate([sample], dataset.image_size)
@@ -105,6 +107,8 @@ def attention_section(
         "For the delivered student on validation images: spatial attention of teacher and student, the masked "
         "positions and channels before and after masking enhancement, and how well the training-only layers "
         "reconstruct what was masked."
+        if galleries
+        else "The loss compares the predictions of queries, so there are no features to draw."
     )
     return Section("Masks and attention", [note], galleries=galleries)
 

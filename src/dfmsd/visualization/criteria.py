@@ -46,7 +46,7 @@ class StageCriterion:
 
 
 def stage_criteria(model: str, student: Detector, teacher: str, detector: Detector) -> list[StageCriterion]:
-    """Restore the losses of all stages in which a teacher taught a run's student.
+    """Restore the losses of all stages in which a teacher taught a run's student feature maps.
 
     If there is no such stage, return the default loss with untrained layers as a single stage.
 
@@ -81,7 +81,7 @@ def stage_criteria(model: str, student: Detector, teacher: str, detector: Detect
         layers = _select_layers(state, layers_name(stage, position))
         criterion = _restored(stage + 1, loss, teacher, student, levels, layers, reason)
         criteria.append(replace(criterion, teacher_size=config.teacher_size))
-    return criteria
+    return [each for each in criteria if each.criterion.pairs]
 
 
 def _same_teacher(name: str, teacher: str) -> bool:

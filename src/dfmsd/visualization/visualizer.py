@@ -13,6 +13,7 @@ from torch import Tensor
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
 from dfmsd.utils.files import check_writable, make_folder, write_atomically
@@ -45,6 +46,11 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     check_writable(out)
     student, detector = load_detector(model), load_detector(teacher)
     stages = stage_criteria(model, student, teacher, detector)
+    if not stages:
+        raise DfmsdError(
+            f"{model} learned the predictions of the queries of {teacher}, not its feature maps, so there is nothing "
+            "to draw; name a run with a loss on features"
+        )
     size = student.choose_size()
     make_folder(out)
     scenes, written = [], []

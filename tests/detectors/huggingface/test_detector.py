@@ -213,6 +213,50 @@ def test_detections_equal_the_processors(loaded: Built, model_type: str) -> None
         assert torch.equal(own["boxes"], theirs["boxes"][used][order].clamp(min=0).minimum(limits))
 
 
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+def test_scores_and_boxes_of_queries_are_those_that_the_processor_reads(loaded: Built, model_type: str) -> None:
+    detector = loaded(model_type)
+    assert detector.has_queries
+    images = torch.rand(2, 3, 96, width_of(model_type))
+    with torch.no_grad():
+        pyramid, queries = detector.features_with_queries(images)
+    features = detector.features(images)
+    assert all(torch.equal(level, features[name]) for name, level in pyramid.items())
+    assert queries.logits.shape == (2, queries.boxes.shape[1], len(CLASSES))
+    found = processor(model_type).post_process_object_detection(
+        SimpleNamespace(**detector.model(detector._normalize(images))), threshold=0.0, target_sizes=[(1, 1)] * 2
+    )
+    for image, expected in enumerate(found):
+        scores = queries.logits[image].sigmoid()
+        for score, label, box in zip(*(expected[key].detach() for key in ("scores", "labels", "boxes")), strict=True):
+            if label > 0:  # 0 is N/A
+                near = (scores[:, label - 1] - score).abs() < 1e-5
+                assert near.any()
+                assert bool(((queries.corners[image][near] - box).abs().amax(1) < 1e-5).any())
+
+
+@pytest.mark.parametrize("model_type", STUDENTS)
+def test_queries_of_denoising_and_of_further_groups_are_left_out(learning: Built, model_type: str) -> None:
+    """What those that detect predict does not depend on them."""
+    detector = learning(model_type)
+    for layer in detector.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(layer, name, None), float):
+                setattr(layer, name, 0.0)
+        if isinstance(layer, nn.BatchNorm2d):  # normalize by the batch in both modes
+            layer.running_mean = layer.running_var = None
+    config = detector.model.config
+    images = torch.rand(2, 3, 64, 64)
+    queries = detector.forward_with_queries(images, TARGETS)[2]
+    assert queries.logits.shape == (2, config.num_queries, len(CLASSES))
+    if FAMILIES[model_type].groups:
+        others = detector.eval().features_with_queries(images)[1]
+    else:
+        config.num_denoising = 0
+        others = detector.forward_with_queries(images, TARGETS)[2]
+    torch.testing.assert_close(queries, others, rtol=1e-3, atol=1e-3)
+
+
 def test_at_most_100_detections_are_returned(learning: Built) -> None:
     detector = learning("rt_detr").eval()
     detector.model.config.num_queries = 150

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from dfmsd.detectors import Detector, DetectorConfig, load_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import check, distill
+from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import first_batch, untrained_task
 from dfmsd.estimation.flops import count_stage
+from dfmsd.visualization import visualize
 
 pytestmark = NEEDED
 Config = Callable[..., DistillConfig]
@@ -69,6 +72,37 @@ def test_a_transformer_learns_from_a_convolutional_teacher(
     _detects_alike(result.student, tmp_path / "run")
 
 
+def test_queries_learn_from_queries(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
+    config = distill_config(
+        tmp_path / "run",
+        student=DetectorConfig(f"hf:{saved('rf_detr')}"),
+        stages=[StageConfig(epochs=1, teacher=f"hf:{saved('deimv2')}")],
+        loss=[{"name": "dfmsd"}, {"name": "detrdistill"}],
+    )
+    result = distill(config, allow_weak_teacher=True, check_images=1)
+    header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0]
+    assert all(name in header for name in ("mask/p4", "match_cls/queries", "match_l1/queries", "match_giou/queries"))
+    _detects_alike(result.student, tmp_path / "run")
+
+
+def test_a_run_on_queries_alone_is_checked_and_has_no_maps_to_draw(
+    saved: Saved, distill_config: Config, finished_run: Callable[..., Path], tiny_root: Path, tmp_path: Path
+) -> None:
+    teacher = f"hf:{saved('rt_detr')}"
+    values: dict[str, Any] = {
+        "student": DetectorConfig(f"hf:{saved('d_fine')}"),
+        "stages": [StageConfig(epochs=1, teacher=teacher)],
+        "loss": "detrdistill",
+    }
+    found = check(distill_config(tmp_path / "run", **values), allow_weak_teacher=True, check_images=1)
+    assert list(found.pairs.values()) == ["queries"]
+    assert [term.name for term in found.terms] == ["task", "match_cls", "match_l1", "match_giou"]
+    run = str(finished_run("queries", **values))
+    with pytest.raises(DfmsdError, match=r"learned the predictions of the queries of hf:.*nothing to draw"):
+        visualize(run, teacher, out=tmp_path / "out", images=[tiny_root / "val"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_is_checked_before_it_starts(saved: Saved, distill_config: Config, tmp_path: Path) -> None:
     stages = [StageConfig(epochs=1, teacher=f"hf:{saved('rt_detr')}")]
     config = distill_config(tmp_path / "run", student=DetectorConfig(f"hf:{saved('d_fine')}"), stages=stages)
@@ -89,6 +123,11 @@ def test_the_cost_of_a_step_is_counted(saved: Saved, distill_config: Config, tmp
     assert cost.student.forward > cost.teacher.forward > 0
     assert cost.student.backward > cost.student.forward
     assert set(cost.levels) == {"p3", "p4", "p5"}
+    config.loss = "detrdistill"  # for which the teacher runs its decoder too
+    whole = count_stage(untrained_task(config, CLASSES).train(), first_batch(CocoDataModule(config.data)))
+    assert whole.teacher is not None
+    assert whole.teacher.forward > cost.teacher.forward
+    assert not whole.levels
 
 
 def _detects_alike(delivered: Detector, run: Path) -> None:

@@ -23,7 +23,7 @@ from dfmsd.detectors.hooks import FeatureHooks
 from dfmsd.detectors.huggingface.families import FAMILIES, needed_area
 from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
 from dfmsd.errors import DfmsdError
-from dfmsd.types import Detections, FeaturePyramid, Target
+from dfmsd.types import Detections, FeaturePyramid, Queries, Target
 
 CLASS_LAYERS = ("class_embed", "enc_score_head")
 """Parts of the names of a student's layers whose width is the number of classes."""
@@ -53,6 +53,7 @@ class TransformersDetector(Detector):
         names: dict[int, str] = dict(sorted(model.config.id2label.items()))
         used = [label for label, name in names.items() if name not in UNUSED_CLASSES]
         self.class_names = tuple(names[label] for label in used)
+        self.used = tuple(used)
         model.loss_function = partial(in_float32, model.loss_function)
         class_of = torch.full((max(names) + 1,), -1)
         class_of[used] = torch.arange(len(used))
@@ -81,10 +82,35 @@ class TransformersDetector(Detector):
         Raises:
             DfmsdError: The family can only teach, or the model cannot take images of this size.
         """
+        pyramid, losses, _ = self.forward_with_queries(images, targets)
+        return pyramid, losses
+
+    @property
+    def has_queries(self) -> bool:
+        """True."""
+        return True
+
+    def features_with_queries(self, images: Tensor) -> tuple[FeaturePyramid, Queries]:
+        """Run the whole model; return its maps and the predictions of the last decoder layer."""
+        output, maps = self._run(images)
+        return self._pyramid(maps), self._queries(output)
+
+    def forward_with_queries(
+        self, images: Tensor, targets: Sequence[Target]
+    ) -> tuple[FeaturePyramid, dict[str, Tensor], Queries]:
+        """Return the results of `forward`, and the predictions without those of denoising and of further groups.
+
+        Raises:
+            DfmsdError: The family can only teach, or the model cannot take images of this size.
+        """
         if not self.family.trainable:
             raise refuse_student(self.model.config.model_type)
         output, maps = self._run(images, labels=to_library_targets(targets, (images.shape[-2], images.shape[-1])))
-        return self._pyramid(maps), self.family.weighted(output.loss_dict, self.model.config)
+        return (
+            self._pyramid(maps),
+            self.family.weighted(output.loss_dict, self.model.config),
+            self._queries(output),
+        )
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -127,6 +153,10 @@ class TransformersDetector(Detector):
             output = self.model(pixel_values=self._normalize(images), **kwargs)
         (call,) = calls["maps"]
         return output, self.family.read(call, self.model.config, (images.shape[-2], images.shape[-1]))
+
+    def _queries(self, output: Any) -> Queries:
+        queries = self.family.own_queries(Queries(output.logits.float(), output.pred_boxes.float()), self.model.config)
+        return queries._replace(logits=queries.logits[..., self.used])
 
     def _normalize(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfmsd.detectors.hooks import Call
 from dfmsd.detectors.inputsizes import InputSizes
-from dfmsd.types import LevelSpec
+from dfmsd.types import LevelSpec, Queries
 
 Reader = Callable[[Call, Any, tuple[int, int]], Sequence[Tensor]]
 """A call of the module that makes the maps, the model's config, and the input's height and width -> maps, finest
@@ -79,6 +79,8 @@ def square_windows(config: Any) -> InputSizes:
     return InputSizes(step=backbone.patch_size * backbone.num_windows, square=backbone.num_windows > 1)
 
 
+EPS = 1e-6
+"""Distance of a softmax's scores from 0 and 1, where the logit of a sigmoid would be infinite."""
 BOX_LOSS: dict[str, str | float] = {"loss_bbox": "bbox_loss_coefficient", "loss_giou": "giou_loss_coefficient"}
 """Beginning of a term's name -> its weight, or the weight's key in the config, for models that return their terms
 unweighted."""
@@ -107,6 +109,17 @@ class Family(NamedTuple):
     options: Mapping[str, Any] = {}
     """Options of a student's config, whatever its file says."""
 
+    groups: bool = False
+    """Whether further groups of queries follow the first one in training; otherwise denoising queries precede them."""
+    softmax: bool = False
+    """Whether the scores are a softmax over the classes and, last, no object; otherwise each class has a sigmoid."""
+
+    def own_queries(self, queries: Queries, config: Any) -> Queries:
+        """Return the predictions of the queries that detect, with logits whose sigmoid is the score."""
+        own = slice(-config.num_queries, None) if self.selects else slice(None)
+        logits, boxes = (value[:, : config.num_queries] if self.groups else value[:, own] for value in queries)
+        return Queries(logits.softmax(-1)[..., :-1].logit(eps=EPS) if self.softmax else logits, boxes)
+
     def weighted(self, terms: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
         """Return the terms whose sum is the library's loss."""
         if self.weights is None:
@@ -132,6 +145,7 @@ LW_DETR = Family(
     backbone=("model.backbone.backbone",),
     sizes=windows_per_side,
     selects=True,
+    groups=True,
     weights={"loss_ce": "class_loss_coefficient", **BOX_LOSS},
 )
 FAMILIES: dict[str, Family] = {
@@ -151,10 +165,10 @@ FAMILIES: dict[str, Family] = {
         frozen_norms=True,
         options={"auxiliary_loss": True},  # false by default, which leaves all but the last layer's head untrained
     ),
-    "detr": Family(read_memory, "DetrImageProcessor"),
-    "table-transformer": Family(read_memory, "DetrImageProcessor"),
+    "detr": Family(read_memory, "DetrImageProcessor", softmax=True),
+    "table-transformer": Family(read_memory, "DetrImageProcessor", softmax=True),
     "conditional_detr": Family(read_memory, "ConditionalDetrImageProcessor"),
     "dab-detr": Family(read_memory, "ConditionalDetrImageProcessor"),
-    "yolos": Family(read_patches, "YolosImageProcessor", source="vit", backbone=("vit",)),
+    "yolos": Family(read_patches, "YolosImageProcessor", source="vit", backbone=("vit",), softmax=True),
 }
 """``model_type`` of a ``config.json`` -> its family."""

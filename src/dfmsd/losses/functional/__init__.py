@@ -14,6 +14,7 @@ from dfmsd.losses.functional.fgd import fgd_attention, fgd_focal, fgd_relation
 from dfmsd.losses.functional.heads import crosskd_cls, crosskd_reg, ld, match_statistics
 from dfmsd.losses.functional.masking import enhance_attention, select_mask, stage_ratio, threshold_mask
 from dfmsd.losses.functional.objects import object_cells, object_masks
+from dfmsd.losses.functional.queries import detrdistill, match_queries
 from dfmsd.losses.functional.statistics import channel_statistics, full_precision, pearson, standardize
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "crosskd_cls",
     "crosskd_reg",
     "cwd",
+    "detrdistill",
     "dfmsd_alignment",
     "dfmsd_mask",
     "enhance_attention",
@@ -36,6 +38,7 @@ __all__ = [
     "fitnet",
     "full_precision",
     "ld",
+    "match_queries",
     "match_statistics",
     "mgd",
     "object_cells",
