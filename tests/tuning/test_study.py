@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import optuna
@@ -19,9 +21,10 @@ from dfmsd.tuning.problem import Problem
 from dfmsd.tuning.search import Budget, search
 from dfmsd.tuning.storage import open_storage
 from dfmsd.tuning.study import FOLDER, PROCESS, SharedStudy
+from dfmsd.utils.lock import locked
 
 MakeProblem = Callable[..., Problem]
-TRIALS = 8
+TRIALS = 6
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def test_search_begins_with_the_config_and_ends_the_worse_half_early(
     assert all(("basis" in trial.params) == (trial.params["plan"] != "config") for trial in trials)
 
 
-@pytest.mark.parametrize("epochs", [1, 9, 17])
+@pytest.mark.parametrize("epochs", [1, 11])
 def test_killed_search_ends_like_one_that_was_not(
     make_problem: MakeProblem, fake: FakeRuns, tmp_path: Path, epochs: int
 ) -> None:
@@ -204,6 +207,27 @@ def test_run_folder_of_another_run_is_refused(make_problem: MakeProblem, fake: F
     (tmp_path / "out.log").unlink()
     with pytest.raises(DfmsdError, match=r"trials/0000 holds another run than that of trial 0"):
         carried_out(replace(problem, config=replace(problem.config, seed=3)), 1)
+
+
+def test_run_that_is_still_stopping_is_waited_for(make_problem: MakeProblem, fake: FakeRuns, tmp_path: Path) -> None:
+    problem = make_problem(tmp_path / "out")
+    held, released = Event(), []
+
+    def save_and_end() -> None:
+        with locked(problem.folder.trial(0)):
+            held.set()
+            time.sleep(0.5)
+            released.append(time.monotonic())
+
+    writer = Thread(target=save_and_end)
+    writer.start()
+    held.wait()
+    study = opened(problem, 1)
+    with study.joined():
+        assert study.ask() is not None
+    asked = time.monotonic()
+    writer.join()
+    assert asked > released[0]
 
 
 def test_owner_of_each_trial_is_known(make_problem: MakeProblem, fake: FakeRuns, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,12 +162,21 @@ def test_dry_run_prints_space_and_hours_and_writes_nothing(
     tune_config: MakeTune, dfmsd: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(dfmsd, tune_config(Path("out")))
-    monkeypatch.setattr(tuner, "estimate", functools.partial(tuner.estimate, seconds=0))
+    estimated: list[DistillConfig] = []
+
+    def estimate(config: DistillConfig) -> Any:
+        estimated.append(config)
+        return SimpleNamespace(prediction=SimpleNamespace(hours=0.5))
+
+    monkeypatch.setattr(tuner, "estimate", estimate)
     before = sorted(dfmsd.folder.rglob("*"))
     status, _, said = dfmsd("tune", "--config", file, "--trials", 20, "--jobs", 2, "--dry-run")
     assert status == 0
     assert re.search(r"loss.alpha +│ 0 to 1 +│ 0.3", said)
-    assert "20 trials and the runs after them take at most about" in " ".join(said.split())
+    assert "20 trials and the runs after them take at most about 7.2 h" in " ".join(
+        said.split()
+    )  # 29 runs, 2 at a time
+    assert [each.data.holdout for each in estimated] == [0.0]
     assert sorted(dfmsd.folder.rglob("*")) == before
 
 

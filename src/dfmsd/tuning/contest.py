@@ -15,7 +15,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.tuning.plans import CONFIG
 from dfmsd.tuning.problem import Problem
-from dfmsd.tuning.run import NamedRun, remove_checkpoints
+from dfmsd.tuning.run import NamedRun, await_writer, remove_checkpoints
 from dfmsd.tuning.search import best_trials
 from dfmsd.tuning.study import FOLDER
 from dfmsd.utils.console import console
@@ -141,6 +141,8 @@ def complete(runs: Sequence[NamedRun], jobs: int, unit: str, *, report: bool = F
         DfmsdError: a run fails.
     """
     failures: list[str] = []
+    for run in runs:
+        await_writer(run.folder)
 
     def on_end(run: NamedRun, failure: str | None) -> None:
         ap = None if failure else (run.folder.read_metrics() or {}).get("AP")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfmsd.engine.config import DistillConfig
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.lock import is_locked
+
+POLL = 0.2
+"""Seconds between two looks at a run that is being saved."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ def evaluations(run: RunFolder) -> list[tuple[int, float]]:
         return []
     rows = csv.DictReader(line for line in lines if line.endswith("\n"))
     return [(int(row["epoch"]) + 1, float(row["AP"])) for row in rows if row.get("AP")]
+
+
+def await_writer(run: RunFolder) -> None:
+    """Wait until no process writes a run: after a kill of its parent, it saves the run before it ends."""
+    while is_locked(run.path):
+        time.sleep(POLL)
 
 
 def remove_checkpoints(run: RunFolder) -> None:

@@ -23,10 +23,10 @@ from dfmsd.errors import DfmsdError
 from dfmsd.tuning.config import first_rung, rungs
 from dfmsd.tuning.plans import CONFIG, NEAR
 from dfmsd.tuning.problem import Problem, differing
-from dfmsd.tuning.run import NamedRun, evaluations, remove_checkpoints
+from dfmsd.tuning.run import NamedRun, await_writer, evaluations, remove_checkpoints
 from dfmsd.tuning.space import BASIS, PLAN, Parameter
 from dfmsd.utils.files import write_text
-from dfmsd.utils.lock import LOCK, is_locked, locked, waiting
+from dfmsd.utils.lock import is_locked, locked, waiting
 
 PROCESS, FOLDER, REASON, EPOCHS = "process", "folder", "reason", "epochs"
 """Attributes of a trial: who runs it, its run folder, why it failed, and how many epochs it took."""
@@ -232,9 +232,7 @@ class SharedStudy:
             self._give_up(trial, str(error), TrialState.PRUNED)
             return self._next()
         run = TrialRun(name, config, trial=trial)
-        if (path / LOCK).exists():
-            with waiting(path):  # of a process that was killed, the run may still be stopping
-                pass
+        await_writer(run.folder)
         if run.folder.exists and not same_run(config, path):
             raise DfmsdError(f"{path} holds another run than that of trial {trial.number}; remove it, or change out")
         return run

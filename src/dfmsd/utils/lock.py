@@ -89,8 +89,11 @@ def is_locked(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     lock = _lock_of(folder)
-    if not _acquire(lock):
-        return True
+    try:
+        if not _acquire(lock):
+            return True
+    except FileNotFoundError:  # the owner has just removed the folder
+        return False
     lock.release()
     return False
 
