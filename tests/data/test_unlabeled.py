@@ -53,6 +53,14 @@ def test_images_of_the_data_set_itself_are_skipped(folder: Path, tiny_coco: Path
     assert [record.path.name for record in found] == ["extra.png"]
 
 
+def test_images_of_the_test_split_are_skipped(tiny_coco: Path) -> None:
+    shutil.copytree(tiny_coco / "val", tiny_coco / "test")
+    shutil.copy(tiny_coco / "annotations" / "instances_val.json", tiny_coco / "annotations" / "instances_test.json")
+    shutil.copy(tiny_coco / "val" / "val_0.jpg", tiny_coco / "extra.jpg")
+    data = module(tiny_coco, unlabeled=str(tiny_coco))
+    assert [record.path.name for record in data.unlabeled.records] == ["extra.jpg"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -86,7 +86,8 @@ class CocoDataModule(pl.LightningDataModule):
         self.class_names: tuple[str, ...] = train.class_names
         self.num_labeled = len(train)
         if config.unlabeled is not None:
-            others = [open_split(config, "val")] if config.holdout and has_split(config, "val") else [val]
+            evaluated = ("val", "test") if config.holdout else ("test",)
+            others = [val, *(open_split(config, name) for name in evaluated if has_split(config, name))]
             labeled = [path for split in (whole, *others) for path in split.records.paths]
             train = train.extended(unlabeled_records(config.unlabeled, labeled))
         self.teacher_size = teacher_size
