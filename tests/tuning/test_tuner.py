@@ -141,6 +141,20 @@ def test_storage_is_opened_by_one_process_at_a_time(
     assert held == [True]
 
 
+def test_second_process_says_what_it_waits_for(
+    tune_config: MakeTune,
+    fake: FakeRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tuner, "is_locked", lambda folder: True)
+    searched(tune_config(tmp_path / "out"), 1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "another process makes the teachers: waiting for it" in said
+    assert "another process runs what follows the search: waiting for it" in said
+
+
 def test_interrupted_search_says_how_to_go_on(
     tune_config: MakeTune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

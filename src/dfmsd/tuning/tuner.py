@@ -37,7 +37,7 @@ from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
 from dfmsd.utils.files import check_writable
-from dfmsd.utils.lock import waiting
+from dfmsd.utils.lock import is_locked, waiting
 
 
 def tune(
@@ -90,10 +90,10 @@ def tune(
         study = _open_study(url, problem, budget)
         print_problem(problem)
         with study.joined(), _saying_how_to_go_on():
-            with waiting(folder.lock("teachers")):
+            with _in_turn(folder, "teachers", "makes the teachers"):
                 make_teachers(problem, data, allow_weak=allow_weak_teacher)
             search(study, budget)
-            with waiting(folder.lock("finishing")):
+            with _in_turn(folder, "finishing", "runs what follows the search"):
                 return finish(problem, study, jobs)
 
 
@@ -209,6 +209,15 @@ def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -
     recipes = {name: recipe for plan in problem.plans.values() for name, recipe in plan.recipes.items()}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
     find_teachers(list(recipes), data.class_names, path / "student", recipes=recipes).make(make)
+
+
+@contextmanager
+def _in_turn(folder: SearchFolder, lock: str, what: str) -> Iterator[None]:
+    """Let one process at a time do something that the others then find done."""
+    if is_locked(folder.lock(lock)):
+        console.print(f"another process {what}: waiting for it")
+    with waiting(folder.lock(lock)):
+        yield
 
 
 @contextmanager
