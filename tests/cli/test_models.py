@@ -33,6 +33,16 @@ def test_predict_writes_files_and_prints_its_speed(dfmsd: Command, model: str, t
     assert (dfmsd.folder / "seen" / "val_3.jpg").is_file()
 
 
+def test_predict_cuts_images_into_tiles(dfmsd: Command, model: str, tiny_root: Path) -> None:
+    arguments = ("--model", model, "--image-size", 64, "--score", 0.0, tiny_root / "val")
+    for name, tiles in (("whole", ()), ("tiled", ("--tiles", 32, "--overlap", 0.5)), ("same", ("--tiles", 4096))):
+        assert dfmsd("predict", "--as-annotations", f"{name}.json", *tiles, *arguments)[0] == 0
+    whole, tiled, same = ((dfmsd.folder / f"{name}.json").read_text() for name in ("whole", "tiled", "same"))
+    assert whole == same
+    assert len(json.loads(tiled)["images"]) == 4
+    assert tiled != whole
+
+
 def test_predict_writes_annotations_without_supervision(
     dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +65,13 @@ def test_predict_writes_annotations_without_supervision(
         (["broken.jpg"], "broken.jpg: cannot be decoded as an image"),
         (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
         (["--score", "1.5", "good"], "--score must be a number in 0..1, got 1.5"),
+        (["--tiles", "16", "good"], "--tiles must be a side in whole pixels, at least 32, got 16"),
+        (["--tiles", "large", "good"], "Given value: large"),
+        (
+            ["--tiles", "64", "--overlap", "1", "good"],
+            "--overlap must be a share of the tile from 0 to below 1, got 1.0",
+        ),
+        (["--overlap", "0.2", "good"], "--overlap needs --tiles, the side of the tiles in pixels"),
         (
             ["--image-size", "640", "480", "good"],
             "--image-size: one size, the longer side in pixels, is meant, got 640 480",

@@ -63,3 +63,4 @@ def test_a_batch_of_one_image_equals_that_of_the_data_set(tiny_root: Path) -> No
     assert torch.equal(batch.images[0, :, :height, :width], sample.image / 255)
     assert (batch.sizes, batch.scales, batch.image_ids) == ([(height, width)], [sample.scale], [7])
     assert batch.targets[0]["boxes"].shape == (0, 4)
+    assert torch.equal(to_batch([sample.image] * 2, 64).images, batch.images.repeat(2, 1, 1, 1))

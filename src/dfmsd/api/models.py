@@ -99,6 +99,8 @@ def predict(
     *,
     score: float = 0.3,
     image_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
     as_annotations: str | Path | None = None,
 ) -> Speed:
     """Draw a detector's detections into images and videos, or write them as the annotations of a data set.
@@ -109,6 +111,8 @@ def predict(
         out: folder for the drawn files and ``predictions.json``, a COCO file.
         score: lowest score of a detection to keep, 0..1.
         image_size: longer side in pixels; None uses that of the model's training, else 256.
+        tiles: side of the tiles that larger images are cut into, in pixels; each is resized to ``image_size``.
+        overlap: share of a tile that neighbors have in common at least, from 0 to below 1; None is 0.2.
         as_annotations: COCO file to create in place of ``out``, for images only.
 
     Returns:
@@ -125,9 +129,9 @@ def predict(
         raise DfmsdError("pass either `out`, a folder for drawings, or `as_annotations`, a COCO file to create")
     detector = model if isinstance(model, Detector) else str(model)
     if as_annotations is not None:
-        return annotate.annotate(detector, _listed(images), Path(as_annotations), score, image_size)
+        return annotate.annotate(detector, _listed(images), Path(as_annotations), score, image_size, tiles, overlap)
     assert out is not None
-    return prediction.predict(detector, _listed(images), Path(out), score, image_size)
+    return prediction.predict(detector, _listed(images), Path(out), score, image_size, tiles, overlap)
 
 
 def export(

@@ -40,6 +40,10 @@ def predict_parser() -> ArgumentParser:
     )
     parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection to keep")
     _add_image_size(parser)
+    tiles = "side of the tiles that larger images are cut into, in pixels; each is resized to --image-size"
+    parser.add_argument("--tiles", type=int | None, default=None, help=tiles)
+    overlap = "share of a tile that neighbors have in common at least; 0.2 by default"
+    parser.add_argument("--overlap", type=float | None, default=None, help=overlap)
     _add_images(parser, "image and video files, or folders of them")
     return parser
 
@@ -49,7 +53,7 @@ def predict_command(values: Namespace) -> None:
     from dfmsd.evaluation.predict import PREDICTIONS
 
     file = values.as_annotations
-    settings = {"score": values.score, "image_size": values.image_size, "as_annotations": file}
+    settings = {name: values[name] for name in ("score", "image_size", "tiles", "overlap", "as_annotations")}
     print(api.predict(values.model, values.images, values.out, **settings))
     print(values.out / PREDICTIONS if file is None else file)
 

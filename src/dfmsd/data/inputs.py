@@ -48,13 +48,14 @@ def _search(folder: Path, extra_suffixes: Collection[str], exclude: Path | None)
     return [file for file in files if exclude.resolve() not in file.resolve().parents]
 
 
-def to_batch(image: Tensor, image_size: int, image_id: int = 0) -> Batch:
-    """Resize and pad one image as the data module does.
+def to_batch(images: Tensor | Sequence[Tensor], image_size: int, image_id: int = 0) -> Batch:
+    """Resize and pad one image, or several, as the data module does.
 
     Args:
-        image: uint8, ``3 x H x W``, RGB.
+        images: Each uint8, ``3 x H x W``, RGB.
         image_size: Side of the square frame in pixels.
         image_id: Id in the batch.
     """
     target = Target(boxes=torch.empty(0, 4), labels=torch.empty(0, dtype=torch.int64))
-    return collate([fit(image, target, image_size, image_id)], image_size)
+    images = [images] if isinstance(images, Tensor) else images
+    return collate([fit(image, target, image_size, image_id) for image in images], image_size)

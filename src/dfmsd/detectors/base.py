@@ -21,6 +21,7 @@ from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Queries, Target
 if TYPE_CHECKING:
     from dfmsd.detectors.images import ImageLike
     from dfmsd.detectors.prediction import Prediction
+    from dfmsd.detectors.tiling import Tiling
 
 logger = logging.getLogger("dfmsd")
 ClassRows = dict[str, list[int]]
@@ -31,6 +32,7 @@ SCORE_THRESHOLD = 0.05
 """Detections below are dropped; low, since average precision needs the whole precision-recall curve."""
 DETECTIONS_PER_IMAGE = 100
 """COCO's metrics use no more."""
+TILES_PER_BATCH = 8
 UNUSED_CLASSES = ("__background__", "N/A")
 """Names that libraries give to labels without objects."""
 
@@ -97,16 +99,34 @@ class Detector(nn.Module, ABC):
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a string is one path, though also a sequence of strings
-        self, images: ImageLike, *, score: float = 0.3, image_size: int | None = None
+        self,
+        images: ImageLike,
+        *,
+        score: float = 0.3,
+        image_size: int | None = None,
+        tiles: int | None = None,
+        overlap: float | None = None,
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, images: Sequence[ImageLike], *, score: float = 0.3, image_size: int | None = None
+        self,
+        images: Sequence[ImageLike],
+        *,
+        score: float = 0.3,
+        image_size: int | None = None,
+        tiles: int | None = None,
+        overlap: float | None = None,
     ) -> list[Prediction]: ...
 
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], *, score: float = 0.3, image_size: int | None = None
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        score: float = 0.3,
+        image_size: int | None = None,
+        tiles: int | None = None,
+        overlap: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Detect objects in images of any size, resized and padded as in training.
 
@@ -115,32 +135,47 @@ class Detector(nn.Module, ABC):
                 a tensor ``3 x H x W``, RGB, uint8 or floating point in [0, 1].
             score: Detections with lower scores are dropped, 0..1.
             image_size: Longer side to resize to, in pixels, a multiple of 32; None uses that of the training.
+            tiles: Side of the square tiles that a larger image is cut into, in its own pixels, at least 32; each is
+                resized to ``image_size``. None does not cut.
+            overlap: Share of a tile that neighbors have in common at least, from 0 to below 1; None is 0.2.
 
         Returns:
             The detections, in pixels of the original image; a list of them for a list of images.
 
         Raises:
-            DfmsdError: An image cannot be read or has another type, shape or dtype; ``score`` or ``image_size`` is out
-                of range; or the detector cannot detect.
+            DfmsdError: An image cannot be read or has another type, shape or dtype; another argument is out of range;
+                or the detector cannot detect.
         """
         from dfmsd.detectors.images import to_rgb  # here, since torchvision is slow to import
         from dfmsd.detectors.prediction import check_score
+        from dfmsd.detectors.tiling import read_tiling
 
         check_score(score)
+        tiling = read_tiling(tiles, overlap)
         size = self.choose_size(image_size)
         if isinstance(images, list | tuple):
-            return [self._predict(to_rgb(image), score, size) for image in images]
-        return self._predict(to_rgb(cast("ImageLike", images)), score, size)
+            return [self._predict(to_rgb(image), score, size, tiling) for image in images]
+        return self._predict(to_rgb(cast("ImageLike", images)), score, size, tiling)
 
-    def _predict(self, image: Tensor, score: float, size: int) -> Prediction:
+    def _predict(self, image: Tensor, score: float, size: int, tiling: Tiling | None) -> Prediction:
         from dfmsd.data.inputs import to_batch
         from dfmsd.detectors.prediction import to_prediction
+        from dfmsd.detectors.tiling import join_tiles, place_tiles
 
-        batch = to_batch(image, size)
-        # no_grad, not inference_mode: anchors cached by a detector must still serve its training
-        with eval_mode(self), torch.no_grad():
-            (detections,) = self.detect(batch.images.to(device_of(self)), batch.sizes)
-        return to_prediction(detections, image, batch.scales[0], self.class_names, score)
+        tiles = place_tiles(image.shape[-2], image.shape[-1], tiling)
+        parts: list[Prediction] = []
+        for start in range(0, len(tiles), TILES_PER_BATCH):
+            some = tiles[start : start + TILES_PER_BATCH]
+            views = [image[:, top:bottom, left:right] for left, top, right, bottom in some]
+            batch = to_batch(views, size)
+            # no_grad, not inference_mode: anchors cached by a detector must still serve its training
+            with eval_mode(self), torch.no_grad():
+                found = self.detect(batch.images.to(device_of(self)), batch.sizes)
+            parts += [
+                to_prediction(one, view, scale, self.class_names, score)
+                for one, view, scale in zip(found, views, batch.scales, strict=True)
+            ]
+        return join_tiles(parts, tiles, image)
 
     def description(self) -> dict[str, Any]:
         """Return what else rebuilding the model needs besides `config`, classes and levels, as JSON types."""

@@ -12,6 +12,7 @@ from dfmsd.data.images import read_image, read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.prediction import check_score
+from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.utils.device import default_device
@@ -24,6 +25,8 @@ def annotate(
     file: Path,
     score: float = 0.3,
     image_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Speed:
     """Write a detector's boxes in images as the annotations of a data set; an image without one counts as empty.
 
@@ -34,12 +37,15 @@ def annotate(
         file: JSON file to create.
         score: detections with lower scores are dropped, 0..1.
         image_size: longer side in pixels; None uses that of the model's training, else 256.
+        tiles: side of the tiles that larger images are cut into, in pixels; None does not cut, see `Detector.predict`.
+        overlap: share of a tile that neighbors have in common, from 0 to below 1; None is 0.2.
 
     Raises:
         DfmsdError: ``file`` exists or cannot be written, an image is missing, or images cannot be read; if others can,
             these are done first.
     """
     check_score(score, "`score`")
+    tiling = read_tiling(tiles, overlap, ("`tiles`", "`overlap`"))
     check_output(file, "`as_annotations`")
     if file.exists():
         raise DfmsdError(f"`as_annotations`: {file} exists; name a new file, or remove it")
@@ -53,7 +59,7 @@ def annotate(
         raise unreadable_error(unreadable, len(paths), file)
     detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.choose_size(image_size, "`image_size`")
-    recorder = Recorder(detector.to(default_device()), score, size)
+    recorder = Recorder(detector.to(default_device()), score, size, tiling)
     start = time.perf_counter()
     for path in paths:
         if path in unreadable:

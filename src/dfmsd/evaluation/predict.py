@@ -15,6 +15,7 @@ from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.drawing import import_supervision
 from dfmsd.detectors.prediction import check_score
+from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.utils.console import quiet
@@ -33,6 +34,8 @@ def predict(
     out: Path,
     score: float = 0.3,
     image_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Speed:
     """Write every image and video with its detections drawn, and ``predictions.json``, a COCO file with scores.
 
@@ -42,12 +45,15 @@ def predict(
         out: folder to write to; files keep their names, and their place in folders.
         score: detections with lower scores are dropped, 0..1.
         image_size: longer side in pixels; None uses that of the model's training, else 256.
+        tiles: side of the tiles that larger images are cut into, in pixels; None does not cut, see `Detector.predict`.
+        overlap: share of a tile that neighbors have in common, from 0 to below 1; None is 0.2.
 
     Raises:
         DfmsdError: supervision or a file is missing, a drawing would overwrite an input, or files cannot be read; if
             others can, these are done first.
     """
     check_score(score, "`score`")
+    tiling = read_tiling(tiles, overlap, ("`tiles`", "`overlap`"))
     import_supervision("predict")
     files = find_images(images, VIDEOS, exclude=out)
     targets = output_paths(files, out)
@@ -62,7 +68,7 @@ def predict(
     detector = model if isinstance(model, Detector) else load_detector(model)
     size = detector.choose_size(image_size, "`image_size`")
     make_folder(out)
-    recorder = Recorder(detector.to(default_device()), score, size)
+    recorder = Recorder(detector.to(default_device()), score, size, tiling)
     start = time.perf_counter()
     for file, target in zip(files, targets, strict=True):
         if file in unreadable:

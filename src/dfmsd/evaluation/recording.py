@@ -13,6 +13,7 @@ from torchvision.ops import box_convert
 from dfmsd.detectors import Detector
 from dfmsd.detectors.images import ImageLike
 from dfmsd.detectors.prediction import Prediction
+from dfmsd.detectors.tiling import Tiling
 from dfmsd.errors import DfmsdError
 
 
@@ -37,13 +38,15 @@ class Recorder:
     Args:
         detector: the detector, on its device.
         score: detections with lower scores are dropped, 0..1.
-        size: longer side that images are resized to, in pixels.
+        size: longer side that images, or their tiles, are resized to, in pixels.
+        tiling: how images are cut into tiles; None does not cut.
     """
 
-    def __init__(self, detector: Detector, score: float, size: int) -> None:
+    def __init__(self, detector: Detector, score: float, size: int, tiling: Tiling | None = None) -> None:
         self.detector = detector
         self.score = score
         self.size = size
+        self.tiling = tiling
         self.times: list[float] = []
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
@@ -51,7 +54,10 @@ class Recorder:
     def predict(self, image: ImageLike, name: str, **keys: int) -> Prediction:
         """Detect in one image and record the result, with ``keys`` in its image entry."""
         start = time.perf_counter()
-        prediction = self.detector.predict(image, score=self.score, image_size=self.size)  # on the CPU: synchronized
+        tiles, overlap = self.tiling or (None, None)
+        prediction = self.detector.predict(
+            image, score=self.score, image_size=self.size, tiles=tiles, overlap=overlap
+        )  # on the CPU: synchronized
         self.times.append(1e3 * (time.perf_counter() - start))
         number, (height, width) = len(self.images) + 1, prediction.image_size
         self.images.append({"id": number, "file_name": name, "width": width, "height": height, **keys})
