@@ -56,6 +56,7 @@ NOT_RUN = {
 """First word of a line -> reason for skipping it."""
 NEEDS = {
     "predict": "supervision",
+    "--track": "trackers",
     "share": "huggingface_hub",
     "onnx": "onnxruntime",
     "openvino": "openvino",

@@ -53,6 +53,8 @@ def test_predict_writes_annotations_without_supervision(
     assert len(json.loads((dfmsd.folder / "new" / "labels.json").read_text())["images"]) == 4
     error = dfmsd.refusal("predict", "--model", model, "--as-annotations", "new/labels.json", tiny_root / "val")
     assert "--as-annotations: new/labels.json exists; name a new file, or remove it" in error
+    error = dfmsd.refusal("predict", "--model", model, "--track", "--as-annotations", "x.json", tiny_root / "val")
+    assert "--track follows objects through a video, but --as-annotations is for images; use --out" in error
     error = dfmsd.refusal("predict", "--model", model, tiny_root / "val")
     assert "pass either --out, a folder for drawings, or --as-annotations, a COCO file to create" in error
 
@@ -71,6 +73,7 @@ def test_predict_writes_annotations_without_supervision(
             ["--tiles", "64", "--overlap", "1", "good"],
             "--overlap must be a share of the tile from 0 to below 1, got 1.0",
         ),
+        (["--track", "good"], "--track follows objects through a video, but good/a.jpg is an image; give videos only"),
         (["--overlap", "0.2", "good"], "--overlap needs --tiles, the side of the tiles in pixels"),
         (
             ["--image-size", "640", "480", "good"],

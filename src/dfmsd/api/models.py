@@ -101,6 +101,7 @@ def predict(
     image_size: int | None = None,
     tiles: int | None = None,
     overlap: float | None = None,
+    track: bool = False,
     as_annotations: str | Path | None = None,
 ) -> Speed:
     """Draw a detector's detections into images and videos, or write them as the annotations of a data set.
@@ -113,6 +114,7 @@ def predict(
         image_size: longer side in pixels; None uses that of the model's training, else 256.
         tiles: side of the tiles that larger images are cut into, in pixels; each is resized to ``image_size``.
         overlap: share of a tile that neighbors have in common at least, from 0 to below 1; None is 0.2.
+        track: give the objects of a video ids that stay from frame to frame; for videos only.
         as_annotations: COCO file to create in place of ``out``, for images only.
 
     Returns:
@@ -120,7 +122,7 @@ def predict(
 
     Raises:
         DfmsdError: a file is missing or cannot be read, or would be overwritten by its own drawing; ``as_annotations``
-            exists; or not exactly one of it and ``out`` is given.
+            exists; not exactly one of it and ``out`` is given; or an image is to be tracked.
     """
     from dfmsd.evaluation import annotate
     from dfmsd.evaluation import predict as prediction
@@ -129,9 +131,11 @@ def predict(
         raise DfmsdError("pass either `out`, a folder for drawings, or `as_annotations`, a COCO file to create")
     detector = model if isinstance(model, Detector) else str(model)
     if as_annotations is not None:
+        if track:
+            raise DfmsdError("`track` follows objects through a video, but `as_annotations` is for images; use `out`")
         return annotate.annotate(detector, _listed(images), Path(as_annotations), score, image_size, tiles, overlap)
     assert out is not None
-    return prediction.predict(detector, _listed(images), Path(out), score, image_size, tiles, overlap)
+    return prediction.predict(detector, _listed(images), Path(out), score, image_size, tiles, overlap, track)
 
 
 def export(

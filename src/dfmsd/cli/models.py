@@ -44,6 +44,8 @@ def predict_parser() -> ArgumentParser:
     parser.add_argument("--tiles", type=int | None, default=None, help=tiles)
     overlap = "share of a tile that neighbors have in common at least; 0.2 by default"
     parser.add_argument("--overlap", type=float | None, default=None, help=overlap)
+    track = "give the objects of a video ids that stay from frame to frame; videos only"
+    parser.add_argument("--track", action="store_true", help=track)
     _add_images(parser, "image and video files, or folders of them")
     return parser
 
@@ -53,7 +55,7 @@ def predict_command(values: Namespace) -> None:
     from dfmsd.evaluation.predict import PREDICTIONS
 
     file = values.as_annotations
-    settings = {name: values[name] for name in ("score", "image_size", "tiles", "overlap", "as_annotations")}
+    settings = {name: values[name] for name in ("score", "image_size", "tiles", "overlap", "track", "as_annotations")}
     print(api.predict(values.model, values.images, values.out, **settings))
     print(values.out / PREDICTIONS if file is None else file)
 

@@ -31,7 +31,14 @@ def import_supervision(feature: str) -> ModuleType:
     return module
 
 
-def draw_boxes(image: Tensor, boxes: Tensor, labels: Tensor, class_names: Sequence[str], scores: Tensor) -> Image.Image:
+def draw_boxes(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    scores: Tensor,
+    prefixes: Sequence[str],
+) -> Image.Image:
     """Draw boxes with class names and scores into a copy of an image.
 
     Args:
@@ -40,6 +47,7 @@ def draw_boxes(image: Tensor, boxes: Tensor, labels: Tensor, class_names: Sequen
         labels: ``K``; each label has a color of its own.
         class_names: Name of the class of each box; the number stands for one that no installed font can draw.
         scores: ``K``.
+        prefixes: ASCII text in front of the name of each.
     """
     sv = import_supervision("drawing")
     height, width = image.shape[-2:]
@@ -47,7 +55,9 @@ def draw_boxes(image: Tensor, boxes: Tensor, labels: Tensor, class_names: Sequen
     text_scale = max(0.4, sv.calculate_optimal_text_scale((width, height)))
     detections = sv.Detections(xyxy=boxes.numpy(), class_id=labels.numpy())
     font, names = _lettering(class_names, labels)
-    captions = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+    captions = [
+        f"{prefix}{name} {score:.2f}" for prefix, name, score in zip(prefixes, names, scores.tolist(), strict=True)
+    ]
     if font is None:
         label_annotator = sv.LabelAnnotator(
             text_scale=text_scale, text_thickness=max(1, thickness - 1), text_padding=2 * thickness

@@ -17,6 +17,9 @@ from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections
 from dfmsd.utils.boxes import has_area
 
+NO_TRACK = -1
+"""Track id of a detection that has none, as in supervision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -29,6 +32,8 @@ class Prediction:
         class_names: name of the class of each detection.
         image_size: height and width of the original image.
         image: the original image, uint8, ``3 x H x W``, RGB.
+        track_ids: int64, ``K``, the same for an object in all frames of a video, `NO_TRACK` for one in its first frame;
+            None if objects were not tracked.
     """
 
     boxes: Tensor
@@ -37,6 +42,7 @@ class Prediction:
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     image: Tensor = field(repr=False)
+    track_ids: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of detections."""
@@ -53,18 +59,21 @@ class Prediction:
             xyxy=self.boxes.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.numpy(),
             data={"class_name": np.array(self.class_names, dtype=str)},
         )
 
     def plot(self) -> Image.Image:
-        """Draw boxes, class names and scores into a copy of the image.
+        """Draw boxes, class names, scores and any track ids into a copy of the image.
 
         A name that no installed font has the letters of is drawn as the number of its class, which is logged once.
 
         Raises:
             DfmsdError: supervision is not installed.
         """
-        return draw_boxes(self.image, self.boxes, self.labels, self.class_names, self.scores)
+        ids = [NO_TRACK] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        prefixes = ["" if track_id == NO_TRACK else f"#{track_id} " for track_id in ids]
+        return draw_boxes(self.image, self.boxes, self.labels, self.class_names, self.scores, prefixes)
 
 
 def to_prediction(

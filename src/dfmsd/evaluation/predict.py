@@ -18,6 +18,7 @@ from dfmsd.detectors.prediction import check_score
 from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
+from dfmsd.evaluation.tracking import Tracker, check_tracking
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
 from dfmsd.utils.files import check_writable, make_folder, write_json
@@ -36,6 +37,7 @@ def predict(
     image_size: int | None = None,
     tiles: int | None = None,
     overlap: float | None = None,
+    track: bool = False,
 ) -> Speed:
     """Write every image and video with its detections drawn, and ``predictions.json``, a COCO file with scores.
 
@@ -47,15 +49,18 @@ def predict(
         image_size: longer side in pixels; None uses that of the model's training, else 256.
         tiles: side of the tiles that larger images are cut into, in pixels; None does not cut, see `Detector.predict`.
         overlap: share of a tile that neighbors have in common, from 0 to below 1; None is 0.2.
+        track: give the objects of a video ids that stay from frame to frame; videos only.
 
     Raises:
-        DfmsdError: supervision or a file is missing, a drawing would overwrite an input, or files cannot be read; if
-            others can, these are done first.
+        DfmsdError: supervision, trackers or a file is missing, an image is to be tracked, a drawing would overwrite an
+            input, or files cannot be read; if others can, these are done first.
     """
     check_score(score, "`score`")
     tiling = read_tiling(tiles, overlap, ("`tiles`", "`overlap`"))
     import_supervision("predict")
     files = find_images(images, VIDEOS, exclude=out)
+    if track:
+        check_tracking([file for file in files if not _is_video(file)])
     targets = output_paths(files, out)
     for folder in {out, *(target.parent for target in targets)}:
         check_writable(folder)
@@ -76,7 +81,7 @@ def predict(
         target.parent.mkdir(parents=True, exist_ok=True)
         name = os.path.relpath(target.with_name(file.name), out)
         if _is_video(file):
-            _predict_video(recorder, file, name, target)
+            _predict_video(recorder, file, name, target, track)
             continue
         with noting(file, unreadable):  # the header alone was read before
             image = read_image(file)
@@ -112,12 +117,14 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
     return targets
 
 
-def _predict_video(recorder: Recorder, file: Path, name: str, target: Path) -> None:
+def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, track: bool) -> None:
     """Detect in every frame; its number is recorded next to the file's name."""
     sv = import_supervision("predict")
-    with sv.VideoSink(str(target), sv.VideoInfo.from_video_path(str(file))) as sink:
+    info = sv.VideoInfo.from_video_path(str(file))
+    tracker = Tracker(recorder.score, info.fps) if track else None
+    with sv.VideoSink(str(target), info) as sink:
         for number, frame in enumerate(sv.get_video_frames_generator(str(file))):
-            drawn = recorder.predict(frame[:, :, ::-1], name, frame=number).plot()  # video frames are BGR
+            drawn = recorder.predict(frame[:, :, ::-1], name, tracker, frame=number).plot()  # video frames are BGR
             sink.write_frame(np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1]))
 
 

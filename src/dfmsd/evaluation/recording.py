@@ -12,9 +12,10 @@ from torchvision.ops import box_convert
 
 from dfmsd.detectors import Detector
 from dfmsd.detectors.images import ImageLike
-from dfmsd.detectors.prediction import Prediction
+from dfmsd.detectors.prediction import NO_TRACK, Prediction
 from dfmsd.detectors.tiling import Tiling
 from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.tracking import Tracker
 
 
 class Speed(NamedTuple):
@@ -51,20 +52,25 @@ class Recorder:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def predict(self, image: ImageLike, name: str, **keys: int) -> Prediction:
-        """Detect in one image and record the result, with ``keys`` in its image entry."""
+    def predict(self, image: ImageLike, name: str, tracker: Tracker | None = None, **keys: int) -> Prediction:
+        """Detect in one image, track, and record the result, with ``keys`` in its image entry."""
         start = time.perf_counter()
         tiles, overlap = self.tiling or (None, None)
         prediction = self.detector.predict(
             image, score=self.score, image_size=self.size, tiles=tiles, overlap=overlap
         )  # on the CPU: synchronized
         self.times.append(1e3 * (time.perf_counter() - start))
+        if tracker is not None:
+            prediction = tracker.update(prediction)
         number, (height, width) = len(self.images) + 1, prediction.image_size
         self.images.append({"id": number, "file_name": name, "width": width, "height": height, **keys})
         boxes = box_convert(prediction.boxes.double(), "xyxy", "xywh").tolist()
-        for box, score, label in zip(boxes, prediction.scores.tolist(), prediction.labels.tolist(), strict=True):
+        ids = [NO_TRACK] * len(boxes) if prediction.track_ids is None else prediction.track_ids.tolist()
+        columns = zip(boxes, prediction.scores.tolist(), prediction.labels.tolist(), ids, strict=True)
+        for box, score, label, track_id in columns:
             annotation = {"id": len(self.annotations) + 1, "image_id": number, "category_id": label + 1, "bbox": box}
-            self.annotations.append({**annotation, "score": score, "area": box[2] * box[3], "iscrowd": 0})
+            track = {} if track_id == NO_TRACK else {"track_id": track_id}
+            self.annotations.append({**annotation, "score": score, "area": box[2] * box[3], "iscrowd": 0, **track})
         return prediction
 
     def as_coco(self) -> dict[str, Any]:
