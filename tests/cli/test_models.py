@@ -68,7 +68,9 @@ def test_predict_writes_annotations_without_supervision(
         (["broken.mp4"], "broken.mp4: cannot be decoded as a video"),
         (["--score", "1.5", "good"], "--score must be a number in 0..1, got 1.5"),
         (["--tiles", "16", "good"], "--tiles must be a side in whole pixels, at least 32, got 16"),
-        (["--tiles", "large", "good"], "Given value: large"),
+        (["--tiles", "large", "good"], "error: tiles: expected int, got large; see dfmsd predict --help"),
+        (["--tiles", "64", "--overlap", "20%", "good"], "error: overlap: expected float, got 20%; see"),
+        (["--image-size", "large", "good"], "error: image_size: expected int, got large; see"),
         (
             ["--tiles", "64", "--overlap", "1", "good"],
             "--overlap must be a share of the tile from 0 to below 1, got 1.0",

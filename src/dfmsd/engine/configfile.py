@@ -31,8 +31,9 @@ PLAIN = {
     r"Expected an? (.*?)\. Got value: ": r"expected \1, got ",
     r"(?:typing\.)?Literal\[(.*?)\]": r"one of \1",
     r"<class '(\w+)'>": r"\1",
+    r"Does not validate .* Subtypes: \[(\w+), NoneType\] Errors: .* Given value: ": r"expected \1, got ",
 }
-"""Patterns of jsonargparse's messages -> plain text."""
+"""Patterns of jsonargparse's messages -> plain text, in the order in which they are replaced."""
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
