@@ -60,6 +60,7 @@ NEEDS = {
     "share": "huggingface_hub",
     "onnx": "onnxruntime",
     "openvino": "openvino",
+    "ncnn": "ncnn",
     "wandb": "wandb",
     "[tensorboard, mlflow]": "mlflow",
 }
@@ -209,7 +210,8 @@ def outputs(line: Sequence[str]) -> list[Path]:
     if line[0] == "report":
         return list(Path(line[1]).glob("*/report.html")) or [Path(line[1], "report.html")]  # of each pair, or of a run
     if line[0] == "export":
-        return [Path(out or "runs/student/student.onnx")]
+        suffix = "ncnn.param" if "ncnn" in line else "onnx"
+        return [Path(out or f"runs/student/student.{suffix}")]
     if "--config" in line and line[0] in ("train", "distill", "compare", "tune") and "--dry-run" not in line:
         config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
         folder = Path(out or config["out"])
@@ -284,6 +286,7 @@ PYTHON = {f"{page.name} {n}": block for page in PAGES for n, block in enumerate(
 ELSEWHERE = {
     **dict.fromkeys(["README.md 1", "README.md 2"], "tests/test_readme.py"),
     **{f"add-a-detector.md {number}": "tests/test_readme.py" for number in (1, 2, 3)},
+    "export.md 1": "tests/exporting/test_exporter.py",
     "add-a-loss.md 1": "tests/test_readme.py",
     # where FiftyOne is installed, by its reader alone: the block opens a window
     "predict.md 3": "tests/test_fiftyone.py",

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.command import Command
 from tests.helpers.exports import eagerly
 
-from dfmsd.exporting import exporter
+from dfmsd.exporting import choice, exporter
 
 
 @pytest.fixture
@@ -108,7 +108,12 @@ def test_a_missing_extra_is_named(dfmsd: Command, model: str, tiny_root: Path, m
     monkeypatch.setitem(sys.modules, "supervision", None)
     error = dfmsd.refusal("predict", "--model", model, "--out", "out", tiny_root / "val")
     assert re.search(r"predict needs supervision \(.*\): pip install 'dfmsd\[predict\]'", error)
-    for name, package in (("onnx", "onnxscript"), ("openvino", "openvino"), ("executorch", "executorch")):
+    for name, package in (
+        ("onnx", "onnxscript"),
+        ("openvino", "openvino"),
+        ("ncnn", "pnnx"),
+        ("executorch", "executorch"),
+    ):
         monkeypatch.setitem(sys.modules, package, None)
         error = dfmsd.refusal("export", "--model", model, "--format", name)
         assert re.search(rf"--format {name} needs .*{package}: pip install 'dfmsd\[{name}\]'", error)
@@ -118,7 +123,7 @@ def test_export_writes_the_file_and_prints_the_differences(
     dfmsd: Command, model: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
-    monkeypatch.setitem(exporter.FORMATS, "torch", eagerly(0.0))
+    monkeypatch.setitem(choice.FORMATS, "torch", eagerly(0.0))
     arguments = ("--format", "torch", "--image-size", 64, "--out", "student.pt2")
     status, out, _ = dfmsd("export", "--model", model, *arguments, "--images", tiny_root)
     assert status == 0

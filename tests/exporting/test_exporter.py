@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers.documented import ROOT, blocks
 from tests.helpers.exports import OWN, eagerly, randomize, tiny
 from tests.helpers.layouts import voc, yolo
-from tests.helpers.tiny_transformers import NEEDED, save_model, student
+from tests.helpers.tiny_transformers import NEEDED, needs_transformers, save_model, student
 from torch import nn
 
 from dfmsd.data.images import read_image
@@ -21,9 +24,17 @@ from dfmsd.detectors import build_detector, load_detector, save_detector
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting import exporter
-from dfmsd.exporting.exporter import FORMATS, export
+from dfmsd.exporting import exporter, to_ncnn
+from dfmsd.exporting.choice import FORMATS
+from dfmsd.exporting.dense import DenseGraph
+from dfmsd.exporting.exporter import export
+from dfmsd.exporting.formats import Format
 from dfmsd.exporting.graph import DetectionGraph
+from dfmsd.exporting.results import Exported, describe
+from dfmsd.exporting.to_ncnn import NCNN
+from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
+from dfmsd.exporting.verify import Difference, compare_detections
+from dfmsd.types import Detections
 from dfmsd.utils.extras import check_extra
 
 
@@ -169,6 +180,86 @@ def test_executorch_leaves_suppression_to_the_caller(arch: str, tmp_path: Path, 
     assert not described["suppression"]["inside"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fcos", "retinanet", "gfl", "ssdlite"])
+def test_ncnn_detects_the_same_outside(arch: str, tmp_path: Path, tiny_root: Path) -> None:
+    described = check("ncnn", saved(arch, tmp_path), tmp_path, tiny_root)
+    assert described["input"]["images"][0] == 1
+    assert described["outputs"] == ["boxes", "scores"]
+    assert (tmp_path / "files" / "student.ncnn.bin").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arch", ["fcos", "retinanet", "gfl", "ssdlite", *(pytest.param(f"hf:{kind}", marks=NEEDED) for kind in ("d_fine",))]
+)
+def test_onnx_without_suppression_and_the_documented_numpy(arch: str, tmp_path: Path, tiny_root: Path) -> None:
+    need("onnx")
+    import onnxruntime
+
+    model = saved(arch, tmp_path)
+    found = export(model, "onnx", out=tmp_path / "x.onnx", images=tiny_root, image_size=96, nms="outside")
+    info = json.loads((tmp_path / "x.onnx.json").read_text())
+    assert not info["suppression"]["inside"]
+    session = onnxruntime.InferenceSession(found.file)
+    image = to_batch(read_image(sorted((tiny_root / "val").iterdir())[0]), 96).images
+    boxes, scores = session.run(None, {"images": image.contiguous().numpy()})
+    (expected,) = load_detector(model).eval().detect(image, [(96, 96)])
+    ours = documented()(boxes[0], scores[0], info)
+    actual = Detections(boxes=torch.tensor(ours[0]), scores=torch.tensor(ours[1]), labels=torch.tensor(ours[2]))
+    assert max(compare_detections(expected, actual, 96, info["suppression"]["above"], 100)[:2]) < 1e-3
+
+
+@pytest.mark.parametrize("arch", ["fcos", "retinanet", "ssdlite"])
+def test_the_documented_numpy_finds_what_the_model_finds(arch: str) -> None:
+    detector = tiny(arch)
+    detector.model.topk_candidates = 40  # so that the selection counts
+    graph = DetectionGraph(detector, 96).eval()
+    result = Exported(Path("x"), 1, 96, Difference(0.0, 0.0), {})
+    info = describe("onnx", ONNX_DENSE, detector, graph, result)
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        boxes, scores = (values[0].numpy() for values in DenseGraph(graph)(image))
+        (expected,) = detector.detect(image, [(96, 96)])
+    ours = documented()(boxes, scores, info)
+    assert len(ours[0]) == len(expected["boxes"]) >= 2
+    actual = Detections(boxes=torch.tensor(ours[0]), scores=torch.tensor(ours[1]), labels=torch.tensor(ours[2]))
+    assert max(compare_detections(expected, actual, 96, 0.05, 100)[:2]) < 1e-5
+
+
+def documented() -> Callable[..., Any]:
+    (block,) = (block for block in blocks(ROOT / "docs" / "export.md", "python") if block.title == "outside.py")
+    names: dict[str, Any] = {}
+    exec(block.text, names)
+    found: Callable[..., Any] = names["detect"]
+    return found
+
+
+@pytest.mark.parametrize("form", [NCNN, ONNX_DENSE])
+def test_files_without_suppression_reject_two_stage_detectors(form: Format, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"suppression between its stages, .* `format` onnx, openvino or torch with"):
+        form.write(DetectionGraph(tiny("faster_rcnn"), 64), tmp_path / "x")
+
+
+def test_layers_that_ncnn_lacks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pnnx = SimpleNamespace(EXEC_PATH="true")
+    monkeypatch.setitem(sys.modules, "pnnx", pnnx)
+    script = tmp_path / "model.pt"
+    with pytest.raises(DfmsdError, match=r"pnnx cannot convert this model \(status 0\)"):
+        to_ncnn._convert(script, 64)
+    (tmp_path / "model.ncnn.param").write_text("7767517\n2 2\nInput in0 0 1 in0\ntorch.topk topk_1 1 1 in0 out0\n")
+    with pytest.raises(DfmsdError, match=r"ncnn has no layer for torch\.topk of this model; use `format` onnx"):
+        to_ncnn._convert(script, 64)
+
+
+@needs_transformers
+@pytest.mark.transformers
+def test_ncnn_rejects_queries(tmp_path: Path) -> None:
+    save_model("d_fine", tmp_path)
+    with pytest.raises(DfmsdError, match="ncnn has no layer that selects queries"):
+        NCNN.write(DetectionGraph(student(tmp_path).eval(), 96), tmp_path / "x.ncnn.param")
+
+
 def test_executorch_rejects_two_stage_detectors(tmp_path: Path) -> None:
     graph = DetectionGraph(tiny("faster_rcnn"), 64)
     with pytest.raises(DfmsdError, match="ExecuTorch has no non-maximum suppression, which Faster R-CNN needs"):
@@ -204,6 +295,9 @@ def test_int8_keeps_the_ap_of_a_trained_model(shared_data: Path, tmp_path: Path)
     ("changes", "message"),
     [
         ({"int8": True}, "`int8` requires `format` onnx, got torch"),
+        ({"nms": "outside"}, "`nms` outside: not for `format` torch; the formats with it are onnx, ncnn, executorch"),
+        ({"nms": "both"}, "`nms`: expected inside or outside, got 'both'"),
+        ({"format": "executorch", "nms": "inside"}, "executorch has no non-maximum suppression; the formats with it"),
         ({"out": Path("x.onnx")}, "`out`: expected a file ending in .pt2, got x.onnx"),
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
         ({"image_size": 50}, "`image_size` must be a multiple of 32, .* got 50"),

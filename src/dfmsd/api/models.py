@@ -140,12 +140,13 @@ def predict(
 
 def export(
     model: str | Path,
-    format: Literal["onnx", "openvino", "executorch", "torch"],
+    format: Literal["onnx", "openvino", "ncnn", "executorch", "torch"],
     *,
     out: str | Path | None = None,
     images: str | Path | None = None,
     image_size: int | None = None,
     int8: bool = False,
+    nms: Literal["inside", "outside"] | None = None,
 ) -> Exported:
     """Export a detector for another runtime, and compare it there with the original on real images.
 
@@ -156,6 +157,7 @@ def export(
         images: folder of images or of a data set to compare on; None uses the data set of the model's run.
         image_size: side of the square input in pixels; None uses that of the model's training, else 256.
         int8: write a quantized ONNX file as well, and measure its AP.
+        nms: non-maximum suppression inside or outside of the file; None for inside where the format can.
 
     Returns:
         The file, the largest differences and the latencies.
@@ -166,7 +168,7 @@ def export(
     from dfmsd.exporting import exporter
 
     images = coerce(images, str | None, "images")
-    return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8)
+    return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
 
 
 def visualize(

@@ -63,7 +63,7 @@ def predict_command(values: Namespace) -> None:
 def export_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd export``."""
     parser = _model_parser("Export a detector for another runtime, and compare it there with the original.")
-    parser.add_argument("--format", choices=["onnx", "openvino", "executorch", "torch"], required=True)
+    parser.add_argument("--format", choices=["onnx", "openvino", "ncnn", "executorch", "torch"], required=True)
     parser.add_argument("--out", type=Path | None, default=None, help="file to write; next to the model by default")
     parser.add_argument(
         "--images",
@@ -73,6 +73,11 @@ def export_parser() -> ArgumentParser:
     )
     _add_image_size(parser, "side of the square input")
     parser.add_argument("--int8", action="store_true", help="write a quantized ONNX file as well, and measure its AP")
+    parser.add_argument(
+        "--nms",
+        choices=["inside", "outside"],
+        help="non-maximum suppression inside or outside of the file; inside by default where the format can",
+    )
     return parser
 
 
@@ -86,6 +91,7 @@ def export_command(values: Namespace) -> None:
             images=values.images,
             image_size=values.image_size,
             int8=values.int8,
+            nms=values.nms,
         )
     )
 

@@ -20,20 +20,16 @@ from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.timing import time_in_turns
 from dfmsd.evaluation.evaluate import evaluate
+from dfmsd.exporting.choice import choose_format
 from dfmsd.exporting.formats import Format, one_by_one, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.quantization import quantize
 from dfmsd.exporting.results import Exported, Quantized, describe
-from dfmsd.exporting.to_executorch import EXECUTORCH
-from dfmsd.exporting.to_onnx import ONNX
-from dfmsd.exporting.to_openvino import OPENVINO
-from dfmsd.exporting.to_torch import TORCH
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detectors
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import check_output, write_json
 
-FORMATS: dict[str, Format] = {"onnx": ONNX, "openvino": OPENVINO, "executorch": EXECUTORCH, "torch": TORCH}
 TOLERANCE = 1e-3
 """Largest allowed difference of a score, and of a box coordinate as a fraction of the input side."""
 MAX_IMAGES = 50
@@ -54,25 +50,25 @@ def export(
     images: str | Path | None = None,
     image_size: int | None = None,
     int8: bool = False,
+    nms: str | None = None,
 ) -> Exported:
     """Export a detector; the file is only kept if it agrees with the model.
 
     Args:
         model: see `dfmsd.detectors.load_detector`.
-        format: one of `FORMATS`.
+        format: one of `dfmsd.exporting.choice.FORMATS`.
         out: file to write; by default next to the model.
         images: folder of images or of a data set for the comparison; by default the data set of the model's run.
         image_size: side of the square input in pixels; by default that of the model's run, otherwise 256.
         int8: also write a quantized file, calibrated on the train split and evaluated on the val split.
+        nms: suppression ``inside`` or ``outside`` of the file; by default inside where the format can.
 
     Raises:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
-    if format not in FORMATS:
-        raise DfmsdError(f"format: unknown format {format!r}; the formats are {', '.join(FORMATS)}")
-    form = FORMATS[format]
+    form = choose_format(format, nms)
     check_extra(f"`format` {format}", form.packages, form.extra)
-    if int8 and form is not ONNX:
+    if int8 and format != "onnx":
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
     file = _output_file(Path(model), form, None if out is None else Path(out))
     check_output(file)
@@ -145,7 +141,7 @@ def _calibration_images(data: CocoDataModule) -> Iterator[Tensor]:
 
 def _output_file(model: Path, form: Format, out: Path | None) -> Path:
     if out is not None:
-        if out.suffix != form.suffix or out.is_dir():
+        if not out.name.endswith(form.suffix) or out.is_dir():
             raise DfmsdError(f"`out`: expected a file ending in {form.suffix}, got {out}")
         return out
     if model.is_dir():

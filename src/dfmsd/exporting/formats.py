@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.exporting.decoders import RawDetections
-from dfmsd.exporting.graph import DetectionGraph
+from dfmsd.exporting.graph import OUTPUTS, DetectionGraph
 
 Run = Callable[[Tensor], RawDetections]
 """Images ``N x 3 x side x side`` -> boxes, scores and labels, as returned by `DetectionGraph`."""
@@ -31,6 +31,7 @@ class Format(NamedTuple):
     """Whether the file accepts batches of any size; otherwise it accepts one image."""
     whole: bool = True
     """Whether the file includes the suppression."""
+    outputs: tuple[str, ...] = OUTPUTS
 
 
 def one_by_one(run: Run) -> Run:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from dfmsd.detectors import Detector
 from dfmsd.evaluation.evaluate import Metrics, percent
+from dfmsd.exporting.dense import DENSE_OUTPUTS, dense_decoder
 from dfmsd.exporting.formats import Format, takes_batches
-from dfmsd.exporting.graph import INPUT, OUTPUTS, DetectionGraph
+from dfmsd.exporting.graph import INPUT, DetectionGraph
 from dfmsd.exporting.verify import Difference
 
 
@@ -64,7 +65,7 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
     return {
         "format": name,
         "input": {INPUT: ["N" if takes_batches(form, graph) else 1, 3, graph.side, graph.side]},
-        "outputs": list(OUTPUTS),
+        "outputs": list(form.outputs),
         "class_names": list(detector.class_names),
         "suppression": {
             "inside": form.whole,
@@ -72,9 +73,21 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
             "above": post.score_threshold,
             "per_image": post.per_image,
             "class_of": post.class_of.tolist(),
+            **(_selection(graph) if form.outputs == DENSE_OUTPUTS else {}),
         },
         "checked": {"images": result.images, **result.difference._asdict(), "latency_ms": result.latency},
         "int8": {"file": quantized.file.name, "before": quantized.before, "after": quantized.after}
         if quantized
         else None,
+    }
+
+
+def _selection(graph: DetectionGraph) -> dict[str, Any]:
+    """Return how candidates are selected from all boxes and scores, and the class of each column of scores."""
+    decoder = dense_decoder(graph)
+    return {
+        "groups": decoder.groups,
+        "candidates": decoder.candidates,
+        "by_class": decoder.by_class,
+        "class_of": graph.post_processor.class_of[decoder.first_label :].tolist(),
     }

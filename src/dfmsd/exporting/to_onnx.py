@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +18,25 @@ from dfmsd.utils.console import quiet
 
 def write(graph: DetectionGraph, file: Path) -> None:
     """Write one file that includes the weights."""
-    program = _without_checks(trace(graph, graph.side, dynamic=graph.batches))
+    save(trace(graph, graph.side, dynamic=graph.batches), file, OUTPUTS)
+
+
+def save(program: ExportedProgram, file: Path, outputs: Sequence[str], opset: int | None = None) -> None:
+    """Write a traced graph as one file.
+
+    Args:
+        program: accepts images.
+        file: to write.
+        outputs: names of the graph's outputs.
+        opset: of the file; None for PyTorch's default.
+    """
     with quiet():
         torch.onnx.export(
-            program,
+            _without_checks(program),
             f=file,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
+            opset_version=opset,
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -41,17 +55,22 @@ def _without_checks(program: ExportedProgram) -> ExportedProgram:
 
 def read(file: Path, _graph: DetectionGraph | None = None) -> Run:
     """Load a file on the CPU, with as many threads as PyTorch uses."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = open_session(file)
 
     def run(images: Tensor) -> RawDetections:
         boxes, scores, labels = session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
         return torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels)
 
     return run
+
+
+def open_session(file: Path) -> Any:
+    """Open a file on the CPU, with as many threads as PyTorch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 ONNX = Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx", write, read)
