@@ -36,6 +36,12 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a process, and let the system forget it: until then its number counts as that of a running one."""
+    process.kill()
+    process.wait()
+
+
 def refused(match: str) -> AbstractContextManager[Any]:
     return pytest.raises(DfmsdError, match=match)
 
@@ -67,12 +73,11 @@ def test_a_process_waits_for_a_lock_until_its_owner_is_gone(tmp_path: Path) -> N
     assert not is_locked(folder)
     with holder(folder) as process:
         assert is_locked(folder)
-        Timer(0.5, process.kill).start()
+        Timer(0.5, end, [process]).start()
         start = time.monotonic()
         with waiting(folder):
             assert time.monotonic() - start > 0.4
             assert is_locked(folder)
-        process.wait()
     assert not is_locked(folder)
     (tmp_path / "file").touch()
     with refused("out: cannot write to"), waiting(tmp_path / "file" / "run"):
