@@ -28,6 +28,12 @@ def test_a_renamed_detector_shares_its_weights_and_leaves_the_given_one_alone() 
     assert with_names(detector, None) is detector
 
 
+def test_names_that_change_places_do_not_change_back() -> None:
+    names = {"front": "back", "back": "front"}
+    renamed = with_names(build_detector(CONFIG, ("front", "back")), names)
+    assert with_names(renamed, names).class_names == ("back", "front")
+
+
 def test_several_classes_may_become_one() -> None:
     detector = build_detector(CONFIG, ("car", "truck", "person"))
     assert with_names(detector, {"car": "vehicle", "truck": "vehicle"}).class_names == ("vehicle", "vehicle", "person")

@@ -52,6 +52,8 @@ class Detector(nn.Module, ABC):
     """Configuration that :func:`~dfmsd.detectors.build_detector` built it from; None for other detectors."""
     image_size: int | None = None
     """Longer side of its training images in pixels; None if unknown."""
+    renamed = False
+    """Whether `dfmsd.detectors.classnames.with_names` has given its classes the names of the data set."""
     input_sizes = InputSizes()
     """Sizes of images that the model can take."""
     _size_assumed = False

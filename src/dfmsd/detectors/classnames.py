@@ -21,11 +21,13 @@ def with_names(detector: D, names: Names | None) -> D:
 
     Args:
         detector: Left as it is; the result shares its modules.
-        names: Of the classes that are called otherwise; None returns the detector itself.
+        names: Of the classes that are called otherwise; None returns the detector itself, and so does one that has
+            been renamed before, since names that change places would change back.
     """
-    if not names:
+    if not names or detector.renamed:
         return detector
     renamed = copy.copy(detector)
+    renamed.renamed = True
     renamed.class_names = tuple(names.get(name, name) for name in detector.class_names)
     return renamed
 
