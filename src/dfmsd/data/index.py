@@ -47,11 +47,13 @@ class SplitContent(NamedTuple):
     truth: GroundTruth
 
 
-def load_index(source: Source) -> SplitContent | None:
-    """Return the content of a split if it has an index that is still true, else None."""
-    fingerprint = source.fingerprint()
-    if fingerprint is None:
-        return None
+def load_index(source: Source, fingerprint: str) -> SplitContent | None:
+    """Return the content of a split if it has an index that is still true, else None.
+
+    Args:
+        source: The split.
+        fingerprint: Of its annotations, see `Source`.
+    """
     try:
         stored = load_file(_folder(source) / NAME)
         about = json.loads(stored.pop("about").numpy().tobytes())
@@ -66,11 +68,14 @@ def load_index(source: Source) -> SplitContent | None:
         return None
 
 
-def save_index(source: Source, content: SplitContent) -> None:
-    """Write the index of a split that is worth one, unless the disk is full or cannot be written to."""
-    fingerprint = source.fingerprint()
-    if fingerprint is None:
-        return
+def save_index(source: Source, fingerprint: str, content: SplitContent) -> None:
+    """Write the index of a split, unless the disk is full or cannot be written to.
+
+    Args:
+        source: The split.
+        fingerprint: Of its annotations before they were read.
+        content: To write.
+    """
     about = {name: value for name, value in content._asdict().items() if name not in ("records", "truth")}
     columns = {f"records.{name}": column for name, column in content.records.columns._asdict().items()}
     columns |= {f"truth.{name}": column for name, column in content.truth._asdict().items()}

@@ -49,14 +49,16 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
 
     def __init__(self, source: Source) -> None:
         self.file = source.file
-        content = load_index(source)
+        fingerprint = source.fingerprint()
+        content = None if fingerprint is None else load_index(source, fingerprint)
         if content is None:
             with heard_warnings(printed=True) as warnings:
                 read = source.read()
                 records, truth = _to_records(read, self.file), _to_truth(read)
             names, ids = ([category[key] for category in read.categories] for key in ("name", "id"))
             content = SplitContent(names, ids, read.listed, warnings, records, truth)
-            save_index(source, content)
+            if fingerprint is not None:
+                save_index(source, fingerprint, content)
         else:
             for warning in content.warnings:
                 logger.warning("%s", warning)

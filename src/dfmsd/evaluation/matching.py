@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from dfmsd.types import Detections, Target
+from dfmsd.utils.boxes import keep_detections
 
 MIN_IOU = 0.5
 
@@ -26,8 +27,7 @@ class ImageMatches(NamedTuple):
     def above(self, threshold: float) -> ImageMatches:
         """Keep the detections whose score is at least the threshold."""
         keep = self.detections["scores"] >= threshold
-        boxes, scores, labels = (self.detections[name][keep] for name in ("boxes", "scores", "labels"))
-        return ImageMatches(Detections(boxes=boxes, scores=scores, labels=labels), self.correct[keep], self.objects)
+        return ImageMatches(keep_detections(self.detections, keep), self.correct[keep], self.objects)
 
     @property
     def true_positives(self) -> int:
@@ -54,8 +54,7 @@ def to_data_labels(detections: Detections, data_label: Mapping[int, int]) -> Det
     """
     labels = torch.tensor([data_label.get(label, -1) for label in detections["labels"].tolist()], dtype=torch.int64)
     labels = labels.to(detections["boxes"].device)
-    keep = labels >= 0
-    return Detections(boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=labels[keep])
+    return keep_detections({**detections, "labels": labels}, labels >= 0)
 
 
 def match_detections(detections: Detections, target: Target) -> ImageMatches:

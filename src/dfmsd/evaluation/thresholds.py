@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
+from dfmsd.data.targets import kept
 from dfmsd.evaluation.matching import ImageMatches, best_threshold, match_detections
 from dfmsd.types import Detections, Target
+from dfmsd.utils.boxes import keep_detections
 
 
 class Threshold(NamedTuple):
@@ -33,13 +33,13 @@ def choose_thresholds(detections: Sequence[Detections], targets: Sequence[Target
     matches: dict[int, list[ImageMatches]] = defaultdict(list)
     for found, target in zip(detections, targets, strict=True):
         for label in {*found["labels"].tolist(), *target["labels"].tolist()}:
-            matches[label].append(match_detections(_of_class(found, label), _objects_of_class(target, label)))
+            matches[label].append(match_detections(_of_class(found, label), kept(target, target["labels"] == label)))
     chosen = {}
     for label, images in sorted(matches.items()):
         score = best_threshold(images)
-        kept = [image.above(score) for image in images]
-        if any(image.true_positives for image in kept):
-            chosen[label] = Threshold(score, _f1(kept))
+        found_above = [image.above(score) for image in images]
+        if any(image.true_positives for image in found_above):
+            chosen[label] = Threshold(score, _f1(found_above))
     return chosen
 
 
@@ -50,7 +50,9 @@ def above(detections: Detections, thresholds: Sequence[float]) -> Detections:
         detections: Labels of the data set.
         thresholds: Of each label; infinity keeps none.
     """
-    return _kept(detections, detections["scores"] >= detections["scores"].new_tensor(thresholds)[detections["labels"]])
+    return keep_detections(
+        detections, detections["scores"] >= detections["scores"].new_tensor(thresholds)[detections["labels"]]
+    )
 
 
 def _f1(images: Sequence[ImageMatches]) -> float:
@@ -59,14 +61,4 @@ def _f1(images: Sequence[ImageMatches]) -> float:
 
 
 def _of_class(detections: Detections, label: int) -> Detections:
-    return _kept(detections, detections["labels"] == label)
-
-
-def _objects_of_class(target: Target, label: int) -> Target:
-    keep = target["labels"] == label
-    return Target(boxes=target["boxes"][keep], labels=target["labels"][keep])
-
-
-def _kept(detections: Detections, keep: Tensor) -> Detections:
-    boxes, scores, labels = detections["boxes"][keep], detections["scores"][keep], detections["labels"][keep]
-    return Detections(boxes=boxes, scores=scores, labels=labels)
+    return keep_detections(detections, detections["labels"] == label)

@@ -30,7 +30,7 @@ def stages_sections(config: DistillConfig | None, record: RunRecord, suffix: str
         record: of the run.
         suffix: appended to the section title.
     """
-    if config is None or not any(stage.teachers for stage in config.stages):
+    if config is None or not config.teaches:
         return []
     channels = [_channels(record, config, number) for number in range(1, len(config.stages) + 1)]
     rotated = [number for number, texts in enumerate(channels, 1) if set(texts) - {TEACHER}]

@@ -43,7 +43,7 @@ class TuneConfig(DistillConfig):
             DfmsdError: a value is invalid.
         """
         super().__post_init__()
-        if not any(stage.teachers for stage in self.stages):
+        if not self.teaches:
             raise DfmsdError("stages: none has a teacher, so there is no distillation to tune; name the teachers there")
         if self.devices * self.num_nodes > 1:
             raise DfmsdError("devices: each trial runs in one process; leave out devices and num_nodes, and use `jobs`")

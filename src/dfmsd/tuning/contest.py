@@ -145,7 +145,7 @@ def complete(runs: Sequence[NamedRun], jobs: int, unit: str, *, report: bool = F
         await_writer(run.folder)
 
     def on_end(run: NamedRun, failure: str | None) -> None:
-        ap = None if failure else (run.folder.read_metrics() or {}).get("AP")
+        ap = None if failure else run.ap
         console.print(f"{run}: {failure or f'AP {percent(ap)}'}", highlight=False)
         if failure:
             failures.append(f"{run} has failed: {failure}")
@@ -174,7 +174,6 @@ def _measured_once(config: DistillConfig, out: Path) -> DistillConfig:
 
 
 def _ap(run: NamedRun) -> float:
-    ap = (run.folder.read_metrics() or {}).get("AP")
-    if ap is None:
+    if run.ap is None:
         raise DfmsdError(f"{run}: no AP could be measured on the held-out images; raise data.holdout")
-    return float(ap)
+    return run.ap

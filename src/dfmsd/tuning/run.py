@@ -32,6 +32,11 @@ class NamedRun:
         """The run folder."""
         return RunFolder(Path(self.config.out))
 
+    @property
+    def ap(self) -> float | None:
+        """AP of the finished run, 0..1; None if it could not be measured."""
+        return (self.folder.read_metrics() or {}).get("AP")
+
     def __str__(self) -> str:
         return self.name
 

@@ -154,7 +154,7 @@ class SharedStudy:
         self._give_up(run.trial, failure, TrialState.FAIL if failure.startswith("ended by") else TrialState.PRUNED)
 
     def _finish(self, run: TrialRun) -> None:
-        ap = (run.folder.read_metrics() or {}).get("AP")
+        ap = run.ap
         if ap is None:
             self._give_up(run.trial, "no AP could be measured", TrialState.PRUNED)
             return

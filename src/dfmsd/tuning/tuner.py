@@ -153,7 +153,7 @@ def finish(problem: Problem, study: SharedStudy, jobs: int) -> TuneResult:
     winner = choose_winner(candidates)
     best = write_best(problem, final_configs(problem, winner)[BEST], winner)
     runs = retrain(problem, winner, jobs)
-    final = {name: (run.folder.read_metrics() or {}).get("AP") for name, run in runs.items()}
+    final = {name: run.ap for name, run in runs.items()}
     summary = summarize(candidates, winner, final)
     result = TuneResult(best, winner.name, summary, tuple(candidates), final, problem.folder.path)
     write_report(problem, study.load(), result)

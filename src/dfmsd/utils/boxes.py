@@ -20,7 +20,16 @@ def has_area(boxes: Tensor) -> Tensor:
 
 def drop_empty(detections: Detections) -> Detections:
     """Drop the boxes without area."""
-    keep = has_area(detections["boxes"])
+    return keep_detections(detections, has_area(detections["boxes"]))
+
+
+def keep_detections(detections: Detections, keep: Tensor) -> Detections:
+    """Return a part of the detections.
+
+    Args:
+        detections: ``K``.
+        keep: Bool, ``K``.
+    """
     return Detections(
         boxes=detections["boxes"][keep], scores=detections["scores"][keep], labels=detections["labels"][keep]
     )

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from itertools import takewhile
@@ -74,14 +74,8 @@ def waiting(folder: Path) -> Iterator[None]:
     """
     make_folder(folder)
     lock = _lock_of(folder)
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise DfmsdError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
-    try:
+    with _held(lock, folder, lock.acquire):
         yield
-    finally:
-        lock.release()
 
 
 def is_locked(folder: Path) -> bool:
@@ -126,11 +120,22 @@ def empty(folder: Path) -> None:
 @contextmanager
 def _lease(folder: Path, remedy: str) -> Iterator[None]:
     lock = _lock_of(folder)
-    try:
+
+    def acquire() -> None:
         if not _acquire(lock):
             writer = _read_writer(folder)
             if _is_local(writer) or not _outlive(lock, folder, writer):
                 raise DfmsdError(f"{folder} is being written by {_describe(writer)}; {remedy}")
+
+    with _held(lock, folder, acquire):
+        yield
+
+
+@contextmanager
+def _held(lock: SoftFileLease, folder: Path, acquire: Callable[[], object]) -> Iterator[None]:
+    """Acquire a lock in the given way, and release it at the end."""
+    try:
+        acquire()
     except OSError as error:
         raise DfmsdError(f"out: cannot write to {folder} ({error.strerror}); choose another folder") from error
     try:
