@@ -18,7 +18,6 @@ from dfmsd.data.imagecheck import check_size
 from dfmsd.data.images import read_image
 from dfmsd.data.index import SplitContent, load_index, save_index
 from dfmsd.data.records import Columns, ImageRecord, Records, encode_paths
-from dfmsd.data.truth import GroundTruth
 from dfmsd.types import Target
 from dfmsd.utils.heard import heard_warnings
 
@@ -54,9 +53,9 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         if content is None:
             with heard_warnings(printed=True) as warnings:
                 read = source.read()
-                records, truth = _to_records(read, self.file), _to_truth(read)
+                records = _to_records(read, self.file)
             names, ids = ([category[key] for category in read.categories] for key in ("name", "id"))
-            content = SplitContent(names, ids, read.listed, warnings, records, truth)
+            content = SplitContent(names, ids, read.listed, warnings, records, read.truth)
             if fingerprint is not None:
                 save_index(source, fingerprint, content)
         else:
@@ -131,10 +130,13 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
 
 def _to_records(content: Content, file: Path) -> Records:
     """Keep what can be trained on: no crowds, boxes clipped to their image, none without area."""
-    used = np.flatnonzero(~content.objects.crowds)
-    used = used[np.argsort(content.objects.images[used], kind="stable")]
-    images, labels = content.objects.images[used], content.objects.labels[used]
-    whole = content.objects.boxes[used]
+    ids = np.array([image["id"] for image in content.images], np.int64)
+    order = np.argsort(ids)
+    places = order[np.searchsorted(ids, content.truth.images, sorter=order)]
+    used = np.flatnonzero(~content.truth.crowds)
+    used = used[np.argsort(places[used], kind="stable")]
+    images, labels = places[used], content.truth.labels[used]
+    whole = content.truth.boxes[used]
     whole[:, 2:] += whole[:, :2]
     sizes = np.array([(image["height"], image["width"]) for image in content.images], np.int32).reshape(-1, 2)
     boxes = whole.clip(0, np.tile(sizes[images, ::-1], 2)).astype(np.float32)
@@ -149,7 +151,7 @@ def _to_records(content: Content, file: Path) -> Records:
         )
     return Records(
         Columns(
-            np.array([image["id"] for image in content.images], np.int64),
+            ids,
             encode_paths(image["path"] for image in content.images),
             sizes,
             np.ones(len(sizes), np.bool_),
@@ -159,8 +161,3 @@ def _to_records(content: Content, file: Path) -> Records:
             np.full(keep.sum(), np.nan, np.float32),
         )
     )
-
-
-def _to_truth(content: Content) -> GroundTruth:
-    ids = np.array([image["id"] for image in content.images], np.int64)
-    return GroundTruth(ids[content.objects.images], *content.objects[1:])

@@ -1,7 +1,8 @@
-"""Ground truth for COCO evaluation, kept as columns."""
+"""Annotated objects, kept as columns: what the readers of all formats return, and ground truth for COCO evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,16 @@ class GroundTruth(NamedTuple):
     boxes: NDArray[np.float64]
     """``M x 4``: x, y, width and height in pixels, as annotated."""
     areas: NDArray[np.float64]
-    """``M``, in pixels: that of the segmentation where the file states it."""
+    """``M``, in pixels: that of the segmentation where the file states it, else of the box."""
     crowds: NDArray[np.bool_]
     """``M``."""
+
+    @classmethod
+    def of_boxes(cls, images: Sequence[int], labels: Sequence[int], boxes: Any) -> GroundTruth:
+        """Return objects that have a box and nothing else."""
+        array = np.asarray(boxes, np.float64).reshape(-1, 4)
+        numbers = (np.array(images, np.int64), np.array(labels, np.int64))
+        return cls(*numbers, array, array[:, 2] * array[:, 3], np.zeros(len(array), np.bool_))
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> GroundTruth:
         """Return some of the annotations."""

@@ -92,7 +92,7 @@ def test_integers_written_as_text_or_floats_are_ids(tiny_coco: Path, kind: Calla
 
 
 def plain(content: Content) -> list[object]:
-    return [content.images, content.categories, [column.tolist() for column in content.objects]]
+    return [content.images, content.categories, [column.tolist() for column in content.truth]]
 
 
 def test_ids_that_collide_as_integers_are_refused(tiny_coco: Path) -> None:
@@ -113,7 +113,7 @@ def test_images_are_numbered_in_the_order_of_their_ids(tiny_coco: Path) -> None:
     edit(tiny_coco, lambda raw: shift_ids(raw, 20260101123045000))
     content = read(tiny_coco)
     assert [image["id"] for image in content.images] == list(range(1, 9))
-    assert set(content.objects.images) <= set(range(8))
+    assert set(content.truth.images) <= set(range(1, 9))
 
 
 def shift_ids(raw: dict[str, Any], offset: int) -> None:
@@ -154,7 +154,7 @@ def test_a_missing_box_is_computed_from_the_segmentation(
     tiny_coco: Path, box: object, segmentation: object, wanted: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     edit(tiny_coco, change("annotations", bbox=box, segmentation=segmentation))
-    assert read(tiny_coco).objects.boxes[0].tolist() == wanted
+    assert read(tiny_coco).truth.boxes[0].tolist() == wanted
     assert "1 annotations have no box: computed from their segmentation" in caplog.text
 
 
@@ -162,7 +162,7 @@ def test_a_compressed_run_length_encoding_gives_the_same_box(tiny_coco: Path) ->
     counts = mask.frPyObjects(RLE, 20, 30)["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts
     edit(tiny_coco, change("annotations", bbox=None, segmentation={"size": [20, 30], "counts": text}))
-    assert read(tiny_coco).objects.boxes[0].tolist() == [2, 3, 2, 5]
+    assert read(tiny_coco).truth.boxes[0].tolist() == [2, 3, 2, 5]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_malformed_segmentation_is_no_box(tiny_coco: Path, segmentation: objec
 @pytest.mark.parametrize("flag", [1, True, "1"])
 def test_ignored_annotations_are_crowds(tiny_coco: Path, flag: object, caplog: pytest.LogCaptureFixture) -> None:
     edit(tiny_coco, change("annotations", ignore=flag))
-    assert read(tiny_coco).objects.crowds[0]
+    assert read(tiny_coco).truth.crowds[0]
     assert '1 annotations have "ignore": 1 and count as crowds' in caplog.text
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from dfmsd.data.formats.boxes import MAX_COORDINATE, check_convention, segmentation_box
 from dfmsd.data.formats.cocojson import Annotation, Category, Image, read_json
-from dfmsd.data.formats.layout import CONTROL_CHARACTERS, Content, Objects
+from dfmsd.data.formats.layout import CONTROL_CHARACTERS, Content
 from dfmsd.data.formats.names import find_images
 from dfmsd.data.imagecheck import read_sizes
+from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -56,21 +57,22 @@ def read_annotations(file: Path, folders: Sequence[Path], root: Path) -> Content
     places = {image.id: place for place, image in enumerate(images)}
     labels = {category.id: label for label, category in enumerate(categories)}
     _check_annotations(annotations, places, labels, filled, file)
-    objects = _to_objects(annotations, places, labels)
+    numbers = {key: number for number, key in enumerate(sorted(places), 1)}
+    truth = _to_truth(annotations, numbers, labels)
+    owners = [places[annotation.image_id] for annotation in annotations]
     del annotations
     paths = find_images([image.file_name for image in images], folders, root, file)
     sizes = _read_sizes(images, paths, filled, file)
     for what, count in filled.items():
         logger.warning("%s: %d %s", file, count, what)
-    check_convention(objects.boxes, np.array(sizes)[objects.images, ::-1], file)
-    numbers = {key: number for number, key in enumerate(sorted(places), 1)}
+    check_convention(truth.boxes, np.array(sizes)[owners, ::-1], file)
     return Content(
         [
             {"id": numbers[image.id], "path": path, "height": height, "width": width}
             for image, path, (height, width) in zip(images, paths, sizes, strict=True)
         ],
         [{"id": category.id, "name": category.name} for category in categories],
-        objects,
+        truth,
     )
 
 
@@ -210,15 +212,15 @@ def _check_box(annotation: Annotation, filled: Counter[str], file: Path) -> None
         )
 
 
-def _to_objects(annotations: Sequence[Annotation], places: Mapping[int, int], labels: Mapping[int, int]) -> Objects:
-    objects = Objects.of_boxes(
-        [places[annotation.image_id] for annotation in annotations],
+def _to_truth(annotations: Sequence[Annotation], numbers: Mapping[int, int], labels: Mapping[int, int]) -> GroundTruth:
+    truth = GroundTruth.of_boxes(
+        [numbers[annotation.image_id] for annotation in annotations],
         [labels[annotation.category_id] for annotation in annotations],
         [annotation.bbox for annotation in annotations],
     )
     given = np.array([annotation.area or 0 for annotation in annotations], np.float64)
-    return objects._replace(
-        areas=np.where(given == 0, objects.areas, given),
+    return truth._replace(
+        areas=np.where(given == 0, truth.areas, given),
         crowds=np.array([bool(annotation.iscrowd) for annotation in annotations], np.bool_),
     )
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
 
 Entry = dict[str, Any]
@@ -20,27 +18,6 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and lone surrogates, which file systems, pages and terminals reject."""
 ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 """Other names of splits -> ours."""
-
-
-class Objects(NamedTuple):
-    """Annotated objects of a split, as columns."""
-
-    images: NDArray[np.int64]
-    """Place of the image in `Content.images`."""
-    labels: NDArray[np.int64]
-    """Place of the class in `Content.categories`."""
-    boxes: NDArray[np.float64]
-    """``M x 4``: x, y, width and height in pixels."""
-    areas: NDArray[np.float64]
-    """In pixels: that of the segmentation where the file states it, else of the box."""
-    crowds: NDArray[np.bool_]
-
-    @classmethod
-    def of_boxes(cls, images: Sequence[int], labels: Sequence[int], boxes: Any) -> Objects:
-        """Return objects that have a box and nothing else."""
-        array = np.asarray(boxes, np.float64).reshape(-1, 4)
-        numbers = (np.array(images, np.int64), np.array(labels, np.int64))
-        return cls(*numbers, array, array[:, 2] * array[:, 3], np.zeros(len(array), np.bool_))
 
 
 class Content(NamedTuple):
@@ -53,7 +30,7 @@ class Content(NamedTuple):
     """``id``, ``path`` of the file, and the ``width`` and ``height`` that it has."""
     categories: list[Entry]
     """``id`` and ``name``, sorted by id."""
-    objects: Objects
+    truth: GroundTruth
     listed: bool = True
     """Whether the format has a list of classes; otherwise the categories are those of the objects in this split."""
 

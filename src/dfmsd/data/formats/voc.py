@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dfmsd.data.formats.layout import SPLITS, Content, Layout, Objects, check_names, hidden, plain_name
+from dfmsd.data.formats.layout import SPLITS, Content, Layout, check_names, hidden, plain_name
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.vocxml import read_objects, to_boxes
 from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import image_suffixes, list_images
+from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -96,8 +97,8 @@ class VocSource:
         return Content(
             images,
             [{"id": number, "name": name} for number, name in enumerate(names, 1)],
-            Objects.of_boxes(
-                [number - 1 for _, number, _ in objects], [label_of[name] for name, _, _ in objects], boxes
+            GroundTruth.of_boxes(
+                [number for _, number, _ in objects], [label_of[name] for name, _, _ in objects], boxes
             ),
             listed=False,
         )

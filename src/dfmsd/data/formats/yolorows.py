@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfmsd.data.formats.layout import Entry, Objects
+from dfmsd.data.formats.layout import Entry
 from dfmsd.data.formats.text import read_text
+from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -31,11 +32,11 @@ class Row(NamedTuple):
 
 def read_rows(
     images: Sequence[Entry], files: Sequence[Path | None], classes: Sequence[int], settings: Path, *, keypoints: bool
-) -> Objects:
+) -> GroundTruth:
     """Read the boxes of all images of a split.
 
     Args:
-        images: Images with width and height, numbered from 1.
+        images: Images with id, width and height.
         files: Label file of each image; None for an image without objects.
         classes: Numbers of the classes, in the order of the categories.
         settings: YAML file, for messages.
@@ -63,8 +64,8 @@ def read_rows(
         kind = "key points, which are left out" if keypoints else "a polygon: its box is computed"
         logger.warning("%s: %d of %d rows have %s", settings, polygons, len(rows), kind)
     places = {number: place for place, number in enumerate(classes)}
-    return Objects.of_boxes(
-        [row.image["id"] - 1 for row in rows],
+    return GroundTruth.of_boxes(
+        [row.image["id"] for row in rows],
         [places[int(row.values[0])] for row in rows],
         [_box(row, keypoints=keypoints) for row in rows],
     )
