@@ -18,7 +18,6 @@ from dfmsd.losses import LossConfig
 from dfmsd.losses.functional import detrdistill
 from dfmsd.types import FeaturePyramid, Queries, Target
 
-pytest.importorskip("scipy", reason="needs pip install 'dfmsd[transformers]'")
 TERMS = {"match_cls/queries", "match_l1/queries", "match_giou/queries"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
@@ -39,9 +40,8 @@ def fitted(teacher: Tensor, reference: Tensor) -> tuple[LevelBasis, float, float
 
 
 def test_the_rotation_is_that_of_scipy() -> None:
-    linalg = pytest.importorskip("scipy.linalg", reason="needs scipy, which comes with pip install 'dfmsd[demo]'")
     first, second = (torch.randn(50, 7, dtype=torch.float64) for _ in range(2))
-    expected, _ = linalg.orthogonal_procrustes(first.numpy(), second.numpy())
+    expected, _ = orthogonal_procrustes(first.numpy(), second.numpy())
     assert_close(procrustes(first.T @ second), torch.from_numpy(expected))
 
 

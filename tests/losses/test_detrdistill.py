@@ -17,7 +17,6 @@ from dfmsd.losses.criterion import QueryCriterion
 from dfmsd.losses.functional import detrdistill, match_queries
 from dfmsd.types import LevelSpec, Queries
 
-pytest.importorskip("scipy", reason="needs pip install 'dfmsd[transformers]'")
 LEVELS = [LevelSpec("p3", 8, 8), LevelSpec("p4", 8, 16)]
 
 

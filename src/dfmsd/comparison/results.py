@@ -14,7 +14,7 @@ from typing import Any
 from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.runs import PlannedRun
-from dfmsd.comparison.statistics import bootstrap_interval, gap_recovery, paired_differences, sample_deviation
+from dfmsd.comparison.statistics import gap_recovery, paired_differences, sample_deviation, student_interval
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.files import write_json, write_text
 
@@ -173,7 +173,7 @@ def _summarize(rows: Sequence[Row], baseline: Mapping[int, float], teacher: floa
         deviation=sample_deviation(list(values.values())),
         differences=paired,
         difference=difference,
-        interval=bootstrap_interval(list(paired.values())),
+        interval=student_interval(list(paired.values())),
         gap_recovery=recovery,
         step_time=rows[0].step_time,
         peak_memory=rows[0].peak_memory,

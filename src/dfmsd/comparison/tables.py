@@ -71,8 +71,8 @@ def notes(results: PairResults) -> list[str]:
     """Explain how to read the table."""
     lines = [
         "AP: COCO AP of the last epoch in percent; mean and sample standard deviation over the seeds.",
-        "Gain: mean difference to the baseline with the same seed, with the percentile bootstrap interval of the mean "
-        f"(with fewer than {MIN_SEEDS} seeds, only the differences). With three seeds the interval is too narrow.",
+        "Gain: mean difference to the baseline with the same seed, with Student's 95 % interval of the mean (with "
+        f"fewer than {MIN_SEEDS} seeds, only the differences).",
         "Gap recovered: gain divided by the strongest teacher's lead over the baseline. Step time and peak memory: "
         "relative to the baseline.",
     ]

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from dfmsd.types import Queries
 from dfmsd.utils.boxes import elementwise_iou
-from dfmsd.utils.extras import import_extra
 
 Matches = tuple[Tensor, Tensor, Tensor]
 """Indices of the image, of the student's query and of the teacher's, each of length ``P``."""
@@ -52,6 +51,8 @@ def match_queries(student: Queries, teacher: Queries, weights: QueryWeights = PU
     >>> own.tolist(), other.tolist()
     ([0, 1, 2, 3], [3, 2, 1, 0])
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only this loss needs it
+
     scores = teacher.logits.sigmoid()
     # BCE(x, p) = softplus(x) - x p, which is a product of matrices for all pairs
     cost = weights.classes * (F.softplus(student.logits).sum(2, keepdim=True) - student.logits @ scores.mT)
@@ -59,8 +60,7 @@ def match_queries(student: Queries, teacher: Queries, weights: QueryWeights = PU
     corners = student.corners.unsqueeze(2), teacher.corners.unsqueeze(1)
     cost -= weights.giou * elementwise_iou(*corners).giou
     worst = torch.finfo(cost.dtype).max  # a loss that is not finite is noticed later
-    solve = import_extra("detrdistill", "scipy.optimize", "transformers").linear_sum_assignment
-    matched = [solve(image) for image in cost.nan_to_num(worst, worst, worst).cpu().numpy()]
+    matched = [linear_sum_assignment(image) for image in cost.nan_to_num(worst, worst, worst).cpu().numpy()]
     images = [torch.full((len(own),), index) for index, (own, _) in enumerate(matched)]
     queries = [torch.cat([torch.as_tensor(pair[side]) for pair in matched]) for side in (0, 1)]
     return tuple(value.to(cost.device) for value in (torch.cat(images), *queries))  # type: ignore[return-value]
