@@ -14,7 +14,6 @@ import pytest
 import torch
 from tests.helpers.documented import ROOT, blocks
 from tests.helpers.exports import OWN, eagerly, randomize, tiny
-from tests.helpers.layouts import voc, yolo
 from tests.helpers.tiny_transformers import NEEDED, needs_transformers, save_model, student
 from torch import nn
 
@@ -330,18 +329,3 @@ def test_plain_image_folder(trained: Path, tiny_root: Path, tmp_path: Path) -> N
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match="format: unknown format 'tflite'; the formats are onnx, openvino"):
         export(tmp_path, "tflite")
-
-
-def test_the_images_of_a_data_set_are_those_of_its_val_split(tmp_path: Path) -> None:
-    for layout in (yolo, voc):
-        root = layout(tmp_path / layout.__name__)
-        assert [path.name for path in exporter._find_images(root)] == ["e.png"]
-
-
-def test_a_file_in_a_run_folder_takes_the_images_of_the_run(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("data: {root: cells}", encoding="utf-8")
-    (tmp_path / "best.ckpt").touch()
-    for model in (tmp_path, tmp_path / "best.ckpt"):
-        assert exporter._images_root(model, None) == Path("cells")
-    with pytest.raises(DfmsdError, match="`images`: required because hf:owner/model is not a run folder or a file in"):
-        exporter._images_root(Path("hf:owner/model"), None)

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.data.digits import cached_digits
-from dfmsd.data.formats import layout_of
 from dfmsd.data.images import read_image
-from dfmsd.data.inputs import find_images, to_batch
+from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.timing import time_in_turns
@@ -23,6 +21,7 @@ from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.exporting.choice import choose_format
 from dfmsd.exporting.formats import Format, one_by_one, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
+from dfmsd.exporting.images import images_in, images_root
 from dfmsd.exporting.quantization import quantize
 from dfmsd.exporting.results import Exported, Quantized, describe
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detectors
@@ -72,8 +71,8 @@ def export(
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
     file = _output_file(Path(model), form, None if out is None else Path(out))
     check_output(file)
-    root = _images_root(Path(model), images)
-    image_files = _find_images(root)[:MAX_IMAGES]
+    root = images_root(Path(model), images)
+    image_files = images_in(root)[:MAX_IMAGES]
     detector = load_detector(str(model))
     side = detector.choose_size(image_size, "`image_size`")
     data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
@@ -149,21 +148,3 @@ def _output_file(model: Path, form: Format, out: Path | None) -> Path:
     if model.is_file():
         return model.with_suffix(form.suffix)
     raise DfmsdError(f"`out`: required because {model} is not a file or folder; pass a file ending in {form.suffix}")
-
-
-def _images_root(model: Path, images: str | Path | None) -> Path:
-    root = images or RunFolder(model.parent if model.is_file() else model).data_root()
-    if root is None:
-        raise DfmsdError(
-            f"`images`: required because {model} is not a run folder or a file in one; pass a folder of images"
-        )
-    return cached_digits() if str(root) == "digits" else Path(root).expanduser()
-
-
-def _find_images(root: Path) -> list[Path]:
-    """List the val images of a data set, or the images in a folder."""
-    layout = layout_of(root) if root.is_dir() else None
-    if layout is None:
-        return find_images([root])
-    source = layout.find("val") or next(iter(layout.sources.values()))
-    return [image["path"] for image in source.read().images]
