@@ -1,0 +1,75 @@
+"""The pages of results say what the JSON files of benchmarks/results hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tests.helpers.documented import ROOT
+
+FOLDER = ROOT / "benchmarks" / "pages"
+NAMES = r"MobileNetV3-small \d\.\d|0\.63 M|2\.35 M|2\.6 M|`alpha: 0\.3`|1\.16, 1\.19, 1\.03 and 1\.03|5\.0 to 7\.3 AP"
+"""Numbers of the templates' own: of models and settings, and of the two sentences that name another source."""
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pages", FOLDER / "write.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["results.md", "costs.md"])
+def test_pages_are_what_their_templates_say(pages: ModuleType, name: str) -> None:
+    assert sorted(pages.PAGES) == ["costs.md", "results.md"]
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == pages.render(name), "run python benchmarks/pages/write.py"
+
+
+@pytest.mark.parametrize("name", ["results.md", "costs.md"])
+def test_templates_hold_no_measured_number(name: str) -> None:
+    text = re.sub(
+        r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|^    .*$", "", (FOLDER / f"{name}.jinja").read_text(), flags=re.S | re.M
+    )
+    assert re.findall(r".*\b\d+\.\d\b.*", re.sub(NAMES, "", text)) == []
+
+
+def test_scores_of_a_table(pages: ModuleType) -> None:
+    runs = {"none": {0: 0.30, 1: 0.31, 2: 0.35}, "dfmsd": {2: 0.39, 0: 0.32, 1: 0.34}, "pkd": {0: 0.33}}
+    table = pages.Scores(runs, {"runs/teacher_a": 0.42}, {"pkd": {"step_time": 1.255, "peak_memory": None}})
+    assert table.teacher("teacher_a") == "42.0"
+    assert (table.ap("pkd"), table.seeds("dfmsd"), table.mean("dfmsd")) == ("33.0", "32.0, 34.0, 39.0", "35.0")
+    assert (table.spread("dfmsd"), table.spread("pkd")) == ("35.0 ± 3.6", "33.0")
+    assert (table.gains("dfmsd"), table.gains("dfmsd", "pkd")) == ("+2.0, +3.0, +4.0", "-1.0")
+    assert table.interval("dfmsd") == "+3.0 [+0.5, +5.5]"  # 3 ± 4.303 / sqrt(3)
+    assert table.interval("pkd") == "+3.0"
+    assert (table.recovered("dfmsd"), table.recovered("pkd")) == ("30 %", "25 %")  # of 42 - 32, and of 42 - 30
+    assert table.line("pkd", "seeds spread gain recovered step memory") == (
+        "| pkd | 33.0 | | | 33.0 | +3.0 | 25 % | 1.25 | |"
+    )
+    assert table.line("none", "list gains", "no teacher", bold=True) == "| **no teacher** | 30.0, 31.0, 35.0 | |"
+    assert table.joined("ours", table, "dfmsd").gains("ours", "none") == "+2.0, +3.0, +4.0"
+    assert pages.unsigned("-1.8 [+0.9, 2.7] T1-T2") == "1.8 [0.9, 2.7] T1-T2"
+
+
+def test_later_files_replace_rows(pages: ModuleType) -> None:
+    def content(ap: float, *methods: str) -> dict[str, object]:
+        return {"teachers": {}, "rows": [{"method": method, "seed": 0, "AP": ap} for method in methods]}
+
+    both = pages.scores(content(0.1, "none", "pkd"), content(0.2, "none"))
+    assert both.runs == {"none": {0: 20.0}, "pkd": {0: 10.0}}
+    assert pages.by_seed({"row": {"3": 0.5}}).runs == {"row": {3: 50.0}}
+
+
+def test_numbers_of_the_readme_are_in_the_pages() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Results") : readme.index("## Your own data")]
+    known = "".join(Path(ROOT, "docs", name).read_text() for name in ("results.md", "lab-notebook.md"))
+    missing = [number for number in re.findall(r"\d+\.\d(?: ± \d\.\d)?", section) if number not in known]
+    assert missing == []
