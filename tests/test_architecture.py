@@ -14,6 +14,7 @@ LAYERS = (
     "starting",
     "tuning",
     "comparison",
+    "launching",
     "inspection",
     "sharing",
     "reporting",

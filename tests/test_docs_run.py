@@ -25,7 +25,6 @@ from torch.distributed.tensor import DTensor
 
 from dfmsd.cli import main as cli
 from dfmsd.comparison import runner
-from dfmsd.comparison.jobs import Job
 from dfmsd.data import DataConfig
 from dfmsd.detectors import load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
@@ -33,6 +32,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.run import distill
 from dfmsd.estimation import estimator
 from dfmsd.exporting import exporter
+from dfmsd.launching.jobs import Job
 from dfmsd.reporting import run_report
 from dfmsd.tuning import contest, search
 
@@ -149,8 +149,8 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run_here(runs: Iterable[Job], jobs: int, ended: Any, console: Any, **options: Any) -> None:
-    """Run a comparison or a search in this process; tests/comparison/test_jobs.py tests its worker processes."""
+def run_here(runs: Iterable[Job], jobs: int, ended: Any, *arguments: Any, **options: Any) -> None:
+    """Run a comparison or a search in this process; tests/launching/test_jobs.py tests its worker processes."""
     for run in runs:
         distill(run.config, resume=run.folder.path.exists(), allow_weak_teacher=True, check_images=1)
         run_report(run.folder.path)

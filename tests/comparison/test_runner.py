@@ -37,7 +37,7 @@ class InProcess:
         self.fails: dict[str, str] = {}
         self.stops_at: int | None = None
 
-    def __call__(self, runs: Sequence[PlannedRun], jobs: int, ended: Any, console: Any) -> None:
+    def __call__(self, runs: Sequence[PlannedRun], jobs: int, ended: Any, *arguments: Any) -> None:
         for run in runs:
             if len(self.made) == self.stops_at:
                 raise KeyboardInterrupt

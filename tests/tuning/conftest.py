@@ -71,7 +71,7 @@ class FakeRuns:
         self.fails: dict[str, str] = {}
         self.epochs = 0
 
-    def __call__(self, runs: Iterable[Any], jobs: int, on_end: Any, console: Any, **options: Any) -> None:
+    def __call__(self, runs: Iterable[Any], jobs: int, on_end: Any, *arguments: Any, **options: Any) -> None:
         for run in runs:
             on_end(run, self.carry_out(run, options.get("stop") or (lambda run: False)))
             if options.get("report", True):

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tests.tuning.conftest import FakeRuns, Killed
 
 from dfmsd.errors import DfmsdError
+from dfmsd.launching.local import LocalLauncher
 from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.problem import Problem
 from dfmsd.tuning.search import Budget, search
@@ -39,7 +40,7 @@ def opened(problem: Problem, trials: int | None = TRIALS, **options: Any) -> Sha
 def carried_out(problem: Problem, trials: int = TRIALS) -> SharedStudy:
     study = opened(problem, trials)
     with study.joined():
-        search(study, Budget(trials, None))
+        search(study, Budget(trials, None), LocalLauncher())
     return study
 
 
@@ -164,7 +165,7 @@ def test_failed_trials_are_kept_with_their_reason(make_problem: MakeProblem, fak
     study = opened(problem, 2)
     study.rungs = []
     with study.joined():
-        search(study, Budget(2, None))
+        search(study, Budget(2, None), LocalLauncher())
     assert study.frozen()[1].state == TrialState.PRUNED
     assert study.frozen()[1].user_attrs["reason"] == "the loss is not finite"
 
@@ -181,7 +182,7 @@ def test_config_that_fails_ends_the_search(make_problem: MakeProblem, fake: Fake
 def test_no_trial_begins_when_time_is_over(make_problem: MakeProblem, fake: FakeRuns, tmp_path: Path) -> None:
     study = opened(make_problem(tmp_path / "out"), None, is_over=lambda: len(fake.begun) == 2)
     with study.joined():
-        search(study, Budget(None, 1.0))
+        search(study, Budget(None, 1.0), LocalLauncher())
     assert len(study.frozen()) == 2
 
 

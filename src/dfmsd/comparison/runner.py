@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
-from dfmsd.comparison.jobs import preemptible, run_all, threads_per_job
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.plan import PairPlan, plan_pair, print_plans
 from dfmsd.comparison.results import PairResults, read_row, write_results
@@ -22,11 +21,15 @@ from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
+from dfmsd.launching.jobs import run_all, threads_per_job
+from dfmsd.launching.launcher import Launcher
+from dfmsd.launching.local import LocalLauncher
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import check_rank
 from dfmsd.utils.files import check_writable, write_json
 from dfmsd.utils.lock import locked, refuse_writer
+from dfmsd.utils.signals import preemptible
 
 
 def compare(
@@ -81,7 +84,7 @@ def compare(
             for pair, plan in plans.items():
                 results[pair].costs = _measure_costs(config, plan, data, PairFolder(Path(config.out, pair)))
                 _write(config, plan, results[pair])
-        _run_pending(config, plans, results, jobs, data.num_labeled)
+        _run_pending(config, plans, results, data.num_labeled, LocalLauncher(), jobs)
     for pair_results in results.values():
         print_table(pair_results, console)
         console.print(str(PairFolder(Path(config.out, pair_results.pair))))
@@ -119,8 +122,9 @@ def _run_pending(
     config: CompareConfig,
     plans: Mapping[str, PairPlan],
     results: Mapping[str, PairResults],
-    jobs: int,
     images: int,
+    launcher: Launcher,
+    jobs: int,
 ) -> None:
     pending = {run.folder.path: run for plan in plans.values() for run in plan.runs if not run.finished}
     runs = sorted(pending.values(), key=lambda run: config.seeds.index(run.config.seed))
@@ -140,7 +144,7 @@ def _run_pending(
         console.print(f"{run}: {failure or f'AP {percent(read_row(run, {}).AP)}'}", highlight=False)
 
     try:
-        run_all(runs, jobs, on_end, console)
+        run_all(runs, jobs, on_end, console, launcher)
     except KeyboardInterrupt:
         console.print(f"interrupted: finished runs are in {config.out}; repeat the command to resume")
         raise

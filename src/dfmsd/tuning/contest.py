@@ -9,10 +9,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from dfmsd.comparison.jobs import run_all
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
+from dfmsd.launching.jobs import run_all
+from dfmsd.launching.launcher import Launcher
 from dfmsd.tuning.plans import CONFIG
 from dfmsd.tuning.problem import Problem
 from dfmsd.tuning.run import NamedRun, await_writer, remove_checkpoints
@@ -46,12 +47,13 @@ class Candidate:
         return sum(self.aps.values()) / len(self.aps)
 
 
-def repeat_best(problem: Problem, trials: Sequence[FrozenTrial], jobs: int) -> list[Candidate]:
+def repeat_best(problem: Problem, trials: Sequence[FrozenTrial], launcher: Launcher, jobs: int) -> list[Candidate]:
     """Measure the best trials, the config and the baseline with two seeds on the held-out images.
 
     Args:
         problem: what was searched.
         trials: of the study.
+        launcher: where the runs are carried out.
         jobs: runs at a time.
 
     Raises:
@@ -62,7 +64,7 @@ def repeat_best(problem: Problem, trials: Sequence[FrozenTrial], jobs: int) -> l
         raise DfmsdError("no trial has finished; see study.csv for the reasons, and raise trials to go on")
     contestants = contestants_of(problem, best)
     runs = {(name, seed): run for name, (_, of_seed) in contestants.items() for seed, run in of_seed.items()}
-    complete(list(runs.values()), jobs, "repeats")
+    complete(list(runs.values()), launcher, jobs, "repeats")
     for run in runs.values():
         remove_checkpoints(run.folder)
     return [
@@ -114,12 +116,13 @@ def final_configs(problem: Problem, winner: Candidate) -> dict[str, DistillConfi
     return {**configs, BASELINE: best.without_teachers()}
 
 
-def retrain(problem: Problem, winner: Candidate, jobs: int) -> dict[str, NamedRun]:
+def retrain(problem: Problem, winner: Candidate, launcher: Launcher, jobs: int) -> dict[str, NamedRun]:
     """Train the winner and what it is compared with on all training images, and measure them once, on val.
 
     Args:
         problem: what was searched.
         winner: of the repeats.
+        launcher: where the runs are carried out.
         jobs: runs at a time.
 
     Raises:
@@ -130,11 +133,12 @@ def retrain(problem: Problem, winner: Candidate, jobs: int) -> dict[str, NamedRu
         for name, config in final_configs(problem, winner).items()
     }
     near = any(stage.near is not False for run in runs.values() for stage in run.config.stages)
-    complete(list(runs.values()), 1 if near else jobs, "final runs", report=True)  # two may make the same near teacher
+    at_once = 1 if near else jobs  # two may make the same near teacher
+    complete(list(runs.values()), launcher, at_once, "final runs", report=True)
     return runs
 
 
-def complete(runs: Sequence[NamedRun], jobs: int, unit: str, *, report: bool = False) -> None:
+def complete(runs: Sequence[NamedRun], launcher: Launcher, jobs: int, unit: str, *, report: bool = False) -> None:
     """Carry out the runs that are not finished.
 
     Raises:
@@ -150,7 +154,8 @@ def complete(runs: Sequence[NamedRun], jobs: int, unit: str, *, report: bool = F
         if failure:
             failures.append(f"{run} has failed: {failure}")
 
-    run_all([run for run in runs if not run.folder.finished], jobs, on_end, console, unit=unit, report=report)
+    pending = [run for run in runs if not run.folder.finished]
+    run_all(pending, jobs, on_end, console, launcher, unit=unit, report=report)
     if failures:
         raise DfmsdError(f"{failures[0]}; the search is kept, repeat the command to go on")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
-from dfmsd.comparison.jobs import run_all
 from dfmsd.evaluation.evaluate import percent
+from dfmsd.launching.jobs import run_all
+from dfmsd.launching.launcher import Launcher
 from dfmsd.tuning.study import EPOCHS, REASON, SharedStudy, TrialRun
 from dfmsd.utils.console import console
 
@@ -73,12 +74,13 @@ class Budget:
         return min(ends) / HOUR
 
 
-def search(study: SharedStudy, budget: Budget) -> None:
+def search(study: SharedStudy, budget: Budget, launcher: Launcher) -> None:
     """Run trials until the budget is used up and no process has one left.
 
     Args:
         study: shared with other processes.
         budget: of the search.
+        launcher: where the trials run.
 
     Raises:
         DfmsdError: the config itself does not work, or a run folder holds another run.
@@ -103,7 +105,17 @@ def search(study: SharedStudy, budget: Budget) -> None:
         done = sum(trial.state.is_finished() for trial in study.frozen())
         total = None if budget.trials is None else max(0, budget.trials - done)
         runs = iter(ask, None)
-        run_all(runs, budget.jobs, on_end, console, unit="trials", total=total, stop=study.should_end, report=False)
+        run_all(
+            runs,
+            budget.jobs,
+            on_end,
+            console,
+            launcher,
+            unit="trials",
+            total=total,
+            stop=study.should_end,
+            report=False,
+        )
         if not study.is_running():
             return
         time.sleep(POLL)  # other processes have trials, which this one takes over if they are killed

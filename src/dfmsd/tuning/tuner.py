@@ -11,7 +11,6 @@ from pathlib import Path
 from optuna.distributions import CategoricalDistribution
 from rich.table import Table
 
-from dfmsd.comparison.jobs import preemptible
 from dfmsd.comparison.teachers import measure_teachers
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
@@ -20,6 +19,8 @@ from dfmsd.engine.run import make_teacher
 from dfmsd.engine.teachers import find_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import estimate
+from dfmsd.launching.launcher import Launcher
+from dfmsd.launching.local import LocalLauncher
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.contest import BEST, choose_winner, final_configs, repeat_best, retrain
@@ -38,6 +39,7 @@ from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
 from dfmsd.utils.files import check_writable
 from dfmsd.utils.lock import is_locked, waiting
+from dfmsd.utils.signals import preemptible
 
 
 def tune(
@@ -86,15 +88,16 @@ def tune(
         _print_estimate(problem, budget)
         return None
     url = storage or f"{SQLITE}{folder.database}"
+    launcher = LocalLauncher()
     with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
         study = _open_study(url, problem, budget)
         print_problem(problem)
         with study.joined(), _saying_how_to_go_on():
             with _in_turn(folder, "teachers", "makes the teachers"):
                 make_teachers(problem, data, allow_weak=allow_weak_teacher)
-            search(study, budget)
+            search(study, budget, launcher)
             with _in_turn(folder, "finishing", "runs what follows the search"):
-                return finish(problem, study, jobs)
+                return finish(problem, study, launcher, jobs)
 
 
 def pose(config: TuneConfig, class_names: Sequence[str], folder: SearchFolder) -> Problem:
@@ -136,12 +139,13 @@ def print_problem(problem: Problem) -> None:
         console.print(f"T{number}: {name}", highlight=False)
 
 
-def finish(problem: Problem, study: SharedStudy, jobs: int) -> TuneResult:
+def finish(problem: Problem, study: SharedStudy, launcher: Launcher, jobs: int) -> TuneResult:
     """Repeat the best trials with a second seed, train the winner on all images, and write the files.
 
     Args:
         problem: what was searched.
         study: without a running trial.
+        launcher: where the runs are carried out.
         jobs: runs at a time.
 
     Raises:
@@ -149,10 +153,10 @@ def finish(problem: Problem, study: SharedStudy, jobs: int) -> TuneResult:
     """
     trials = study.frozen()
     write_table(problem, trials)
-    candidates = repeat_best(problem, trials, jobs)
+    candidates = repeat_best(problem, trials, launcher, jobs)
     winner = choose_winner(candidates)
     best = write_best(problem, final_configs(problem, winner)[BEST], winner)
-    runs = retrain(problem, winner, jobs)
+    runs = retrain(problem, winner, launcher, jobs)
     final = {name: run.ap for name, run in runs.items()}
     summary = summarize(candidates, winner, final)
     result = TuneResult(best, winner.name, summary, tuple(candidates), final, problem.folder.path)
