@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 7200
 BENCHMARKS = $(sort $(wildcard benchmarks/[a-z]*.py))
 
-.PHONY: help install demo test test-transformers coverage test-slow test-browser test-mmdet test-ultralytics fuzz soak lint docs bench support clean
+.PHONY: help install demo test test-transformers coverage test-slow test-browser test-mmdet test-ultralytics fuzz soak lint docs bench support tables clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -76,6 +76,9 @@ docs: $(INSTALLED) ## the documentation, build/site/index.html; a broken link is
 bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and writes benchmarks/results/*.json
 	@test -n "$(BENCHMARKS)" || { echo "make bench: no script under benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+tables: $(INSTALLED) ## run what the tables of docs/results.md lack, two runs at a time: days on two CPU cores
+	$(BIN)/python benchmarks/pages/run.py --jobs 2
 
 support: $(INSTALLED) ## try every teacher with every student: docs/support.json, docs/support.md
 	$(BIN)/python -m tests.helpers.support_docs

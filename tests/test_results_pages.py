@@ -73,3 +73,18 @@ def test_numbers_of_the_readme_are_in_the_pages() -> None:
     known = "".join(Path(ROOT, "docs", name).read_text() for name in ("results.md", "lab-notebook.md"))
     missing = [number for number in re.findall(r"\d+\.\d(?: ± \d\.\d)?", section) if number not in known]
     assert missing == []
+
+
+def test_comparisons_and_files_belong_together(pages: ModuleType) -> None:
+    files = {path.stem for path in pages.RESULTS.glob("*.json")}
+    assert set(pages.comparisons()) <= files
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.py"), *FOLDER.glob("*")]
+    cited = "".join(path.read_text(encoding="utf-8") for path in texts if path.is_file())
+    assert [name for name in sorted(files) if name not in cited] == []
+
+
+def test_commands_of_a_page(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "comparisons", lambda: {"a": ["--config a.yaml"], "b": ["--config b.yaml", "--seeds 1"]})
+    lines = ["dfmsd compare --config a.yaml", "dfmsd compare --config b.yaml", "dfmsd compare --seeds 1"]
+    block = [f"    {line}" for line in (*lines, "# benchmarks/results/a.json, b.json")]
+    assert pages.command("a", "b").splitlines() == block

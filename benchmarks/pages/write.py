@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dfmsd.comparison.methods import BASELINE
@@ -163,6 +164,20 @@ def by_seed(rows: Mapping[str, Mapping[str, float]]) -> Scores:
     return Scores({row: {int(seed): ap for seed, ap in of_row.items()} for row, of_row in rows.items()})
 
 
+def comparisons() -> dict[str, list[str]]:
+    """Return the comparisons of ``comparisons.yaml``: name of the JSON file -> arguments of ``dfmsd compare``."""
+    listed: dict[str, str | list[str]] = yaml.safe_load((HERE / "comparisons.yaml").read_text(encoding="utf-8"))
+    return {name: [calls] if isinstance(calls, str) else calls for name, calls in listed.items()}
+
+
+def command(*names: str) -> str:
+    """Return the commands of comparisons and the names of their files, as an indented block."""
+    known = comparisons()
+    calls = [f"dfmsd compare {arguments}" for name in names for arguments in known[name]]
+    files = ", ".join(f"{name}.json" for name in names)
+    return "\n".join(f"    {line}" for line in (*calls, f"# benchmarks/results/{files}"))
+
+
 def unsigned(text: str) -> str:
     """Return a text without plus and minus signs, for sentences that say the direction in words."""
     return re.sub(r"[+-](?=\d)", "", text)
@@ -179,7 +194,13 @@ def render(page: str) -> str:
         autoescape=False,  # markdown, from files of this repository
     )
     environment.filters["unsigned"] = unsigned
-    environment.globals |= {"read": read, "comparison": comparison, "scores": scores, "by_seed": by_seed}
+    environment.globals |= {
+        "read": read,
+        "comparison": comparison,
+        "scores": scores,
+        "by_seed": by_seed,
+        "command": command,
+    }
     return environment.get_template(f"{page}.jinja").render()
 
 
@@ -188,6 +209,11 @@ def _mean(values: Iterable[float]) -> float:
     return sum(known) / len(known)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the pages."""
     for page in PAGES:
         (DOCS / page).write_text(render(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
