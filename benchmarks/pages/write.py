@@ -194,13 +194,8 @@ def render(page: str) -> str:
         autoescape=False,  # markdown, from files of this repository
     )
     environment.filters["unsigned"] = unsigned
-    environment.globals |= {
-        "read": read,
-        "comparison": comparison,
-        "scores": scores,
-        "by_seed": by_seed,
-        "command": command,
-    }
+    functions = [read, comparison, scores, by_seed, command]
+    environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(f"{page}.jinja").render()
 
 
