@@ -71,7 +71,7 @@ def test_numbers_of_the_readme_are_in_the_pages() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## Results") : readme.index("## Your own data")]
     known = "".join(Path(ROOT, "docs", name).read_text() for name in ("results.md", "lab-notebook.md"))
-    missing = [number for number in re.findall(r"\d+\.\d(?: ± \d\.\d)?", section) if number not in known]
+    missing = [number for number in re.findall(r"\d+\.\d(?: ± \d\.\d)?|\d+ of \d+", section) if number not in known]
     assert missing == []
 
 
@@ -89,3 +89,16 @@ def test_commands_of_a_page(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     lines = ["dfmsd compare --config a.yaml", "dfmsd compare --config b.yaml", "dfmsd compare --seeds 1"]
     block = [f"    {line}" for line in (*lines, "# benchmarks/results/a.json, b.json")]
     assert pages.command("a", "b").splitlines() == block
+
+
+def test_runs_of_all_pairs(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {
+        "new": pages.Scores({"dfmsd": {0: 0.30, 1: 0.31, 2: 0.32}, "pkd": {0: 0.29, 1: 0.33}}),
+        "old": pages.Scores({"ours": {0: 0.9}, "pkd": {0: 0.1}, "mgd": {0: 0.1}}),
+        "other": pages.Scores({"ours": {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8}, "pkd": {0: 0.47, 1: 0.56, 2: 0.65, 3: 0.74}}),
+    }
+    monkeypatch.setattr(pages, "comparison", tables.get)
+    pairs = [[("new", "dfmsd"), ("old", "ours")], [("other", "ours")]]
+    # of the ranks 1 to 6 only 2 is negative: 3 of 64 choices of signs have a sum of 2 or less, on either side
+    assert pages.over_pairs("pkd", pairs) == "| pkd | 2 | 6 | 5 | +2.8 | 0.094 |"
+    assert pages.over_pairs("mgd", pairs).startswith("| mgd | 1 | 1 | 1 | +80.0 |")

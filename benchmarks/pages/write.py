@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import wilcoxon
 
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.statistics import gap_recovery, paired_differences, sample_deviation, student_interval
@@ -164,6 +165,31 @@ def by_seed(rows: Mapping[str, Mapping[str, float]]) -> Scores:
     return Scores({row: {int(seed): ap for seed, ap in of_row.items()} for row, of_row in rows.items()})
 
 
+def over_pairs(method: str, pairs: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """Return a line of a table: our runs against a method's of the same pair and seed.
+
+    Its cells are the method, the number of pairs, of paired runs and of those that ours lead, the mean difference, and
+    the p-value of Wilcoxon's signed-rank test.
+
+    Args:
+        method: row of the others.
+        pairs: for each pair its files and our row there, of which the first file with the method counts.
+    """
+    differences: list[float] = []
+    count = 0
+    for files in pairs:
+        tables = ((comparison(name), ours) for name, ours in files)
+        for table, ours in tables:
+            if method in table.runs:
+                differences += table.differences(ours, method).values()
+                count += 1
+                break
+    ahead = sum(value > 0 for value in differences)
+    p = wilcoxon(differences).pvalue
+    shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"| {method} | {count} | {len(differences)} | {ahead} | {_mean(differences):+.1f} | {shown} |"
+
+
 def comparisons() -> dict[str, list[str]]:
     """Return the comparisons of ``comparisons.yaml``: name of the JSON file -> arguments of ``dfmsd compare``."""
     listed: dict[str, str | list[str]] = yaml.safe_load((HERE / "comparisons.yaml").read_text(encoding="utf-8"))
@@ -194,7 +220,7 @@ def render(page: str) -> str:
         autoescape=False,  # markdown, from files of this repository
     )
     environment.filters["unsigned"] = unsigned
-    functions = [read, comparison, scores, by_seed, command]
+    functions = [read, comparison, scores, by_seed, over_pairs, command]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(f"{page}.jinja").render()
 
