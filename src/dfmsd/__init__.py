@@ -11,7 +11,17 @@ from dfmsd.utils.lazy import lazy_imports
 
 if TYPE_CHECKING:
     from dfmsd import data, detectors, losses
-    from dfmsd.api.models import convert, evaluate, export, inspect_data, predict, report, share, visualize
+    from dfmsd.api.models import (
+        convert,
+        evaluate,
+        export,
+        inspect_data,
+        measure_students,
+        predict,
+        report,
+        share,
+        visualize,
+    )
     from dfmsd.api.planning import check, compare, estimate, init, rank_teachers, tune
     from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
@@ -75,6 +85,7 @@ __all__ = [
     "inspect_data",
     "load_detector",
     "losses",
+    "measure_students",
     "predict",
     "rank_teachers",
     "report",

@@ -159,3 +159,12 @@ def test_export_refuses_bad_input(
 ) -> None:
     given = [str(tiny_root / "val") if argument == "IMAGES" else argument for argument in arguments]
     assert message in dfmsd.refusal("export", "--model", model, *given)
+
+
+def test_students_prints_a_table(dfmsd: Command) -> None:
+    status, out, _ = dfmsd("students", "ssdlite/mobilenetv3_small_050", "--image-size", 64, "--classes", 3)
+    assert status == 0
+    assert "ssdlite/mobilenetv3_small_050" in out
+    status, _, error = dfmsd("students", "ssdlite", "--image-size", 64)
+    assert status == 2
+    assert "expected arch/backbone" in error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dfmsd.evaluation.evaluate import Metrics
     from dfmsd.evaluation.recording import Speed
     from dfmsd.exporting.results import Exported
+    from dfmsd.exporting.students import StudentCost
     from dfmsd.inspection.facts import DataFacts
 
 logger = logging.getLogger("dfmsd")
@@ -169,6 +170,43 @@ def export(
 
     images = coerce(images, str | None, "images")
     return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
+
+
+def measure_students(
+    students: Sequence[str] | None = None,
+    *,
+    image_size: int = 320,
+    runtime: Literal["onnx", "openvino", "ncnn", "executorch"] | None = None,
+    classes: int = 80,
+    json: str | Path | None = None,
+) -> list[StudentCost]:
+    """Measure the size and speed of possible students on this machine, with random weights.
+
+    The students take turns in one process, with as many threads as PyTorch uses.
+
+    Args:
+        students: names ``arch/backbone``, such as ``fcos/mobilenetv3_small_050``; None measures a dozen small ones.
+        image_size: side of the square input in pixels.
+        runtime: runs the exported students as well; None times PyTorch alone.
+        classes: number of classes.
+        json: file to write as well; None writes none.
+
+    Returns:
+        One entry per student, fastest first.
+
+    Raises:
+        DfmsdError: an unknown name, an input that a student does not take, or a missing extra.
+    """
+    from dfmsd.exporting import students as room
+    from dfmsd.utils.files import check_output, write_json
+
+    names = room.CANDIDATES if students is None else coerce(students, list[str], "students")
+    if json is not None:
+        check_output(Path(json), "`json`")
+    costs = room.measure_students(names, image_size=image_size, runtime=runtime, classes=classes)
+    if json is not None:
+        write_json(Path(json), [asdict(cost) for cost in costs])
+    return costs
 
 
 def visualize(

@@ -50,6 +50,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(models.evaluate_parser, models.evaluate_command),
     "predict": Command(models.predict_parser, models.predict_command),
     "export": Command(models.export_parser, models.export_command),
+    "students": Command(models.students_parser, models.students_command),
     "visualize": Command(models.visualize_parser, models.visualize_command),
     "report": Command(models.report_parser, models.report_command),
     "share": Command(models.share_parser, models.share_command),

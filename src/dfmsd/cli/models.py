@@ -96,6 +96,35 @@ def export_command(values: Namespace) -> None:
     )
 
 
+def students_parser() -> ArgumentParser:
+    """Build the parser of ``dfmsd students``."""
+    parser = command_parser("Measure the size and speed of possible students on this machine.")
+    parser.add_argument("students", type=str, nargs="*", help="names arch/backbone; a dozen small ones by default")
+    parser.add_argument("--image-size", type=int, default=320, help="side of the square input in pixels (default: 320)")
+    parser.add_argument(
+        "--runtime",
+        choices=["onnx", "openvino", "ncnn", "executorch"],
+        help="run the exported students there as well; PyTorch alone by default",
+    )
+    parser.add_argument("--classes", type=int, default=80, help="number of classes (default: 80)")
+    parser.add_argument("--json", type=Path | None, default=None, help="file to write as well")
+    return parser
+
+
+def students_command(values: Namespace) -> None:
+    """Run ``dfmsd students``."""
+    from dfmsd.exporting.students import print_students
+
+    costs = api.measure_students(
+        values.students or None,
+        image_size=values.image_size,
+        runtime=values.runtime,
+        classes=values.classes,
+        json=values.json,
+    )
+    print_students(costs, values.image_size, Console())
+
+
 def visualize_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd visualize``."""
     parser = command_parser("Draw a distillation's attention, masks and errors on every level, one PNG per image.")

@@ -19,12 +19,12 @@ from dfmsd.errors import DfmsdError
 from dfmsd.estimation.timing import time_in_turns
 from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.exporting.choice import choose_format
-from dfmsd.exporting.formats import Format, one_by_one, takes_batches
+from dfmsd.exporting.formats import Format, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.images import images_in, images_root
 from dfmsd.exporting.quantization import quantize
 from dfmsd.exporting.results import Exported, Quantized, describe
-from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detectors
+from dfmsd.exporting.verify import Difference, compare_detectors, read_exported
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import check_output, write_json
@@ -82,14 +82,14 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
         draft = Path(folder) / file.name
         form.write(graph, draft)
-        exported = _load(form, draft, graph)
+        exported = read_exported(draft, form, graph)
         difference = _verify(detector, exported, batches, graph, form)
         detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
         quantized = None
         if data is not None:
             small = draft.with_name(f"{file.stem}.int8{file.suffix}")
             quantize(draft, small, _calibration_images(data))
-            detectors["int8"] = _load(form, small, graph)
+            detectors["int8"] = read_exported(small, form, graph)
             before, after = (evaluate(detectors[name], data.val_dataloader()) for name in (format, "int8"))
             quantized = Quantized(file.with_name(small.name), before, after)
         latency = _latencies(detectors, batches[0])
@@ -98,11 +98,6 @@ def export(
     result = Exported(file, len(batches), side, difference, latency, quantized)
     write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
     return result
-
-
-def _load(form: Format, file: Path, graph: DetectionGraph) -> ExportedDetector:
-    run = form.read(file, graph)
-    return ExportedDetector(run if takes_batches(form, graph) else one_by_one(run), graph.decoder.detector.class_names)
 
 
 def _verify(

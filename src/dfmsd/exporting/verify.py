@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.formats import Run
+from dfmsd.exporting.formats import Format, Run, one_by_one, takes_batches
+from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.types import Detections, FeaturePyramid, Target
 from dfmsd.utils.boxes import drop_empty
 
@@ -42,6 +44,18 @@ class ExportedDetector(Detector):
         """Detect objects, best first, with boxes clipped to each image's unpadded ``(height, width)``."""
         outputs = zip(*self.run(images), sizes, strict=True)
         return [_detections(boxes, scores, labels, size) for boxes, scores, labels, size in outputs]
+
+
+def read_exported(file: Path, form: Format, graph: DetectionGraph) -> ExportedDetector:
+    """Load an exported file in its own runtime.
+
+    Args:
+        file: written by ``form.write``.
+        form: its format.
+        graph: what was written.
+    """
+    run = form.read(file, graph)
+    return ExportedDetector(run if takes_batches(form, graph) else one_by_one(run), graph.decoder.detector.class_names)
 
 
 class Difference(NamedTuple):
