@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import figure
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import wilcoxon
@@ -231,7 +232,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the pages and their picture."""
+    figure.draw()
     for page in PAGES:
         (DOCS / page).write_text(render(page), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Plot the gains of benchmarks/results/compare-*.json into docs/assets/gains.svg.
 
-``python benchmarks/experiments/figure.py`` draws one line per pair of student and teacher, one marker per method: the
-mean gain over the runs of the same seeds without a teacher. DFMSD's own seeds are the small dots.
+``python benchmarks/pages/figure.py``, which ``write.py`` calls, draws one line per pair of student and teacher, and one
+marker per method: the mean gain over the runs of the same seeds without a teacher. Small dots are DFMSD's own seeds.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def draw_pair(axes: Any, height: float, name: str, ours: str) -> None:
     axes.annotate(f"{mean:+.1f}", place, (9, 0), textcoords="offset points", va="center", color=BLUE, bbox=box)
 
 
-def main() -> None:
-    """Draw all pairs."""
+def draw(out: Path = OUT) -> None:
+    """Draw all pairs into an SVG file."""
     plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "gains"})
     figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for position, (_, name, ours) in enumerate(PAIRS):
@@ -67,8 +67,8 @@ def main() -> None:
     axes.plot([], [], "o", color=BLUE, markersize=10, label="DFMSD (small dots: its seeds)")
     axes.plot([], [], "|", color=GRAY, markersize=13, mew=2, linestyle="", label="the other methods of the table")
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(OUT, metadata={"Date": None}, facecolor="white")
+    figure.savefig(out, metadata={"Date": None}, facecolor="white")
 
 
 if __name__ == "__main__":
-    main()
+    draw()
