@@ -55,7 +55,6 @@ def test_templates_hold_no_measured_number(name: str) -> None:
     text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     prose = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", "", text, flags=re.DOTALL)
     prose = re.sub(r"^    .*$", "", prose, flags=re.MULTILINE)  # commands
-    assert prose.rstrip().splitlines()[-1] in text  # nothing was cut off
     assert re.findall(r".*\d\.\d.*", re.sub(NAMES, "", prose)) == []
 
 
