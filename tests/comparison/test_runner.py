@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dfmsd.comparison import runner
+from dfmsd.comparison import preparation, runner
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.runner import compare
 from dfmsd.comparison.runs import PlannedRun
@@ -68,7 +68,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     made = InProcess(write_run)
     monkeypatch.setattr(runner, "run_all", made)
     monkeypatch.setattr(
-        runner, "measure_step_costs", lambda tasks, data: {n: COSTS.get(n, StepCost(5.0, 150)) for n in tasks}
+        preparation, "measure_step_costs", lambda tasks, data: {n: COSTS.get(n, StepCost(5.0, 150)) for n in tasks}
     )
     return made
 

@@ -17,8 +17,7 @@ from dfmsd.engine.saved_config import write_config
 from dfmsd.tuning import contest, search
 from dfmsd.tuning.config import TuneConfig, TuneSection
 from dfmsd.tuning.folder import SearchFolder
-from dfmsd.tuning.problem import Problem
-from dfmsd.tuning.tuner import pose
+from dfmsd.tuning.problem import Problem, pose
 
 SPACE: dict[str, Any] = {
     "plan": ["config", "T1", "T1+T2", "T1&T2"],

@@ -13,7 +13,7 @@ from dfmsd.tuning import plans
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.plans import build_plan, default_plans, plan_stages, refused_plans
-from dfmsd.tuning.tuner import pose
+from dfmsd.tuning.problem import pose
 
 MakeTune = Callable[..., TuneConfig]
 CLASSES = ("square", "disc")

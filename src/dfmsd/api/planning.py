@@ -15,6 +15,7 @@ from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
+from dfmsd.launching.choice import check_launcher
 from dfmsd.losses import LossConfig
 from dfmsd.starting.outputs import check_files, output_files
 from dfmsd.tuning.config import TuneConfig
@@ -241,10 +242,12 @@ def compare(
     Raises:
         DfmsdError: bad input, or a folder that holds other runs.
     """
-    from dfmsd.comparison import runner
-
     check_names(settings, CompareConfig, compare)
     resolved = resolve_config(CompareConfig, config, settings)
+    check_launcher(resolved)
+
+    from dfmsd.comparison import runner
+
     return runner.compare(resolved, jobs=jobs, allow_weak_teacher=allow_weak_teacher, dry_run=dry_run)
 
 
@@ -284,6 +287,7 @@ def tune(
     check_extra("tune", ["optuna"], "tune")
     check_names(settings, TuneConfig, tune)
     resolved = resolve_config(TuneConfig, config, settings)
+    check_launcher(resolved)
 
     from dfmsd.tuning import tuner
 

@@ -16,6 +16,7 @@ from dfmsd.distillation.stages import AUTO
 from dfmsd.engine.config import DEFAULT_INHERIT, Deliver, Precision, RunConfig
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
+from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 from dfmsd.losses import LOSSES, check_options
 from dfmsd.utils.files import check_path
 
@@ -47,6 +48,9 @@ class CompareConfig:
         deliver: which weights of every run are compared, as in `RunConfig`.
         ema: decay of the moving average.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
+        launcher: where the runs are carried out: on this machine, or by SLURM or Ray on those of a cluster.
+        slurm: jobs of ``launcher: slurm``.
+        ray: tasks of ``launcher: ray``.
     """
 
     removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}
@@ -70,6 +74,9 @@ class CompareConfig:
     deliver: Deliver = "last"
     ema: float = RunConfig.ema
     eval_every: int = 1
+    launcher: LauncherName = "local"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         """Validate the config.

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
-from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.plan import PairPlan, plan_pair, print_plans
+from dfmsd.comparison.preparation import is_prepared, prepare, prepare_elsewhere
 from dfmsd.comparison.results import PairResults, read_row, write_results
-from dfmsd.comparison.runs import PlannedRun, build_tasks
-from dfmsd.comparison.step_cost import limited_threads, measure_step_costs
+from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.tables import print_table, write_tables
-from dfmsd.comparison.teachers import measure_teachers
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
+from dfmsd.launching.choice import opened
 from dfmsd.launching.jobs import run_all, threads_per_job
 from dfmsd.launching.launcher import Launcher
-from dfmsd.launching.local import LocalLauncher
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import check_rank
-from dfmsd.utils.files import check_writable, write_json
+from dfmsd.utils.files import check_writable
 from dfmsd.utils.lock import locked, refuse_writer
 from dfmsd.utils.signals import preemptible
 
@@ -54,68 +50,41 @@ def compare(
     if coerce(jobs, int, "jobs") < 1:
         raise DfmsdError(f"jobs must be at least 1, got {jobs}")
     check_rank((1, 1))
-    if not dry_run:
-        check_writable(Path(config.out))
-    check_frozen(config.student)
-    digest = config.used_cache is not None
-    data = CocoDataModule(config.data, digest=digest, teacher_size=config.teacher_size)
-    check_contents(data)
-    plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
-    print_plans(config, plans, console)
     if dry_run:
+        _plan(config)
         return []
+    check_writable(Path(config.out))
+    with opened(config) as launcher:
+        return _compare(config, launcher, jobs, allow_weak=allow_weak_teacher)
+
+
+def _compare(config: CompareConfig, launcher: Launcher, jobs: int, *, allow_weak: bool) -> list[PairResults]:
+    data, plans = _plan(config)
     with locked(Path(config.out)), preemptible():
         for run in (run for plan in plans.values() for run in plan.runs if not run.finished):
-            refuse_writer(run.folder.path)  # of a comparison that was killed, the last runs may still be stopping
-        named = [*chain.from_iterable(config.pairs.values()), config.data.pseudo.teacher]
-        teachers = [name for name in dict.fromkeys(named) if name]
-        aps = measure_teachers(
-            teachers,
-            data,
-            Path(config.out),
-            console,
-            allow_weak=allow_weak_teacher,
-            teacher_classes=config.teacher_classes,
-        )
-        results = {pair: _empty_results(config, pair, plan, aps) for pair, plan in plans.items()}
-        if config.data.labels_images:
-            data.assume_pseudo_labels()
-        with limited_threads(threads_per_job(jobs)):
-            for pair, plan in plans.items():
-                results[pair].costs = _measure_costs(config, plan, data, PairFolder(Path(config.out, pair)))
-                _write(config, plan, results[pair])
-        _run_pending(config, plans, results, data.num_labeled, LocalLauncher(), jobs)
+            if not launcher.continues(run.folder.path):  # of a killed comparison, the last runs may still be stopping
+                refuse_writer(run.folder.path)
+        if launcher.elsewhere and not is_prepared(config, plans):
+            prepare_elsewhere(config, launcher, allow_weak=allow_weak)
+        results = prepare(config, data, plans, threads=threads_per_job(jobs), allow_weak=allow_weak)
+        for pair, plan in plans.items():
+            _write(config, plan, results[pair])
+        _run_pending(config, plans, results, data.num_labeled, launcher, jobs)
     for pair_results in results.values():
         print_table(pair_results, console)
         console.print(str(PairFolder(Path(config.out, pair_results.pair))))
     return list(results.values())
 
 
-def _empty_results(config: CompareConfig, pair: str, plan: PairPlan, aps: Mapping[str, float | None]) -> PairResults:
-    skipped = {skipped.method.name: skipped.reason for skipped in plan.skipped}
-    return PairResults(pair, {name: aps[name] for name in config.pairs[pair]}, skipped=skipped)
-
-
-def _measure_costs(
-    config: CompareConfig, plan: PairPlan, data: CocoDataModule, folder: PairFolder
-) -> dict[str, dict[str, float]]:
-    """Measure the step costs of new methods together with the baseline."""
-    path = folder.costs_file
-    costs: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    missing = [run for run in plan.runs if run.method.name not in costs]
-    if not missing:
-        return costs
-    baselines = [run for run in plan.runs if run.method.name == BASELINE]
-    tasks, _ = build_tasks(config, [*baselines, *missing], data.class_names)
-    console.print(f"measuring the training step of {len(tasks)} methods in turns")
-    measured = measure_step_costs(tasks, data)
-    baseline = measured[BASELINE]
-    for name, cost in measured.items():
-        ratios = {"step_time": cost.step_ms / baseline.step_ms, "peak_memory": cost.peak_bytes / baseline.peak_bytes}
-        costs.setdefault(name, {**cost._asdict(), **ratios})
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(path, costs)
-    return costs
+def _plan(config: CompareConfig) -> tuple[CocoDataModule, dict[str, PairPlan]]:
+    """Open the data, and plan and print the runs of each pair."""
+    check_frozen(config.student)
+    digest = config.used_cache is not None
+    data = CocoDataModule(config.data, digest=digest, teacher_size=config.teacher_size)
+    check_contents(data)
+    plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
+    print_plans(config, plans, console)
+    return data, plans
 
 
 def _run_pending(

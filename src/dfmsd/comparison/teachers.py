@@ -22,6 +22,9 @@ from dfmsd.utils.classes import common_classes
 from dfmsd.utils.device import default_device
 from dfmsd.utils.files import write_json
 
+TEACHERS = "teachers.json"
+"""File of the teachers' AP in the folder of a comparison."""
+
 
 def measure_teachers(
     references: Sequence[str],
@@ -48,7 +51,7 @@ def measure_teachers(
     Raises:
         DfmsdError: a teacher cannot be loaded or is too weak.
     """
-    path = out / "teachers.json"
+    path = out / TEACHERS
     known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     size = data.teacher_size or data.config.image_size
     required = annotated_classes([data.train.coco, data.val.coco])

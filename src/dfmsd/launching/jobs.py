@@ -19,7 +19,7 @@ from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.launcher import Launcher, Process
 from dfmsd.launching.process import PATIENCE, POLL, Ended
-from dfmsd.launching.watch import await_results, epochs_done, failure, last_saved
+from dfmsd.launching.watch import await_file, epochs_done, failure, last_saved
 from dfmsd.launching.worker import NO_REPORT
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
@@ -175,7 +175,7 @@ def _take(lost: list[J]) -> J | None:
 def _outcome(run: Job, ended: Ended) -> str | None:
     """Return why a run has failed; None for one that has finished, whose results can then be read."""
     if ended.status == 0:
-        await_results(run.folder)
+        await_file(run.folder.metrics_file)
     return failure(run.folder.path, ended)
 
 

@@ -85,13 +85,20 @@ class Command:
         Raises:
             DfmsdError: this machine does not have the folders.
         """
-        process = self.start()
-        try:
-            while (status := process.poll()) is None:
-                time.sleep(POLL)
-            return status
-        finally:
-            end(process)
+        return wait_for(self.start())
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process, and return its status; if an exception interrupts this, it saves its work first.
+
+    A signal does not interrupt `subprocess.Popen.wait` where it is raised by a library, as Ray does.
+    """
+    try:
+        while (status := process.poll()) is None:
+            time.sleep(POLL)
+        return status
+    finally:
+        end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

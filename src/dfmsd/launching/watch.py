@@ -32,10 +32,10 @@ def last_saved(run: RunFolder) -> float:
         return 0.0
 
 
-def await_results(run: RunFolder) -> None:
-    """Wait until this machine sees the results of a run that has finished, perhaps on another one."""
+def await_file(file: Path) -> None:
+    """Wait until this machine sees a file that has been written, perhaps by another one, at most for `LAG`."""
     deadline = time.monotonic() + LAG
-    while not run.finished and time.monotonic() < deadline:
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(POLL)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
+from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 
 HOLDOUT = 0.2
 """Share of the training images that trials are measured on, unless ``data.holdout`` states one."""
@@ -32,9 +33,15 @@ class TuneConfig(DistillConfig):
     Args:
         out: folder of the search.
         tune: what is varied.
+        launcher: where the runs are carried out: on this machine, or by SLURM or Ray on those of a cluster.
+        slurm: jobs of ``launcher: slurm``.
+        ray: tasks of ``launcher: ray``.
     """
 
     tune: TuneSection = field(default_factory=TuneSection)
+    launcher: LauncherName = "local"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         """Check the values as those of a distillation, and that there is a teacher and one process.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
+
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import to_plain
+from dfmsd.errors import DfmsdError
+from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.folder import SearchFolder
-from dfmsd.tuning.plans import CONFIG, Plan
-from dfmsd.tuning.space import BASIS, PLAN, Space, with_values
+from dfmsd.tuning.plans import CONFIG, Plan, build_plan, default_plans, refused_plans
+from dfmsd.tuning.space import BASIS, PLAN, Space, build_space, first_values, with_values
+from dfmsd.utils.console import console
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,33 @@ class Problem:
         return described
 
 
+def pose(config: TuneConfig, class_names: Sequence[str], folder: SearchFolder) -> Problem:
+    """Work out what is searched.
+
+    Args:
+        config: the distillation, and what is varied in it.
+        class_names: of the data.
+        folder: of the search.
+
+    Raises:
+        DfmsdError: an unknown parameter, a value that the config refuses, or a plan that does not apply.
+    """
+    trial, given = with_values(config.as_trial(), {}), config.tune.space
+    stated = given.get(PLAN) is not None
+    names = [] if PLAN in given else default_plans(trial)
+    space = build_space(trial, given, names or [CONFIG])
+    plans = {name: build_plan(trial, name, folder.teachers) for name in dict.fromkeys([*_choices(space), CONFIG])}
+    for name, reason in refused_plans(trial, plans, class_names).items():
+        if name == CONFIG or stated:
+            raise DfmsdError(reason if name == CONFIG else f"tune.space.plan: {name} does not apply: {reason}")
+        console.print(f"plan {name} does not apply: {reason}", highlight=False)
+        del plans[name]
+    if not stated and PLAN in space:
+        space = build_space(trial, given, [name for name in names if name in plans])
+    original = with_values(config.as_written(), {})
+    return Problem(trial, original, space, plans, first_values(space, trial), folder)
+
+
 def differing(former: Any, current: Any, key: str = "") -> list[str]:
     """Return the keys in which two descriptions differ, such as ``space.balance``."""
     if isinstance(former, dict) and isinstance(current, dict) and key.count(".") < 1:
@@ -72,3 +104,11 @@ def differing(former: Any, current: Any, key: str = "") -> list[str]:
             for found in differing(former.get(name), current.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if former == current else [key]
+
+
+def _choices(space: Space) -> list[str]:
+    if PLAN not in space:
+        return []
+    distribution = space[PLAN].distribution
+    assert isinstance(distribution, CategoricalDistribution)
+    return [str(choice) for choice in distribution.choices]

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from optuna.distributions import CategoricalDistribution
 from rich.table import Table
 
-from dfmsd.comparison.teachers import measure_teachers
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_contents
-from dfmsd.engine.run import make_teacher
-from dfmsd.engine.teachers import find_teachers
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import estimate
+from dfmsd.launching.choice import opened
 from dfmsd.launching.launcher import Launcher
-from dfmsd.launching.local import LocalLauncher
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.contest import BEST, choose_winner, final_configs, repeat_best, retrain
 from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.outcome import TuneResult, summarize, write_best, write_table
 from dfmsd.tuning.page import write_report
-from dfmsd.tuning.plans import CONFIG, build_plan, default_plans, refused_plans, teachers_of
-from dfmsd.tuning.problem import Problem
+from dfmsd.tuning.plans import teachers_of
+from dfmsd.tuning.preparation import is_prepared, make_teachers, prepare_elsewhere
+from dfmsd.tuning.problem import Problem, pose
 from dfmsd.tuning.run import remove_checkpoints
 from dfmsd.tuning.search import FOLLOWING, Budget, search
-from dfmsd.tuning.space import PLAN, Space, build_space, first_values, with_values
 from dfmsd.tuning.storage import SQLITE, explain_lost, open_storage
 from dfmsd.tuning.study import FOLDER, SharedStudy
 from dfmsd.utils.coerce import coerce
@@ -76,55 +71,41 @@ def tune(
     folder = SearchFolder(Path(config.out))
     if RunFolder(folder.path).exists:
         raise DfmsdError(f"out: {folder.path} holds a run; choose another folder for the search")
-    if not dry_run:
-        check_writable(folder.path)
+    if dry_run:
+        problem, _ = _pose(config, folder)
+        print_problem(problem)
+        _print_estimate(problem, budget)
+        return None
+    check_writable(folder.path)
+    url = storage or f"{SQLITE}{folder.database}"
+    with opened(config) as launcher:
+        return _tune(config, folder, budget, url, launcher, allow_weak=allow_weak_teacher)
+
+
+def _pose(config: TuneConfig, folder: SearchFolder) -> tuple[Problem, CocoDataModule]:
+    """Open the data, and work out what is searched on them."""
     check_frozen(config.student)
     trial = config.as_trial()
     data = CocoDataModule(trial.data, digest=trial.teacher_cache is not None, teacher_size=trial.teacher_size)
     check_contents(data)
-    problem = pose(config, data.class_names, folder)
-    if dry_run:
-        print_problem(problem)
-        _print_estimate(problem, budget)
-        return None
-    url = storage or f"{SQLITE}{folder.database}"
-    launcher = LocalLauncher()
+    return pose(config, data.class_names, folder), data
+
+
+def _tune(
+    config: TuneConfig, folder: SearchFolder, budget: Budget, url: str, launcher: Launcher, *, allow_weak: bool
+) -> TuneResult:
+    problem, data = _pose(config, folder)
     with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
         study = _open_study(url, problem, budget)
         print_problem(problem)
         with study.joined(), _saying_how_to_go_on():
             with _in_turn(folder, "teachers", "makes the teachers"):
-                make_teachers(problem, data, allow_weak=allow_weak_teacher)
+                if launcher.elsewhere and not is_prepared(problem):
+                    prepare_elsewhere(config, launcher, allow_weak=allow_weak)
+                make_teachers(problem, data, allow_weak=allow_weak)
             search(study, budget, launcher)
             with _in_turn(folder, "finishing", "runs what follows the search"):
-                return finish(problem, study, launcher, jobs)
-
-
-def pose(config: TuneConfig, class_names: Sequence[str], folder: SearchFolder) -> Problem:
-    """Work out what is searched.
-
-    Args:
-        config: the distillation, and what is varied in it.
-        class_names: of the data.
-        folder: of the search.
-
-    Raises:
-        DfmsdError: an unknown parameter, a value that the config refuses, or a plan that does not apply.
-    """
-    trial, given = with_values(config.as_trial(), {}), config.tune.space
-    stated = given.get(PLAN) is not None
-    names = [] if PLAN in given else default_plans(trial)
-    space = build_space(trial, given, names or [CONFIG])
-    plans = {name: build_plan(trial, name, folder.teachers) for name in dict.fromkeys([*_choices(space), CONFIG])}
-    for name, reason in refused_plans(trial, plans, class_names).items():
-        if name == CONFIG or stated:
-            raise DfmsdError(reason if name == CONFIG else f"tune.space.plan: {name} does not apply: {reason}")
-        console.print(f"plan {name} does not apply: {reason}", highlight=False)
-        del plans[name]
-    if not stated and PLAN in space:
-        space = build_space(trial, given, [name for name in names if name in plans])
-    original = with_values(config.as_written(), {})
-    return Problem(trial, original, space, plans, first_values(space, trial), folder)
+                return finish(problem, study, launcher, budget.jobs)
 
 
 def print_problem(problem: Problem) -> None:
@@ -194,27 +175,6 @@ def _open_study(url: str, problem: Problem, budget: Budget) -> SharedStudy:
         raise
 
 
-def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -> None:
-    """Make the teachers of all plans that do not exist yet, and measure those of the config on the held-out images.
-
-    Args:
-        problem: what is searched.
-        data: of a trial.
-        allow_weak: accept teachers that know none of the classes or have an AP of about 0.
-
-    Raises:
-        DfmsdError: a teacher cannot be made or is too weak.
-    """
-    path = problem.folder.path
-    named = [*teachers_of(problem.config), problem.config.labeler]
-    teachers = [name for name in dict.fromkeys(named) if name]
-    names = problem.config.teacher_classes
-    measure_teachers(teachers, data, path, console, allow_weak=allow_weak, teacher_classes=names)
-    recipes = {name: recipe for plan in problem.plans.values() for name, recipe in plan.recipes.items()}
-    make = partial(make_teacher, allow_weak_teacher=allow_weak)
-    find_teachers(list(recipes), data.class_names, path / "student", recipes=recipes).make(make)
-
-
 @contextmanager
 def _in_turn(folder: SearchFolder, lock: str, what: str) -> Iterator[None]:
     """Let one process at a time do something that the others then find done."""
@@ -241,11 +201,3 @@ def _print_estimate(problem: Problem, budget: Budget) -> None:
         whole = (budget.trials + FOLLOWING) * hours / budget.jobs
         line += f"; {budget.trials} trials and the runs after them take at most about {whole:.1f} h"
     console.print(line, highlight=False)
-
-
-def _choices(space: Space) -> list[str]:
-    if PLAN not in space:
-        return []
-    distribution = space[PLAN].distribution
-    assert isinstance(distribution, CategoricalDistribution)
-    return [str(choice) for choice in distribution.choices]
