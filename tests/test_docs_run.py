@@ -213,6 +213,8 @@ def outputs(line: Sequence[str]) -> list[Path]:
             return [Path(line[line.index(flag) + 1])]
     if line[0] == "report":
         return list(Path(line[1]).glob("*/report.html")) or [Path(line[1], "report.html")]  # of each pair, or of a run
+    if "--bundle" in line:
+        return [Path(line[line.index("--bundle") + 1])]
     if line[0] == "export":
         suffix = "ncnn.param" if "ncnn" in line else "onnx"
         return [Path(out or f"runs/student/student.{suffix}")]
@@ -290,7 +292,6 @@ PYTHON = {f"{page.name} {n}": block for page in PAGES for n, block in enumerate(
 ELSEWHERE = {
     **dict.fromkeys(["README.md 1", "README.md 2"], "tests/test_readme.py"),
     **{f"add-a-detector.md {number}": "tests/test_readme.py" for number in (1, 2, 3)},
-    "export.md 1": "tests/exporting/test_exporter.py",
     "add-a-loss.md 1": "tests/test_readme.py",
     # where FiftyOne is installed, by its reader alone: the block opens a window
     "predict.md 3": "tests/test_fiftyone.py",

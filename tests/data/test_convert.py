@@ -102,5 +102,5 @@ def test_data_without_objects_are_refused(tmp_path: Path) -> None:
 def test_a_nonempty_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(DfmsdError, match="not empty"):
+    with pytest.raises(DfmsdError, match="not an empty folder"):
         convert(yolo(tmp_path / "source"), tmp_path / "out")

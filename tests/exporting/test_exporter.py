@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.documented import ROOT, blocks
 from tests.helpers.exports import OWN, eagerly, randomize, tiny
 from tests.helpers.tiny_transformers import NEEDED, needs_transformers, save_model, student
 from torch import nn
@@ -25,14 +24,13 @@ from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import exporter, to_ncnn
 from dfmsd.exporting.choice import FORMATS
-from dfmsd.exporting.dense import DenseGraph
 from dfmsd.exporting.exporter import export
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.graph import DetectionGraph
-from dfmsd.exporting.results import Exported, describe
+from dfmsd.exporting.standalone.infer import suppress
 from dfmsd.exporting.to_ncnn import NCNN
 from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
-from dfmsd.exporting.verify import Difference, compare_detections
+from dfmsd.exporting.verify import compare_detections
 from dfmsd.types import Detections
 from dfmsd.utils.extras import check_extra
 
@@ -192,7 +190,7 @@ def test_ncnn_detects_the_same_outside(arch: str, tmp_path: Path, tiny_root: Pat
 @pytest.mark.parametrize(
     "arch", ["fcos", "retinanet", "gfl", "ssdlite", *(pytest.param(f"hf:{kind}", marks=NEEDED) for kind in ("d_fine",))]
 )
-def test_onnx_without_suppression_and_the_documented_numpy(arch: str, tmp_path: Path, tiny_root: Path) -> None:
+def test_onnx_without_suppression_and_the_rest_in_numpy(arch: str, tmp_path: Path, tiny_root: Path) -> None:
     need("onnx")
     import onnxruntime
 
@@ -204,34 +202,9 @@ def test_onnx_without_suppression_and_the_documented_numpy(arch: str, tmp_path: 
     image = to_batch(read_image(sorted((tiny_root / "val").iterdir())[0]), 96).images
     boxes, scores = session.run(None, {"images": image.contiguous().numpy()})
     (expected,) = load_detector(model).eval().detect(image, [(96, 96)])
-    ours = documented()(boxes[0], scores[0], info)
-    actual = Detections(boxes=torch.tensor(ours[0]), scores=torch.tensor(ours[1]), labels=torch.tensor(ours[2]))
+    ours = [torch.tensor(values) for values in suppress(boxes[0], scores[0], info["suppression"])]
+    actual = Detections(boxes=ours[0], scores=ours[1], labels=ours[2])
     assert max(compare_detections(expected, actual, 96, info["suppression"]["above"], 100)[:2]) < 1e-3
-
-
-@pytest.mark.parametrize("arch", ["fcos", "retinanet", "ssdlite"])
-def test_the_documented_numpy_finds_what_the_model_finds(arch: str) -> None:
-    detector = tiny(arch)
-    detector.model.topk_candidates = 40  # so that the selection counts
-    graph = DetectionGraph(detector, 96).eval()
-    result = Exported(Path("x"), 1, 96, Difference(0.0, 0.0), {})
-    info = describe("onnx", ONNX_DENSE, detector, graph, result)
-    image = torch.rand(1, 3, 96, 96)
-    with torch.no_grad():
-        boxes, scores = (values[0].numpy() for values in DenseGraph(graph)(image))
-        (expected,) = detector.detect(image, [(96, 96)])
-    ours = documented()(boxes, scores, info)
-    assert len(ours[0]) == len(expected["boxes"]) >= 2
-    actual = Detections(boxes=torch.tensor(ours[0]), scores=torch.tensor(ours[1]), labels=torch.tensor(ours[2]))
-    assert max(compare_detections(expected, actual, 96, 0.05, 100)[:2]) < 1e-5
-
-
-def documented() -> Callable[..., Any]:
-    (block,) = (block for block in blocks(ROOT / "docs" / "export.md", "python") if block.title == "outside.py")
-    names: dict[str, Any] = {}
-    exec(block.text, names)
-    found: Callable[..., Any] = names["detect"]
-    return found
 
 
 @pytest.mark.parametrize("form", [NCNN, ONNX_DENSE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,9 +26,9 @@ def randomize(detector: Detector) -> Detector:
     return detector.eval()
 
 
-def tiny(arch: str) -> Detector:
+def tiny(arch: str, class_names: Iterable[str] = ("a", "b", "c")) -> Detector:
     config = DetectorConfig(arch, TINY_BACKBONE, fpn_channels=16, head_convs=1)
-    return randomize(build_detector(config, ("a", "b", "c")))
+    return randomize(build_detector(config, tuple(class_names)))
 
 
 def eagerly(shift: float) -> Format:

@@ -12,6 +12,7 @@ from dfmsd.utils.files import (
     check_writable,
     is_taken,
     make_folder,
+    new_folder,
     write_atomically,
     write_json,
     write_tensors,
@@ -37,6 +38,24 @@ def test_an_impossible_path_is_refused(path: str, message: str) -> None:
     with pytest.raises(DfmsdError, match=message) as caught:
         check_path("out", path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_new_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    with pytest.raises(RuntimeError), new_folder(out) as folder:  # noqa: PT012
+        (folder / "file").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir(parents=True)
+    with new_folder(out) as folder:
+        (folder / "file").touch()
+        assert list(out.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "out", "file"]
+    with (
+        pytest.raises(DfmsdError, match=r"`bundle`: .*out exists and is not an empty folder"),
+        new_folder(out, "bundle"),
+    ):
+        pytest.fail("entered")
 
 
 def test_a_path_is_taken_by_a_file_or_by_a_folder_with_content(tmp_path: Path) -> None:

@@ -141,9 +141,10 @@ def predict(
 
 def export(
     model: str | Path,
-    format: Literal["onnx", "openvino", "ncnn", "executorch", "torch"],
+    format: Literal["onnx", "openvino", "ncnn", "executorch", "torch"] = "onnx",
     *,
     out: str | Path | None = None,
+    bundle: str | Path | None = None,
     images: str | Path | None = None,
     image_size: int | None = None,
     int8: bool = False,
@@ -155,6 +156,8 @@ def export(
         model: a reference such as a run folder; see `load_detector`.
         format: target format.
         out: file to write; None writes next to the model.
+        bundle: folder to create in place of a file, with everything needed to run it without dfmsd: a script, settings,
+            class names, and one of the images with the boxes to expect; for onnx, openvino and ncnn.
         images: folder of images or of a data set to compare on; None uses the data set of the model's run.
         image_size: side of the square input in pixels; None uses that of the model's training, else 256.
         int8: write a quantized ONNX file as well, and measure its AP.
@@ -164,12 +167,18 @@ def export(
         The file, the largest differences and the latencies.
 
     Raises:
-        DfmsdError: an extra is missing, the model cannot be exported, or the exported file differs from it.
+        DfmsdError: an extra is missing, the model cannot be exported, the exported file differs from it, or ``bundle``
+            exists.
     """
-    from dfmsd.exporting import exporter
+    from dfmsd.exporting.bundle import export_bundle
+    from dfmsd.exporting.exporter import export
 
     images = coerce(images, str | None, "images")
-    return exporter.export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
+    if bundle is None:
+        return export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
+    if out is not None:
+        raise DfmsdError("`out` names a file and `bundle` a folder with it; pass one of them")
+    return export_bundle(model, bundle, format, images=images, image_size=image_size, int8=int8, nms=nms)
 
 
 def measure_students(

@@ -63,8 +63,10 @@ def predict_command(values: Namespace) -> None:
 def export_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd export``."""
     parser = _model_parser("Export a detector for another runtime, and compare it there with the original.")
-    parser.add_argument("--format", choices=["onnx", "openvino", "ncnn", "executorch", "torch"], required=True)
+    parser.add_argument("--format", choices=["onnx", "openvino", "ncnn", "executorch", "torch"], default="onnx")
     parser.add_argument("--out", type=Path | None, default=None, help="file to write; next to the model by default")
+    bundle = "folder to create in place of a file, with all that is needed to run it without dfmsd"
+    parser.add_argument("--bundle", type=Path | None, default=None, help=bundle)
     parser.add_argument(
         "--images",
         type=str | None,
@@ -88,6 +90,7 @@ def export_command(values: Namespace) -> None:
             values.model,
             values.format,
             out=values.out,
+            bundle=values.bundle,
             images=values.images,
             image_size=values.image_size,
             int8=values.int8,

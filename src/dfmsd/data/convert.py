@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,7 @@ from dfmsd.data.opening import find_layout
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.writers import WRITERS
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.files import check_writable, is_taken
+from dfmsd.utils.files import new_folder
 
 logger = logging.getLogger("dfmsd")
 Format = Literal["coco", "yolo", "voc"]
@@ -36,21 +34,13 @@ def convert(source: str | Path, out: Path, to: Format = "coco") -> dict[str, tup
     """
     if to not in WRITERS:
         raise DfmsdError(f"to must be one of {', '.join(WRITERS)}, got {to!r}")
-    if is_taken(out):
-        raise DfmsdError(f"{out} is not empty; choose a new folder with --out")
-    check_writable(out.parent, "out")
-    splits = _read(source, to)
-    if not any(len(split.truth.labels) for split in splits.values()):
-        raise DfmsdError(
-            f"{source}: no annotated object in {', '.join(splits)}; annotate objects, or choose another data set"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        complete = Path(folder, "complete")
-        counts = WRITERS[to](splits, complete)
-        if out.exists():
-            out.rmdir()
-        shutil.move(complete, out)
+    with new_folder(out) as folder:
+        splits = _read(source, to)
+        if not any(len(split.truth.labels) for split in splits.values()):
+            raise DfmsdError(
+                f"{source}: no annotated object in {', '.join(splits)}; annotate objects, or choose another data set"
+            )
+        counts = WRITERS[to](splits, folder)
     dropped = sum(len(split.truth.labels) for split in splits.values()) - sum(boxes for _, boxes in counts.values())
     if dropped:
         logger.warning("%s: %d crowds and boxes outside their image are left out: %s has none", out, dropped, to)

@@ -23,6 +23,25 @@ class Quantized(NamedTuple):
     """Of the int8 file, on the val split."""
 
 
+class Agreement(NamedTuple):
+    """What the script of a bundle finds, compared with the model."""
+
+    images: int
+    objects: int
+    """That the model finds in them."""
+    again: int
+    """Those that the script finds, too."""
+    new: int
+    """Others that the script finds."""
+
+    def __str__(self) -> str:
+        """Format as one line."""
+        return (
+            f"infer.py, {self.images} images: {self.again} of {self.objects} objects of the model found again,"
+            f" {self.new} others"
+        )
+
+
 class Exported(NamedTuple):
     """The exported file and its comparison with the model."""
 
@@ -35,6 +54,8 @@ class Exported(NamedTuple):
     latency: dict[str, float]
     """Median time of detection in one image in milliseconds, for the model and the files."""
     quantized: Quantized | None = None
+    script: Agreement | None = None
+    """Of a bundle."""
 
     def __str__(self) -> str:
         """Format as a few lines."""
@@ -48,6 +69,8 @@ class Exported(NamedTuple):
         if self.quantized:
             file, before, after = self.quantized
             lines += [str(file), f"AP {percent(before['AP'])} in float32, {percent(after['AP'])} in int8"]
+        if self.script:
+            lines.append(str(self.script))
         return "\n".join(lines)
 
 
@@ -65,6 +88,16 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
     return {
         "format": name,
         "input": {INPUT: ["N" if takes_batches(form, graph) else 1, 3, graph.side, graph.side]},
+        "preprocess": {
+            "size": graph.side,
+            "resize": "longer side to `size`, bilinear, antialiased",
+            "padding": [0, 0, 0],
+            "padding_at": "right and bottom",
+            "channels": "RGB",
+            "divide_by": 255,
+            "mean": [0.0, 0.0, 0.0],
+            "std": [1.0, 1.0, 1.0],
+        },
         "outputs": list(form.outputs),
         "class_names": list(detector.class_names),
         "suppression": {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from dfmsd.errors import DfmsdError
@@ -45,6 +45,35 @@ def is_taken(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
+@contextmanager
+def new_folder(path: Path, name: str = "out") -> Iterator[Path]:
+    """Create a folder in one step: yield an empty one beside it, which takes its place unless an error is raised.
+
+    Args:
+        path: Folder, which does not exist or is empty.
+        name: Name of the setting, such as ``out``, for the message.
+
+    Raises:
+        DfmsdError: It is not empty, or cannot be written.
+    """
+    if is_taken(path):
+        raise DfmsdError(f"`{name}`: {path} exists and is not an empty folder; name a new one")
+    check_writable(path, name)
+    missing = _missing(path.parent)
+    make_folder(path.parent, name)
+    try:
+        with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as parent:
+            complete = Path(parent, "complete")
+            complete.mkdir()
+            yield complete
+            if path.exists():
+                path.rmdir()
+            complete.rename(path)
+    except BaseException:
+        _remove(missing)
+        raise
+
+
 def make_folder(path: Path, name: str = "out") -> None:
     """Create a folder and those above it, unless it exists.
 
@@ -71,7 +100,7 @@ def check_writable(folder: Path, name: str = "out") -> None:
     Raises:
         DfmsdError: It cannot be created or written.
     """
-    missing = list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    missing = _missing(folder)
     try:
         make_folder(folder, name)
         with TemporaryFile(dir=folder):
@@ -79,9 +108,18 @@ def check_writable(folder: Path, name: str = "out") -> None:
     except OSError as error:
         raise DfmsdError(f"{name}: cannot write to {folder} ({error.strerror}); choose another folder") from error
     finally:
-        for place in missing:
-            with suppress(OSError):  # another run has written there
-                place.rmdir()
+        _remove(missing)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return the folder and those above it that do not exist, the innermost first."""
+    return list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # another run has written there
+            folder.rmdir()
 
 
 def check_output(file: Path, name: str = "out") -> None:

@@ -1,0 +1,184 @@
+"""A folder that detects without dfmsd: model, class names, preprocessing, a script, and an image with its boxes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dfmsd.data.images import read_image
+from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors.base import SCORE_THRESHOLD
+from dfmsd.errors import DfmsdError, one_line
+from dfmsd.exporting.choice import choose_format
+from dfmsd.exporting.exporter import MAX_IMAGES, export
+from dfmsd.exporting.images import images_in, images_root
+from dfmsd.exporting.results import Agreement, Exported
+from dfmsd.exporting.standalone import infer
+from dfmsd.utils.files import new_folder, write_json, write_text
+
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
+"""Format -> package of its runtime on PyPI, none of which needs PyTorch."""
+EXAMPLE = "test.png"
+SCORE = 0.3
+"""Lowest score of an expected object, as in ``dfmsd predict``."""
+PIXELS, SCORES = 1.0, 0.02
+"""Largest difference from the model, in pixels of the input and in scores: Pillow and PyTorch round resized pixels
+differently, by at most 2 of 255."""
+README = """\
+# {name}
+
+An object detector with {classes} classes, for {runtime}. It needs no PyTorch, and was checked with {versions}.
+
+```bash
+pip install numpy pillow {runtime}
+python infer.py --check                # the test image has the boxes of expected.json
+python infer.py photo.jpg --out drawn  # prints the objects, and draws them
+```
+
+| file | |
+|---|---|
+| `{model}` | the network, for images of {side} x {side} pixels |
+| `labels.txt` | the names of the classes, in the order of their numbers |
+| `preprocess.json` | what is to be done before and after the network |
+| `infer.py` | all of it in NumPy and Pillow, as a command and as `infer.Detector` |
+| `{example}`, `expected.json` | an image, and the boxes that the model finds in PyTorch |
+
+In {images} images `infer.py` finds {again} of the {objects} objects that the model finds in PyTorch, and {new} others.
+"""
+
+
+def export_bundle(
+    model: str | Path,
+    folder: str | Path,
+    format: str = "onnx",
+    *,
+    images: str | Path | None = None,
+    image_size: int | None = None,
+    int8: bool = False,
+    nms: str | None = None,
+) -> Exported:
+    """Export a detector into a folder with everything needed to run it, and run it there.
+
+    Args:
+        model: see `dfmsd.exporting.exporter.export`, as for the others.
+        folder: to create; it must not hold anything.
+        format: one of `RUNTIMES`.
+        images: folder of images or of a data set; one of the images goes into the folder.
+        image_size: side of the square input in pixels.
+        int8: also write a quantized file.
+        nms: suppression ``inside`` or ``outside`` of the file; the script does the latter.
+
+    Raises:
+        DfmsdError: the format needs PyTorch, the folder exists, or the script finds other objects than the model; and
+            whatever the export raises.
+    """
+    suffix = choose_format(format, nms).suffix
+    if format not in RUNTIMES:
+        raise DfmsdError(
+            f"`bundle`: the runtime of `format` {format} needs PyTorch; the formats without are {', '.join(RUNTIMES)}"
+        )
+    folder = Path(folder)
+    with new_folder(folder, "bundle") as draft:
+        file = draft / f"model{suffix}"
+        exported = export(model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms)
+        detector = load_detector(str(model))
+        _write_settings(file, format)
+        shutil.copyfile(str(infer.__file__), draft / "infer.py")
+        files = images_in(images_root(Path(model), images))[:MAX_IMAGES]
+        agreement = _write_example(draft, detector, files, exported.side)
+        _write_readme(draft, Path(model).resolve().name, exported, agreement)
+        _check(draft)
+    quantized = exported.quantized and exported.quantized._replace(file=folder / exported.quantized.file.name)
+    return exported._replace(file=folder / file.name, quantized=quantized, script=agreement)
+
+
+def _write_settings(file: Path, format: str) -> None:
+    """Turn the description next to a model file into ``preprocess.json`` and ``labels.txt``."""
+    described = file.with_name(f"{file.name}.json")
+    settings = json.loads(described.read_text(encoding="utf-8"))
+    described.unlink()
+    labels = [" ".join(name.split()) for name in settings.pop("class_names")]
+    write_json(file.with_name("preprocess.json"), {"model": file.name, "runtime": RUNTIMES[format], **settings})
+    write_text(file.with_name("labels.txt"), "".join(f"{label}\n" for label in labels))
+
+
+def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side: int) -> Agreement:
+    """Write the image with the most objects among those where the script finds what the model finds.
+
+    Raises:
+        DfmsdError: there is no such image.
+    """
+    script = infer.Detector(folder)
+    for score in (SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
+        expected = [_expected(detector, file, side, score, script.labels) for file in files]
+        found = [infer.compare(one, script, _picture(file)) for one, file in zip(expected, files, strict=True)]
+        agreement = Agreement(
+            images=len(files),
+            objects=sum(len(one["objects"]) for one in expected),
+            again=sum(len(one.gaps) for one in found),
+            new=sum(len(one.new) for one in found),
+        )
+        same = [place for place, one in enumerate(found) if one.gaps and not one.missing and not one.new]
+        if same:
+            best = max(same, key=lambda place: len(found[place].gaps))
+            _picture(files[best]).save(folder / EXAMPLE)
+            write_json(folder / "expected.json", expected[best])
+            return agreement
+    raise DfmsdError(
+        f"`bundle`: in none of {len(files)} images infer.py finds what the model finds; try other `images`, or train"
+        " the model longer"
+    )
+
+
+def _expected(detector: Detector, file: Path, side: int, score: float, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what the model finds in an image, as in ``expected.json``."""
+    found = detector.predict(file, score=score, image_size=side)
+    objects = infer.describe(
+        infer.Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()), list(labels)
+    )
+    pixels = PIXELS * max(1.0, max(found.image_size) / side)
+    return {
+        "image": EXAMPLE,
+        "score": score,
+        "tolerance": {"pixels": round(pixels, 2), "score": SCORES},
+        "objects": objects,
+    }
+
+
+def _picture(file: Path) -> Image.Image:
+    """Return the pixels of an image without what else its file says, such as where it was taken."""
+    return Image.fromarray(read_image(file).permute(1, 2, 0).numpy())
+
+
+def _write_readme(folder: Path, name: str, exported: Exported, agreement: Agreement) -> None:
+    settings = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+    packages = ("numpy", "pillow", settings["runtime"])
+    text = README.format(
+        name=name,
+        classes=len((folder / "labels.txt").read_text(encoding="utf-8").splitlines()),
+        side=exported.side,
+        model=settings["model"],
+        runtime=settings["runtime"],
+        versions=", ".join(f"{package} {version(package)}" for package in packages),
+        example=EXAMPLE,
+        **agreement._asdict(),
+    )
+    write_text(folder / "README.md", text)
+
+
+def _check(folder: Path) -> None:
+    """Run the script's own check, as a user will."""
+    command = [sys.executable, str(folder / "infer.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DfmsdError(
+            f"`bundle`: infer.py --check fails ({one_line(done.stdout + done.stderr)}); nothing is written"
+        )
