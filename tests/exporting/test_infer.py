@@ -203,7 +203,7 @@ def test_one_broken_image_does_not_stop_the_others(
     ]
 
 
-@pytest.mark.parametrize("size", [(64, 64), (320, 240), (90, 37), (37, 90), (640, 11), (1, 50), (1000, 1000)])
+@pytest.mark.parametrize("size", [(64, 64), (320, 240), (90, 37), (68, 431), (640, 11), (1, 50), (1000, 1000)])
 def test_images_are_prepared_as_the_product_does(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (max(1, size[1] // 4), max(1, size[0] // 4), 3), np.uint8)
     image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
@@ -213,7 +213,9 @@ def test_images_are_prepared_as_the_product_does(size: tuple[int, int]) -> None:
     assert (pixels.dtype, pixels.shape) == (np.float32, (1, 3, 64, 64))
     difference = np.abs(pixels - batch.images.numpy()) * 255
     assert difference.max() < 2.01  # they round resized pixels differently
-    assert difference.mean() < 0.25
+    # without these instructions PyTorch resizes in floating point
+    fixed_point = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    assert difference.mean() < (0.05 if fixed_point else 0.25)
     if max(size) == 64:
         assert difference.max() == 0
 

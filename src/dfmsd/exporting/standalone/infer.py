@@ -96,7 +96,9 @@ def preprocess(image: Image.Image, config: dict[str, Any]) -> tuple[np.ndarray, 
     side, longer = rule["size"], max(image.size)
     width, height = (max(1, round(length * side / longer)) for length in image.size)
     frame = Image.new("RGB", (side, side), tuple(rule["padding"]))
-    frame.paste(image.resize((width, height), Image.Resampling.BILINEAR))  # antialiased when it shrinks
+    # antialiased when it shrinks; rows first, as in training: Pillow alone begins with the columns of a tall image
+    narrow = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    frame.paste(narrow.resize((width, height), Image.Resampling.BILINEAR))
     pixels = (np.asarray(frame, np.float32) / np.float32(255) - np.float32(rule["mean"])) / np.float32(rule["std"])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), (width, height)
 
