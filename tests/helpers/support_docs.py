@@ -34,7 +34,7 @@ Face transformers by model type, `pyramid` and `plain transformer` for teachers 
 or DINOv2, and `nn.Module` for any module in a `ModuleDetector`. MMDetection and Ultralytics need environments of their
 own, in which `make test-mmdet` and `make test-ultralytics` test their detectors.
 """
-SKIPPED = ("pytorch-lightning", "faster-coco-eval")
+SKIPPED = ("pytorch-lightning", "hotcoco")
 """Packages that have no part in a combination."""
 
 

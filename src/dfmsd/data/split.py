@@ -68,8 +68,8 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         self.truth = content.truth
 
     @property
-    def ground_truth(self) -> dict[str, list[Entry]]:
-        """Images, categories and annotations for COCO evaluation, crowds included; new at every call."""
+    def listing(self) -> dict[str, list[Entry]]:
+        """Images and categories as in a COCO file; new at every call."""
         columns = self.records.columns
         own = columns.ids > 0  # those of unlabeled images are negative
         images = zip(columns.ids[own].tolist(), columns.sizes[own].tolist(), strict=True)
@@ -77,8 +77,12 @@ class DetectionSplit(Dataset[tuple[Tensor, Target]]):
         return {
             "images": [{"id": number, "width": width, "height": height} for number, (height, width) in images],
             "categories": [{"id": number, "name": name} for number, name in categories],
-            "annotations": self.truth.entries(np.array(self.category_ids, np.int64)),
         }
+
+    @property
+    def ground_truth(self) -> dict[str, list[Entry]]:
+        """Images, categories and annotations as in a COCO file, crowds included; new at every call."""
+        return {**self.listing, "annotations": self.truth.entries(np.array(self.category_ids, np.int64))}
 
     def subset(self, places: Sequence[int] | NDArray[np.integer]) -> DetectionSplit:
         """Return a copy that contains only some of the images.

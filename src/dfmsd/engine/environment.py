@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("dfmsd", "torch", "torchvision", "timm", "pytorch-lightning", "faster-coco-eval")
+PACKAGES = ("dfmsd", "torch", "torchvision", "timm", "pytorch-lightning", "hotcoco")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -7,8 +7,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypedDict
 
+import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
+from hotcoco import COCO, COCOeval
+from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
@@ -152,34 +154,48 @@ def coco_metrics(
         results: Detections, possibly none.
         image_ids: The images that were evaluated; None for all.
     """
-    truth = COCO(coco.ground_truth)
-    detections = truth.loadRes([dict(result) for result in results])
-    evaluation = COCOeval_faster(truth, detections, iouType="bbox")
+    truth = _to_coco(coco)
+    rows = [(one["image_id"], *one["bbox"], one["score"], one["category_id"]) for one in results]
+    evaluation = COCOeval(truth, truth.load_res(np.array(rows, np.float64).reshape(-1, 7)), "bbox")
     if image_ids is not None:
-        evaluation.params.imgIds = list(image_ids)
+        evaluation.params.img_ids = list(image_ids)
     evaluation.evaluate()
     evaluation.accumulate()
-    evaluation.summarize()
-    precision = evaluation.eval["precision"]  # IoU x recall x class x area x detections
-    place = {category_id: index for index, category_id in enumerate(evaluation.params.catIds)}
-    stats = [_known(value) for value in evaluation.stats[:6]]
+    assert evaluation.eval is not None
+    precision = evaluation.eval["precision"][..., -1]  # IoU x recall x class x area, with at most 100 detections
+    place = {category_id: index for index, category_id in enumerate(evaluation.params.cat_ids)}
     return Metrics(
-        AP=stats[0],
-        AP50=stats[1],
-        AP75=stats[2],
-        APs=stats[3],
-        APm=stats[4],
-        APl=stats[5],
+        AP=_average(precision[..., 0]),
+        AP50=_average(precision[0, ..., 0]),
+        AP75=_average(precision[5, ..., 0]),
+        APs=_average(precision[..., 1]),
+        APm=_average(precision[..., 2]),
+        APl=_average(precision[..., 3]),
         per_class={
-            name: _known(precision[:, :, place[category_id], 0, -1].mean())
+            name: _average(precision[:, :, place[category_id], 0])
             for name, category_id in zip(coco.class_names, coco.category_ids, strict=True)
         },
     )
 
 
-def _known(value: float) -> float | None:
-    """Convert COCO's -1, for nothing to detect, to None."""
-    return None if value < 0 else float(value)
+def _to_coco(coco: DetectionSplit) -> COCO:
+    """Return the ground truth of a split; no Python object is made for an annotation."""
+    truth, listed = coco.truth, coco.listing
+    return COCO.from_arrays(
+        listed["images"],
+        listed["categories"],
+        truth.images,
+        np.array(coco.category_ids, np.int64)[truth.labels],
+        truth.boxes,
+        area=truth.areas,
+        iscrowd=truth.crowds,
+    )
+
+
+def _average(precision: NDArray[np.float64]) -> float | None:
+    """Average over the classes with an object; None if there is none, for which COCO has -1."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None
 
 
 def _brief(names: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ def pseudo_labels(detector: Detector, data: CocoDataModule, device: torch.device
             "thresholds": {name: thresholds[label]._asdict() for label, name in names.items()},
         },
         "images": _images(data),
-        "categories": data.train.coco.ground_truth["categories"],
+        "categories": data.train.coco.listing["categories"],
         "annotations": _annotations(find, data, size, lowest),
     }
 

@@ -47,7 +47,7 @@ def segmentation_box(segmentation: Any) -> list[float] | None:
 
 
 def _rle_box(rle: dict[str, Any]) -> list[float]:
-    from faster_coco_eval.core import mask
+    from hotcoco import mask
 
     counts, size = rle["counts"], rle["size"]
     height, width = size
@@ -56,11 +56,8 @@ def _rle_box(rle: dict[str, Any]) -> list[float]:
     if isinstance(counts, list):
         if any(type(count) is not int or count < 0 for count in counts) or sum(counts) != height * width:
             raise ValueError("counts do not add up to the image")
-        rle = mask.frPyObjects({"counts": counts, "size": size}, height, width)
-    try:
-        return [float(side) for side in mask.toBbox(rle)]
-    except RuntimeError as error:  # of the extension that decodes
-        raise ValueError(str(error)) from error
+        rle = mask.fr_py_objects({"counts": counts, "size": size}, height, width)
+    return [float(side) for side in mask.to_bbox(rle)]
 
 
 def check_convention(boxes: Array, sides: NDArray[np.integer], file: Path) -> None:
