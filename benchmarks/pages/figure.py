@@ -21,7 +21,7 @@ PAIRS = [
     ("aquarium: RetinaNet from Faster R-CNN", "aquarium-heterogeneous", "dfmsd[alpha=1]"),
     ("hituav: FCOS from FCOS", "hituav-homogeneous-default", "dfmsd"),
     ("hituav: RetinaNet from Faster R-CNN", "hituav-heterogeneous", "dfmsd"),
-    ("aquarium: FCOS from Faster R-CNN", "aquarium-fcos_from_faster_rcnn", "dfmsd[alpha=1]"),
+    ("aquarium: FCOS from Faster R-CNN", "aquarium-unlike", "dfmsd"),
     ("aquarium: SSDLite from Faster R-CNN", "aquarium-ssdlite", "dfmsd[alpha=1]"),
     ("aquarium: RetinaNet from a weak RT-DETR", "aquarium-transformer", "dfmsd[alpha=1]"),
 ]
