@@ -64,12 +64,16 @@ class SlurmProcess:
         self.job = job
         self._stopped = False
         self._looked = float("-inf")
+        self._ended: Ended | None = None
 
     def poll(self) -> Ended | None:
         """Return how it has ended; None while it is queued or runs."""
-        if time.monotonic() < self._looked + LOOK:
-            return None
-        self._looked = time.monotonic()
+        if self._ended is None and time.monotonic() >= self._looked + LOOK:
+            self._looked = time.monotonic()
+            self._ended = self._look()
+        return self._ended
+
+    def _look(self) -> Ended | None:
         if not self.job.done():
             return None
         if not self._stopped or self.job.paths.result_pickle.exists():
