@@ -13,6 +13,7 @@ LAYERS = (
     "demo",
     "starting",
     "tuning",
+    "recipes",
     "comparison",
     "launching",
     "inspection",

@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 
 from dfmsd.cli import main as cli
+from dfmsd.cli.recipes import as_comparison
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
@@ -37,7 +38,8 @@ def test_commands_parse(line: list[str], tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).write_text(text)
     ours = line[: next((place for place, word in enumerate(line) if word in ("&&", "$(test")), None)]
     seen = []
-    monkeypatch.setitem(cli.COMMANDS, line[0], cli.COMMANDS[line[0]]._replace(run=seen.append))
+    command = as_comparison(ours)[0]
+    monkeypatch.setitem(cli.COMMANDS, command, cli.COMMANDS[command]._replace(run=seen.append))
     cli.run(ours)
     assert len(seen) == 1
 

@@ -88,6 +88,8 @@ def why_not(page: Path, line: Sequence[str]) -> str | None:
         return NOT_RUN["python"]
     if line[:2] == ["dfmsd", "demo"]:
         return "trains for minutes: tests/test_docs.py parses it"
+    if line[:3] == ["dfmsd", "recipe", "run"]:
+        return "needs COCO or MMDetection: tests/recipes"
     if "cluster.yaml" in line or ("--launcher" in line and "local" not in line):
         return "needs a cluster: tests/launching uses one where there is one"
     if "--push" in line:

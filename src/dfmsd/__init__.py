@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         share,
         visualize,
     )
-    from dfmsd.api.planning import check, compare, estimate, init, rank_teachers, tune
+    from dfmsd.api.planning import check, compare, estimate, init, rank_teachers, try_recipe, tune
     from dfmsd.api.runs import distill, train
     from dfmsd.comparison.config import CompareConfig
     from dfmsd.data.config import DataConfig
@@ -92,6 +92,7 @@ __all__ = [
     "save_detector",
     "share",
     "train",
+    "try_recipe",
     "tune",
     "visualize",
 ]

@@ -17,6 +17,7 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.choice import check_launcher
 from dfmsd.losses import LossConfig
+from dfmsd.recipes.catalog import find_recipe
 from dfmsd.starting.outputs import check_files, output_files
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.utils.coerce import coerce
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dfmsd.engine.preflight import Preflight
     from dfmsd.estimation.estimator import Estimate
     from dfmsd.ranking.ranker import Ranking
+    from dfmsd.recipes.trial import Trial
     from dfmsd.tuning.outcome import TuneResult
 
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
@@ -249,6 +251,27 @@ def compare(
     from dfmsd.comparison import runner
 
     return runner.compare(resolved, jobs=jobs, allow_weak_teacher=allow_weak_teacher, dry_run=dry_run)
+
+
+def try_recipe(name: str) -> dict[str, Trial]:
+    """Take two training steps of each method of a recipe at full size, with random weights and images.
+
+    `compare` runs its config, ``dfmsd.recipes.catalog.find_recipe(name).file``.
+
+    Args:
+        name: as ``dfmsd recipe list`` prints it.
+
+    Returns:
+        Method -> peak memory and predicted GPU hours of a run.
+
+    Raises:
+        DfmsdError: there is no such recipe, or its detectors cannot be built.
+    """
+    recipe = find_recipe(coerce(name, str, "name"))
+
+    from dfmsd.recipes import trial
+
+    return trial.try_recipe(recipe)
 
 
 def tune(

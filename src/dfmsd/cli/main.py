@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.logging import RichHandler
 
 from dfmsd import __version__
-from dfmsd.cli import models, runs
+from dfmsd.cli import models, recipes, runs
 from dfmsd.cli.flags import config_files, in_flags, merge_list_flags, naming, refuse_two_sizes, split_lists
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.allocator import keep_freed_memory
@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "estimate": Command(runs.estimate_parser, runs.estimate_command, DistillConfig),
     "compare": Command(runs.compare_parser, runs.compare_command, CompareConfig),
     "tune": Command(runs.tune_parser, runs.tune_command, TuneConfig),
+    "recipe": Command(recipes.recipe_parser, recipes.recipe_command),
     "evaluate": Command(models.evaluate_parser, models.evaluate_command),
     "predict": Command(models.predict_parser, models.predict_command),
     "export": Command(models.export_parser, models.export_command),
@@ -69,6 +70,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         DfmsdError: bad input.
     """
+    arguments = recipes.as_comparison(arguments)
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     config = COMMANDS[name].config if name else None
     parser = command_parser("Distill large object detectors into a small student.")

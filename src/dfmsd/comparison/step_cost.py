@@ -52,20 +52,11 @@ def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECO
     """
     target = default_device()
     batch = first_batch(data).to(target)
-    steps: dict[tuple[str, int], Callable[[], None]] = {}
+    steps: dict[tuple[str, int], Callable[..., None]] = {}
     peaks: dict[str, int] = {}
     for name, (config, task) in tasks.items():
-        task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        for teacher in task.every_teacher:
-            teacher.to(target)
-        within = autocast_context(config, target)
-        stages = [
-            partial(
-                _step, task, stage, zero_lr_optimizer(task.trainable, config.optim), batch, within, config.optim.clip
-            )
-            for stage in _stages(task)
-        ]
-        peaks[name] = max(_peak_of(stage, target) for stage in stages) + _resident(task)
+        stages = _steps(config, task, batch, target)
+        peaks[name] = _peak(stages, task, target)
         plan = plan_caches(task, config, len(data.train))
         if plan is not None:
             open_caches(plan)
@@ -77,6 +68,18 @@ def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECO
         name: StepCost(_mean_step(config, [ms[json.dumps([name, index])] for index in _stages(task)]), peaks[name])
         for name, (config, task) in tasks.items()
     }
+
+
+def measure_peaks(tasks: Tasks, data: CocoDataModule) -> dict[str, int]:
+    """Measure the peak memory of two training steps of each stage of each method, see `StepCost`.
+
+    Args:
+        tasks: method -> config and task; student and teachers may be shared. The student's weights do not change.
+        data: provides the batch.
+    """
+    target = default_device()
+    batch = first_batch(data).to(target)
+    return {name: _peak(_steps(config, task, batch, target), task, target) for name, (config, task) in tasks.items()}
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -125,6 +128,20 @@ def _stages(task: DistillationTask) -> range:
     return range(len(task.stages))
 
 
+def _steps(
+    config: DistillConfig, task: DistillationTask, batch: Batch, target: torch.device
+) -> list[Callable[..., None]]:
+    """Return a training step of each stage."""
+    task.to(target, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for teacher in task.every_teacher:
+        teacher.to(target)
+    within = autocast_context(config, target)
+    return [
+        partial(_step, task, stage, zero_lr_optimizer(task.trainable, config.optim), batch, within, config.optim.clip)
+        for stage in _stages(task)
+    ]
+
+
 def _step(
     task: DistillationTask,
     stage: int,
@@ -143,6 +160,10 @@ def _step(
         nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _peak(steps: Sequence[Callable[..., None]], task: DistillationTask, target: torch.device) -> int:
+    return max(_peak_of(step, target) for step in steps) + _resident(task)
 
 
 def _peak_of(step: Callable[[], None], target: torch.device) -> int:

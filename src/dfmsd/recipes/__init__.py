@@ -1,0 +1,1 @@
+"""Comparisons with published results: their configs, and a trial of what they take."""
