@@ -30,17 +30,20 @@ def save(program: ExportedProgram, file: Path, outputs: Sequence[str], opset: in
         outputs: names of the graph's outputs.
         opset: of the file; None for PyTorch's default.
     """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     with quiet():
-        torch.onnx.export(
+        exported = torch.onnx.export(
             _without_checks(program),
-            f=file,
             input_names=[INPUT],
             output_names=list(outputs),
             opset_version=opset,
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert exported is not None
+        ClearMetadataAndDocStringPass()(exported.model)  # stack traces, with paths of this machine
+        exported.save(file, external_data=False)
 
 
 def _without_checks(program: ExportedProgram) -> ExportedProgram:
