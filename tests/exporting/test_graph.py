@@ -26,7 +26,7 @@ def assert_same(detector: Detector, graph: DetectionGraph, least: int = 10) -> N
         return found
 
     batches = [torch.rand(count, 3, graph.side, graph.side) for count in (3, 1)]
-    found = compare_detectors(detector, ExportedDetector(run, detector.class_names), batches, 0.05, 100)
+    found = compare_detectors(detector, ExportedDetector(run, detector.class_names), batches, 0.05, 100, 0.001)
     assert found.detections >= least
     assert found.boxes < 1e-6
     assert found.scores < 1e-6

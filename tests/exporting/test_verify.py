@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torchvision.ops import nms
 
 from dfmsd.errors import DfmsdError
+from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.verify import Difference, ExportedDetector, compare_detections, compare_detectors
 from dfmsd.types import Detections
 
@@ -65,8 +67,39 @@ def test_boxes_without_area_are_not_compared() -> None:
     )
     whole = ExportedDetector(lambda _: (boxes, scores, labels.long()), ("a", "b"))
     part = ExportedDetector(lambda _: (boxes[:, :1], scores[:, :1], labels[:, :1].long()), ("a", "b"))
-    found = compare_detectors(whole, part, [torch.zeros(1, 3, 100, 100)], 0.05, 100)
+    found = compare_detectors(whole, part, [torch.zeros(1, 3, 100, 100)], 0.05, 100, 0.001)
     assert found == (0, 0, 1)
+
+
+class Suppressing(ExportedDetector):
+    """A model with three boxes of one label, the second of which overlaps the first with an IoU of 0.5."""
+
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 40.0, 20.0], [50.0, 50.0, 90.0, 90.0]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+
+    def __init__(self, nms_thresh: float) -> None:
+        super().__init__(self.suppress, ("a",))
+        self.nms_thresh = nms_thresh
+
+    def suppress(self, _: torch.Tensor) -> RawDetections:
+        kept = nms(self.boxes, self.scores, self.nms_thresh)
+        labels = torch.zeros(1, len(kept), dtype=torch.int64)
+        return self.boxes[kept].unsqueeze(0), self.scores[kept].unsqueeze(0), labels
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.499995), (0.49999, 0.5), (0.5001, 0.49995), (0.4995, 0.5)])
+def test_overlaps_at_the_threshold_may_be_decided_otherwise(thresholds: tuple[float, float]) -> None:
+    model, file = map(Suppressing, thresholds)
+    images = torch.zeros(1, 3, 100, 100)
+    assert {len(one.detect(images, [(100, 100)])[0]["scores"]) for one in (model, file)} == {2, 3}
+    found = compare_detectors(model, file, [images], 0.05, 100, 0.001)
+    assert found[:2] == (0, 0)
+    assert model.nms_thresh == thresholds[0]
+
+
+def test_other_overlaps_may_not() -> None:
+    found = compare_detectors(Suppressing(0.51), Suppressing(0.49), [torch.zeros(1, 3, 100, 100)], 0.05, 100, 0.001)
+    assert found.largest > 0.5
 
 
 def test_padding_is_removed_and_boxes_are_clipped() -> None:

@@ -105,13 +105,13 @@ def _verify(
 ) -> Difference:
     batches = [*images, torch.cat(list(images[:BATCH_SIZE]))] if takes_batches(form, graph) else images
     post = graph.post_processor
-    difference = compare_detectors(detector, exported, batches, post.score_threshold, post.per_image)
+    difference = compare_detectors(detector, exported, batches, post.score_threshold, post.per_image, TOLERANCE)
     if not difference.detections:
         raise DfmsdError(
             "export: the model detects nothing in these images, so the file cannot be compared; pass `images` that "
             "contain its objects, or train it longer"
         )
-    if not max(difference.boxes, difference.scores) <= TOLERANCE:  # also true for NaN
+    if not difference.largest <= TOLERANCE:  # also true for NaN
         raise DfmsdError(
             f"export: the file differs from the model by {difference.boxes:.2g} of the input side in boxes and "
             f"{difference.scores:.2g} in scores, more than {TOLERANCE:g}, and was removed; try another `format`, or "

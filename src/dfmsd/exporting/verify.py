@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from dfmsd.exporting.formats import Format, Run, one_by_one, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.types import Detections, FeaturePyramid, Target
 from dfmsd.utils.boxes import drop_empty
+
+SHIFTS = (1e-5, -1e-5, 1e-4, -1e-4, 1e-3, -1e-3)
+"""Of the IoU threshold of suppression, to tell rounding there from an error."""
 
 
 class ExportedDetector(Detector):
@@ -67,6 +71,11 @@ class Difference(NamedTuple):
     detections: int = 0
     """Number of detections compared."""
 
+    @property
+    def largest(self) -> float:
+        """The larger one of the two."""
+        return max(self.boxes, self.scores)
+
     def __or__(self, other: Difference) -> Difference:
         """Combine two comparisons."""
         return Difference(
@@ -110,9 +119,13 @@ def compare_detections(expected: Detections, actual: Detections, side: int, thre
 
 
 def compare_detectors(
-    detector: Detector, exported: Detector, batches: Sequence[Tensor], threshold: float, limit: int
+    detector: Detector, exported: Detector, batches: Sequence[Tensor], threshold: float, limit: int, tolerance: float
 ) -> Difference:
     """Compare two detectors on images that fill the input.
+
+    Where two boxes overlap as much as the suppression allows, rounding decides whether one of them goes. An image that
+    differs by more than the tolerance is therefore compared with the model's detections at slightly other thresholds
+    as well.
 
     Args:
         detector: the model, in eval mode.
@@ -120,13 +133,47 @@ def compare_detectors(
         batches: each ``N x 3 x H x W``.
         threshold: minimum score of detections.
         limit: maximum number of detections per image.
+        tolerance: largest difference that needs no other threshold.
     """
     largest = Difference(0.0, 0.0)
     for images in batches:
-        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
-        for expected, actual in zip(detector.detect(images, sizes), exported.detect(images, sizes), strict=True):
-            largest |= compare_detections(drop_empty(expected), drop_empty(actual), images.shape[-1], threshold, limit)
+        actual = [drop_empty(found) for found in exported.detect(images, _sizes(images))]
+        found = _differences(detector, actual, images, threshold, limit)
+        for shift in SHIFTS:
+            if all(one.largest <= tolerance for one in found):
+                break
+            with shifted_suppression(detector, shift):
+                other = _differences(detector, actual, images, threshold, limit)
+            found = [min(pair, key=lambda one: one.largest) for pair in zip(found, other, strict=True)]
+        for one in found:
+            largest |= one
     return largest
+
+
+@contextmanager
+def shifted_suppression(detector: Detector, shift: float) -> Iterator[None]:
+    """Move the IoU thresholds above which a detector's boxes suppress each other."""
+    modules: list[Any] = [module for module in detector.modules() if hasattr(module, "nms_thresh")]
+    heads = [(module, module.nms_thresh) for module in modules]
+    try:
+        for module, threshold in heads:
+            module.nms_thresh = threshold + shift
+        yield
+    finally:
+        for module, threshold in heads:
+            module.nms_thresh = threshold
+
+
+def _differences(
+    detector: Detector, actual: Sequence[Detections], images: Tensor, threshold: float, limit: int
+) -> list[Difference]:
+    expected = map(drop_empty, detector.detect(images, _sizes(images)))
+    pairs = zip(expected, actual, strict=True)
+    return [compare_detections(one, other, images.shape[-1], threshold, limit) for one, other in pairs]
+
+
+def _sizes(images: Tensor) -> list[tuple[int, int]]:
+    return [(images.shape[-2], images.shape[-1])] * len(images)
 
 
 def _detections(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]) -> Detections:
