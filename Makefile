@@ -37,8 +37,9 @@ coverage: $(INSTALLED) ## the unit tests with their coverage of lines; below 92 
 test-slow: $(INSTALLED) ## the tests that train longer or read the shared data sets
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(INSTALLED) ## reports and documentation in Chromium, if there is one: build/screenshots
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_browser.py tests/test_browser_docs.py
+test-browser: $(INSTALLED) ## reports, documentation and the page of an export in Chromium, if there is one: build/screenshots
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_browser.py tests/test_browser_docs.py \
+		tests/test_browser_web.py
 
 test-mmdet: $(MMDET)/.installed ## the tests of MMDetection, in a virtual environment of its own
 	$(MMDET)/bin/python -m pytest -m mmdet tests/detectors

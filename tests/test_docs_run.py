@@ -92,6 +92,8 @@ def why_not(page: Path, line: Sequence[str]) -> str | None:
         return "needs COCO or MMDetection: tests/recipes"
     if "cluster.yaml" in line or ("--launcher" in line and "local" not in line):
         return "needs a cluster: tests/launching uses one where there is one"
+    if "--web" in line:
+        return "downloads onnxruntime-web: tests/test_browser_web.py exports the page and opens it"
     if "--push" in line:
         return "uploads: tests/test_sharing.py uses a fake hub"
     return NOT_RUN.get(line[0])

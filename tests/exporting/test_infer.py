@@ -215,7 +215,7 @@ def test_images_are_prepared_as_the_product_does(size: tuple[int, int]) -> None:
     assert difference.max() < 2.01  # they round resized pixels differently
     # without these instructions PyTorch resizes in floating point
     fixed_point = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    assert difference.mean() < (0.05 if fixed_point else 0.25)
+    assert difference[:, :, :height, :width].mean() < (0.05 if fixed_point else 0.25)
     if max(size) == 64:
         assert difference.max() == 0
 

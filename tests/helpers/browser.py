@@ -16,6 +16,8 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 PHONE, DESK = 375, 1200
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+"""A camera that films a test card, for everyone who asks."""
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -24,7 +26,7 @@ class Seen(NamedTuple):
 
     page: Any
     said: list[str]
-    """Messages of the console, errors, and what was asked of the network."""
+    """Messages of the console, errors, and what was asked of other places."""
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +35,29 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("no Chromium here: install Debian's package chromium, or another one")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", *CAMERA])
         yield chromium
         chromium.close()
 
 
 @contextmanager
-def opened(browser: Any, file: Path, width: int, scheme: str, **options: Any) -> Iterator[Seen]:
+def opened(browser: Any, place: Path | str, width: int, scheme: str, **options: Any) -> Iterator[Seen]:
+    """Open a file without network, or the address of a folder that this machine serves."""
+    address = place if isinstance(place, str) else place.as_uri()
     context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **options
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=isinstance(place, Path), **options
     )
     page, said = context.new_page(), list[str]()
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-    page.goto(file.as_uri())
+    page.on("request", lambda request: said.append(request.url) if is_foreign(request.url, address) else None)
+    page.goto(address)
     yield Seen(page, said)
     context.close()
+
+
+def is_foreign(url: str, address: str) -> bool:
+    return url.startswith("http") and not url.startswith(address)
 
 
 def serious_findings(page: Any) -> list[tuple[str, str]]:

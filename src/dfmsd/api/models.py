@@ -145,6 +145,8 @@ def export(
     *,
     out: str | Path | None = None,
     bundle: str | Path | None = None,
+    web: str | Path | None = None,
+    runtime: str | Path | None = None,
     images: str | Path | None = None,
     image_size: int | None = None,
     int8: bool = False,
@@ -158,6 +160,8 @@ def export(
         out: file to write; None writes next to the model.
         bundle: folder to create in place of a file, with everything needed to run it without dfmsd: a script, settings,
             class names, and one of the images with the boxes to expect; for onnx, openvino and ncnn.
+        web: folder to create in place of a file, with a page that runs the model in the browser; for onnx.
+        runtime: folder with the files of onnxruntime-web for ``web``; None downloads them once with npm.
         images: folder of images or of a data set to compare on; None uses the data set of the model's run.
         image_size: side of the square input in pixels; None uses that of the model's training, else 256.
         int8: write a quantized ONNX file as well, and measure its AP.
@@ -167,18 +171,25 @@ def export(
         The file, the largest differences and the latencies.
 
     Raises:
-        DfmsdError: an extra is missing, the model cannot be exported, the exported file differs from it, or ``bundle``
+        DfmsdError: an extra is missing, the model cannot be exported, the exported file differs from it, or the folder
             exists.
     """
     from dfmsd.exporting.bundle import export_bundle
     from dfmsd.exporting.exporter import export
+    from dfmsd.exporting.web import export_web
 
+    if sum(target is not None for target in (out, bundle, web)) > 1:
+        raise DfmsdError("`out` names a file, `bundle` and `web` a folder with it; pass one of them")
+    if runtime is not None and web is None:
+        raise DfmsdError("`runtime`: only for `web`, whose page needs it")
     images = coerce(images, str | None, "images")
-    if bundle is None:
-        return export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
-    if out is not None:
-        raise DfmsdError("`out` names a file and `bundle` a folder with it; pass one of them")
-    return export_bundle(model, bundle, format, images=images, image_size=image_size, int8=int8, nms=nms)
+    if web is not None:
+        if int8:
+            raise DfmsdError("`int8`: not for `web`, whose page runs the float32 file")
+        return export_web(model, web, format, runtime=runtime, images=images, image_size=image_size, nms=nms)
+    if bundle is not None:
+        return export_bundle(model, bundle, format, images=images, image_size=image_size, int8=int8, nms=nms)
+    return export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
 
 
 def measure_students(

@@ -67,6 +67,10 @@ def export_parser() -> ArgumentParser:
     parser.add_argument("--out", type=Path | None, default=None, help="file to write; next to the model by default")
     bundle = "folder to create in place of a file, with all that is needed to run it without dfmsd"
     parser.add_argument("--bundle", type=Path | None, default=None, help=bundle)
+    web = "folder to create in place of a file, with a page that runs it in the browser"
+    parser.add_argument("--web", type=Path | None, default=None, help=web)
+    runtime = "folder with the files of onnxruntime-web for --web; downloaded once with npm by default"
+    parser.add_argument("--runtime", type=Path | None, default=None, help=runtime)
     parser.add_argument(
         "--images",
         type=str | None,
@@ -91,12 +95,16 @@ def export_command(values: Namespace) -> None:
             values.format,
             out=values.out,
             bundle=values.bundle,
+            web=values.web,
+            runtime=values.runtime,
             images=values.images,
             image_size=values.image_size,
             int8=values.int8,
             nms=values.nms,
         )
     )
+    if values.web is not None:
+        print(f"python -m http.server --directory {values.web}  # browsers do not run the page from file://")
 
 
 def students_parser() -> ArgumentParser:

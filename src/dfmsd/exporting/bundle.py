@@ -90,7 +90,7 @@ def export_bundle(
         file = draft / f"model{suffix}"
         exported = export(model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms)
         detector = load_detector(str(model))
-        _write_settings(file, format)
+        write_settings(file, RUNTIMES[format])
         shutil.copyfile(str(infer.__file__), draft / "infer.py")
         files = images_in(images_root(Path(model), images))[:MAX_IMAGES]
         agreement = _write_example(draft, detector, files, exported.side)
@@ -100,13 +100,18 @@ def export_bundle(
     return exported._replace(file=folder / file.name, quantized=quantized, script=agreement)
 
 
-def _write_settings(file: Path, format: str) -> None:
-    """Turn the description next to a model file into ``preprocess.json`` and ``labels.txt``."""
+def write_settings(file: Path, runtime: str) -> None:
+    """Turn the description next to a model file into ``preprocess.json`` and ``labels.txt``.
+
+    Args:
+        file: the model file.
+        runtime: the package that runs it.
+    """
     described = file.with_name(f"{file.name}.json")
     settings = json.loads(described.read_text(encoding="utf-8"))
     described.unlink()
     labels = [" ".join(name.split()) for name in settings.pop("class_names")]
-    write_json(file.with_name("preprocess.json"), {"model": file.name, "runtime": RUNTIMES[format], **settings})
+    write_json(file.with_name("preprocess.json"), {"model": file.name, "runtime": runtime, **settings})
     write_text(file.with_name("labels.txt"), "".join(f"{label}\n" for label in labels))
 
 
@@ -118,8 +123,8 @@ def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side
     """
     script = infer.Detector(folder)
     for score in (SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
-        expected = [_expected(detector, file, side, score, script.labels) for file in files]
-        found = [infer.compare(one, script, _picture(file)) for one, file in zip(expected, files, strict=True)]
+        expected = [expected_objects(detector, file, side, score, script.labels) for file in files]
+        found = [infer.compare(one, script, picture(file)) for one, file in zip(expected, files, strict=True)]
         agreement = Agreement(
             images=len(files),
             objects=sum(len(one["objects"]) for one in expected),
@@ -129,7 +134,7 @@ def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side
         same = [place for place, one in enumerate(found) if one.gaps and not one.missing and not one.new]
         if same:
             best = max(same, key=lambda place: len(found[place].gaps))
-            _picture(files[best]).save(folder / EXAMPLE)
+            picture(files[best]).save(folder / EXAMPLE)
             write_json(folder / "expected.json", expected[best])
             return agreement
     raise DfmsdError(
@@ -138,8 +143,16 @@ def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side
     )
 
 
-def _expected(detector: Detector, file: Path, side: int, score: float, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what the model finds in an image, as in ``expected.json``."""
+def expected_objects(detector: Detector, file: Path, side: int, score: float, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what the model finds in an image, as in ``expected.json``.
+
+    Args:
+        detector: the model.
+        file: the image.
+        side: of the input, in pixels.
+        score: lowest score of an object.
+        labels: names of the classes.
+    """
     found = detector.predict(file, score=score, image_size=side)
     objects = infer.describe(
         infer.Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()), list(labels)
@@ -153,7 +166,7 @@ def _expected(detector: Detector, file: Path, side: int, score: float, labels: S
     }
 
 
-def _picture(file: Path) -> Image.Image:
+def picture(file: Path) -> Image.Image:
     """Return the pixels of an image without what else its file says, such as where it was taken."""
     return Image.fromarray(read_image(file).permute(1, 2, 0).numpy())
 
