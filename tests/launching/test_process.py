@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ def test_a_process_saves_its_work_when_it_is_stopped(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     started = LocalLauncher().start(["-c", FOLLOWS], Path(), 3)
     await_file(tmp_path / "begun")
+    started.process.send_signal(signal.SIGUSR2)  # SLURM's warning, to which the parent of the process reacts
+    time.sleep(0.5)
     assert started.poll() is None
     started.stop()
     started.process.wait(60)

@@ -16,6 +16,8 @@ import optuna
 import pytest
 import yaml
 
+from dfmsd.launching.config import SlurmConfig
+from dfmsd.tuning import tuner
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.storage import open_storage
 
@@ -25,6 +27,8 @@ SEARCH = """
 import sys
 from pathlib import Path
 from dfmsd.engine.configfile import read_config
+from dfmsd.tuning import tuner
+from dfmsd.launching.config import SlurmConfig
 from dfmsd.tuning import tuner
 from dfmsd.tuning.config import TuneConfig
 tuner.finish = lambda *_: None  # the search alone
@@ -93,3 +97,20 @@ def test_command_ends_with_the_files_of_a_search(written: Callable[[str], Path])
     assert (out / "final" / "best" / "report.html").exists()
     again = subprocess.run([*line], check=True, stderr=subprocess.PIPE, text=True)
     assert "The best configuration is config" in " ".join(again.stderr.split())
+
+
+def test_a_search_with_jobs_makes_the_teachers_and_runs_the_trials_in_them(
+    tune_config: MakeTune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    stage = replace(tune_config(tmp_path).stages[0], epochs=2)
+    slurm = SlurmConfig(cluster="local", cpus=1, gpus=0)
+    config = tune_config(tmp_path / "out", SPACE, stages=[stage], launcher="slurm", slurm=slurm)
+    result = tuner.tune(config, trials=1, jobs=2, allow_weak_teacher=True)
+    assert result is not None
+    assert result.winner == "config"
+    assert len(trials_of(tmp_path / "tune.yaml")) == 1
+    jobs = {path.parent.parent.relative_to(tmp_path / "out") for path in tmp_path.rglob("slurm/*_result.pkl")}
+    runs = {path.parent.relative_to(tmp_path / "out") for path in tmp_path.rglob("metrics.json")}
+    assert jobs == runs | {Path("preparation")}

@@ -25,6 +25,8 @@ def carry_out(work: Callable[[], object]) -> int:
         Exit status.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the parent runs in the background
+    if hasattr(signal, "SIGUSR2"):  # before its time limit, some clusters signal all processes of a job, not only ours
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     keep_freed_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
