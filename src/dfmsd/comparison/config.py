@@ -49,8 +49,8 @@ class CompareConfig:
         ema: decay of the moving average.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         launcher: where the runs are carried out: on this machine, or by SLURM or Ray on those of a cluster.
-        slurm: jobs of ``launcher: slurm``.
-        ray: tasks of ``launcher: ray``.
+        slurm: jobs of the launcher slurm.
+        ray: tasks of the launcher ray.
     """
 
     removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}

@@ -34,8 +34,8 @@ class TuneConfig(DistillConfig):
         out: folder of the search.
         tune: what is varied.
         launcher: where the runs are carried out: on this machine, or by SLURM or Ray on those of a cluster.
-        slurm: jobs of ``launcher: slurm``.
-        ray: tasks of ``launcher: ray``.
+        slurm: jobs of the launcher slurm.
+        ray: tasks of the launcher ray.
     """
 
     tune: TuneSection = field(default_factory=TuneSection)
