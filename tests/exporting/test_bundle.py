@@ -176,7 +176,7 @@ def test_the_example_is_the_image_with_the_most_objects_that_agree(
     [
         ({"format": "torch"}, "`bundle`: the runtime of `format` torch needs PyTorch; the formats without are onnx"),
         ({"format": "tflite"}, "unknown format 'tflite'"),
-        ({"out": "x.onnx"}, "`out` names a file and `bundle` a folder with it; pass one of them"),
+        ({"out": "x.onnx"}, "`out` names a file, `bundle` and `web` a folder with it; pass one of them"),
         ({"bundle": "FULL"}, "`bundle`: .*full exists and is not an empty folder; name a new one"),
         ({"bundle": "FULL/file"}, "`bundle`: .*file exists and is not an empty folder; name a new one"),
         ({"bundle": "FULL/file/below"}, "bundle: cannot write to .*below"),

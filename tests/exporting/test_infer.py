@@ -181,6 +181,9 @@ def test_what_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert status(folder, ["--check"], monkeypatch) == 2
     assert capsys.readouterr().err.endswith("; run: pip install onnxruntime\n")
+    (folder / "labels.txt").write_text("cat\n")
+    assert status(folder, ["--check"], monkeypatch) == 2
+    assert capsys.readouterr().err.endswith("labels.txt: 1 names, but the model has 2 classes\n")
     (folder / "labels.txt").unlink()
     assert status(folder, ["--check"], monkeypatch) == 2
     assert "no readable preprocess.json and labels.txt" in capsys.readouterr().err

@@ -95,6 +95,9 @@ def test_the_runtime_is_downloaded_once(path: Path, tmp_path: Path) -> None:
     files = find_runtime(None)
     assert [file.read_text() for file in files] == [f"content of {name}" for name in FILES]
     assert {file.name for file in files[0].parent.iterdir()} == set(FILES)
+    files[0].unlink()  # as a cache that was cleared in part
+    assert find_runtime(None) == files
+    assert files[0].is_file()
     (path / "npm").unlink()
     assert find_runtime(None) == files
 

@@ -51,6 +51,10 @@ def test_a_new_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
         (folder / "file").touch()
         assert list(out.iterdir()) == []
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "out", "file"]
+    with pytest.raises(DfmsdError, match="was written to in the meantime"), new_folder(tmp_path / "b"):  # noqa: PT012
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "theirs").touch()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["theirs"]
     with (
         pytest.raises(DfmsdError, match=r"`bundle`: .*out exists and is not an empty folder"),
         new_folder(out, "bundle"),

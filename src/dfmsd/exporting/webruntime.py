@@ -48,6 +48,7 @@ def _download(target: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DfmsdError(f"`web` needs npm to download {PACKAGE}, once: install npm, {advice}")
+    shutil.rmtree(target, ignore_errors=True)  # a part of the files is of no use
     command = [npm, "pack", PACKAGE, "--fetch-retries", "1", "--loglevel", "error"]
     with tempfile.TemporaryDirectory() as work, new_folder(target, "DFMSD_CACHE") as folder:
         try:

@@ -54,7 +54,7 @@ def new_folder(path: Path, name: str = "out") -> Iterator[Path]:
         name: Name of the setting, such as ``out``, for the message.
 
     Raises:
-        DfmsdError: It is not empty, or cannot be written.
+        DfmsdError: It is not empty, or no longer empty at the end, or cannot be written.
     """
     if is_taken(path):
         raise DfmsdError(f"`{name}`: {path} exists and is not an empty folder; name a new one")
@@ -66,9 +66,7 @@ def new_folder(path: Path, name: str = "out") -> Iterator[Path]:
             complete = Path(parent, "complete")
             complete.mkdir()
             yield complete
-            if path.exists():
-                path.rmdir()
-            complete.rename(path)
+            _move(complete, path, name)
     except BaseException:
         _remove(missing)
         raise
@@ -109,6 +107,15 @@ def check_writable(folder: Path, name: str = "out") -> None:
         raise DfmsdError(f"{name}: cannot write to {folder} ({error.strerror}); choose another folder") from error
     finally:
         _remove(missing)
+
+
+def _move(folder: Path, target: Path, name: str) -> None:
+    try:
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+    except OSError as error:
+        raise DfmsdError(f"`{name}`: {target} was written to in the meantime; name a new folder") from error
 
 
 def _missing(folder: Path) -> list[Path]:

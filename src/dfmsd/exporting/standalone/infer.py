@@ -56,6 +56,9 @@ class Detector:
             raise UserError(
                 f"{folder}: no readable preprocess.json and labels.txt ({error}); export it again"
             ) from error
+        classes = max(self.config["suppression"]["class_of"]) + 1
+        if len(self.labels) != classes:
+            raise UserError(f"{folder / 'labels.txt'}: {len(self.labels)} names, but the model has {classes} classes")
         file = folder / (model or self.config["model"])
         if not file.is_file():
             raise UserError(f"{file}: no such file; name a model file of this folder")
