@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from tests.helpers.fixtures import TINY_BACKBONE
 from torch import nn
 
 from dfmsd.detectors import Detector, DetectorConfig, build_detector
+from dfmsd.errors import DfmsdError
+from dfmsd.exporting.choice import FORMATS
 from dfmsd.exporting.decoders import RawDetections
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import DetectionGraph
+from dfmsd.utils.extras import check_extra
 
 OWN = ("fcos", "retinanet", "gfl", "ssdlite", "faster_rcnn")
+
+
+def need(name: str) -> None:
+    """Skip the test where what a format needs is not installed."""
+    try:
+        check_extra(f"--format {name}", FORMATS[name].packages, FORMATS[name].extra)
+    except DfmsdError as error:
+        pytest.skip(str(error))
 
 
 def randomize(detector: Detector) -> Detector:

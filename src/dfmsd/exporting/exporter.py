@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.data.images import read_image
-from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.timing import time_in_turns
-from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.exporting.choice import choose_format
 from dfmsd.exporting.formats import Format, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
-from dfmsd.exporting.images import images_in, images_root
-from dfmsd.exporting.quantization import quantize
-from dfmsd.exporting.results import Exported, Quantized, describe
+from dfmsd.exporting.images import calibration_files, images_in, images_root, open_images, open_val
+from dfmsd.exporting.int8 import Judge, Quantized, write_int8
+from dfmsd.exporting.results import Exported, describe
 from dfmsd.exporting.verify import Difference, compare_detectors, read_exported
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
@@ -35,7 +31,6 @@ MAX_IMAGES = 50
 """Maximum number of images for the comparison."""
 BATCH_SIZE = 4
 """Size of the one batch that verifies batched inputs."""
-CALIBRATION_IMAGES = 100
 LATENCY_SECONDS = 6.0
 """Timing budget for all latencies."""
 PYTORCH = "PyTorch"
@@ -58,8 +53,10 @@ def export(
         format: one of `dfmsd.exporting.choice.FORMATS`.
         out: file to write; by default next to the model.
         images: folder of images or of a data set for the comparison; by default the data set of the model's run.
+            With ``int8`` a data set is calibrated on its train split and gives the AP of its val split; plain images
+            are calibrated on themselves.
         image_size: side of the square input in pixels; by default that of the model's run, otherwise 256.
-        int8: also write a quantized file, calibrated on the train split and evaluated on the val split.
+        int8: also write a quantized file that loses at most `dfmsd.exporting.int8.MAX_LOST_AP`.
         nms: suppression ``inside`` or ``outside`` of the file; by default inside where the format can.
 
     Raises:
@@ -75,9 +72,9 @@ def export(
     image_files = images_in(root)[:MAX_IMAGES]
     detector = load_detector(str(model))
     side = detector.choose_size(image_size, "`image_size`")
-    data = CocoDataModule(DataConfig(root=str(root), image_size=side)) if int8 else None
+    val = open_val(root, side, detector.class_names) if int8 else None
     graph = DetectionGraph(detector, side).eval()
-    batches = [to_batch(read_image(path), side).images for path in image_files]
+    batches = list(open_images(image_files, side))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
         draft = Path(folder) / file.name
@@ -85,13 +82,12 @@ def export(
         exported = read_exported(draft, form, graph)
         difference = _verify(detector, exported, batches, graph, form)
         detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
-        quantized = None
-        if data is not None:
+        quantized: Quantized | None = None
+        if int8:
             small = draft.with_name(f"{file.stem}.int8{file.suffix}")
-            quantize(draft, small, _calibration_images(data))
-            detectors["int8"] = read_exported(small, form, graph)
-            before, after = (evaluate(detectors[name], data.val_dataloader()) for name in (format, "int8"))
-            quantized = Quantized(file.with_name(small.name), before, after)
+            load, judge = partial(read_exported, form=form, graph=graph), Judge(exported, batches, val)
+            found = write_int8(draft, small, load, judge, calibration_files(root), side)
+            quantized, detectors["int8"] = found._replace(file=file.with_name(small.name)), load(small)
         latency = _latencies(detectors, batches[0])
         for path in sorted(Path(folder).iterdir()):
             os.replace(path, file.parent / path.name)
@@ -125,12 +121,6 @@ def _latencies(detectors: Mapping[str, Detector], image: Tensor) -> dict[str, fl
     size = (image.shape[-2], image.shape[-1])
     calls = {name: partial(detector.detect, image, [size]) for name, detector in detectors.items()}
     return time_in_turns(calls, LATENCY_SECONDS)
-
-
-def _calibration_images(data: CocoDataModule) -> Iterator[Tensor]:
-    records = data.train.coco.records
-    for record in records[:: -(-len(records) // CALIBRATION_IMAGES)]:
-        yield to_batch(read_image(record.path), data.config.image_size).images
 
 
 def _output_file(model: Path, form: Format, out: Path | None) -> Path:

@@ -6,21 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfmsd.detectors import Detector
-from dfmsd.evaluation.evaluate import Metrics, percent
 from dfmsd.exporting.dense import DENSE_OUTPUTS, dense_decoder
 from dfmsd.exporting.formats import Format, takes_batches
 from dfmsd.exporting.graph import INPUT, DetectionGraph
+from dfmsd.exporting.int8 import Quantized
 from dfmsd.exporting.verify import Difference
-
-
-class Quantized(NamedTuple):
-    """The int8 file and its metrics."""
-
-    file: Path
-    before: Metrics
-    """Of the float32 file, on the val split."""
-    after: Metrics
-    """Of the int8 file, on the val split."""
 
 
 class Agreement(NamedTuple):
@@ -67,8 +57,7 @@ class Exported(NamedTuple):
             f"one image, median: {', '.join(f'{name} {ms:.1f} ms' for name, ms in self.latency.items())}",
         ]
         if self.quantized:
-            file, before, after = self.quantized
-            lines += [str(file), f"AP {percent(before['AP'])} in float32, {percent(after['AP'])} in int8"]
+            lines += [str(self.quantized.file), str(self.quantized)]
         if self.script:
             lines.append(str(self.script))
         return "\n".join(lines)
@@ -109,9 +98,7 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
             **(_selection(graph) if form.outputs == DENSE_OUTPUTS else {}),
         },
         "checked": {"images": result.images, **result.difference._asdict(), "latency_ms": result.latency},
-        "int8": {"file": quantized.file.name, "before": quantized.before, "after": quantized.after}
-        if quantized
-        else None,
+        "int8": {**quantized._asdict(), "file": quantized.file.name} if quantized else None,
     }
 
 
