@@ -122,7 +122,7 @@ def test_a_failed_download_is_one_line(path: Path, tmp_path: Path, monkeypatch: 
         find_runtime(None)
     fake_npm(path, "import time; time.sleep(60)")
     monkeypatch.setattr(webruntime, "TIMEOUT", 0.5)
-    with pytest.raises(DfmsdError, match=r"npm cannot download .* \(.*timed out after 0\.5 seconds\)"):
+    with pytest.raises(DfmsdError, match=r"npm cannot download .* \(.*timed out after 0\.5"):
         find_runtime(None)
     monkeypatch.setattr(webruntime, "TIMEOUT", 60)
     fake_npm(path, "open('x.tgz', 'w').close()")
