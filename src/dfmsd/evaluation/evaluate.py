@@ -9,8 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from hotcoco import COCO, COCOeval
-from numpy.typing import NDArray
+from hotcoco import COCO
 from rich.progress import track
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
@@ -23,6 +22,7 @@ from dfmsd.data.transforms import Sample
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.errors import DfmsdError
+from dfmsd.evaluation.precision import average, measure_precision
 from dfmsd.types import Batch, Detections
 from dfmsd.utils.boxes import drop_empty
 from dfmsd.utils.classes import common_classes
@@ -156,23 +156,17 @@ def coco_metrics(
     """
     truth = _to_coco(coco)
     rows = [(one["image_id"], *one["bbox"], one["score"], one["category_id"]) for one in results]
-    evaluation = COCOeval(truth, truth.load_res(np.array(rows, np.float64).reshape(-1, 7)), "bbox")
-    if image_ids is not None:
-        evaluation.params.img_ids = list(image_ids)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    assert evaluation.eval is not None
-    precision = evaluation.eval["precision"][..., -1]  # IoU x recall x class x area, with at most 100 detections
-    place = {category_id: index for index, category_id in enumerate(evaluation.params.cat_ids)}
+    detections = np.array(rows, np.float64).reshape(-1, 7)
+    precision, places = measure_precision(truth, detections, image_ids)
     return Metrics(
-        AP=_average(precision[..., 0]),
-        AP50=_average(precision[0, ..., 0]),
-        AP75=_average(precision[5, ..., 0]),
-        APs=_average(precision[..., 1]),
-        APm=_average(precision[..., 2]),
-        APl=_average(precision[..., 3]),
+        AP=average(precision[..., 0]),
+        AP50=average(precision[0, ..., 0]),
+        AP75=average(precision[5, ..., 0]),
+        APs=average(precision[..., 1]),
+        APm=average(precision[..., 2]),
+        APl=average(precision[..., 3]),
         per_class={
-            name: _average(precision[:, :, place[category_id], 0])
+            name: average(precision[:, :, places[category_id], 0])
             for name, category_id in zip(coco.class_names, coco.category_ids, strict=True)
         },
     )
@@ -190,12 +184,6 @@ def _to_coco(coco: DetectionSplit) -> COCO:
         area=truth.areas,
         iscrowd=truth.crowds,
     )
-
-
-def _average(precision: NDArray[np.float64]) -> float | None:
-    """Average over the classes with an object; None if there is none, for which COCO has -1."""
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else None
 
 
 def _brief(names: Sequence[str]) -> str:

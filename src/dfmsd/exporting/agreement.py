@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from hotcoco import COCO, COCOeval
+from hotcoco import COCO
 from numpy.typing import NDArray
 from torchvision.ops import box_convert
 
+from dfmsd.evaluation.precision import average, measure_precision
 from dfmsd.types import Detections
 from dfmsd.utils.boxes import keep_detections
 
@@ -31,13 +32,8 @@ def agreement(expected: Sequence[Detections], actual: Sequence[Detections]) -> f
     images = [{"id": index + 1} for index in range(len(expected))]
     categories = [{"id": int(label), "name": str(int(label))} for label in np.unique(rows[:, 6])]
     truth = COCO.from_arrays(images, categories, rows[:, 0], rows[:, 6], rows[:, 1:5])
-    evaluation = COCOeval(truth, truth.load_res(_rows(actual)), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    assert evaluation.eval is not None
-    precision = evaluation.eval["precision"][..., 0, -1]  # of objects of any size, with 100 detections per image
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else 0.0
+    precision = measure_precision(truth, _rows(actual)).values
+    return average(precision[..., 0]) or 0.0  # of objects of any size
 
 
 def _rows(detections: Sequence[Detections]) -> NDArray[np.float64]:
