@@ -6,13 +6,9 @@ On a cluster it is measured by the machines of the runs: ``python -m dfmsd.compa
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-
-import yaml
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
@@ -21,17 +17,17 @@ from dfmsd.comparison.plan import PairPlan, plan_pair
 from dfmsd.comparison.results import PairResults
 from dfmsd.comparison.runs import build_tasks
 from dfmsd.comparison.step_cost import limited_threads, measure_step_costs
-from dfmsd.comparison.teachers import TEACHERS, measure_teachers
+from dfmsd.comparison.teachers import measure_teachers, were_measured
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.engine.configfile import read_config
-from dfmsd.launching.child import carry_out
-from dfmsd.launching.jobs import run_one, threads_per_job
+from dfmsd.launching import preparation
+from dfmsd.launching.jobs import threads_per_job
 from dfmsd.launching.launcher import Launcher
 from dfmsd.launching.watch import await_file
 from dfmsd.utils.console import console
-from dfmsd.utils.files import write_json, write_text
+from dfmsd.utils.files import write_json
 
-ALLOW_WEAK = "--allow-weak-teacher"
+MODULE = "dfmsd.comparison.preparation"  # not __name__, which is another one in its own process
 
 
 def prepare(
@@ -74,10 +70,7 @@ def prepare(
 
 def is_prepared(config: CompareConfig, plans: Mapping[str, PairPlan]) -> bool:
     """Return whether all of it has been measured before, unless a teacher has changed since."""
-    file = Path(config.out, TEACHERS)
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    measured = all(any(key.startswith(f"{name} ") for key in known) for name in _teachers(config))
-    return measured and all(
+    return were_measured(_teachers(config), Path(config.out)) and all(
         {run.method.name for run in plan.runs} <= _read_costs(PairFolder(Path(config.out, pair))).keys()
         for pair, plan in plans.items()
     )
@@ -94,12 +87,8 @@ def prepare_elsewhere(config: CompareConfig, launcher: Launcher, *, allow_weak: 
     Raises:
         DfmsdError: a teacher cannot be made or is too weak.
     """
-    folder = Path(config.out, "preparation")
-    folder.mkdir(exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-    console.print(f"the teachers and the training steps are measured first: {folder}", highlight=False)
-    arguments = ["-m", "dfmsd.comparison.preparation", str(folder / "config.yaml")]
-    run_one(launcher, arguments + [ALLOW_WEAK] * allow_weak, folder)
+    what = "the teachers and the training steps are measured first"
+    preparation.prepare_elsewhere(MODULE, config, launcher, what, allow_weak=allow_weak)
     for pair in config.pairs:
         await_file(PairFolder(Path(config.out, pair)).costs_file)
 
@@ -144,4 +133,4 @@ def _main(file: Path, *, allow_weak: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(lambda: _main(Path(sys.argv[1]), allow_weak=ALLOW_WEAK in sys.argv)))
+    preparation.main(_main)

@@ -52,7 +52,7 @@ def measure_teachers(
         DfmsdError: a teacher cannot be loaded or is too weak.
     """
     path = out / TEACHERS
-    known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = _read(path)
     size = data.teacher_size or data.config.image_size
     required = annotated_classes([data.train.coco, data.val.coco])
     aps = {}
@@ -75,6 +75,17 @@ def measure_teachers(
         if checked:
             check_teacher_ap(name, aps[name], None)
     return aps
+
+
+def were_measured(references: Sequence[str], out: Path) -> bool:
+    """Return whether `measure_teachers` has measured all of them before, unless one has changed since."""
+    known = _read(out / TEACHERS)
+    return all(any(key.startswith(f"{name} ") for key in known) for name in references)
+
+
+def _read(path: Path) -> dict[str, float | None]:
+    known: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known
 
 
 def _ap(detector: Detector, data: CocoDataModule) -> float | None:

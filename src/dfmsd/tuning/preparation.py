@@ -5,22 +5,16 @@ On a cluster the machines of the trials do it: ``python -m dfmsd.tuning.preparat
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import yaml
-
-from dfmsd.comparison.teachers import TEACHERS, measure_teachers
+from dfmsd.comparison.teachers import TEACHERS, measure_teachers, were_measured
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.engine.config import Recipe
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import make_teacher
 from dfmsd.engine.teachers import find_teachers
-from dfmsd.launching.child import carry_out
-from dfmsd.launching.jobs import run_one
+from dfmsd.launching import preparation
 from dfmsd.launching.launcher import Launcher
 from dfmsd.launching.watch import await_file
 from dfmsd.runfolder import RunFolder
@@ -29,9 +23,8 @@ from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.plans import teachers_of
 from dfmsd.tuning.problem import Problem, pose
 from dfmsd.utils.console import console
-from dfmsd.utils.files import write_text
 
-ALLOW_WEAK = "--allow-weak-teacher"
+MODULE = "dfmsd.tuning.preparation"  # not __name__, which is another one in its own process
 
 
 def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -> None:
@@ -55,9 +48,7 @@ def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -
 
 def is_prepared(problem: Problem) -> bool:
     """Return whether all teachers have been made and measured before, unless one has changed since."""
-    file = problem.folder.path / TEACHERS
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    measured = all(any(key.startswith(f"{name} ") for key in known) for name in _teachers(problem))
+    measured = were_measured(_teachers(problem), problem.folder.path)
     return measured and all(RunFolder(Path(name)).finished for name in _recipes(problem))
 
 
@@ -72,12 +63,8 @@ def prepare_elsewhere(config: TuneConfig, launcher: Launcher, *, allow_weak: boo
     Raises:
         DfmsdError: a teacher cannot be made or is too weak.
     """
-    folder = Path(config.out, "preparation")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-    console.print(f"the teachers are made and measured first: {folder}", highlight=False)
-    arguments = ["-m", "dfmsd.tuning.preparation", str(folder / "config.yaml")]
-    run_one(launcher, arguments + [ALLOW_WEAK] * allow_weak, folder)
+    what = "the teachers are made and measured first"
+    preparation.prepare_elsewhere(MODULE, config, launcher, what, allow_weak=allow_weak)
     await_file(Path(config.out, TEACHERS))
 
 
@@ -98,4 +85,4 @@ def _main(file: Path, *, allow_weak: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out(lambda: _main(Path(sys.argv[1]), allow_weak=ALLOW_WEAK in sys.argv)))
+    preparation.main(_main)
