@@ -11,11 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.data.images import read_image
+from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.base import SCORE_THRESHOLD
+from dfmsd.detectors.prediction import to_prediction
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.exporting.choice import choose_format
 from dfmsd.exporting.exporter import MAX_IMAGES, export
@@ -80,20 +84,20 @@ def export_bundle(
         DfmsdError: the format needs PyTorch, the folder exists, or the script finds other objects than the model; and
             whatever the export raises.
     """
-    suffix = choose_format(format, nms).suffix
+    form = choose_format(format, nms)
     if format not in RUNTIMES:
         raise DfmsdError(
             f"`bundle`: the runtime of `format` {format} needs PyTorch; the formats without are {', '.join(RUNTIMES)}"
         )
     folder = Path(folder)
     with new_folder(folder, "bundle") as draft:
-        file = draft / f"model{suffix}"
+        file = draft / f"model{form.suffix}"
         exported = export(model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms)
         detector = load_detector(str(model))
         write_settings(file, RUNTIMES[format])
         shutil.copyfile(str(infer.__file__), draft / "infer.py")
         files = images_in(images_root(Path(model), images))[:MAX_IMAGES]
-        agreement = _write_example(draft, detector, files, exported.side)
+        agreement = _write_example(draft, detector, files, exported.side, inside=form.whole)
         _write_readme(draft, Path(model).resolve().name, exported, agreement)
         _check(draft)
     quantized = exported.quantized and exported.quantized._replace(file=folder / exported.quantized.file.name)
@@ -115,55 +119,76 @@ def write_settings(file: Path, runtime: str) -> None:
     write_text(file.with_name("labels.txt"), "".join(f"{label}\n" for label in labels))
 
 
-def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side: int) -> Agreement:
-    """Write the image with the most objects among those where the script finds what the model finds.
+def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side: int, *, inside: bool) -> Agreement:
+    """Write the image with the most objects among those where the script finds what the file's network does.
+
+    Args:
+        folder: of the script.
+        detector: the model.
+        files: images.
+        side: of the input, in pixels.
+        inside: whether the file suppresses, and so counts the padding as image.
 
     Raises:
         DfmsdError: there is no such image.
     """
     script = infer.Detector(folder)
+    found = [infer.describe(script(picture(file), 0.0), script.labels) for file in files]
     for score in (SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
-        expected = [expected_objects(detector, file, side, score, script.labels) for file in files]
-        found = [infer.compare(one, script, picture(file)) for one, file in zip(expected, files, strict=True)]
-        agreement = Agreement(
-            images=len(files),
-            objects=sum(len(one["objects"]) for one in expected),
-            again=sum(len(one.gaps) for one in found),
-            new=sum(len(one.new) for one in found),
+        as_model = [expected_objects(detector, file, side, score) for file in files]
+        as_file = (
+            [expected_objects(detector, file, side, score, padding=True) for file in files] if inside else as_model
         )
-        same = [place for place, one in enumerate(found) if one.gaps and not one.missing and not one.new]
+        same = [
+            (len(one["objects"]), place)
+            for place, one in enumerate(as_file)
+            if one["objects"] and not any(infer.compare(one, found[place])[:2])
+        ]
         if same:
-            best = max(same, key=lambda place: len(found[place].gaps))
+            _, best = max(same)
             picture(files[best]).save(folder / EXAMPLE)
-            write_json(folder / "expected.json", expected[best])
-            return agreement
+            write_json(folder / "expected.json", as_file[best])
+            return _agreement(as_model, found)
     raise DfmsdError(
         f"`bundle`: in none of {len(files)} images infer.py finds what the model finds; try other `images`, or train"
         " the model longer"
     )
 
 
-def expected_objects(detector: Detector, file: Path, side: int, score: float, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what the model finds in an image, as in ``expected.json``.
+def _agreement(expected: Sequence[dict[str, Any]], found: Sequence[list[dict[str, Any]]]) -> Agreement:
+    compared = [infer.compare(*both) for both in zip(expected, found, strict=True)]
+    return Agreement(
+        images=len(expected),
+        objects=sum(len(one["objects"]) for one in expected),
+        again=sum(len(one.gaps) for one in compared),
+        new=sum(len(one.new) for one in compared),
+    )
+
+
+def expected_objects(
+    detector: Detector, file: Path, side: int, score: float, *, padding: bool = False
+) -> dict[str, Any]:
+    """Return what a model finds in an image, as in ``expected.json``.
 
     Args:
-        detector: the model.
+        detector: the model, in eval mode.
         file: the image.
         side: of the input, in pixels.
         score: lowest score of an object.
-        labels: names of the classes.
+        padding: count the padding as image until the boxes are suppressed, as a file does that suppresses.
     """
-    found = detector.predict(file, score=score, image_size=side)
+    image = read_image(file)
+    batch = to_batch(image, side)
+    (size,), (scale,) = batch.sizes, batch.scales
+    with torch.no_grad():
+        (detections,) = detector.detect(batch.images, [(side, side) if padding else size])
+    detections["boxes"] = clip_boxes_to_image(detections["boxes"], size)
+    found = to_prediction(detections, image, scale, detector.class_names, score)
     objects = infer.describe(
-        infer.Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()), list(labels)
+        infer.Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()), list(detector.class_names)
     )
-    pixels = PIXELS * max(1.0, max(found.image_size) / side)
-    return {
-        "image": EXAMPLE,
-        "score": score,
-        "tolerance": {"pixels": round(pixels, 2), "score": SCORES},
-        "objects": objects,
-    }
+    tolerance = {"pixels": round(PIXELS * max(1.0, max(image.shape[-2:]) / side), 2), "score": SCORES}
+    return {"image": EXAMPLE, "score": score, "tolerance": tolerance, "objects": objects}
 
 
 def picture(file: Path) -> Image.Image:

@@ -328,17 +328,18 @@ def draw(image: Image.Image, objects: list[dict[str, Any]]) -> Image.Image:
 def check(detector: Detector, folder: Path) -> int:
     """Compare the objects in the test image with expected.json; return 0 if they agree, otherwise 1."""
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    found = compare(expected, detector, open_image(folder / expected["image"]))
-    for what, objects in (("expected", found.missing), ("not expected", found.new)):
+    found = describe(detector(open_image(folder / expected["image"]), 0.0), detector.labels)
+    missing, new, gaps = compare(expected, found)
+    for what, objects in (("expected", missing), ("not expected", new)):
         for one in objects:
             print(f"{what}: {line(one)}")
-    pixels, score = np.max(found.gaps, axis=0, initial=0.0)
-    print(f"{len(found.gaps)} agree; largest differences {pixels:.3f} pixels and {score:.4f} in scores")
-    return 1 if found.missing or found.new else 0
+    pixels, score = np.max(gaps, axis=0, initial=0.0)
+    print(f"{len(gaps)} agree; largest differences {pixels:.3f} pixels and {score:.4f} in scores")
+    return 1 if missing or new else 0
 
 
 class Comparison(NamedTuple):
-    """The objects found in an image, compared with expected ones."""
+    """Objects found in an image, compared with expected ones."""
 
     missing: list[dict[str, Any]]
     new: list[dict[str, Any]]
@@ -346,19 +347,19 @@ class Comparison(NamedTuple):
     """Differences of the others in pixels and in scores."""
 
 
-def compare(expected: dict[str, Any], detector: Detector, image: Image.Image) -> Comparison:
-    """Compare the objects that a detector finds in an image with those of an expected.json."""
+def compare(expected: dict[str, Any], found: list[dict[str, Any]]) -> Comparison:
+    """Compare objects of any score with those of an expected.json."""
     lowest, limit = expected["score"], expected["tolerance"]
-    found = describe(detector(image, max(0.0, lowest - limit["score"])), detector.labels)
+    left = [one for one in found if one["score"] >= lowest - limit["score"]]
     missing, gaps = [], []
     for one in expected["objects"]:
-        gap, nearest = min(((difference(one, other), place) for place, other in enumerate(found)), default=(FAR, 0))
+        gap, nearest = min(((difference(one, other), place) for place, other in enumerate(left)), default=(FAR, 0))
         if gap[0] <= limit["pixels"] and gap[1] <= limit["score"]:
             gaps.append(gap)
-            del found[nearest]
+            del left[nearest]
         else:
             missing.append(one)
-    new = [one for one in found if one["score"] > lowest + limit["score"]]
+    new = [one for one in left if one["score"] > lowest + limit["score"]]
     return Comparison(missing, new, gaps)
 
 
