@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,11 @@ FCOS, SSDLITE = "fcos/mobilenetv3_small_050", "ssdlite/mobilenetv3_small_050"
 def _times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every call run once; the last one is the fastest."""
 
-    def run_once(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    def run_once(calls: Mapping[Hashable, Callable[[], object]], seconds: float) -> dict[Hashable, float]:
         assert seconds == len(calls)
         for call in calls.values():
             call()
-        return {name: float(len(calls) - number) for number, name in enumerate(calls)}
+        return {key: float(len(calls) - number) for number, key in enumerate(calls)}
 
     monkeypatch.setattr(students, "time_in_turns", run_once)
 

@@ -12,8 +12,8 @@ from dfmsd.api import planning
 from dfmsd.engine.configfile import command_parser
 from dfmsd.errors import DfmsdError
 from dfmsd.recipes.catalog import find_recipe, list_recipes
+from dfmsd.utils.cachedir import GIB
 
-GIB = 2**30
 DRY_RUN = "--dry-run"
 
 

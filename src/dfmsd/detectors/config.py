@@ -15,6 +15,8 @@ from dfmsd.errors import DfmsdError
 
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """Architectures that dfmsd builds on any backbone."""
+DENSE_ARCHS = ("fcos", "retinanet", "gfl")
+"""Those of them with a head of `head_convs` convolutions on every level."""
 KEYPOINTS = "keypointrcnn"
 PYTHON = "python:"
 """Prefix of the class of a module that only its own program can build."""

@@ -22,6 +22,7 @@ from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import Correlation
 from dfmsd.types import Batch, FeaturePyramid, LevelSpec, Queries, Target
+from dfmsd.utils.shapes import frame_of
 
 
 class Lesson(NamedTuple):
@@ -267,7 +268,7 @@ class DistillationTask(nn.Module):
                     pyramid,
                     of_teacher.pyramid,
                     boxes=boxes,
-                    size=(images.shape[-2], images.shape[-1]),
+                    size=frame_of(images),
                     stage=self.stage + 1,
                     heads=paired,
                     queries=both,

@@ -29,6 +29,7 @@ from dfmsd.estimation.timing import SECONDS, autocast_context, cache_layout, lab
 from dfmsd.evaluation.pseudolabels import calibration_images
 from dfmsd.types import Batch
 from dfmsd.utils.device import default_device, synchronize
+from dfmsd.utils.shapes import frame_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def estimate(
         prediction,
         tuple(image_flops),
         gpu_hours(flops, config.precision),
-        (batch.images.shape[-2], batch.images.shape[-1]),
+        frame_of(batch.images),
         {
             name: estimate(recipe.as_distillation(), seconds=seconds, clock=clock)
             for name, recipe in unfinished_recipes(list(made), near).items()

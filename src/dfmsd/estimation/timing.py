@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,10 @@ from dfmsd.evaluation.evaluate import detect
 from dfmsd.evaluation.flipping import detect_both_ways
 from dfmsd.types import Batch, LevelSpec, Target
 from dfmsd.utils.cachedir import cache_root
+from dfmsd.utils.shapes import frame_of
 from dfmsd.utils.store import DiskStore, RamStore, Store
 
+Key = TypeVar("Key")
 Call = Callable[[], object]
 Within = Callable[[], AbstractContextManager[Any]]
 SECONDS = 10.0
@@ -40,36 +42,37 @@ SECONDS = 10.0
 
 
 def time_in_turns(
-    parts: Mapping[str, Call],
+    parts: Mapping[Key, Call],
     seconds: float = SECONDS,
     *,
     clock: Callable[[], float] = time.perf_counter,
     wait: Call = lambda: None,
-) -> dict[str, float]:
+) -> dict[Key, float]:
     """Time calls in turns, so that a slow phase of the machine affects all of them equally.
 
     Args:
-        parts: name -> call, in the order of execution.
+        parts: key -> call, in the order of execution.
         seconds: timing budget for all rounds; the first is a warm-up, and at least one round is timed.
         clock: returns seconds.
         wait: returns when the device has finished all its work.
 
     Returns:
-        Name -> median in milliseconds.
+        Key -> median in milliseconds.
     """
     start, last = clock(), 0.0
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[Key, float]] = []
     while len(rounds) < 2 or clock() - start + last <= seconds:
-        begin, times = clock(), {}
-        for name, run in parts.items():
+        begin = clock()
+        times: dict[Key, float] = {}
+        for key, run in parts.items():
             wait()
             before = clock()
             run()
             wait()
-            times[name] = 1e3 * (clock() - before)
+            times[key] = 1e3 * (clock() - before)
         rounds.append(times)
         last = clock() - begin
-    return {name: median(times[name] for times in rounds[1:]) for name in parts}
+    return {key: median(times[key] for times in rounds[1:]) for key in parts}
 
 
 def autocast_context(config: DistillConfig, device: torch.device) -> Within:
@@ -143,7 +146,7 @@ def labeling(labeler: Detector, data: CocoDataModule) -> Call:
 
 def cache_layout(config: DistillConfig, levels: Iterable[LevelSpec], batch: Batch) -> Layout:
     """Return how a cache stores these levels of a teacher."""
-    frame = (batch.for_teachers.shape[-2], batch.for_teachers.shape[-1])
+    frame = frame_of(batch.for_teachers)
     return Layout(tuple(levels), frame, config.teacher_dtype, config.teacher_cache_dtype)
 
 

@@ -24,6 +24,7 @@ from dfmsd.exporting.verify import Difference, compare_detectors, read_exported
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import check_output, write_json
+from dfmsd.utils.shapes import frame_of
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a score, and of a box coordinate as a fraction of the input side."""
@@ -118,8 +119,7 @@ def _verify(
 
 def _latencies(detectors: Mapping[str, Detector], image: Tensor) -> dict[str, float]:
     """Time detection in one image, with the detectors in turns."""
-    size = (image.shape[-2], image.shape[-1])
-    calls = {name: partial(detector.detect, image, [size]) for name, detector in detectors.items()}
+    calls = {name: partial(detector.detect, image, [frame_of(image)]) for name, detector in detectors.items()}
     return time_in_turns(calls, LATENCY_SECONDS)
 
 

@@ -20,6 +20,7 @@ from dfmsd.exporting.images import open_images, spread
 from dfmsd.exporting.quantization import Layer, Quantizer
 from dfmsd.types import Detections
 from dfmsd.utils.console import console
+from dfmsd.utils.shapes import frame_of
 
 logger = logging.getLogger("dfmsd")
 
@@ -146,7 +147,7 @@ def rank_layers(
 
 def detect_all(detector: Detector, images: Sequence[Tensor]) -> list[Detections]:
     """Detect in images that fill the input, one by one."""
-    return [detector.detect(image, [(image.shape[-2], image.shape[-1])])[0] for image in images]
+    return [detector.detect(image, [frame_of(image)])[0] for image in images]
 
 
 def _refusal(found: Quantized) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dfmsd.detectors import Detector, DetectorConfig, build_detector
-from dfmsd.detectors.config import OWN_ARCHS
+from dfmsd.detectors.config import DENSE_ARCHS, OWN_ARCHS
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.flops import count
 from dfmsd.estimation.timing import time_in_turns
@@ -29,7 +29,6 @@ RUNTIMES = ("onnx", "openvino", "ncnn", "executorch")
 BACKBONES = ("mobilenetv3_small_050", "mobilenetv3_small_100", "tf_efficientnet_lite0")
 CANDIDATES = tuple(f"{arch}/{backbone}" for backbone in BACKBONES for arch in ("ssdlite", "fcos", "retinanet", "gfl"))
 """Students that are measured where none is named."""
-DENSE = ("fcos", "retinanet", "gfl")
 HEAD_CONVS = 2
 """Convolutions of the head of a dense student, as in the tables of results."""
 SECONDS = 1.0
@@ -105,14 +104,13 @@ def measure_students(
             for student in detectors
         }
         flops = {student: count(calls[student, PYTORCH], detector).forward for student, detector in detectors.items()}
-        named = {f"{student} {name}": call for (student, name), call in calls.items()}
-        ms = time_in_turns(named, seconds * len(named))
+        ms = time_in_turns(calls, seconds * len(calls))
     measured = [
         StudentCost(
             student,
             sum(parameter.numel() for parameter in detector.parameters()),
             flops[student],
-            {name: ms[f"{student} {name}"] for name in runtimes},
+            {name: ms[student, name] for name in runtimes},
             sizes.get(student),
         )
         for student, detector in detectors.items()
@@ -156,7 +154,7 @@ def student_config(name: str) -> DetectorConfig:
             f"students: expected arch/backbone such as {CANDIDATES[0]}, got {name!r}; the architectures are "
             f"{', '.join(OWN_ARCHS)}"
         )
-    if arch in DENSE:
+    if arch in DENSE_ARCHS:
         return DetectorConfig(arch, backbone, head_convs=HEAD_CONVS)
     return DetectorConfig(arch, backbone)
 

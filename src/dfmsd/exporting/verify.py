@@ -17,6 +17,7 @@ from dfmsd.exporting.formats import Format, Run, one_by_one, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.types import Detections, FeaturePyramid, Target
 from dfmsd.utils.boxes import drop_empty
+from dfmsd.utils.shapes import frame_of
 
 SHIFTS = (1e-5, -1e-5, 1e-4, -1e-4, 1e-3, -1e-3)
 """Of the IoU threshold of suppression, to tell rounding there from an error."""
@@ -173,7 +174,7 @@ def _differences(
 
 
 def _sizes(images: Tensor) -> list[tuple[int, int]]:
-    return [(images.shape[-2], images.shape[-1])] * len(images)
+    return [frame_of(images)] * len(images)
 
 
 def _detections(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int]) -> Detections:

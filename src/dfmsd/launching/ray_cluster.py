@@ -17,8 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from dfmsd.errors import DfmsdError, foreign_message, one_line
 from dfmsd.launching.config import RayConfig
 from dfmsd.launching.process import Command, Ended
+from dfmsd.utils.cachedir import GIB
 
-GIB = 2**30
 ANSWER = 10.0
 """Seconds for a cluster to answer; Ray itself tries for minutes."""
 

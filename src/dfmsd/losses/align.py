@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.matching import match_ranges
 from dfmsd.types import LevelSpec
+from dfmsd.utils.shapes import frame_of
 
 Pairing = Literal["auto", "stride", "index"] | dict[str, str]
 """A rule, or student level -> teacher level."""
@@ -197,5 +198,5 @@ def resize_teacher(teacher: Tensor, student: Tensor, resize: Resize) -> Tensor:
     if resize == "student" or teacher.shape[-2:] == student.shape[-2:]:
         return teacher
     if teacher.shape[-2] > student.shape[-2]:
-        return F.adaptive_avg_pool2d(teacher, (student.shape[-2], student.shape[-1]))
+        return F.adaptive_avg_pool2d(teacher, frame_of(student))
     return F.interpolate(teacher, size=student.shape[-2:], mode="bilinear", align_corners=False)

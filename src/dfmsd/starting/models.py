@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from dfmsd.detectors.config import OWN_ARCHS, DetectorConfig
+from dfmsd.detectors.config import DENSE_ARCHS, OWN_ARCHS, DetectorConfig
 from dfmsd.detectors.weights import PIP_WEIGHTS, pip_weights
 from dfmsd.engine.nearchoice import parameters
 from dfmsd.errors import DfmsdError
@@ -13,8 +13,6 @@ from dfmsd.starting.facts import TeacherFacts
 
 Keys = dict[str, Choice]
 """Keys of `DetectorConfig`."""
-DENSE = ("fcos", "retinanet", "gfl")
-"""Architectures whose teachers are best for a student of the same one."""
 PRETRAINED_STUDENT, SMALL_STUDENT = "tf_efficientnet_lite0", "mobilenetv3_small_050"
 TEACHER_BACKBONES = ("tf_efficientnet_lite2", "resnet50", "resnet101")
 """Backbones of a teacher that is trained first, by size."""
@@ -40,7 +38,7 @@ def choose_student(teacher: TeacherFacts | None, given: DetectorConfig | None) -
     keys: Keys = {"arch": arch, "backbone": Choice(given.backbone if given else SMALL_STUDENT, "as given")}
     if arch.value != "ssdlite":
         keys["fpn_channels"] = _choose_width(teacher)
-    if arch.value in DENSE:
+    if arch.value in DENSE_ARCHS:
         keys["head_convs"] = _choose_head(teacher, str(arch.value))
     if given is None:
         keys["backbone"] = _choose_backbone(teacher, keys)
@@ -60,7 +58,7 @@ def choose_teacher(student: DetectorConfig) -> Keys:
     Raises:
         DfmsdError: none of `TEACHER_BACKBONES` is larger.
     """
-    own = student.arch in DENSE
+    own = student.arch in DENSE_ARCHS
     arch = student.arch if own else "fcos"
     width, head = (student.fpn_channels, student.head_convs) if own else (WIDTH, HEAD_CONVS)
     sizes = {name: parameters(DetectorConfig(arch, name, width, head)) for name in TEACHER_BACKBONES}
@@ -105,7 +103,7 @@ def _changed(config: DetectorConfig, besides: tuple[str, ...]) -> list[str]:
 def _choose_arch(teacher: TeacherFacts | None) -> Choice:
     if teacher is None:
         return Choice("fcos", "the family with the best measured students")
-    if teacher.arch in DENSE:
+    if teacher.arch in DENSE_ARCHS:
         return Choice(teacher.arch, "the teacher's family, from which students learn most")
     if not teacher.class_names:
         return Choice("fcos", "the teacher has no detection head; run the baseline too")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.detectors import Detector
+from dfmsd.utils.shapes import frame_of
 from dfmsd.visualization.criteria import StageCriterion
 from dfmsd.visualization.maps import LevelMaps, level_maps, mean_pearson
 
@@ -72,6 +73,6 @@ def build_scene(
     with torch.no_grad():
         student_features = student.features(image)
         teacher_features = teacher.features(image if larger is None else larger)
-    size = (image.shape[-2], image.shape[-1])
-    maps = [level_maps(stage, student_features, teacher_features, boxes, size) for stage in stages]
+    frame = frame_of(image)
+    maps = [level_maps(stage, student_features, teacher_features, boxes, frame) for stage in stages]
     return Scene(name, image[0], boxes, boxes_source, stages, maps)

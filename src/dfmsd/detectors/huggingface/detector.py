@@ -24,6 +24,7 @@ from dfmsd.detectors.huggingface.families import FAMILIES, needed_area
 from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, Queries, Target
+from dfmsd.utils.shapes import frame_of
 
 CLASS_LAYERS = ("class_embed", "enc_score_head")
 """Parts of the names of a student's layers whose width is the number of classes."""
@@ -105,7 +106,7 @@ class TransformersDetector(Detector):
         """
         if not self.family.trainable:
             raise refuse_student(self.model.config.model_type)
-        output, maps = self._run(images, labels=to_library_targets(targets, (images.shape[-2], images.shape[-1])))
+        output, maps = self._run(images, labels=to_library_targets(targets, frame_of(images)))
         return (
             self._pyramid(maps),
             self.family.weighted(output.loss_dict, self.model.config),
@@ -118,9 +119,8 @@ class TransformersDetector(Detector):
         self.input_sizes.check(images)
         output = self.model(pixel_values=self._normalize(images))
         predicted = SimpleNamespace(logits=output.logits.float(), pred_boxes=output.pred_boxes.float())
-        padded = [(images.shape[-2], images.shape[-1])] * len(images)
         results = self.processor.post_process_object_detection(
-            predicted, threshold=SCORE_THRESHOLD, target_sizes=padded
+            predicted, threshold=SCORE_THRESHOLD, target_sizes=[frame_of(images)] * len(images)
         )
         return [self._to_detections(result, size) for result, size in zip(results, sizes, strict=True)]
 
@@ -152,7 +152,7 @@ class TransformersDetector(Detector):
         with FeatureHooks({"maps": self.model.get_submodule(self.family.source)}, stop=stop) as calls:
             output = self.model(pixel_values=self._normalize(images), **kwargs)
         (call,) = calls["maps"]
-        return output, self.family.read(call, self.model.config, (images.shape[-2], images.shape[-1]))
+        return output, self.family.read(call, self.model.config, frame_of(images))
 
     def _queries(self, output: Any) -> Queries:
         queries = self.family.own_queries(Queries(output.logits.float(), output.pred_boxes.float()), self.model.config)

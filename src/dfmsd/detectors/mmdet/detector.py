@@ -20,6 +20,7 @@ from dfmsd.detectors.normalize import Normalize
 from dfmsd.detectors.sizes import SizeRange, anchor_ranges, two_stage_ranges, with_sizes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Detections, FeaturePyramid, LevelSpec, Target
+from dfmsd.utils.shapes import frame_of
 
 OPEN_END = 1e8
 """The library's ``INF``, the upper end of the coarsest level's range."""
@@ -57,7 +58,7 @@ class MMDetector(Detector):
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[FeaturePyramid, dict[str, Tensor]]:
         """Return the pyramid and the library's losses of one forward pass, in train and in eval mode."""
-        samples = [_sample(images, (images.shape[-2], images.shape[-1]), target) for target in targets]
+        samples = [_sample(images, frame_of(images), target) for target in targets]
         with self._head_mode(training=True), FeatureHooks({"maps": self._last_layer}) as calls:
             losses = self.model.loss(self.normalize(images), samples)
         (call,) = calls["maps"]
@@ -208,7 +209,7 @@ def scalars(losses: Mapping[str, Any]) -> dict[str, Tensor]:
 def _sample(images: Tensor, size: tuple[int, int], target: Target | None = None) -> Any:
     """Describe one image for the library, with its unpadded shape and without rescaling."""
     sample = import_module("mmdet.structures").DetDataSample()
-    padded = (images.shape[-2], images.shape[-1])
+    padded = frame_of(images)
     sample.set_metainfo(
         {
             "img_shape": size,
