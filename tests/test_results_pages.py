@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -21,16 +21,21 @@ NAMES = (
 """Numbers of the templates' own: of models and settings, and of the two sentences that name another source."""
 
 
-@pytest.fixture(scope="module")
-def pages() -> Iterator[ModuleType]:
+@pytest.fixture(scope="module", autouse=True)
+def _folder() -> Iterator[None]:
     sys.path.insert(0, str(FOLDER))  # as for a script, for its neighbors
-    spec = importlib.util.spec_from_file_location("pages", FOLDER / "write.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield
     sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    return import_module("write")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return import_module("scores")
 
 
 @pytest.mark.parametrize("name", ["results.md", "costs.md"])
@@ -58,9 +63,9 @@ def test_templates_hold_no_measured_number(name: str) -> None:
     assert re.findall(r".*\d\.\d.*", re.sub(NAMES, "", prose)) == []
 
 
-def test_scores_of_a_table(pages: ModuleType) -> None:
+def test_scores_of_a_table(tables: ModuleType) -> None:
     runs = {"none": {0: 0.30, 1: 0.31, 2: 0.35}, "dfmsd": {2: 0.39, 0: 0.32, 1: 0.34}, "pkd": {0: 0.33}}
-    table = pages.Scores(runs, {"runs/teacher_a": 0.42}, {"pkd": {"step_time": 1.255, "peak_memory": None}})
+    table = tables.Scores(runs, {"runs/teacher_a": 0.42}, {"pkd": {"step_time": 1.255, "peak_memory": None}})
     assert table.teacher("teacher_a") == "42.0"
     assert (table.ap("pkd"), table.seeds("dfmsd"), table.mean("dfmsd")) == ("33.0", "32.0, 34.0, 39.0", "35.0")
     assert (table.spread("dfmsd"), table.spread("pkd")) == ("35.0 ± 3.6", "33.0")
@@ -73,16 +78,16 @@ def test_scores_of_a_table(pages: ModuleType) -> None:
     )
     assert table.line("none", "list gains", "no teacher", bold=True) == "| **no teacher** | 30.0, 31.0, 35.0 | |"
     assert table.joined("ours", table, "dfmsd").gains("ours", "none") == "+2.0, +3.0, +4.0"
-    assert pages.unsigned("-1.8 [+0.9, 2.7] T1-T2") == "1.8 [0.9, 2.7] T1-T2"
+    assert tables.unsigned("-1.8 [+0.9, 2.7] T1-T2") == "1.8 [0.9, 2.7] T1-T2"
 
 
-def test_later_files_replace_rows(pages: ModuleType) -> None:
+def test_later_files_replace_rows(tables: ModuleType) -> None:
     def content(ap: float, *methods: str) -> dict[str, object]:
         return {"teachers": {}, "rows": [{"method": method, "seed": 0, "AP": ap} for method in methods]}
 
-    both = pages.scores(content(0.1, "none", "pkd"), content(0.2, "none"))
+    both = tables.scores(content(0.1, "none", "pkd"), content(0.2, "none"))
     assert both.runs == {"none": {0: 20.0}, "pkd": {0: 10.0}}
-    assert pages.by_seed({"row": {"3": 0.5}}).runs == {"row": {3: 50.0}}
+    assert tables.by_seed({"row": {"3": 0.5}}).runs == {"row": {3: 50.0}}
 
 
 def test_numbers_of_the_readme_are_in_the_pages() -> None:
@@ -93,8 +98,8 @@ def test_numbers_of_the_readme_are_in_the_pages() -> None:
     assert missing == []
 
 
-def test_comparisons_and_files_belong_together(pages: ModuleType) -> None:
-    files = {path.stem for path in pages.RESULTS.glob("*.json")}
+def test_comparisons_and_files_belong_together(pages: ModuleType, tables: ModuleType) -> None:
+    files = {path.stem for path in tables.RESULTS.glob("*.json")}
     assert set(pages.comparisons()) <= files
     texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.py"), *FOLDER.glob("*")]
     cited = "".join(path.read_text(encoding="utf-8") for path in texts if path.is_file())
@@ -109,14 +114,15 @@ def test_commands_of_a_page(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     assert pages.command("a", "b").splitlines() == block
 
 
-def test_runs_of_all_pairs(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = {
-        "new": pages.Scores({"dfmsd": {0: 0.30, 1: 0.31, 2: 0.32}, "pkd": {0: 0.29, 1: 0.33}}),
-        "old": pages.Scores({"ours": {0: 0.9}, "pkd": {0: 0.1}, "mgd": {0: 0.1}}),
-        "other": pages.Scores({"ours": {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8}, "pkd": {0: 0.47, 1: 0.56, 2: 0.65, 3: 0.74}}),
+def test_runs_of_all_pairs(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "new": tables.Scores({"dfmsd": {0: 0.30, 1: 0.31, 2: 0.32}, "pkd": {0: 0.29, 1: 0.33}}),
+        "old": tables.Scores({"ours": {0: 0.9}, "pkd": {0: 0.1}, "mgd": {0: 0.1}}),
+        "other": tables.Scores({"ours": {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8}, "pkd": {0: 0.47, 1: 0.56, 2: 0.65, 3: 0.74}}),
     }
-    monkeypatch.setattr(pages, "comparison", tables.get)
+    monkeypatch.setattr(tables, "comparison", files.get)
     pairs = [[("new", "dfmsd"), ("old", "ours")], [("other", "ours")]]
     # of the ranks 1 to 6 only 2 is negative: 3 of 64 choices of signs have a sum of 2 or less, on either side
-    assert pages.over_pairs("pkd", pairs) == "| pkd | 2 | 6 | 5 | +2.8 | 0.094 |"
-    assert pages.over_pairs("mgd", pairs).startswith("| mgd | 1 | 1 | 1 | +80.0 |")
+    assert tables.over_pairs("pkd", pairs).line == "2 | 6 | 5 | +2.8 | 0.094"
+    assert str(tables.over_pairs("pkd", pairs)) == "5 of 6"
+    assert tables.over_pairs("mgd", pairs).line.startswith("1 | 1 | 1 | +80.0 |")

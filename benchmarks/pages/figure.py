@@ -6,14 +6,16 @@ marker per method: the mean gain over the runs of the same seeds without a teach
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from scores import Scores, comparison
 
-ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "docs" / "assets" / "gains.svg"
+from dfmsd.comparison.methods import BASELINE
+
+OUT = Path(__file__).resolve().parents[2] / "docs" / "assets" / "gains.svg"
 PAIRS = [
     ("digits: FCOS from FCOS", "digits-homogeneous", "dfmsd"),
     ("digits: FCOS from Faster R-CNN", "digits-unlike", "dfmsd@T2"),
@@ -29,26 +31,19 @@ PAIRS = [
 BLUE, GRAY = "#1f6feb", "#8b949e"
 
 
-def gains(row: dict[str, Any]) -> list[float]:
-    """Return the gains of one method in AP points, one per seed."""
-    return [100 * gain for gain in row["differences"].values()]
-
-
-def draw_pair(axes: Any, height: float, name: str, ours: str) -> None:
+def draw_pair(axes: Axes, height: float, table: Scores, ours: str) -> None:
     """Draw the methods of one pair at one height."""
-    path = ROOT / "benchmarks" / "results" / f"compare-{name}.json"
-    rows = {row["method"]: row for row in json.loads(path.read_text(encoding="utf-8"))["summary"]}
-    others = [method for method in rows if "dfmsd" not in method and method != "none"]
     axes.axhline(height, color="#eaeef2", linewidth=1, zorder=0)
-    for method in others:
-        axes.plot(sum(gains(rows[method])) / len(gains(rows[method])), height, "|", color=GRAY, markersize=13, mew=2)
-    own = gains(rows[ours])
-    mean = sum(own) / len(own)
+    for method in table.runs:
+        if "dfmsd" not in method and method != BASELINE:
+            gain = mean(table.differences(method).values())
+            axes.plot(gain, height, "|", color=GRAY, markersize=13, mew=2)
+    own = list(table.differences(ours).values())
     axes.plot(own, [height] * len(own), "o", color=BLUE, markersize=4, alpha=0.45, mew=0)
-    axes.plot(mean, height, "o", color=BLUE, markersize=10, zorder=3)
+    axes.plot(mean(own), height, "o", color=BLUE, markersize=10, zorder=3)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    place = (max([mean, *own]), height)
-    axes.annotate(f"{mean:+.1f}", place, (9, 0), textcoords="offset points", va="center", color=BLUE, bbox=box)
+    place = (max(own), height)
+    axes.annotate(f"{mean(own):+.1f}", place, (9, 0), textcoords="offset points", va="center", color=BLUE, bbox=box)
 
 
 def draw(out: Path = OUT) -> None:
@@ -56,7 +51,7 @@ def draw(out: Path = OUT) -> None:
     plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "gains"})
     figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for position, (_, name, ours) in enumerate(PAIRS):
-        draw_pair(axes, -position, name, ours)
+        draw_pair(axes, -position, comparison(f"compare-{name}"), ours)
     axes.axvline(0, color="#57606a", linewidth=1)
     axes.set_yticks([-position for position in range(len(PAIRS))], [label for label, _, _ in PAIRS])
     axes.set_xticks(range(-4, 15, 2))
@@ -68,6 +63,7 @@ def draw(out: Path = OUT) -> None:
     axes.plot([], [], "|", color=GRAY, markersize=13, mew=2, linestyle="", label="the other methods of the table")
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(out, metadata={"Date": None}, facecolor="white")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from statistics import mean
 
+import scores
 import write
 
 from dfmsd.cli.flags import parsed_config, split_lists
@@ -79,7 +80,8 @@ def main() -> None:
             continue
         config = configs[-1]
         (pair,) = config.pairs
-        shutil.copy(PairFolder(Path(config.out, pair)).results_file, write.RESULTS / f"{name}.json")
+        shutil.copy(PairFolder(Path(config.out, pair)).results_file, scores.RESULTS / f"{name}.json")
+        scores.read.cache_clear()
         write.main()
 
 
