@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
 PREEMPTED = 75
@@ -22,6 +25,12 @@ def foreign_message(error: Exception, limit: int = 300) -> str:
     """
     line = one_line(error).rstrip(".") or type(error).__name__
     return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return ``did you mean X?`` for the most similar known name; ``otherwise`` if none is similar."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 class Stopped(KeyboardInterrupt):

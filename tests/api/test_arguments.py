@@ -21,8 +21,8 @@ TEACHER, DATA = "runs/teacher", "digits"
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"epoch": 1}, "no setting 'epoch'; did you mean 'epochs'?"),
-        ({"balence": 1}, "no setting 'balence'; did you mean 'balance'?"),
+        ({"epoch": 1}, "no setting 'epoch'; did you mean epochs?"),
+        ({"balence": 1}, "no setting 'balence'; did you mean balance?"),
         ({"epochs": np.float64(1.5)}, "epochs must be an integer or a list, got 1.5"),
         ({"epochs": np.array([1, 2])}, "epochs: 2 numbers for 1 stages; pass one for each stage, or their sum"),
         ({"optim": {"lrr": 1}}, "unknown key optim.lrr; did you mean optim.lr?"),

@@ -184,8 +184,8 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
             lambda: distill(tiny(), "a", "data", "out", optim={"rate": 1}),
             "unknown key optim.rate; optim has name, lr",
         ),
-        (lambda: distill(tiny(), "a", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
-        (lambda: distill(tiny(), "a", "data", "out", balence=1.0), "no setting 'balence'; did you mean 'balance'?"),
+        (lambda: distill(tiny(), "a", "data", "out", epoch=3), "no setting 'epoch'; did you mean epochs?"),
+        (lambda: distill(tiny(), "a", "data", "out", balence=1.0), "no setting 'balence'; did you mean balance?"),
         (lambda: distill(tiny(), "a", "data", "out", zzz=1), "no setting 'zzz'; DistillConfig has balance, "),
         (lambda: distill(tiny(), "a", "data", "out", seed="x"), "seed: expected int, got x"),
         (lambda: distill(tiny(), "a", "data", "out", optim={"lrr": 1}), "did you mean optim.lr?"),
@@ -199,7 +199,7 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
         (lambda: distill("fcoss/resnet18", "a", "data", "out"), "student: no detector at 'fcoss/resnet18'"),
         (lambda: distill(tiny(), tiny(), "data", "out"), "teachers: expected run folders, .*got DetectorConfig"),
         (lambda: distill("nowhere.yaml"), r"nowhere\.yaml"),
-        (lambda: train("fcos", "data", "out", epoch=3), "no setting 'epoch'; did you mean 'epochs'?"),
+        (lambda: train("fcos", "data", "out", epoch=3), "no setting 'epoch'; did you mean epochs?"),
         (lambda: train("fcos", "data"), "out: missing; pass out=..., or a TrainConfig"),
         (
             lambda: check(3),
@@ -207,7 +207,7 @@ def test_a_config_file_is_the_whole_run_and_settings_replace_its_values(calls: C
         ),
         (lambda: check("fcos", "a"), "data: missing; pass data=..."),
         (lambda: check("fcos", "a", "data", epochs=3), "no setting 'epochs'"),
-        (lambda: compare("c.yaml", job=2), "no setting 'job'; did you mean 'jobs'?"),
+        (lambda: compare("c.yaml", job=2), "no setting 'job'; did you mean jobs?"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(calls: Calls, call: Callable[[], Any], message: str) -> None:

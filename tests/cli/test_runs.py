@@ -45,7 +45,7 @@ def copy_data(tiny_root: Path, folder: Path) -> Path:
         ("optim.schedule", "soon", r"optim\.schedule.*'restart', 'continuous'"),
         ("student.backbone", "resnet19", "unknown backbone 'resnet19': did you mean .*resnet18"),
         ("loss", {"name": "mgdd"}, "loss.name: unknown loss 'mgdd'; the losses are .*dfmsd"),
-        ("loss", {"alfa": 2.0}, "loss.alfa: dfmsd has no such option; did you mean 'alpha'"),
+        ("loss", {"alfa": 2.0}, "loss.alfa: dfmsd has no such option; did you mean alpha"),
         ("stages.0.teacher", "runs/none", "no detector at 'runs/none'"),
         ("stages.1.teacher", "none.yaml", r"none\.yaml: .*does not exist"),
         ("stages.1.loss", {"pairing": "stride", "weight": 0}, r"stages\.1: loss\.weight must be above 0"),
@@ -136,7 +136,7 @@ def test_an_existing_run_is_refused(dfmsd: Command, config: str) -> None:
     ("arguments", "message"),
     [
         (["--methods", "pkdd"], r"methods: 'pkdd', position 1: unknown loss 'pkdd'; did you mean pkd\?"),
-        (["--methods", "pkd,dfmsd[ratoi=0]"], "dfmsd has no such option; did you mean 'ratio'"),
+        (["--methods", "pkd,dfmsd[ratoi=0]"], "dfmsd has no such option; did you mean ratio"),
         (["--seeds", "0,x"], "seeds"),
         (["--method", "pkd"], "method"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),

@@ -133,7 +133,7 @@ def test_lists_are_split_outside_brackets() -> None:
         ("pkdd", r"'pkdd', position 1: unknown loss 'pkdd'; did you mean pkd\?"),
         ("pkd+mdg", r"position 5: unknown loss 'mdg'; did you mean mgd\?"),
         ("xyzzy", "position 1: unknown loss 'xyzzy'; available: .*dfmsd"),
-        ("dfmsd[ratoi=0]", "position 1: loss.ratoi: dfmsd has no such option; did you mean 'ratio'"),
+        ("dfmsd[ratoi=0]", "position 1: loss.ratoi: dfmsd has no such option; did you mean ratio"),
         ("dfmsd[direction=up]", "position 1: loss.direction must be one of"),
         ("dfmsd[ratio]", r"position 12: expected `=`, got '\]'"),
         ("dfmsd[ratio=0", r"position 14: expected `,` or `\]`, got the end"),

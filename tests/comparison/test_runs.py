@@ -254,7 +254,7 @@ def test_finished_run_survives_changed_loss_defaults(
         ({"methods": ["pkdd"]}, r"did you mean pkd\?"),
         ({"inherit": 3}, r"inherit: pairs\.both has no T3; choose from 1 to 2"),
         ({"loss_options": {"pkdd": {}}}, r"loss_options\.pkdd: unknown loss"),
-        ({"loss_options": {"mgd": {"ratoi": 1}}}, "mgd has no such option; did you mean 'ratio'"),
+        ({"loss_options": {"mgd": {"ratoi": 1}}}, "mgd has no such option; did you mean ratio"),
     ],
 )
 def test_invalid_configs_are_rejected(

@@ -177,7 +177,7 @@ def test_python_takes_teachers_in_place_of_those_of_the_stages(
         config, [tiny_teachers[1], Path(tiny_teachers[1])], steps=0, stages=[StageConfig(1)], holdout=HOLDOUT
     )
     assert [row.name for row in found.teachers] == [tiny_teachers[1]]
-    with pytest.raises(DfmsdError, match=r"no setting 'step'; did you mean 'steps'\?"):
+    with pytest.raises(DfmsdError, match=r"no setting 'step'; did you mean steps\?"):
         dfmsd.rank_teachers(config, step=3)  # type: ignore[call-arg]
 
 

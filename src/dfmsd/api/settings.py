@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -18,7 +17,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import Deliver, LoggerName, Precision
 from dfmsd.engine.configfile import parse_config, read_config
 from dfmsd.engine.optim import OptimConfig
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses import LossConfig
 from dfmsd.utils.coerce import coerce
 
@@ -123,8 +122,7 @@ def check_names(settings: Mapping[str, object], kind: type[Any], function: Any) 
     known = [field.name for field in fields(kind)]
     for name in settings.keys() - set(known):
         parameters = [name for name in inspect.signature(function).parameters if name != "settings"]
-        near = get_close_matches(name, [*parameters, *known], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"{kind.__name__} has {', '.join(sorted(known))}"
+        hint = suggest(name, [*parameters, *known], f"{kind.__name__} has {', '.join(sorted(known))}")
         raise DfmsdError(f"no setting {name!r}; {hint}")
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import accumulate
 from typing import Any, NoReturn, get_args
 
 import yaml
 
 from dfmsd.distillation.stages import StageConfig, taught_by
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses import LOSSES, LossConfig, check_options, head_methods
 from dfmsd.losses.basis import BasisName
 
@@ -222,8 +221,7 @@ def _loss(scanner: _Scanner) -> dict[str, Any]:
     start = scanner.position
     name = scanner.expect(r"[A-Za-z]\w*", "the name of a loss")[0]
     if name not in LOSSES:
-        near = get_close_matches(name, [*LOSSES, BASELINE, INHERIT_ONLY], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(sorted(LOSSES))}"
+        hint = suggest(name, [*LOSSES, BASELINE, INHERIT_ONLY], f"available: {', '.join(sorted(LOSSES))}")
         scanner.refuse(f"unknown loss {name!r}; {hint}", start)
     options: dict[str, Any] = {}
     opened = scanner.take(r"\[")

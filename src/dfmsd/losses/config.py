@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -11,7 +10,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses.align import Pairing, Resize, check_pairing
 from dfmsd.losses.criterion import Criterion, check_terms
 from dfmsd.losses.method import PredictionMethod
@@ -50,8 +49,7 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     known = {**_option_types(name), **CRITERION_OPTIONS}
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(sorted(known))}"
+            hint = suggest(key, known, f"its options are {', '.join(sorted(known))}")
             raise DfmsdError(f"loss.{key}: {name} has no such option; {hint}")
     options = {key: _coerce(key, value, known[key]) for key, value in options.items()}
     if not options.get("weight", 1.0) > 0:

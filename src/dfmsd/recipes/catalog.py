@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 
 FOLDER = Path(__file__).parent / "coco"
 
@@ -55,7 +54,6 @@ def find_recipe(name: str) -> Recipe:
     """
     recipes = {recipe.name: recipe for recipe in list_recipes()}
     if name not in recipes:
-        near = get_close_matches(name, recipes, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipes)}"
+        hint = suggest(name, recipes, f"there are {', '.join(recipes)}")
         raise DfmsdError(f"recipe: unknown name {name!r}; {hint}")
     return recipes[name]

@@ -6,13 +6,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 
 NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 """Plain types, for messages."""
@@ -80,8 +79,7 @@ def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     known = [field.name for field in fields(kind)]
     for key in values:
         if key not in known:
-            near = get_close_matches(str(key).lower(), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = suggest(str(key).lower(), known, f"known are {', '.join(known)}")
             raise DfmsdError(f"{where}.{key} is not known; {hint}")
     kinds = get_type_hints(kind)
     values = {key: coerce(value, kinds[key], f"{where}.{key}") for key, value in values.items()}
