@@ -31,7 +31,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.run import distill
 from dfmsd.estimation import estimator
-from dfmsd.exporting import exporter
+from dfmsd.exporting import exporter, students
 from dfmsd.launching.jobs import Job
 from dfmsd.reporting import run_report
 from dfmsd.tuning import contest, search
@@ -152,6 +152,7 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(estimator, "estimate", functools.partial(estimator.estimate, seconds=0))
     monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr(students, "CANDIDATES", ("ssdlite/mobilenetv3_small_050",))
     for module in (runner, search, contest):
         monkeypatch.setattr(module, "run_all", run_here)
     return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 from dfmsd.detectors import Detector, DetectorConfig, build_detector
@@ -21,6 +22,7 @@ from dfmsd.estimation.timing import time_in_turns
 from dfmsd.exporting.choice import FORMATS
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.verify import read_exported
+from dfmsd.utils.console import console
 from dfmsd.utils.extras import check_extra
 
 PYTORCH = "pytorch"
@@ -95,7 +97,7 @@ def measure_students(
         sizes: dict[str, int] = {}
         if runtime is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dfmsd-students-")))
-            for number, (student, graph) in enumerate(graphs.items()):
+            for number, (student, graph) in enumerate(track(graphs.items(), runtime, console=console, transient=True)):
                 exported[student], sizes[student] = _export(graph, runtime, folder / str(number))
         runtimes = {PYTORCH: detectors} | ({runtime: exported} if runtime else {})
         calls = {
