@@ -51,6 +51,7 @@ NOT_RUN = {
     "pip": "changes this Python environment: tests/test_docs.py compares the extras with pyproject.toml",
     "srun": "needs SLURM",
     "[": "needs SLURM",
+    "trtexec": "needs TensorRT",
     "python": "hours of benchmarks on data that are not in the repository",
 }
 """First word of a line -> reason for skipping it."""
