@@ -1,16 +1,12 @@
 """Which predictor of `dfmsd check --rank` orders teachers as the finished students do?
 
-    python benchmarks/experiments/rank.py pairs.json --teachers runs/teachers --root bccd=../shared/data/bccd
+    python benchmarks/experiments/rank.py --teachers ../shared/weights --root bccd=../shared/data/bccd
 
-The file lists pairs with the AP of their finished students, one per seed:
-
-    [{"student": "fcos", "teacher": "digits_fcos_lite0", "data": "digits", "AP": [0.788, 0.777]},
-     {"student": "fcos", "teacher": null, "data": "digits", "AP": [0.710, 0.648]}]
-
-``teacher`` is a run folder in ``--teachers``; null is the student without one, from which gains are computed. Pass the
-``--loss`` that the students learned with. Pairs that ``benchmarks/results/rank.json`` holds are not measured again.
-Correlations are Spearman's, between a predictor and the AP or the gain: over all pairs, within a data set, and averaged
-over students with at least three teachers on a data set, which is what a user chooses among.
+The finished students are those of ``pairs-digits.json``, ``compare-digits-unlike.json`` and
+``compare-bccd-unlike.json`` in benchmarks/results, all with random weights and everything else by default; their
+teachers are run folders in ``--teachers``, named as in `TEACHERS`. Pairs that ``rank.json`` holds are not measured
+again. Correlations are Spearman's, between a predictor and the AP or the gain: over all pairs, within a data set, and
+averaged over students with at least three teachers on a data set, which is what a user chooses among.
 """
 
 from __future__ import annotations
@@ -47,6 +43,16 @@ DATA = {
     "bccd": (DataConfig("bccd", image_size=192, batch_size=8), OptimConfig()),
 }
 """Data set -> input and optimizer of the finished students; ``--root`` says where it is."""
+TEACHERS = {
+    ("digits", "fcos"): "digits_fcos_lite0",
+    ("digits", "faster_rcnn"): "digits_faster_rcnn_lite2",
+    ("digits", "retinanet"): "digits_retinanet_lite2",
+    ("bccd", "fcos"): "bccd_fcos_lite0",
+    ("bccd", "faster_rcnn"): "bccd_faster_rcnn_lite2",
+}
+"""Data set and architecture -> run folder."""
+METHODS = {"none": None, "dfmsd@T1": "fcos", "dfmsd@T2": "faster_rcnn"}
+"""Row of a comparison -> architecture of the teacher."""
 PREDICTORS: dict[str, Callable[[RankedTeacher, Ranking], float | None]] = {
     "probe": lambda row, ranking: row.probe,
     "probe_gain": lambda row, ranking: None if None in (row.probe, ranking.alone) else row.probe - ranking.alone,
@@ -58,6 +64,31 @@ PREDICTORS: dict[str, Callable[[RankedTeacher, Ranking], float | None]] = {
     "teacher_ap": lambda row, ranking: row.ap,
 }
 MIN_PAIRS = 3
+
+
+def finished() -> list[Row]:
+    """Return the pairs with the AP of their finished students; the teacher is None for the student without one."""
+    pairs = []
+    for student, teachers in read("pairs-digits").items():
+        alone = next(iter(teachers.values()))["AP"]["none"]
+        pairs.append(pair("digits", student, None, alone.values()))
+        pairs += [pair("digits", student, arch, found["AP"]["dfmsd"].values()) for arch, found in teachers.items()]
+    for data in ("digits", "bccd"):
+        rows = read(f"compare-{data}-unlike")["rows"]
+        for method, arch in METHODS.items():
+            pairs.append(pair(data, "fcos", arch, (row["AP"] for row in rows if row["method"] == method)))
+    return pairs
+
+
+def read(name: str) -> Any:
+    """Return the content of a JSON file of benchmarks/results."""
+    return json.loads((RESULTS.parent / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def pair(data: str, student: str, teacher: str | None, aps: Iterable[float]) -> Row:
+    """Return a pair."""
+    folder = None if teacher is None else TEACHERS[data, teacher]
+    return {"data": data, "student": student, "teacher": folder, "AP": list(aps)}
 
 
 def student_config(arch: str) -> DetectorConfig:
@@ -77,8 +108,6 @@ def measure(pairs: Sequence[Row], options: argparse.Namespace) -> list[Row]:
         optim=optim,
         student=student_config(first["student"]),
         stages=[StageConfig(1)],
-        loss=options.loss,
-        balance=options.balance,
     )
     started = time.process_time()
     folders = {str(options.teachers / pair["teacher"]): pair for pair in pairs}
@@ -163,21 +192,17 @@ def print_correlations(results: Mapping[str, Any], console: Console) -> None:
 def main() -> None:
     """Measure missing pairs, correlate, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path, help="JSON file of pairs")
     parser.add_argument("--teachers", type=Path, required=True, help="folder of the teachers' run folders")
     parser.add_argument("--root", action="append", default=[], help="NAME=FOLDER of a data set; repeat")
-    parser.add_argument("--loss", type=json.loads, default={"name": "dfmsd"}, help="JSON (default: %(default)s)")
-    parser.add_argument("--balance", type=float)
     parser.add_argument("--steps", type=int, default=200, help="of a probe (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: benchmarks/results/rank.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    known = json.loads(options.pairs.read_text())
-    settings = {"loss": options.loss, "balance": options.balance, "steps": options.steps}
+    known = finished()
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if before.get("settings", settings) != settings:
-        parser.error(f"{options.out} holds pairs measured with {before['settings']}; pass another --out")
+    if before.get("steps", options.steps) != options.steps:
+        parser.error(f"{options.out} holds pairs measured with {before['steps']} steps; pass another --out")
     rows = before.get("pairs", [])
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for pair in known:
@@ -185,10 +210,10 @@ def main() -> None:
             groups[pair["data"], pair["student"]].append({name: pair[name] for name in ("student", "teacher", "data")})
     for group in groups.values():
         rows = [*rows, *measure(group, options)]
-        write_json(options.out, {"settings": settings, "pairs": rows})
+        write_json(options.out, {"steps": options.steps, "pairs": rows})
     rows = with_targets(rows, known)
     results = {
-        "settings": settings,
+        "steps": options.steps,
         "pairs": rows,
         "correlations": {name: correlations(rows, name) for name in PREDICTORS},
         "choices": {name: choices(rows, name) for name in PREDICTORS},

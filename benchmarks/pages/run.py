@@ -26,6 +26,7 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.runner import compare
 from dfmsd.comparison.runs import PlannedRun, plan_runs
+from dfmsd.errors import DfmsdError
 
 
 def read_call(arguments: str) -> CompareConfig:
@@ -75,7 +76,12 @@ def main() -> None:
         print(describe(name, planned(configs)), flush=True)
         if options.plan:
             continue
-        if any(pair.failed for config in configs for pair in compare(config, jobs=options.jobs)):
+        try:
+            failed = any(pair.failed for config in configs for pair in compare(config, jobs=options.jobs))
+        except DfmsdError as error:  # such as a teacher that another program trains
+            print(f"{name}: {error}; its table stays as it was")
+            continue
+        if failed:
             print(f"{name}: runs have failed; its table stays as it was")
             continue
         config = configs[-1]
