@@ -24,6 +24,7 @@ PAIRS = [
     ("hituav: FCOS from FCOS", "hituav-homogeneous-default", "dfmsd"),
     ("hituav: RetinaNet from Faster R-CNN", "hituav-heterogeneous", "dfmsd"),
     ("aquarium: FCOS from Faster R-CNN", "aquarium-unlike", "dfmsd"),
+    ("hituav: FCOS from Faster R-CNN", "hituav-unlike", "dfmsd"),
     ("aquarium: SSDLite from Faster R-CNN", "aquarium-ssdlite", "dfmsd[alpha=1]"),
     ("aquarium: RetinaNet from a weak RT-DETR", "aquarium-transformer", "dfmsd[alpha=1]"),
 ]
@@ -49,7 +50,7 @@ def draw_pair(axes: Axes, height: float, table: Scores, ours: str) -> None:
 def draw(out: Path = OUT) -> None:
     """Draw all pairs into an SVG file."""
     plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "gains"})
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     for position, (_, name, ours) in enumerate(PAIRS):
         draw_pair(axes, -position, comparison(f"compare-{name}"), ours)
     axes.axvline(0, color="#57606a", linewidth=1)
