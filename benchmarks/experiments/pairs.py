@@ -24,16 +24,15 @@ from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.results import PairResults
 from dfmsd.comparison.runner import compare
 from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors.config import DENSE_ARCHS
 from dfmsd.engine.configfile import read_config
 from dfmsd.utils.files import write_json
-
-WITHOUT_TOWERS = ("faster_rcnn", "ssdlite")
 
 
 def student(config: CompareConfig, arch: str) -> CompareConfig:
     """Return the comparison with the student on another architecture."""
     model = replace(config.student, arch=arch)
-    if arch in WITHOUT_TOWERS:
+    if arch not in DENSE_ARCHS:
         model = replace(model, head_convs=DetectorConfig.head_convs)
     return replace(config, student=model, out=str(Path(config.out, arch)))
 

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from _runs import RESULTS
 from rich.console import Console
 from rich.table import Column, Table
 from scipy.stats import spearmanr
@@ -29,6 +30,7 @@ from scipy.stats import spearmanr
 from dfmsd.api.planning import rank_teachers
 from dfmsd.data.config import DataConfig
 from dfmsd.detectors import DetectorConfig
+from dfmsd.detectors.config import DENSE_ARCHS
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.environment import describe_environment
@@ -36,7 +38,7 @@ from dfmsd.engine.optim import OptimConfig
 from dfmsd.ranking.ranker import RankedTeacher, Ranking
 from dfmsd.utils.files import write_json
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "rank.json"
+OUT = RESULTS / "rank.json"
 Row = dict[str, Any]
 DATA = {
     "digits": (DataConfig("digits", image_size=128, batch_size=8, flip=0.0), OptimConfig(lr=2e-3)),
@@ -82,7 +84,7 @@ def finished() -> list[Row]:
 
 def read(name: str) -> Any:
     """Return the content of a JSON file of benchmarks/results."""
-    return json.loads((RESULTS.parent / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def pair(data: str, student: str, teacher: str | None, aps: Iterable[float]) -> Row:
@@ -93,7 +95,7 @@ def pair(data: str, student: str, teacher: str | None, aps: Iterable[float]) -> 
 
 def student_config(arch: str) -> DetectorConfig:
     """Return the student of an architecture, with random weights."""
-    towers = {} if arch in ("ssdlite", "faster_rcnn") else {"head_convs": 2}
+    towers = {"head_convs": 2} if arch in DENSE_ARCHS else {}
     return DetectorConfig(arch, "mobilenetv3_small_050", fpn_channels=64, **towers)
 
 
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--root", action="append", default=[], help="NAME=FOLDER of a data set; repeat")
     parser.add_argument("--steps", type=int, default=200, help="of a probe (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="default: benchmarks/results/rank.json")
+    parser.add_argument("--out", type=Path, default=OUT, help="default: benchmarks/results/rank.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     known = finished()

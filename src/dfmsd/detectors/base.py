@@ -30,6 +30,8 @@ REST = ""
 """Key of the rows in `ClassRows` that belong to no class, such as those of the background."""
 SCORE_THRESHOLD = 0.05
 """Detections below are dropped; low, since average precision needs the whole precision-recall curve."""
+SHOWN_SCORE = 0.3
+"""Detections below are not shown unless the user asks for them."""
 DETECTIONS_PER_IMAGE = 100
 """COCO's metrics use no more."""
 TILES_PER_BATCH = 8
@@ -104,7 +106,7 @@ class Detector(nn.Module, ABC):
         self,
         images: ImageLike,
         *,
-        score: float = 0.3,
+        score: float = SHOWN_SCORE,
         image_size: int | None = None,
         tiles: int | None = None,
         overlap: float | None = None,
@@ -115,7 +117,7 @@ class Detector(nn.Module, ABC):
         self,
         images: Sequence[ImageLike],
         *,
-        score: float = 0.3,
+        score: float = SHOWN_SCORE,
         image_size: int | None = None,
         tiles: int | None = None,
         overlap: float | None = None,
@@ -125,7 +127,7 @@ class Detector(nn.Module, ABC):
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        score: float = 0.3,
+        score: float = SHOWN_SCORE,
         image_size: int | None = None,
         tiles: int | None = None,
         overlap: float | None = None,

@@ -9,25 +9,23 @@ from hotcoco import COCO
 from numpy.typing import NDArray
 from torchvision.ops import box_convert
 
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.evaluation.precision import average, measure_precision
 from dfmsd.types import Detections
 from dfmsd.utils.boxes import keep_detections
-
-MIN_SCORE = 0.3
-"""Of detections that count as objects, as in ``dfmsd predict``."""
 
 
 def agreement(expected: Sequence[Detections], actual: Sequence[Detections]) -> float:
     """Return COCO's AP of detections, 0..1, where the expected ones are the objects.
 
-    Those below `MIN_SCORE` are none, unless all are: short trainings may not reach it.
+    Those below `SHOWN_SCORE` are none, unless all are: short trainings may not reach it.
 
     Args:
         expected: of each image.
         actual: of the same images.
     """
-    confident = any((found["scores"] >= MIN_SCORE).any() for found in expected)
-    objects = [keep_detections(found, found["scores"] >= (MIN_SCORE if confident else 0)) for found in expected]
+    confident = any((found["scores"] >= SHOWN_SCORE).any() for found in expected)
+    objects = [keep_detections(found, found["scores"] >= (SHOWN_SCORE if confident else 0)) for found in expected]
     rows = _rows(objects)
     images = [{"id": index + 1} for index in range(len(expected))]
     categories = [{"id": int(label), "name": str(int(label))} for label in np.unique(rows[:, 6])]

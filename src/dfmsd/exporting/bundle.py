@@ -18,12 +18,12 @@ from torchvision.ops import clip_boxes_to_image
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import to_batch
 from dfmsd.detectors import Detector, load_detector
-from dfmsd.detectors.base import SCORE_THRESHOLD
+from dfmsd.detectors.base import SCORE_THRESHOLD, SHOWN_SCORE
 from dfmsd.detectors.prediction import to_prediction
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.exporting.choice import choose_format
-from dfmsd.exporting.exporter import MAX_IMAGES, export
-from dfmsd.exporting.images import images_in, images_root
+from dfmsd.exporting.exporter import export
+from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.exporting.results import Agreement, Exported
 from dfmsd.exporting.standalone import infer
 from dfmsd.utils.files import new_folder, write_json, write_text
@@ -31,8 +31,6 @@ from dfmsd.utils.files import new_folder, write_json, write_text
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 """Format -> package of its runtime on PyPI, none of which needs PyTorch."""
 EXAMPLE = "test.png"
-SCORE = 0.3
-"""Lowest score of an expected object, as in ``dfmsd predict``."""
 PIXELS, SCORES = 1.0, 0.02
 """Largest difference from the model, in pixels of the input and in scores: Pillow and PyTorch round resized pixels
 differently, by at most 2 of 255."""
@@ -96,7 +94,7 @@ def export_bundle(
         detector = load_detector(str(model))
         write_settings(file, RUNTIMES[format])
         shutil.copyfile(str(infer.__file__), draft / "infer.py")
-        files = images_in(images_root(Path(model), images))[:MAX_IMAGES]
+        files = compared_files(images_root(Path(model), images))
         agreement = _write_example(draft, detector, files, exported.side, inside=form.whole)
         _write_readme(draft, Path(model).resolve().name, exported, agreement)
         _check(draft)
@@ -134,7 +132,7 @@ def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side
     """
     script = infer.Detector(folder)
     found = [infer.describe(script(picture(file), 0.0), script.labels) for file in files]
-    for score in (SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
+    for score in (SHOWN_SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
         as_model = [expected_objects(detector, file, side, score) for file in files]
         as_file = (
             [expected_objects(detector, file, side, score, padding=True) for file in files] if inside else as_model

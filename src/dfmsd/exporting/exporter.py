@@ -17,7 +17,7 @@ from dfmsd.estimation.timing import time_in_turns
 from dfmsd.exporting.choice import choose_format
 from dfmsd.exporting.formats import Format, takes_batches
 from dfmsd.exporting.graph import DetectionGraph
-from dfmsd.exporting.images import calibration_files, images_in, images_root, open_images, open_val
+from dfmsd.exporting.images import calibration_files, compared_files, images_root, open_images, open_val
 from dfmsd.exporting.int8 import Judge, Quantized, write_int8
 from dfmsd.exporting.results import Exported, describe
 from dfmsd.exporting.verify import Difference, compare_detectors, read_exported
@@ -28,8 +28,6 @@ from dfmsd.utils.shapes import frame_of
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a score, and of a box coordinate as a fraction of the input side."""
-MAX_IMAGES = 50
-"""Maximum number of images for the comparison."""
 BATCH_SIZE = 4
 """Size of the one batch that verifies batched inputs."""
 LATENCY_SECONDS = 6.0
@@ -70,7 +68,7 @@ def export(
     file = _output_file(Path(model), form, None if out is None else Path(out))
     check_output(file)
     root = images_root(Path(model), images)
-    image_files = images_in(root)[:MAX_IMAGES]
+    image_files = compared_files(root)
     detector = load_detector(str(model))
     side = detector.choose_size(image_size, "`image_size`")
     val = open_val(root, side, detector.class_names) if int8 else None

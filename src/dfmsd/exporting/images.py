@@ -21,6 +21,8 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import match_classes
 from dfmsd.runfolder import RunFolder
 
+MAX_IMAGES = 50
+"""Maximum number of images for the comparison."""
 CALIBRATION_IMAGES = 100
 
 
@@ -46,6 +48,11 @@ def images_in(root: Path) -> list[Path]:
     """List the val images of a data set, or the images in a folder."""
     layout = _layout(root)
     return find_images([root]) if layout is None else _files(layout, _val(layout))
+
+
+def compared_files(root: Path) -> list[Path]:
+    """List the images that a file is compared with its model on, the first of `images_in`."""
+    return images_in(root)[:MAX_IMAGES]
 
 
 def calibration_files(root: Path) -> list[Path]:

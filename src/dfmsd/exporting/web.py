@@ -9,10 +9,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from dfmsd.detectors import load_detector
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.bundle import EXAMPLE, SCORE, picture, write_settings
-from dfmsd.exporting.exporter import MAX_IMAGES, export
-from dfmsd.exporting.images import images_in, images_root
+from dfmsd.exporting.bundle import EXAMPLE, picture, write_settings
+from dfmsd.exporting.exporter import export
+from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.exporting.results import Exported
 from dfmsd.exporting.webruntime import PACKAGE, find_runtime
 from dfmsd.utils.files import new_folder, write_text
@@ -57,9 +58,9 @@ def export_web(
         file = draft / "model.onnx"
         exported = export(model, format, out=file, images=images, image_size=image_size)
         write_settings(file, PACKAGE)
-        candidates = images_in(images_root(Path(model), images))[:MAX_IMAGES]
+        candidates = compared_files(images_root(Path(model), images))
         detector = load_detector(str(model))
-        best = max(candidates, key=lambda one: len(detector.predict(one, score=SCORE, image_size=exported.side)))
+        best = max(candidates, key=lambda one: len(detector.predict(one, score=SHOWN_SCORE, image_size=exported.side)))
         picture(best).save(draft / EXAMPLE)
         for part in [*PAGE.iterdir(), *files]:
             shutil.copyfile(part, draft / part.name)
