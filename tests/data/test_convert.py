@@ -14,7 +14,7 @@ from dfmsd.data.convert import convert
 from dfmsd.data.formats import recognize
 from dfmsd.errors import DfmsdError
 
-TO = {"coco": "COCO", "yolo": "YOLO", "voc": "Pascal VOC"}
+TO = {"coco": "COCO", "yolo": "YOLO", "voc": "Pascal VOC", "shards": "COCO"}
 
 
 @pytest.mark.parametrize("to", TO)

@@ -341,14 +341,19 @@ def inspect_data(
 
 
 def convert(
-    source: str | Path, out: str | Path, *, to: Literal["coco", "yolo", "voc"] = "coco"
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: Literal["coco", "yolo", "voc", "shards"] = "coco",
+    skip_broken: bool = False,
 ) -> dict[str, tuple[int, int]]:
-    """Write a data set in the format of COCO, YOLO or Pascal VOC; images are copied.
+    """Write a data set in the format of COCO, YOLO or Pascal VOC, or as COCO in tar files; images are copied.
 
     Args:
         source: folder in any layout that dfmsd reads; docs/data.md describes them.
         out: folder to create.
-        to: format to write.
+        to: format to write; ``shards`` are tar files, which can be read from an object store, too.
+        skip_broken: leave out images that cannot be decoded, which ``shards`` refuse otherwise.
 
     Returns:
         Split -> number of images and of boxes.
@@ -358,7 +363,7 @@ def convert(
     """
     from dfmsd.data import convert as conversion
 
-    return conversion.convert(source, Path(out), to)
+    return conversion.convert(source, Path(out), to, skip_broken=skip_broken)
 
 
 def _detector(model: object) -> Detector:

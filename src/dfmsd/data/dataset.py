@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TypeGuard
 
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.records import ImageRecord
+from dfmsd.data.shards import file_stamp
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.targets import moved
 from dfmsd.data.transforms import Sample, fit, fitted_size, pixel_digest, resize_boxes
@@ -107,9 +107,12 @@ class DetectionDataset(Dataset[Sample]):
 
     def _load(self, index: int) -> Sample:
         record = self.coco.records[index]
-        if self.store is None or not record.path.exists():  # decoding reports a missing file
+        if self.store is None:
             return fit(*self.coco[index], self.image_size, record.id)
-        key = file_key(record.path, self.image_size)
+        try:
+            key = file_key(record.path, self.image_size)
+        except FileNotFoundError:  # decoding reports it
+            return fit(*self.coco[index], self.image_size, record.id)
         image = (self.store.get(key) or {}).get("image")
         if _is_image(image, fitted_size(record.height, record.width, self.image_size)):
             return _restore(image.permute(2, 0, 1), record)
@@ -120,8 +123,8 @@ class DetectionDataset(Dataset[Sample]):
 
 def file_key(path: Path, image_size: int) -> str:
     """Hash what a resized image depends on without reading it: path, size and time of its file, and `image_size`."""
-    status = os.stat(path)
-    content = f"{path.absolute()} {status.st_mtime_ns} {status.st_size} {image_size}"
+    changed, size = file_stamp(path)
+    content = f"{path.absolute()} {changed} {size} {image_size}"
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from dfmsd.data.shards import find_member, image_source
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -74,12 +75,14 @@ def _to_8_bits(gray: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Read the height and width of the image that `read_image` returns, from the header alone.
+    """Read the height and width of the image that `read_image` returns, from the header or the tar file's index alone.
 
     Raises:
         DfmsdError: The file is missing, suspiciously large or not an image, its header is broken, or `read_image`
             refuses its kind of pixels.
     """
+    if (found := find_member(path)) is not None:
+        return found[1].height, found[1].width
     with _open_image(path) as file:
         _check_mode(file, str(path))
         exif = Image.Image.getexif(file)  # PngImageFile.getexif would decode all pixels
@@ -117,7 +120,7 @@ def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path
 def _open_image(path: str | Path) -> Iterator[Image.Image]:
     Image.init()
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
+        with Image.open(image_source(path), formats=[name for name in FORMATS if name in Image.OPEN]) as file:
             yield file
     except DfmsdError:
         raise

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dfmsd.data.formats.layout import Source
 from dfmsd.data.records import Columns, Records
+from dfmsd.data.shards import file_stamp
 from dfmsd.data.truth import GroundTruth
 from dfmsd.utils.cachedir import GIB, cache_root, make_room, open_folder
 from dfmsd.utils.files import write_tensors
@@ -101,12 +102,8 @@ def _key(fingerprint: str) -> str:
 
 def _stamps(records: Records) -> NDArray[np.int64]:
     """Return time and size of every image file."""
-
-    def stamp(path: bytes) -> tuple[int, int]:
-        status = os.stat(path)
-        return status.st_mtime_ns, status.st_size
-
-    return np.array(map_in_threads(stamp, records.columns.paths.tolist()), np.int64)
+    paths = [os.fsdecode(path) for path in records.columns.paths.tolist()]
+    return np.array(map_in_threads(file_stamp, paths), np.int64)
 
 
 def _to_tensor(array: NDArray[Any]) -> Tensor:

@@ -9,6 +9,7 @@ from dfmsd.data.config import DataConfig
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.formats import Layout, Source, recognize
 from dfmsd.data.formats.coco import CocoSource
+from dfmsd.data.remote import local_root
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
 
@@ -46,8 +47,8 @@ def has_split(config: DataConfig, split: str) -> bool:
 
 
 def find_layout(root: str | Path) -> Layout:
-    """Recognise the layout of a folder, or of the built-in data set for ``digits``."""
-    return recognize(cached_digits() if str(root) == "digits" else root)
+    """Recognise the layout of a folder, of a sharded data set at a URL, or of the built-in one for ``digits``."""
+    return recognize(cached_digits() if str(root) == "digits" else local_root(root))
 
 
 def describe(config: DataConfig, opened: Mapping[str, int]) -> str:
@@ -74,7 +75,7 @@ def _named(config: DataConfig, split: str) -> str | dict[str, str] | None:
 def _find(config: DataConfig, split: str) -> Source | None:
     named = _named(config, split)
     if isinstance(named, dict):
-        root = Path(config.root).expanduser()
+        root = local_root(config.root)
         return CocoSource(root / named["annotations"], (root / named["images"],), root)
     layout = find_layout(config.root)
     source = layout.find(named or split)

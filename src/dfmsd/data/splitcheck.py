@@ -14,6 +14,7 @@ import numpy as np
 from dfmsd.data.config import DataConfig
 from dfmsd.data.opening import has_split, open_split
 from dfmsd.data.records import Records
+from dfmsd.data.shards import file_stamp, find_member
 from dfmsd.data.split import DetectionSplit
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.threads import map_in_threads
@@ -175,9 +176,10 @@ def find_copies(splits: Sequence[Records]) -> Copies:
         path: tuple(size) for records in splits for path, size in zip(records.paths, records.columns.sizes, strict=True)
     }
     paths = list(shapes)
-    size_of = dict(zip(paths, map_in_threads(lambda path: path.stat().st_size, paths), strict=True))
+    size_of = dict(zip(paths, map_in_threads(lambda path: file_stamp(path)[1], paths), strict=True))
     groups = _regroup([paths], lambda path: (size_of[path], shapes[path]))
-    groups = _regroup(groups, lambda path: _digest(path, size_of[path], whole=False))
+    if not any(map(find_member, paths)):  # whose index has the digest of the whole
+        groups = _regroup(groups, lambda path: _digest(path, size_of[path], whole=False))
     return _regroup(groups, lambda path: _digest(path, size_of[path], whole=True))
 
 
@@ -191,8 +193,10 @@ def _regroup(groups: Copies, key: Callable[[Path], Hashable]) -> Copies:
     return [part for part in parts.values() if len(part) > 1]
 
 
-def _digest(path: Path, size: int, *, whole: bool) -> bytes:
+def _digest(path: Path, size: int, *, whole: bool) -> str:
     """Hash a file, or three pieces of it."""
+    if (found := find_member(path)) is not None:
+        return found[1].digest
     content = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         if whole:
@@ -202,7 +206,7 @@ def _digest(path: Path, size: int, *, whole: bool) -> bytes:
             for start in (0, size // 2, max(0, size - PIECE)):
                 file.seek(start)
                 content.update(file.read(PIECE))
-    return content.digest()
+    return content.hexdigest()
 
 
 def _why_no_object(split: DetectionSplit) -> str:

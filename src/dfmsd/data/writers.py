@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import yaml
 
 from dfmsd.data.records import ImageRecord
+from dfmsd.data.shards import read_bytes
 from dfmsd.data.split import DetectionSplit
 from dfmsd.utils.files import write_json, write_text
 
@@ -22,24 +22,34 @@ def write_coco(splits: Splits, out: Path) -> Counts:
     """Write ``annotations/instances_{split}.json``, with crowds, and the images in ``{split}/``."""
     counts = {}
     for split, data in splits.items():
-        names = _copy(data.records, out / split)
-        ids = {own: label + 1 for label, own in enumerate(data.category_ids)}
-        annotations = [
-            {**annotation, "category_id": ids[annotation["category_id"]]}
-            for annotation in data.ground_truth["annotations"]
-        ]
-        content = {
-            "images": [
-                {"id": record.id, "file_name": name, "width": record.width, "height": record.height}
-                for record, name in zip(data.records, names, strict=True)
-            ],
-            "categories": [{"id": number, "name": name} for number, name in enumerate(data.class_names, 1)],
-            "annotations": annotations,
-        }
-        (out / "annotations").mkdir(exist_ok=True)
-        write_json(out / "annotations" / f"instances_{split}.json", content)
-        counts[split] = (len(names), len(annotations))
+        counts[split] = write_annotations(data, _copy(data.records, out / split), out, split)
     return counts
+
+
+def write_annotations(data: DetectionSplit, names: Sequence[str], out: Path, split: str) -> tuple[int, int]:
+    """Write ``annotations/instances_{split}.json``, and return the number of images and of annotations.
+
+    Args:
+        data: Content.
+        names: File name of each image.
+        out: Folder of the data set.
+        split: Name of the split.
+    """
+    ids = {own: label + 1 for label, own in enumerate(data.category_ids)}
+    annotations = [
+        {**annotation, "category_id": ids[annotation["category_id"]]} for annotation in data.ground_truth["annotations"]
+    ]
+    content = {
+        "images": [
+            {"id": record.id, "file_name": name, "width": record.width, "height": record.height}
+            for record, name in zip(data.records, names, strict=True)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(data.class_names, 1)],
+        "annotations": annotations,
+    }
+    (out / "annotations").mkdir(exist_ok=True)
+    write_json(out / "annotations" / f"instances_{split}.json", content)
+    return len(names), len(annotations)
 
 
 def write_yolo(splits: Splits, out: Path) -> Counts:
@@ -71,18 +81,13 @@ def write_voc(splits: Splits, out: Path) -> Counts:
     return counts
 
 
-WRITERS: dict[str, Callable[[Splits, Path], Counts]] = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
-
-
-def _copy(records: Iterable[ImageRecord], folder: Path, taken: set[str] | None = None) -> list[str]:
-    """Copy images into one folder; names get a number where another image has the same one without suffix.
+def distinct_names(records: Iterable[ImageRecord], taken: set[str] | None = None) -> list[str]:
+    """Return a file name for each image; it gets a number where another image has the same one without suffix.
 
     Args:
         records: Images.
-        folder: Folder to create.
         taken: Names without suffix, in lower case, that are taken; changed in place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     taken = set() if taken is None else taken
     names = []
     for record in records:
@@ -92,7 +97,15 @@ def _copy(records: Iterable[ImageRecord], folder: Path, taken: set[str] | None =
             stem = f"{record.path.stem}_{number}"
         taken.add(stem.lower())
         names.append(f"{stem}{record.path.suffix}")
-        shutil.copyfile(record.path, folder / names[-1])
+    return names
+
+
+def _copy(records: Sequence[ImageRecord], folder: Path, taken: set[str] | None = None) -> list[str]:
+    """Copy images into one folder, and return their names; see `distinct_names`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = distinct_names(records, taken)
+    for record, name in zip(records, names, strict=True):
+        (folder / name).write_bytes(read_bytes(record.path))
     return names
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from dfmsd.data.formats.layout import SPLITS, hidden, plain_name
+from dfmsd.data.shards import list_members
 from dfmsd.errors import DfmsdError
 
 logger = logging.getLogger("dfmsd")
@@ -75,16 +76,21 @@ def _find_missing(names: Iterable[str], folder: Path, root: Path) -> tuple[list[
     missing: list[str] = []
     outside: list[str] = []
     for parent, pairs in by_parent.items():
-        try:
-            with os.scandir(folder / parent) as entries:
-                is_link = {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
-        except (OSError, ValueError):  # the folder does not exist or cannot be read
-            is_link = {}
+        is_link = dict.fromkeys(list_members(folder / parent), False) or _list_files(folder / parent)
         missing += [name for name, last in pairs if last not in is_link]
         folder_outside = is_link and not (folder / parent).resolve().is_relative_to(root)
         suspects = (name for name, last in pairs if last in is_link and (folder_outside or is_link[last]))
         outside += [name for name in suspects if not (folder / name).resolve().is_relative_to(root)]
     return missing, outside
+
+
+def _list_files(folder: Path) -> dict[str, bool]:
+    """Return the names of the files in a folder, and whether each is a link; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
+    except (OSError, ValueError):
+        return {}
 
 
 def check_inside(paths: Sequence[Path], folders: Sequence[Path], file: Path) -> None:
