@@ -9,23 +9,28 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _coco import CLASSES, HEIGHT, WIDTH, write_coco
+from _coco import CLASSES, HEIGHT, WIDTH, random_photo, write_coco
 from _measure import interleaved_medians, parse_arguments, print_rows, write_results
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from dfmsd import DetectorConfig, build_detector
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.data.batching import collate
 from dfmsd.data.images import read_image
-from dfmsd.data.transforms import Sample, fit, hflip
+from dfmsd.data.records import Records
+from dfmsd.data.transforms import Sample, fit, fitted_size, hflip
+from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.types import Batch
 from dfmsd.utils.device import available_cores
 
@@ -33,6 +38,7 @@ STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_
 IMAGES, BATCH, SIDE = 64, 8, 192
 LOADERS = (("off", 0), ("off", 1), ("off", 2), ("ram", 0), ("disk", 0), ("disk", 1), ("disk", 2))
 """Cache of resized images, and number of loader processes."""
+PHOTOS = ((1600, 1200), (4000, 3000))
 THREADS = 1
 
 
@@ -104,6 +110,80 @@ def loader(root: Path, cache: str, workers: int) -> DataLoader[Sample]:
     return CocoDataModule(config).train_dataloader()
 
 
+class ReferenceImages(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """The images with the transforms of torchvision's detection reference, its preset ``hflip``."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.transform = v2.Compose(
+            [v2.ToImage(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        record = self.records[index]
+        boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]  # its canvas is a tuple
+            record.boxes, format="XYXY", canvas_size=(record.height, record.width)
+        )
+        return self.transform(Image.open(record.path).convert("RGB"), {"boxes": boxes, "labels": record.labels})
+
+
+def measure_reference(root: Path, repeats: int) -> list[dict[str, Any]]:
+    """Time epochs of loaders at the images' own size, in images per second, one process."""
+    config = DataConfig(str(root), image_size=WIDTH, batch_size=BATCH, cache="off", workers=0)
+    data = CocoDataModule(config)
+    records = data.train.coco.records
+    reference = DataLoader(
+        ReferenceImages(records), BATCH, shuffle=True, collate_fn=lambda samples: tuple(zip(*samples, strict=True))
+    )
+    calls: dict[str, Callable[[], object]] = {
+        "dfmsd": partial(epoch, data.train_dataloader(), lambda batch: None),
+        "torchvision's reference": lambda: list(reference),
+        "decoding alone": lambda: [pil_decode(path) for path in records.paths],
+    }
+    medians = interleaved_medians(calls, repeats)
+    return [
+        {
+            "loader": name,
+            "images_per_s": 1e3 * IMAGES / median.wall,
+            "relative_to_reference": medians["torchvision's reference"].wall / median.wall,
+        }
+        for name, median in medians.items()
+    ]
+
+
+def measure_scaled_decoding(repeats: int) -> list[dict[str, Any]]:
+    """Time decoding and resizing of large JPEG images, and the same after libjpeg's own scaling, in milliseconds."""
+    rows = []
+    for width, height in PHOTOS:
+        content = BytesIO()
+        random_photo(np.random.default_rng(0)).resize((width, height)).save(content, "JPEG", quality=90)
+        calls = {"full": partial(decode_to, content, WIDTH), "scaled": partial(decode_to, content, WIDTH, scaled=True)}
+        full, scaled = (call().float() for call in calls.values())
+        medians = interleaved_medians(calls, repeats)
+        rows.append(
+            {
+                "jpeg": [width, height],
+                "ms": medians["full"].wall,
+                "scaled_ms": medians["scaled"].wall,
+                "mean_difference": (full - scaled).abs().mean().item(),
+            }
+        )
+    return rows
+
+
+def decode_to(content: BytesIO, side: int, *, scaled: bool = False) -> Tensor:
+    """Decode a JPEG and resize its longer side, with libjpeg's scaling by a power of 2 first if asked for."""
+    image = Image.open(content)
+    size = fitted_size(image.height, image.width, side)
+    if scaled:
+        image.draft("RGB", size[::-1])
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return interpolate(pixels[None], size, mode="bilinear", antialias=True)
+
+
 def training_step() -> Callable[[Batch], None]:
     """Build the student and return its training step, without the optimizer."""
     torch.manual_seed(0)
@@ -127,19 +207,26 @@ def main() -> None:
     """Measure parts and loaders, print tables and write JSON."""
     options = parse_arguments(__doc__, "data", repeats=15)
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as every run does
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DFMSD_CACHE"] = str(Path(folder) / "cache")
         root = write_coco(Path(folder) / "data", train=IMAGES, val=BATCH)
         parts = measure_parts(root, options.repeats)
         print_rows(f"one image of {WIDTH} x {HEIGHT} to {SIDE} pixels, {THREADS} thread", parts)
         loaders = measure_loaders(root, options.repeats)
+        reference = measure_reference(root, options.repeats)
+    scaled = measure_scaled_decoding(options.repeats)
     print_rows(f"loaders alone and before a training step, batch {BATCH}, {available_cores()} cores", loaders)
+    print_rows(f"loaders at {WIDTH} pixels, batch {BATCH}, one process", reference)
+    print_rows(f"JPEG images to {WIDTH} pixels", scaled)
     results = {
         "repeats": options.repeats,
         "configuration": {"images": IMAGES, "jpeg": [WIDTH, HEIGHT], "image_size": SIDE, "batch": BATCH},
         "cores": available_cores(),
         "parts": parts,
         "rows": loaders,
+        "reference": reference,
+        "scaled_decoding": scaled,
     }
     write_results(options.out, results)
 

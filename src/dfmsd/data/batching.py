@@ -41,12 +41,12 @@ def _padded(images: Sequence[Tensor], side: int | None) -> Tensor:
     """Return uint8 images, ``3 x H x W``, in one float32 frame, ``N x 3 x H' x W'``."""
     sizes = [_size(image) for image in images]
     height, width = (side or -(-max(lengths) // STRIDE) * STRIDE for lengths in zip(*sizes, strict=True))
-    # uint8 and channels last, as images are decoded: padding is a plain copy, and the batch is converted only once
-    shape = (len(images), 3, height, width)
-    frames = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
+    frames = torch.empty((len(images), 3, height, width), memory_format=torch.channels_last)  # as images are decoded
     for frame, image, (h, w) in zip(frames, images, sizes, strict=True):
-        frame[:, :h, :w] = image
-    return frames.float().div_(255)
+        frame[:, :h, :w].copy_(image).div_(255)
+        frame[:, h:] = 0
+        frame[:, :h, w:] = 0
+    return frames
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -52,10 +52,14 @@ def rgb_tensor(image: Image.Image, name: str) -> Tensor:
         DfmsdError: The image has floating-point pixels, or gray values beyond 16 bits.
     """
     _check_mode(image, name)
-    image = ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF, but no other
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # PIL's own conversion of 16-bit gray clips at 255
         image = Image.fromarray(_to_8_bits(np.asarray(image), name))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if image.mode != "RGB":  # it would be copied all the same
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
