@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import coerce
 
@@ -98,7 +99,7 @@ def predict(
     images: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     *,
-    score: float = 0.3,
+    score: float = SHOWN_SCORE,
     image_size: int | None = None,
     tiles: int | None = None,
     overlap: float | None = None,

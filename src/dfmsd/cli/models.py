@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from dfmsd.api import models as api
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.engine.configfile import command_parser
 
 
@@ -38,7 +39,7 @@ def predict_parser() -> ArgumentParser:
         default=None,
         help="COCO annotation file of the images to create, in place of --out",
     )
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score of a detection to keep")
+    parser.add_argument("--score", type=float, default=SHOWN_SCORE, help="lowest score of a detection to keep")
     _add_image_size(parser)
     tiles = "side of the tiles that larger images are cut into, in pixels; each is resized to --image-size"
     parser.add_argument("--tiles", type=int | None, default=None, help=tiles)

@@ -11,6 +11,7 @@ from statistics import median
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.detectors.prediction import check_score
 from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
@@ -23,7 +24,7 @@ def annotate(
     model: Detector | str,
     images: Sequence[str | Path],
     file: Path,
-    score: float = 0.3,
+    score: float = SHOWN_SCORE,
     image_size: int | None = None,
     tiles: int | None = None,
     overlap: float | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 from dfmsd.data.images import read_image, read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.detectors.drawing import import_supervision
 from dfmsd.detectors.prediction import check_score
 from dfmsd.detectors.tiling import read_tiling
@@ -33,7 +34,7 @@ def predict(
     model: Detector | str,
     images: Sequence[str | Path],
     out: Path,
-    score: float = 0.3,
+    score: float = SHOWN_SCORE,
     image_size: int | None = None,
     tiles: int | None = None,
     overlap: float | None = None,

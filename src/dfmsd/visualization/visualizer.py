@@ -13,6 +13,7 @@ from torch import Tensor
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
@@ -22,8 +23,6 @@ from dfmsd.visualization.figures import draw_contact_sheet, draw_scene, render_p
 from dfmsd.visualization.scene import build_scene
 
 CONTACT_SHEET = "contact_sheet.png"
-MIN_SCORE = 0.3
-"""Minimum score of the teacher detections that stand in for annotations."""
 
 
 def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Path], out: str | Path) -> list[Path]:
@@ -88,7 +87,7 @@ def _teacher_boxes(teacher: Detector, batch: Batch) -> tuple[Tensor, str]:
     if not teacher.class_names:
         return torch.empty(0, 4), "none, the teacher has no head"
     detections = detect(teacher, batch)[0]
-    return detections["boxes"][detections["scores"] >= MIN_SCORE], f"teacher detections, score at least {MIN_SCORE}"
+    return detections["boxes"][detections["scores"] >= SHOWN_SCORE], f"teacher detections, score at least {SHOWN_SCORE}"
 
 
 def _write(path: Path, content: bytes) -> Path:
