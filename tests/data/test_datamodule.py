@@ -253,3 +253,16 @@ def test_real_data_sets_load_completely(shared_data: Path, name: str, images: tu
             assert max(height, width) == 192
             assert bool(((boxes >= 0) & (boxes <= torch.tensor([width, height] * 2) + 1e-3)).all())
             assert bool((boxes[:, 2:] > boxes[:, :2]).all())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_fetched_ahead_by_workers_that_stay_and_pinned_for_a_gpu(
+    tiny_coco: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, workers: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    data = CocoDataModule(config(tiny_coco, workers=workers))
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.pin_memory == gpu
+        assert loader.persistent_workers == (workers > 0)
+        assert loader.prefetch_factor == (2 if workers else None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from dfmsd.distillation.balance import GradientBalance
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
+from dfmsd.engine.module import build_optimizer
+from dfmsd.engine.optim import OptimConfig
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.is_nonzero, aten.item, aten.nonzero, aten.masked_select, aten.equal}
@@ -28,17 +32,31 @@ TARGETS = [
 
 
 class Watch(TorchDispatchMode):
-    """Record operations for whose result or shape the host has to wait."""
+    """Record operations for whose result or shape the host has to wait.
 
-    def __init__(self) -> None:
+    Args:
+        on_host: tensors that are on the host also where there is a GPU.
+    """
+
+    def __init__(self, on_host: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.callers: list[str] = []
         self.paused = False
+        self.on_host = list(on_host)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.paused and (func._overloadpacket in WAITING or self._boolean_mask(func, args)):
+        waits = func._overloadpacket in WAITING or self._boolean_mask(func, args)
+        if waits and not self.paused and not any(args[0] is tensor for tensor in self.on_host):
             self.found.append(str(func))
+            self.callers.append(self._caller())
         return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _caller() -> str:
+        """Name the module that called torch."""
+        names = (frame.f_globals["__name__"] for frame, _ in traceback.walk_stack(None))
+        return next(name for name in names if name not in (__name__, "traceback") and not name.startswith("torch."))
 
     @staticmethod
     def _boolean_mask(func: Any, args: Any) -> bool:
@@ -86,9 +104,12 @@ def test_the_watch_ignores_other_operations(watch: Watch) -> None:
     assert watch.found == []
 
 
-@pytest.mark.parametrize("arch", ["fcos", "faster_rcnn"])
-def test_distillation_never_waits_for_the_device(arch: str) -> None:
-    student = build_detector(STUDENT, ("a",))
+@pytest.mark.parametrize(
+    ("own", "arch"), [("fcos", "fcos"), ("fcos", "faster_rcnn"), ("retinanet", "retinanet"), ("retinanet", "fcos")]
+)
+def test_distillation_never_waits_for_the_device(own: str, arch: str) -> None:
+    """Nor does what a training step does after it."""
+    student = build_detector(replace(STUDENT, arch=own), ("a",))
     teacher = FrozenTeacher(build_detector(replace(STUDENT, arch=arch, fpn_channels=32), ("a",)), "teacher")
     stages = [StageConfig(epochs=1), StageConfig(epochs=1, teacher="teacher")]
     loss = {"name": "dfmsd"}
@@ -97,12 +118,42 @@ def test_distillation_never_waits_for_the_device(arch: str) -> None:
     (lesson,) = task.lessons
     assert lesson.balance is not None
     lesson.balance.calls = lesson.balance.first
-    watch = Watch()
+    optimizer = build_optimizer(task.trainable, OptimConfig(lr=0.01))
+    train_step(task, optimizer, Watch())  # the first one makes the optimizer's counters, which it keeps on the host
+    watch = Watch(on_host=[state["step"] for state in optimizer.state.values()])
     watch.leave_out(student)  # torchvision's own losses do wait
-    with watch:
-        named = task(torch.rand(2, 3, 64, 64), TARGETS)
+    named = train_step(task, optimizer, watch)
     assert {"mask/p3", "sfa/p3"} <= named.keys()
     assert watch.found == []
+
+
+def train_step(task: DistillationTask, optimizer: torch.optim.Optimizer, watch: Watch) -> dict[str, torch.Tensor]:
+    """Watch a training step, but not the backward pass of the detector's own losses."""
+    with watch:
+        named = task(torch.rand(2, 3, 64, 64), TARGETS)
+        torch.stack([value for name, value in named.items() if not name.startswith("task/")]).sum().backward(
+            retain_graph=True
+        )
+    torch.stack([value for name, value in named.items() if name.startswith("task/")]).sum().backward()
+    with watch:
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return named
+
+
+@pytest.mark.parametrize("arch", ["fcos", "retinanet", "faster_rcnn", "ssdlite"])
+def test_where_a_detectors_own_losses_wait_torchvision_does(arch: str) -> None:
+    student = build_detector(replace(STUDENT, arch=arch), ("a",)).train()
+    student._to_library_targets = partial(boxes_unchecked, student)  # type: ignore[assignment]  # checked on a CPU only
+    with Watch() as watch:
+        student(torch.rand(2, 3, 128, 128), TARGETS)
+    assert watch.callers
+    assert {name.partition(".")[0] for name in watch.callers} == {"torchvision"}
+
+
+def boxes_unchecked(student: Any, targets: list[Any]) -> list[Any]:
+    return [{"boxes": target["boxes"], "labels": student.label_ids[target["labels"]]} for target in targets]
 
 
 @pytest.mark.parametrize("boxes", [TARGETS, TARGETS[1:] * 2], ids=["boxes", "empty"])
