@@ -8,12 +8,10 @@ from tests.helpers.few_neurons import IMAGES, LOSS, SUM, TARGETS, FewNeurons, fr
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.distillation.checks import term_scales
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
-from dfmsd.types import Batch
 
 
 def one_stage(
@@ -280,22 +278,6 @@ def test_balance_scales_all_terms_together_to_the_tasks_gradient() -> None:
 
     assert_close(norm("mask/", "sfa/"), 0.5 * norm("task/"))
     assert any("balance" in name for name in task.state_dict())
-
-
-@pytest.mark.slow
-def test_compiled_losses_can_be_measured_after_a_step_that_was_not() -> None:
-    """As in a run that is resumed, or finds on the disk what another one compiled."""
-    task = DistillationTask(FewNeurons(), [StageConfig(1, "a")], [[frozen()]], {"name": "fitnet"}, balance=0.5)
-    task.compile_losses("aot_eager")
-    balance = task.lessons[0].balance
-    assert balance is not None
-    balance.calls = balance.first
-    for _ in range(2):  # the second call compiles again
-        step(task)
-    balance.calls = 0
-    step(task)
-    assert balance.calls == 1
-    assert [scale.name for scale in term_scales(task, Batch(IMAGES, TARGETS, [], [], []))] == ["task", "fitnet"]
 
 
 def test_the_student_is_trained_in_place() -> None:

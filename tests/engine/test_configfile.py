@@ -120,6 +120,15 @@ def test_a_removed_key_may_still_state_the_value_that_is_left(tmp_path: Path, ki
         read_config(kind, file)
 
 
+def test_compile_loss_has_become_a_part_of_compile(file: Path) -> None:
+    plain = file.read_text()
+    file.write_text(f"{plain}compile_loss: true\n")
+    with pytest.raises(DfmsdError, match="compile_loss: True was removed"):
+        read_config(DistillConfig, file)
+    file.write_text(f"{plain}compile_loss: false\ncompile: true\n")
+    assert read_config(DistillConfig, file).compile
+
+
 def test_a_run_folder_of_an_earlier_version_is_the_same_run(file: Path, tmp_path: Path) -> None:
     config = read_config(DistillConfig, file)
     write_config(config, tmp_path)

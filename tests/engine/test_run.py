@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from tests.helpers.runs import (
     rows,
     stopping,
 )
+from torch.testing import assert_close
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig, learning_rate_factor
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import callbacks
 from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
@@ -427,14 +430,14 @@ def test_a_run_on_several_losses_at_once_logs_the_terms_of_each(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_losses_work_with_a_balance_and_resuming(
+def test_a_compiled_run_works_with_a_balance_and_resuming(
     distill_config: MakeDistill, tiny_root: Path, tiny_teachers: tuple[str, str], tmp_path: Path
 ) -> None:
     """20 steps are measured and four are not; the second stage measures again what the first one compiled."""
     data = DataConfig(str(tiny_root), image_size=64, batch_size=2)
     stages = [StageConfig(6, tiny_teachers[0]), StageConfig(1, tiny_teachers[0])]
     settings = {"data": data, "stages": stages, "loss": {"name": "fitnet"}, "balance": 0.5, "eval_every": 7}
-    plain, config = (distill_config(tmp_path / str(fast), compile_loss=fast, **settings) for fast in (False, True))
+    plain, config = (distill_config(tmp_path / str(fast), compile=fast, **settings) for fast in (False, True))
     quietly(plain)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(22, press_ctrl_c))
@@ -442,8 +445,39 @@ def test_compiled_losses_work_with_a_balance_and_resuming(
             quietly(config)
     quietly(config, resume=True)
     wanted, found = ([float(row["loss"]) for row in rows(Path(run.out) / "log.csv")] for run in (plain, config))
-    assert found[:20] == wanted[:20]
     assert found == pytest.approx(wanted, rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_differs_in_nothing_but_the_config(
+    distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfmsd.engine.run.check_compiler", lambda _device: None)
+    monkeypatch.setattr(DistillationTask, "compile_parts", partialmethod(DistillationTask.compile_parts, "eager"))
+    stages = [StageConfig(1, distill_config(tmp_path).stages[0].teacher)]
+    runs = [
+        quietly(distill_config(tmp_path / str(fast), compile=fast, stages=stages, deliver="ema", inherit="auto"))
+        for fast in (False, True)
+    ]
+    first, second = (torch.load(each.run / "last.ckpt", weights_only=True)["state_dict"] for each in runs)
+    assert list(second) == list(first)
+    assert_close(second, first)
+    logs = [[float(row["loss"]) for row in rows(each.run / "log.csv")] for each in runs]
+    assert logs[1] == pytest.approx(logs[0])
+    assert runs[1].metrics == runs[0].metrics
+    assert not any("forward" in vars(module) for module in runs[1].student.modules())
+
+
+def test_compile_without_a_compiler_is_refused_before_anything_else(
+    distill_config: MakeDistill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(DfmsdError, match=r"^compile: torch.compile needs .* \(no g\+\+\); install them"):
+        distill(distill_config(tmp_path / "run", compile=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_layers_are_no_reason_for_a_warning(distill_config: MakeDistill, tmp_path: Path) -> None:

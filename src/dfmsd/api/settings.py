@@ -40,6 +40,7 @@ class RunSettings(TypedDict, total=False):
     checkpoint_every: int | None
     skip_nonfinite: int
     logger: LoggerName | list[LoggerName]
+    compile: bool
 
 
 class DistillSettings(RunSettings, total=False):
@@ -51,7 +52,6 @@ class DistillSettings(RunSettings, total=False):
     teacher_precision: Precision | None
     teacher_classes: dict[str, str] | None
     teacher_size: int | None
-    compile_loss: bool
     teacher_cache: Literal["ram", "disk"] | None
     teacher_cache_dtype: StorageType
     teacher_cache_gib: float

@@ -193,6 +193,13 @@ class Detector(nn.Module, ABC):
         """Return the layers in front of neck and head, for their own learning rate; None, the default: unknown."""
         return None
 
+    def compilable(self) -> Sequence[nn.Module]:
+        """Return the layers for ``torch.compile``, none inside another; none at all, the default, if it is not tested.
+
+        The shapes of what they return follow from those of their input.
+        """
+        return ()
+
     @property
     def soft_targets(self) -> bool:
         """Whether the classification loss takes the ``scores`` of targets; False, the default, if it ignores them."""

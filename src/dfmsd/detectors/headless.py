@@ -63,6 +63,10 @@ class BackboneTeacher(Detector):
         """
         raise DfmsdError(f"{self.name} has no detection head: it returns features, and no boxes to draw or evaluate")
 
+    def compilable(self) -> Sequence[nn.Module]:
+        """Return the whole backbone."""
+        return [self.model]
+
     def _maps(self, images: Tensor) -> Sequence[Tensor]:
         maps: Sequence[Tensor] = self.model(self.normalize(images))
         return maps

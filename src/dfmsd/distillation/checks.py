@@ -129,8 +129,7 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
     with undisturbed(task):
         for index in range(len(task.stages)):
             task.enter_stage(index, begins=False)
-            with task.uncompiled():
-                named = task(batch.images, batch.targets, larger=batch.larger)
+            named = task(batch.images, batch.targets, larger=batch.larger)
             _check_values(named, index + 1, empty=not any(len(t["boxes"]) for t in task.known(batch.targets)))
             _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
             for name, value in term_groups(named).items():
@@ -146,7 +145,8 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
 
 @contextmanager
 def undisturbed(task: DistillationTask) -> Iterator[None]:
-    """Switch to training mode, and restore the state, stage, modes and random state on exit."""
+    """Switch to training mode, uncompiled, and restore the state, stage, modes and random state on exit."""
+    compiled, task.compiled = task.compiled, None  # a compiled backward pass runs only once
     state = copy.deepcopy(task.state_dict())
     stage, modes = task.stage, {module: module.training for module in task.modules()}
     with torch.random.fork_rng():
@@ -154,7 +154,7 @@ def undisturbed(task: DistillationTask) -> Iterator[None]:
         try:
             yield
         finally:
-            task.stage = stage
+            task.stage, task.compiled = stage, compiled
             for module, training in modes.items():
                 module.training = training
             task.load_state_dict(state)

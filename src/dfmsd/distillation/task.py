@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from dfmsd import losses
 from dfmsd.detectors.base import Detector
 from dfmsd.distillation.balance import BALANCE, GradientBalance
 from dfmsd.distillation.basis import build_basis, choose_basis
+from dfmsd.distillation.compiled import Backend, CompiledParts
 from dfmsd.distillation.heads import HeadPair
 from dfmsd.distillation.queries import check_queries, compares_queries
 from dfmsd.distillation.stages import StageConfig, adds_labels
@@ -97,7 +98,7 @@ class DistillationTask(nn.Module):
         trainable: student, loss layers and balances, which hold every parameter and buffer of this module; the part
             that an optimizer, DDP and checkpoints use.
         stage: index of the current stage, from 0.
-        compiled: whether `compile_losses` was called.
+        compiled: the parts that run compiled, after `compile_parts`.
         warming_up: whether the student learns without the teachers whose basis is not fitted yet.
 
     Raises:
@@ -116,7 +117,7 @@ class DistillationTask(nn.Module):
         self.stages = tuple(stages)
         self.teachers = tuple(tuple(of_stage) for of_stage in teachers)
         self.stage = 0
-        self.compiled = False
+        self.compiled: CompiledParts | None = None
         self.warming_up = False
         self.heads: dict[str, HeadPair] = {}
         criteria, balances = nn.ModuleDict(), nn.ModuleDict()
@@ -191,28 +192,27 @@ class DistillationTask(nn.Module):
             lessons.append(Lesson(teacher, criterion, balance, self.heads.get(key), label))
         return tuple(lessons)
 
-    def compile_losses(self, backend: str = "inductor") -> None:
-        """Compile the losses of every stage with ``torch.compile`` on their first call.
+    def compile_parts(self, backend: Backend = "inductor") -> list[str]:
+        """Run student, teachers and losses through ``torch.compile`` in every later call of the task.
+
+        Each part is compiled on its first call, and again for other shapes; see `CompiledParts`. In a step that a
+        balance measures, the teachers alone are.
 
         Args:
             backend: of ``torch.compile``.
+
+        Returns:
+            The detectors that stay as they are, since it is not known which of their layers can be compiled.
         """
-        self.compiled = True
+        student = self.student.compilable()
+        teachers = {teacher.name: teacher.detector.compilable() for teacher in self.every_teacher}
         criteria = self.trainable["criteria"]
         assert isinstance(criteria, nn.ModuleDict)
-        for criterion in criteria.values():
-            criterion.compile(backend=backend)
-
-    def uncompiled(self) -> AbstractContextManager[object]:
-        """Run the losses uncompiled in this context, for code that backpropagates through them more than once.
-
-        A compiled backward pass overwrites what the forward pass saved for it, and so runs only once. Torch before 2.6
-        cannot switch compilation off, but does not overwrite either.
-        """
-        if not self.compiled or not hasattr(torch.compiler, "set_stance"):
-            return nullcontext()
-        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-        return eager
+        self.compiled = CompiledParts(
+            chain.from_iterable(teachers.values()), chain(student, criteria.values()), backend
+        )
+        plain = [f"teacher {name}" for name, layers in teachers.items() if not layers]
+        return plain if student else ["the student", *plain]
 
     def enter_stage(self, index: int, *, begins: bool = True) -> None:
         """Switch to a stage.
@@ -250,7 +250,19 @@ class DistillationTask(nn.Module):
             ``task/<detector's loss>``, if the stage has labels, and ``<term>/<level>`` -> scalar; with several teachers
             in the stage ``T<number>.<term>/<level>``, numbered from 1 in the stage's order.
         """
-        lessons, targets = self.lessons, self.known(targets)
+        lessons = self.lessons
+        measuring = any(lesson.measuring for lesson in lessons)
+        with self.compiled.active(measuring=measuring) if self.compiled else nullcontext():
+            return self._compute(lessons, images, self.known(targets), keys, larger)
+
+    def _compute(
+        self,
+        lessons: Sequence[Lesson],
+        images: Tensor,
+        targets: Sequence[Target],
+        keys: Sequence[str | None],
+        larger: Tensor | None,
+    ) -> dict[str, Tensor]:
         if not lessons:
             images = images[: len(targets)]
         seen = images if larger is None else larger
@@ -261,18 +273,17 @@ class DistillationTask(nn.Module):
         for lesson, paired in zip(lessons, heads, strict=True):
             if self.warming_up and lesson.criterion.basis is not None:
                 continue
-            with self.uncompiled() if lesson.measuring else nullcontext():
-                of_teacher = passes[lesson.teacher]
-                both = losses.QueryPair(queries, of_teacher.queries) if queries and of_teacher.queries else None
-                terms = lesson.criterion(
-                    pyramid,
-                    of_teacher.pyramid,
-                    boxes=boxes,
-                    size=frame_of(images),
-                    stage=self.stage + 1,
-                    heads=paired,
-                    queries=both,
-                )
+            of_teacher = passes[lesson.teacher]
+            both = losses.QueryPair(queries, of_teacher.queries) if queries and of_teacher.queries else None
+            terms = lesson.criterion(
+                pyramid,
+                of_teacher.pyramid,
+                boxes=boxes,
+                size=frame_of(images),
+                stage=self.stage + 1,
+                heads=paired,
+                queries=both,
+            )
             if lesson.balance is not None:
                 terms = lesson.balance(terms, sum(task_losses.values()), pyramid, labeled)
             named |= lesson.named(terms)

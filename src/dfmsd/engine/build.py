@@ -149,8 +149,6 @@ def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[st
     task = DistillationTask(student, config.stages, stages, config.loss, config.balance)
     if config.data.multi_scale is not None:
         _check_sizes(task, config.data.batch_sizes)
-    if config.compile_loss:
-        task.compile_losses()
     return task
 
 

@@ -60,6 +60,9 @@ class RunConfig:
         skip_nonfinite: number of steps with a non-finite loss or gradient to skip before the run ends; 0 ends it at
             the first one.
         logger: experiment logger, ``tensorboard``, ``wandb`` or ``mlflow``, or a list of several.
+        compile: run the networks, and the losses of teachers, through torch.compile in training. Requires a C++
+            compiler, and Triton on a GPU; the first steps then take minutes. In steps that `balance` measures, the
+            teachers alone are compiled.
     """
 
     out: str
@@ -77,6 +80,7 @@ class RunConfig:
     checkpoint_every: int | None = None
     skip_nonfinite: int = 0
     logger: LoggerName | list[LoggerName] = "tensorboard"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Convert the values to their types, and check their ranges.
@@ -170,6 +174,7 @@ class TrainConfig(RunConfig):
         checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
         skip_nonfinite: number of steps with a non-finite loss or gradient to skip.
         logger: experiment logger, or a list of several.
+        compile: run the network through torch.compile in training.
         model: the detector.
         epochs: passes over the training images.
     """
@@ -214,6 +219,8 @@ class DistillConfig(RunConfig):
         checkpoint_every: optimizer steps between two checkpoints; null means one per epoch and every 10 minutes.
         skip_nonfinite: number of steps with a non-finite loss or gradient to skip.
         logger: experiment logger, or a list of several.
+        compile: run student, teachers and losses through torch.compile in training; in steps that `balance` measures,
+            the teachers alone.
         student: the detector to train.
         stages: which teachers to use, and for how many epochs, with the keys of `StageConfig`; with ``near: true``, a
             teacher nearer to the student is made and teaches first.
@@ -231,8 +238,6 @@ class DistillConfig(RunConfig):
             for names that differ by more than spelling; several may become one.
         teacher_size: longer side of the images that the teachers see, in pixels, a multiple of 32 above
             `data.image_size`; null shows them the student's images.
-        compile_loss: fuse the losses with torch.compile. Requires a C++ compiler (triton on a GPU) and takes a minute
-            or two at the first step that `balance` does not measure; measured steps run uncompiled.
         teacher_cache: compute each image's teacher features once and keep them in ``ram`` for this run, or on ``disk``
             for later runs too; null computes them at every step. They are rounded to `teacher_cache_dtype`, so the
             results differ from a run without. Works with flips, and with all augmentations from a
@@ -241,7 +246,7 @@ class DistillConfig(RunConfig):
         teacher_cache_gib: limit in GiB of RAM, or of disk for the caches of all teachers.
     """
 
-    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss"}
+    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss", "compile_loss": False}
     """Keys of earlier versions, see `drop_removed`."""
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
@@ -252,7 +257,6 @@ class DistillConfig(RunConfig):
     teacher_precision: Precision | None = None
     teacher_classes: dict[str, str] | None = None
     teacher_size: int | None = None
-    compile_loss: bool = False
     teacher_cache: Literal["ram", "disk"] | None = None
     teacher_cache_dtype: StorageType = "float16"
     teacher_cache_gib: float = 8.0
@@ -393,7 +397,7 @@ class DistillConfig(RunConfig):
         stages = [StageConfig(epochs) for stage in self.stages if stage.labels for epochs in stage.lengths]
         undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None, "teacher_size": None}
         data = self.data if self.data.labels_images else self.data.labeled_only()
-        return replace(self, data=data, stages=stages, inherit=False, compile_loss=False, **undistilled)
+        return replace(self, data=data, stages=stages, inherit=False, **undistilled)
 
 
 Recipe = TrainConfig | DistillConfig

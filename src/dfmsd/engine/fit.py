@@ -108,6 +108,10 @@ def fit(
         multi_scale=MultiScale(size, config.data.batch_sizes, config.seed) if config.data.multi_scale else None,
     )
     module.to(memory_format=torch.channels_last)
+    if config.compile:
+        plain = task.compile_parts()
+        left_out = f"; not compiled: {', '.join(plain)}" if plain else ""
+        _print(f"compile: the first steps take minutes{left_out}")
     average = WeightAverage(config.ema) if config.deliver in ("ema", "auto") else None
     evaluated = average if config.deliver == "ema" else None
     skipped = config.epochs_without_labels

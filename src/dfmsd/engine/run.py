@@ -10,6 +10,7 @@ from pathlib import Path
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
 from dfmsd.detectors.classnames import with_names
+from dfmsd.distillation.compiled import check_compiler
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
@@ -87,6 +88,8 @@ def distill(
     refuse_no_images(check_images)
     check_rank(config.processes)
     config.check_effective_batch(config.world_size)
+    if config.compile:
+        check_compiler(default_device())
     if no_distill:
         if config.epochs_without_labels and is_first_process():
             console.print(_left_out(config), highlight=False)

@@ -35,6 +35,8 @@ def assumptions(config: DistillConfig) -> list[str]:
         lines.append("Every image of `data.unlabeled` counts as one with pseudo-labels.")
     if config.balance is not None:
         lines.append("Batches that `balance` measures, the first 20 of a stage and every tenth after, take longer.")
+    if config.compile:
+        lines.append("Everything is timed uncompiled, without the gain of `compile` and the minutes that it takes.")
     if config.teacher_cache == "disk":
         lines.append("The teacher cache starts empty; cached entries are timed from the page cache.")
     if config.teacher_cache and any(len(stage.teachers) > 1 for stage in config.stages):

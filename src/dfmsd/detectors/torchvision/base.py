@@ -109,6 +109,16 @@ class TorchvisionDetector(Detector):
         part = getattr(backbone, "body", None) or getattr(backbone, "features", None)
         return [part if isinstance(part, nn.Module) else backbone]
 
+    def compilable(self) -> Sequence[nn.Module]:
+        """Return backbone and neck, and the head on every level; not assignment, proposals and what follows them."""
+        return [self.model.backbone, self._level_head]
+
+    @property
+    def _level_head(self) -> nn.Module:
+        """The layers that run on whole levels of the pyramid."""
+        head: nn.Module = self.model.head
+        return head
+
     def _read_levels(self) -> tuple[LevelSpec, ...]:
         return read_levels(self.model.backbone)
 

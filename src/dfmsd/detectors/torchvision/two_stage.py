@@ -52,6 +52,12 @@ class TwoStageDetector(TorchvisionDetector):
         boxes = next(iter(maps.values())).new_tensor([[0.0, 0.0, DRY_RUN_SIZE, DRY_RUN_SIZE]])
         pool(maps, [boxes], [(DRY_RUN_SIZE, DRY_RUN_SIZE)])
 
+    @property
+    def _level_head(self) -> nn.Module:
+        """The head of the proposals; that of the boxes runs on a number of regions that changes."""
+        head: nn.Module = self.model.rpn.head
+        return head
+
     def _read_sizes(self) -> list[SizeRange] | None:
         pool, first_bound = self.model.roi_heads.box_roi_pool, None
         if isinstance(pool, MultiScaleRoIAlign):
