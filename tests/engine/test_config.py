@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dfmsd import losses
@@ -16,7 +17,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.optim import OptimConfig
-from dfmsd.engine.saved_config import same_run, to_yaml, write_config
+from dfmsd.engine.saved_config import as_started, differing_keys, same_run, to_yaml, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSDOptions
 from dfmsd.runfolder import RunFolder
@@ -91,7 +92,7 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
         ({"seed": 1.5}, "^seed must be an integer, got 1.5"),
         ({"checkpoint_every": 0}, "^checkpoint_every must be at least 1, got 0"),
         ({"skip_nonfinite": -1}, "^skip_nonfinite must be at least 0, got -1"),
-        ({"precision": "64"}, "^precision must be one of 32, bf16, 16, got '64'"),
+        ({"precision": "64"}, "^precision must be one of auto, 32, bf16, 16, got '64'"),
         ({"deliver": None}, "^deliver must be one of last, ema, best, auto, got None"),
         ({"logger": "paper"}, "^logger must be one of tensorboard, wandb, mlflow or a list, got 'paper'"),
         ({"logger": ["wandb", "paper"]}, "^logger.1 must be one of tensorboard, wandb, mlflow, got 'paper'"),
@@ -210,6 +211,7 @@ def test_python_values_are_converted_to_those_of_a_file(tmp_path: Path) -> None:
         stages=[StageConfig(2, str(tmp_path / "teacher"), {"name": "pkd"})],
         loss={"name": "mgd"},
         seed=7,
+        precision="32",
         balance=1.0,
         logger=["wandb", "mlflow"],
     )
@@ -407,3 +409,26 @@ def test_the_image_cache_is_a_word_or_a_boolean(tmp_path: Path, written: str, ca
 
 def test_yaml_keeps_the_order_of_the_fields() -> None:
     assert to_yaml(TrainConfig(out="x")).startswith("out: x\ndata:\n  root: digits\n")
+
+
+def test_auto_is_bf16_on_a_gpu_that_has_it_and_float32_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DistillConfig(out="x", stages=STAGES)
+    assert config.precision == "auto"
+    for has_bf16, chosen, dtype in ((True, "bf16", torch.bfloat16), (False, "32", torch.float32)):
+        monkeypatch.setattr("dfmsd.engine.config.supports_bf16", lambda answer=has_bf16: answer)
+        assert config.chosen_precision == chosen
+        assert config.teacher_dtype == dtype
+        assert replace(config, precision="16").chosen_precision == "16"
+
+
+@pytest.mark.parametrize("kind", [DistillConfig, TrainConfig])
+def test_a_run_keeps_the_precision_that_it_has_chosen(
+    tmp_path: Path, kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it goes on, on a machine that would choose another one."""
+    monkeypatch.setattr("dfmsd.engine.config.supports_bf16", lambda: False)
+    config = kind(out="x", **({"stages": STAGES} if kind is DistillConfig else {}))
+    write_config(replace(config, precision="bf16"), tmp_path)
+    assert as_started(config, tmp_path).chosen_precision == "bf16"
+    assert same_run(config, tmp_path)
+    assert differing_keys(replace(config, precision="32"), tmp_path) == ["precision"]

@@ -77,6 +77,7 @@ def test_the_run_folder_is_complete_and_consistent(
     run = distilled.run
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
     assert same_run(distill_config(run), run)
+    assert read_config(DistillConfig, run / "config.yaml").precision == "32"  # on a CPU, by the default `auto`
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == distilled.metrics
     assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"]

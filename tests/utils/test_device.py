@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfmsd.utils.device import available_cores, default_device, synchronize, total_memory
+from dfmsd.utils.device import available_cores, default_device, supports_bf16, synchronize, total_memory
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,17 @@ def test_only_the_device_in_use_is_synchronized(device: str, monkeypatch: pytest
     monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("mps"))
     synchronize(torch.device(device))
     assert calls == [device] * (device != "cpu")
+
+
+@pytest.mark.parametrize(("cuda", "native"), [(True, True), (True, False), (False, True)])
+def test_bf16_counts_only_where_a_gpu_does_not_emulate_it(
+    cuda: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda and (native or including_emulation)
+    )
+    assert supports_bf16() == (cuda and native)
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -14,7 +14,7 @@ from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import Deliver, LoggerName, Precision
+from dfmsd.engine.config import Deliver, LoggerName, Precision, PrecisionChoice
 from dfmsd.engine.configfile import parse_config, read_config
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError, suggest
@@ -29,7 +29,7 @@ class RunSettings(TypedDict, total=False):
 
     optim: OptimConfig
     seed: int
-    precision: Precision
+    precision: PrecisionChoice
     deliver: Deliver
     ema: float
     eval_every: int

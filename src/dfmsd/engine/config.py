@@ -23,9 +23,11 @@ from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig, QueryMethod, check_loss, head_methods, replace_loss
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
+from dfmsd.utils.device import supports_bf16
 from dfmsd.utils.files import check_path
 
 Precision = Literal["32", "bf16", "16"]
+PrecisionChoice = Literal["auto", "32", "bf16", "16"]
 Deliver = Literal["last", "ema", "best", "auto"]
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -43,7 +45,8 @@ class RunConfig:
         data: images and annotations.
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
-        precision: compute precision of the networks; distillation terms are always float32.
+        precision: compute precision of the networks; distillation terms are always float32. ``auto`` is ``bf16`` on a
+            CUDA GPU that has it in hardware, else ``32``; the run's config keeps what it chose.
         deliver: deliver the ``last`` weights, their moving average over the steps (``ema``), the better of these two at
             the end (``auto``), or those of the epoch with the ``best`` AP. ``auto`` and ``best`` choose on
             the validation images, so the AP of the best epoch is optimistic, and that of ``auto`` slightly.
@@ -69,7 +72,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
-    precision: Precision = "32"
+    precision: PrecisionChoice = "auto"
     deliver: Deliver = "last"
     ema: float = 0.9998
     eval_every: int = 1
@@ -136,6 +139,13 @@ class RunConfig:
         return (self.optim.effective_batch or images) // images
 
     @property
+    def chosen_precision(self) -> Precision:
+        """The precision, where ``auto`` is that of this machine."""
+        if self.precision == "auto":
+            return "bf16" if supports_bf16() else "32"
+        return self.precision
+
+    @property
     def loggers(self) -> list[LoggerName]:
         """Experiment loggers, each once."""
         return list(dict.fromkeys([self.logger] if isinstance(self.logger, str) else self.logger))
@@ -163,7 +173,7 @@ class TrainConfig(RunConfig):
         data: images and annotations.
         optim: optimizer.
         seed: of weights, data order and augmentation.
-        precision: compute precision of the network.
+        precision: compute precision of the network; ``auto`` is ``bf16`` on a CUDA GPU that has it, else ``32``.
         deliver: ``last``, ``ema``, ``best`` or ``auto`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
@@ -208,7 +218,7 @@ class DistillConfig(RunConfig):
         data: images and annotations.
         optim: optimizer.
         seed: of weights, data order, augmentation and masks.
-        precision: compute precision of the networks.
+        precision: compute precision of the networks; ``auto`` is ``bf16`` on a CUDA GPU that has it, else ``32``.
         deliver: ``last``, ``ema``, ``best`` or ``auto`` weights.
         ema: decay of the moving average.
         eval_every: epochs between evaluations.
@@ -382,7 +392,7 @@ class DistillConfig(RunConfig):
     @property
     def teacher_dtype(self) -> torch.dtype:
         """Type that the teachers compute in."""
-        return COMPUTE_DTYPES[self.teacher_precision or self.precision]
+        return COMPUTE_DTYPES[self.teacher_precision or self.chosen_precision]
 
     def as_distillation(self) -> DistillConfig:
         """Return the run itself, as `TrainConfig.as_distillation` does."""

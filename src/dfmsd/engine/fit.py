@@ -191,7 +191,7 @@ def _build_trainer(
         devices=devices,
         num_nodes=nodes,
         strategy="ddp_find_unused_parameters_true" if config.world_size > 1 else "auto",
-        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+        precision=LIGHTNING_PRECISION[config.chosen_precision],  # type: ignore[arg-type]
         gradient_clip_val=config.optim.clip or None,
         accumulate_grad_batches=config.per_step,
         callbacks=list(callbacks),

@@ -11,6 +11,7 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
 from dfmsd.detectors.classnames import with_names
 from dfmsd.distillation.compiled import check_compiler
+from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
@@ -102,8 +103,9 @@ def distill(
     ):
         if student is None:
             check_frozen(config.student)
-        settled = settle(as_started(config, run.path) if resume else config, teachers, recipes)
-        saved_as = saved_as or settled.config
+        config = with_precision(as_started(config, run.path) if resume else config)
+        settled = settle(config, teachers, recipes)
+        saved_as = replace(saved_as, precision=config.precision) if saved_as else settled.config
         config, near = expand(settled.config)
         data = read_data(config)
         found = find_labeler(config, data, teachers, {**(recipes or {}), **near})
@@ -175,7 +177,7 @@ def check(
     config.check_effective_batch(config.world_size)
     if student is None:
         check_frozen(config.student)
-    settled = settle(config, teachers, recipes)
+    settled = settle(with_precision(config), teachers, recipes)
     config, near = expand(settled.config)
     detectors = [*(teachers or {}).values(), *([student] if student else [])]
     with preserved_rng(), preserved_modes(detectors):
@@ -201,6 +203,15 @@ def check(
     if is_first_process():  # the training of a teacher may have started others
         print_preflight(findings, console)
     return findings
+
+
+def with_precision(config: DistillConfig) -> DistillConfig:
+    """Replace the precision ``auto`` by that of this machine, and print it unless it is float32."""
+    if config.precision == AUTO and config.chosen_precision != "32" and is_first_process():
+        console.print(
+            f"precision: {config.chosen_precision}, which this GPU has; 32 computes in float32", highlight=False
+        )
+    return replace(config, precision=config.chosen_precision)
 
 
 def make_teacher(

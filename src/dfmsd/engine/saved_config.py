@@ -12,7 +12,7 @@ import yaml
 from dfmsd.data import DataConfig
 from dfmsd.data.config import PROBABILITIES
 from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
-from dfmsd.engine.config import DistillConfig, RunConfig
+from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder
@@ -88,13 +88,14 @@ def _differences(former: Any, current: Any, key: str = "") -> Iterator[str]:
 
 
 def as_started(config: C, run: Path) -> C:
-    """Return a config with the near teachers that a run has chosen, where it leaves the choice to the run."""
-    if not isinstance(config, DistillConfig):
+    """Return a config with the precision and near teachers that a run has chosen, where it leaves these to the run."""
+    saved = RunFolder(run).read_config()
+    if config.precision == AUTO and saved.get("precision") in COMPUTE_DTYPES:
+        config = replace(config, precision=saved["precision"])
+    stages = saved.get("stages")
+    if not isinstance(config, DistillConfig) or not isinstance(stages, list) or len(stages) != len(config.stages):
         return config
-    saved = RunFolder(run).read_config().get("stages")
-    if not isinstance(saved, list) or len(saved) != len(config.stages):
-        return config
-    pairs = zip(config.stages, saved, strict=True)
+    pairs = zip(config.stages, stages, strict=True)
     return replace(config, stages=[_with_chosen(stage, old) for stage, old in pairs])
 
 

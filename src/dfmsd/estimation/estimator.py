@@ -133,7 +133,7 @@ def estimate(
         ms,
         prediction,
         tuple(image_flops),
-        gpu_hours(flops, config.precision),
+        gpu_hours(flops, config.chosen_precision),
         frame_of(batch.images),
         {
             name: estimate(recipe.as_distillation(), seconds=seconds, clock=clock)

@@ -120,7 +120,7 @@ def _summary(estimate: Estimate) -> str:
 
 
 def _hours(estimate: Estimate) -> Table:
-    single = estimate.config.precision == "32"
+    single = estimate.config.chosen_precision == "32"
     table = Table(title="projected hours on COCO with one GPU")
     table.add_column("GPU")
     table.add_column(f"peak TFLOPS, {'float32 or TF32' if single else 'bf16 or fp16'}", justify="right")

@@ -77,7 +77,7 @@ def time_in_turns(
 
 def autocast_context(config: DistillConfig, device: torch.device) -> Within:
     """Return the autocast context of a run's networks."""
-    dtype = COMPUTE_DTYPES[config.precision]
+    dtype = COMPUTE_DTYPES[config.chosen_precision]
     return nullcontext if dtype == torch.float32 else lambda: torch.autocast(device.type, dtype)
 
 

@@ -30,6 +30,11 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def supports_bf16() -> bool:
+    """Return whether runs on this machine compute on a CUDA GPU with bf16 in hardware, not emulated."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until all work queued on a GPU is done; return at once on a CPU."""
     if device.type == "cuda":
