@@ -62,6 +62,7 @@ NEEDS = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
     "ncnn": "ncnn",
+    "litert": "litert_torch",
     "wandb": "wandb",
     "slurm": "submitit",
     "ray": "ray",
@@ -222,8 +223,9 @@ def outputs(line: Sequence[str]) -> list[Path]:
     if "--bundle" in line:
         return [Path(line[line.index("--bundle") + 1])]
     if line[0] == "export":
-        suffix = "ncnn.param" if "ncnn" in line else "onnx"
-        return [Path(out or f"runs/student/student.{suffix}")]
+        suffixes = {"ncnn": ".ncnn.param", "litert": ".tflite"}
+        suffix = next((suffixes[word] for word in line if word in suffixes), ".onnx")
+        return [Path(out or f"runs/student/student{suffix}")]
     if "--config" in line and line[0] in ("train", "distill", "compare", "tune") and "--dry-run" not in line:
         config = yaml.safe_load(Path(line[line.index("--config") + 1]).read_text(encoding="utf-8"))
         folder = Path(out or config["out"])

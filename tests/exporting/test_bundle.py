@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers.exports import tiny
+from tests.helpers.exports import need, tiny
 from tests.helpers.fixtures import TINY_CATEGORIES
 from torch import Tensor
 from torchvision import ops
@@ -28,7 +28,6 @@ from dfmsd.exporting.results import Agreement
 from dfmsd.exporting.standalone import infer
 from dfmsd.exporting.verify import ExportedDetector
 from dfmsd.types import Detections
-from dfmsd.utils.extras import check_extra
 
 FILES = {"README.md", "expected.json", "infer.py", "labels.txt", "model.onnx", "preprocess.json", "test.png"}
 
@@ -66,11 +65,12 @@ def pictures(tiny_root: Path, tmp_path: Path) -> Path:
         *((arch, "onnx", nms) for arch in ("fcos", "retinanet", "gfl", "ssdlite") for nms in ("inside", "outside")),
         ("fcos", "openvino", "inside"),
         ("fcos", "ncnn", "outside"),
+        ("fcos", "litert", "outside"),
     ],
     indirect=["model"],
 )
 def test_every_student_in_every_runtime(model: Path, format: str, nms: str, pictures: Path, tmp_path: Path) -> None:
-    check_extra_or_skip(format)
+    need(format)
     found = export_bundle(model, tmp_path / "new" / "bundle", format, images=pictures, image_size=96, nms=nms)
     folder = tmp_path / "new" / "bundle"
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
@@ -92,7 +92,7 @@ def test_every_student_in_every_runtime(model: Path, format: str, nms: str, pict
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["faster_rcnn"], indirect=True)
 def test_two_stages_agree_where_nothing_is_resized(model: Path, pictures: Path, tmp_path: Path) -> None:
-    check_extra_or_skip("onnx")
+    need("onnx")
     for file in pictures.iterdir():
         Image.open(file).resize((96, 96)).save(file.with_suffix(".png"))
     (pictures / "turned.jpg").unlink()
@@ -102,17 +102,10 @@ def test_two_stages_agree_where_nothing_is_resized(model: Path, pictures: Path, 
     assert found.again >= 0.9 * found.objects
 
 
-def check_extra_or_skip(format: str) -> None:
-    try:
-        check_extra(format, (bundle.RUNTIMES[format],), format)
-    except DfmsdError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.slow
 @pytest.mark.network
 def test_it_runs_in_a_bare_environment(model: Path, pictures: Path, tmp_path: Path) -> None:
-    check_extra_or_skip("onnx")
+    need("onnx")
     for nms in ("inside", "outside"):
         export_bundle(model, tmp_path / nms, images=pictures, image_size=96, nms=nms)
         assert {path.name for path in (tmp_path / nms).iterdir()} == FILES
@@ -130,7 +123,7 @@ def test_it_runs_in_a_bare_environment(model: Path, pictures: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_int8_file_runs_too(tiny_root: Path, tmp_path: Path) -> None:
-    check_extra_or_skip("onnx")
+    need("onnx")
     model = tmp_path / "model"
     save_detector(tiny("fcos", TINY_CATEGORIES.values()), model)
     found = export_bundle(model, tmp_path / "bundle", images=tiny_root, image_size=96, int8=True)
@@ -197,7 +190,7 @@ def test_the_padding_counts_as_image_where_the_file_suppresses(padding: bool, to
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "torch"}, "`bundle`: the runtime of `format` torch needs PyTorch; the formats without are onnx"),
+        ({"format": "torch"}, "`bundle`: infer.py does not run `format` torch; the formats that it runs are onnx"),
         ({"format": "tflite"}, "unknown format 'tflite'"),
         ({"out": "x.onnx"}, "`out` names a file, `bundle` and `web` a folder with it; pass one of them"),
         ({"bundle": "FULL"}, "`bundle`: .*full exists and is not an empty folder; name a new one"),

@@ -28,6 +28,7 @@ from dfmsd.exporting.exporter import export
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.standalone.infer import suppress
+from dfmsd.exporting.to_litert import LITERT
 from dfmsd.exporting.to_ncnn import NCNN
 from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
 from dfmsd.exporting.verify import compare_detections
@@ -180,6 +181,14 @@ def test_ncnn_detects_the_same_outside(arch: str, tmp_path: Path, tiny_root: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fcos", "retinanet", "gfl", "ssdlite"])
+def test_litert_detects_the_same_outside(arch: str, tmp_path: Path, tiny_root: Path) -> None:
+    described = check("litert", saved(arch, tmp_path), tmp_path, tiny_root)
+    assert described["input"]["images"][0] == 1
+    assert described["outputs"] == ["boxes", "scores"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch", ["fcos", "retinanet", "gfl", "ssdlite", *(pytest.param(f"hf:{kind}", marks=NEEDED) for kind in ("d_fine",))]
 )
@@ -200,7 +209,7 @@ def test_onnx_without_suppression_and_the_rest_in_numpy(arch: str, tmp_path: Pat
     assert max(compare_detections(expected, actual, 96, info["suppression"]["above"], 100)[:2]) < 1e-3
 
 
-@pytest.mark.parametrize("form", [NCNN, ONNX_DENSE])
+@pytest.mark.parametrize("form", [LITERT, NCNN, ONNX_DENSE])
 def test_files_without_suppression_reject_two_stage_detectors(form: Format, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"suppression between its stages, .* `format` onnx, openvino or torch with"):
         form.write(DetectionGraph(tiny("faster_rcnn"), 64), tmp_path / "x")
@@ -217,12 +226,30 @@ def test_layers_that_ncnn_lacks_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         to_ncnn._convert(script, 64)
 
 
+def test_what_litert_cannot_convert_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no lowering\nfor aten.nonzero.")
+
+    monkeypatch.setitem(sys.modules, "litert_torch", SimpleNamespace(config=SimpleNamespace(), convert=convert))
+    with pytest.raises(
+        DfmsdError, match=r"cannot convert this model \(no lowering for aten.nonzero\); use `format` onnx"
+    ):
+        LITERT.write(DetectionGraph(tiny("fcos"), 64), tmp_path / "x.tflite")
+
+
 @needs_transformers
 @pytest.mark.transformers
-def test_ncnn_rejects_queries(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (NCNN, "ncnn has no layer that selects queries"),
+        (LITERT, "LiteRT lacks operations"),
+    ],
+)
+def test_queries_are_rejected(form: Format, reason: str, tmp_path: Path) -> None:
     save_model("d_fine", tmp_path)
-    with pytest.raises(DfmsdError, match="ncnn has no layer that selects queries"):
-        NCNN.write(DetectionGraph(student(tmp_path).eval(), 96), tmp_path / "x.ncnn.param")
+    with pytest.raises(DfmsdError, match=reason):
+        form.write(DetectionGraph(student(tmp_path).eval(), 96), tmp_path / f"x{form.suffix}")
 
 
 def test_executorch_rejects_two_stage_detectors(tmp_path: Path) -> None:
@@ -264,7 +291,9 @@ def test_int8_keeps_the_ap_of_a_trained_model(shared_data: Path, tmp_path: Path)
     ("changes", "message"),
     [
         ({"int8": True}, "`int8` requires `format` onnx, got torch"),
-        ({"nms": "outside"}, "`nms` outside: not for `format` torch; the formats with it are onnx, ncnn, executorch"),
+        ({"format": "litert", "int8": True}, "`int8` requires `format` onnx, got litert"),
+        ({"format": "litert", "nms": "inside"}, "litert has no non-maximum suppression; the formats with it are onnx"),
+        ({"nms": "outside"}, "`nms` outside: not for `format` torch; the formats with it are onnx, ncnn, litert"),
         ({"nms": "both"}, "`nms`: expected inside or outside, got 'both'"),
         ({"format": "executorch", "nms": "inside"}, "executorch has no non-maximum suppression; the formats with it"),
         ({"out": Path("x.onnx")}, "`out`: expected a file ending in .pt2, got x.onnx"),

@@ -142,7 +142,7 @@ def predict(
 
 def export(
     model: str | Path,
-    format: Literal["onnx", "openvino", "ncnn", "executorch", "torch"] = "onnx",
+    format: Literal["onnx", "openvino", "ncnn", "litert", "executorch", "torch"] = "onnx",
     *,
     out: str | Path | None = None,
     bundle: str | Path | None = None,
@@ -160,7 +160,7 @@ def export(
         format: target format.
         out: file to write; None writes next to the model.
         bundle: folder to create in place of a file, with everything needed to run it without dfmsd: a script, settings,
-            class names, and one of the images with the boxes to expect; for onnx, openvino and ncnn.
+            class names, and one of the images with the boxes to expect; for onnx, openvino, ncnn and litert.
         web: folder to create in place of a file, with a page that runs the model in the browser; for onnx.
         runtime: folder with the files of onnxruntime-web for ``web``; None downloads them once with npm.
         images: folder of images or of a data set to compare on; None uses the data set of the model's run.

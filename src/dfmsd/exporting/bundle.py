@@ -28,7 +28,7 @@ from dfmsd.exporting.results import Agreement, Exported
 from dfmsd.exporting.standalone import infer
 from dfmsd.utils.files import new_folder, write_json, write_text
 
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "litert": "ai-edge-litert"}
 """Format -> package of its runtime on PyPI, none of which needs PyTorch."""
 EXAMPLE = "test.png"
 PIXELS, SCORES = 1.0, 0.02
@@ -79,13 +79,13 @@ def export_bundle(
         nms: suppression ``inside`` or ``outside`` of the file; the script does the latter.
 
     Raises:
-        DfmsdError: the format needs PyTorch, the folder exists, or the script finds other objects than the model; and
-            whatever the export raises.
+        DfmsdError: the script does not run the format, the folder exists, or the script finds other objects than the
+            model; and whatever the export raises.
     """
     form = choose_format(format, nms)
     if format not in RUNTIMES:
         raise DfmsdError(
-            f"`bundle`: the runtime of `format` {format} needs PyTorch; the formats without are {', '.join(RUNTIMES)}"
+            f"`bundle`: infer.py does not run `format` {format}; the formats that it runs are {', '.join(RUNTIMES)}"
         )
     folder = Path(folder)
     with new_folder(folder, "bundle") as draft:

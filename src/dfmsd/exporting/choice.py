@@ -5,6 +5,7 @@ from __future__ import annotations
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.to_executorch import EXECUTORCH
+from dfmsd.exporting.to_litert import LITERT
 from dfmsd.exporting.to_ncnn import NCNN
 from dfmsd.exporting.to_onnx import ONNX
 from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
@@ -15,10 +16,11 @@ FORMATS: dict[str, Format] = {
     "onnx": ONNX,
     "openvino": OPENVINO,
     "ncnn": NCNN,
+    "litert": LITERT,
     "executorch": EXECUTORCH,
     "torch": TORCH,
 }
-OUTSIDE: dict[str, Format] = {"onnx": ONNX_DENSE, "ncnn": NCNN, "executorch": EXECUTORCH}
+OUTSIDE: dict[str, Format] = {"onnx": ONNX_DENSE} | {name: form for name, form in FORMATS.items() if not form.whole}
 """Formats whose files can do without suppression."""
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.decoders import DenseDecoder, RawDetections
+from dfmsd.exporting.decoders import DenseDecoder, QueryDecoder, RawDetections
 from dfmsd.exporting.graph import DetectionGraph
 
 DENSE_OUTPUTS = ("boxes", "scores")
@@ -43,6 +43,22 @@ def dense_decoder(graph: DetectionGraph) -> DenseDecoder:
             " possible; use `format` onnx, openvino or torch with `nms` inside, or a one-stage student"
         )
     return graph.decoder
+
+
+def refuse_queries(graph: DetectionGraph, reason: str) -> None:
+    """Refuse a detector with queries.
+
+    Args:
+        graph: of a detector.
+        reason: why its format cannot have it.
+
+    Raises:
+        DfmsdError: the detector has queries.
+    """
+    if isinstance(graph.decoder, QueryDecoder):
+        raise DfmsdError(
+            f"export: {reason}; use `format` onnx, openvino or torch, or a student of FCOS, RetinaNet, GFL or SSDLite"
+        )
 
 
 def finish(graph: DetectionGraph, boxes: Tensor, scores: Tensor) -> RawDetections:

@@ -62,9 +62,9 @@ def export(
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
     form = choose_format(format, nms)
-    check_extra(f"`format` {format}", form.packages, form.extra)
     if int8 and format != "onnx":
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
+    check_extra(f"`format` {format}", form.packages, form.extra)
     file = _output_file(Path(model), form, None if out is None else Path(out))
     check_output(file)
     root = images_root(Path(model), images)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting.decoders import QueryDecoder, RawDetections
-from dfmsd.exporting.dense import DENSE_OUTPUTS, DenseGraph, finish
+from dfmsd.exporting.decoders import RawDetections
+from dfmsd.exporting.dense import DENSE_OUTPUTS, DenseGraph, finish, refuse_queries
 from dfmsd.exporting.formats import Format, Run
 from dfmsd.exporting.graph import INPUT, DetectionGraph, trace
 from dfmsd.utils.console import quiet
@@ -29,11 +29,7 @@ def write(graph: DetectionGraph, file: Path) -> None:
     Raises:
         DfmsdError: ncnn lacks layers of the detector.
     """
-    if isinstance(graph.decoder, QueryDecoder):
-        raise DfmsdError(
-            "export: ncnn has no layer that selects queries, which RT-DETR and similar models need; use `format` onnx,"
-            " openvino or torch, or a student of FCOS, RetinaNet, GFL or SSDLite"
-        )
+    refuse_queries(graph, "ncnn has no layer that selects queries, which RT-DETR and similar models need")
     program = trace(DenseGraph(graph), graph.side, dynamic=False)
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "model.pt"

@@ -212,7 +212,20 @@ def load_ncnn(file: Path, config: dict[str, Any]) -> Run:
     return run
 
 
-RUNTIMES = {"onnx": load_onnx, "openvino": load_openvino, "ncnn": load_ncnn}
+def load_litert(file: Path, config: dict[str, Any]) -> Run:
+    """Load a file into LiteRT."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(file)).get_signature_runner()
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        found = runner(**{next(iter(config["input"])): images})
+        return [found[name] for name in config["outputs"]]
+
+    return run
+
+
+RUNTIMES = {"onnx": load_onnx, "openvino": load_openvino, "ncnn": load_ncnn, "litert": load_litert}
 
 
 # The command
