@@ -35,7 +35,7 @@ KINDS = [
     (name, nms)
     for name, form in FORMATS.items()
     for nms in ((None, "outside") if name == "onnx" else (None,))
-    if all(find_spec(package) for package in form.packages)
+    if all(find_spec(package) for package in form.packages) and not form.inspect
 ]
 """Format, and suppression where it is not the format's own."""
 SECONDS = 30.0

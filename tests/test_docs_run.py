@@ -63,6 +63,7 @@ NEEDS = {
     "openvino": "openvino",
     "ncnn": "ncnn",
     "litert": "litert_torch",
+    "coreml": "coremltools",
     "wandb": "wandb",
     "slurm": "submitit",
     "ray": "ray",
@@ -223,7 +224,7 @@ def outputs(line: Sequence[str]) -> list[Path]:
     if "--bundle" in line:
         return [Path(line[line.index("--bundle") + 1])]
     if line[0] == "export":
-        suffixes = {"ncnn": ".ncnn.param", "litert": ".tflite"}
+        suffixes = {"ncnn": ".ncnn.param", "litert": ".tflite", "coreml": ".mlpackage"}
         suffix = next((suffixes[word] for word in line if word in suffixes), ".onnx")
         return [Path(out or f"runs/student/student{suffix}")]
     if "--config" in line and line[0] in ("train", "distill", "compare", "tune") and "--dry-run" not in line:

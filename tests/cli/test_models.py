@@ -113,6 +113,7 @@ def test_a_missing_extra_is_named(dfmsd: Command, model: str, tiny_root: Path, m
         ("openvino", "openvino"),
         ("ncnn", "pnnx"),
         ("litert", "litert_torch"),
+        ("coreml", "coremltools"),
         ("executorch", "executorch"),
     ):
         monkeypatch.setitem(sys.modules, package, None)
@@ -140,6 +141,7 @@ def test_export_writes_the_file_and_prints_the_differences(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--format", "coreml"], "--format"),
         (["--format", "torch", "--out", "x.onnx"], "--out: expected a file ending in .pt2, got x.onnx"),
         (["--format", "torch", "--int8"], "--int8 requires --format onnx"),
         (["--format", "torch"], "is not a run folder or a file in one; pass a folder of images"),

@@ -28,6 +28,7 @@ from dfmsd.exporting.exporter import export
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.standalone.infer import suppress
+from dfmsd.exporting.to_coreml import COREML
 from dfmsd.exporting.to_litert import LITERT
 from dfmsd.exporting.to_ncnn import NCNN
 from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
@@ -209,7 +210,7 @@ def test_onnx_without_suppression_and_the_rest_in_numpy(arch: str, tmp_path: Pat
     assert max(compare_detections(expected, actual, 96, info["suppression"]["above"], 100)[:2]) < 1e-3
 
 
-@pytest.mark.parametrize("form", [LITERT, NCNN, ONNX_DENSE])
+@pytest.mark.parametrize("form", [COREML, LITERT, NCNN, ONNX_DENSE])
 def test_files_without_suppression_reject_two_stage_detectors(form: Format, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match=r"suppression between its stages, .* `format` onnx, openvino or torch with"):
         form.write(DetectionGraph(tiny("faster_rcnn"), 64), tmp_path / "x")
@@ -244,6 +245,7 @@ def test_what_litert_cannot_convert_is_told(tmp_path: Path, monkeypatch: pytest.
     [
         (NCNN, "ncnn has no layer that selects queries"),
         (LITERT, "LiteRT lacks operations"),
+        (COREML, "coremltools cannot convert RT-DETR"),
     ],
 )
 def test_queries_are_rejected(form: Format, reason: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ dfmsd.distill("fcos", "a", "data", "run", epochs="3")
 dfmsd.distill("recipe.yaml", sed=3)
 dfmsd.train("fcos", "data", "run", precision="64")
 dfmsd.evaluate(3, "data")
-dfmsd.export("run", "coreml")
+dfmsd.export("run", "tensorrt")
 from dfmsd import nothing
 from dfmsd.data import nothing
 from dfmsd.detectors import nothing

@@ -142,7 +142,7 @@ def predict(
 
 def export(
     model: str | Path,
-    format: Literal["onnx", "openvino", "ncnn", "litert", "executorch", "torch"] = "onnx",
+    format: Literal["onnx", "openvino", "ncnn", "litert", "coreml", "executorch", "torch"] = "onnx",
     *,
     out: str | Path | None = None,
     bundle: str | Path | None = None,

@@ -65,7 +65,7 @@ def export_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd export``."""
     parser = _model_parser("Export a detector for another runtime, and compare it there with the original.")
     parser.add_argument(
-        "--format", choices=["onnx", "openvino", "ncnn", "litert", "executorch", "torch"], default="onnx"
+        "--format", choices=["onnx", "openvino", "ncnn", "litert", "coreml", "executorch", "torch"], default="onnx"
     )
     parser.add_argument("--out", type=Path | None, default=None, help="file to write; next to the model by default")
     bundle = "folder to create in place of a file, with all that is needed to run it without dfmsd"

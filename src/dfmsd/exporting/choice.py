@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.formats import Format
+from dfmsd.exporting.to_coreml import COREML
 from dfmsd.exporting.to_executorch import EXECUTORCH
 from dfmsd.exporting.to_litert import LITERT
 from dfmsd.exporting.to_ncnn import NCNN
@@ -17,6 +18,7 @@ FORMATS: dict[str, Format] = {
     "openvino": OPENVINO,
     "ncnn": NCNN,
     "litert": LITERT,
+    "coreml": COREML,
     "executorch": EXECUTORCH,
     "torch": TORCH,
 }

@@ -23,7 +23,7 @@ from dfmsd.exporting.results import Exported, describe
 from dfmsd.exporting.verify import Difference, compare_detectors, read_exported
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
-from dfmsd.utils.files import check_output, write_json
+from dfmsd.utils.files import check_output, check_writable, write_json
 from dfmsd.utils.shapes import frame_of
 
 TOLERANCE = 1e-3
@@ -47,6 +47,8 @@ def export(
 ) -> Exported:
     """Export a detector; the file is only kept if it agrees with the model.
 
+    A file that this machine cannot run is inspected instead, which takes no images.
+
     Args:
         model: see `dfmsd.detectors.load_detector`.
         format: one of `dfmsd.exporting.choice.FORMATS`.
@@ -66,31 +68,34 @@ def export(
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
     check_extra(f"`format` {format}", form.packages, form.extra)
     file = _output_file(Path(model), form, None if out is None else Path(out))
-    check_output(file)
-    root = images_root(Path(model), images)
-    image_files = compared_files(root)
+    _check_target(file, form)
+    root = None if form.inspect and images is None else images_root(Path(model), images)
+    image_files = compared_files(root) if root else []
     detector = load_detector(str(model))
     side = detector.choose_size(image_size, "`image_size`")
-    val = open_val(root, side, detector.class_names) if int8 else None
+    val = open_val(root, side, detector.class_names) if root and int8 else None
     graph = DetectionGraph(detector, side).eval()
     batches = list(open_images(image_files, side))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
         draft = Path(folder) / file.name
         form.write(graph, draft)
-        exported = read_exported(draft, form, graph)
-        difference = _verify(detector, exported, batches, graph, form)
-        detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
-        quantized: Quantized | None = None
-        if int8:
-            small = draft.with_name(f"{file.stem}.int8{file.suffix}")
-            load, judge = partial(read_exported, form=form, graph=graph), Judge(exported, batches, val)
-            found = write_int8(draft, small, load, judge, calibration_files(root), side)
-            quantized, detectors["int8"] = found._replace(file=file.with_name(small.name)), load(small)
-        latency = _latencies(detectors, batches[0])
+        if form.inspect:  # runs nothing, so it takes no images
+            result = Exported(file, 0, side, None, {}, inspected=form.inspect(draft, graph))
+        else:
+            exported = read_exported(draft, form, graph)
+            difference = _verify(detector, exported, batches, graph, form)
+            detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
+            quantized: Quantized | None = None
+            if root and int8:
+                small = draft.with_name(f"{file.stem}.int8{file.suffix}")
+                load, judge = partial(read_exported, form=form, graph=graph), Judge(exported, batches, val)
+                found = write_int8(draft, small, load, judge, calibration_files(root), side)
+                quantized, detectors["int8"] = found._replace(file=file.with_name(small.name)), load(small)
+            latency = _latencies(detectors, batches[0])
+            result = Exported(file, len(batches), side, difference, latency, quantized)
         for path in sorted(Path(folder).iterdir()):
-            os.replace(path, file.parent / path.name)
-    result = Exported(file, len(batches), side, difference, latency, quantized)
+            _move(path, file.parent / path.name)
     write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
     return result
 
@@ -121,9 +126,26 @@ def _latencies(detectors: Mapping[str, Detector], image: Tensor) -> dict[str, fl
     return time_in_turns(calls, LATENCY_SECONDS)
 
 
+def _check_target(file: Path, form: Format) -> None:
+    """Check that a file can be written, or that a folder is none but an older export."""
+    if not form.manifest:
+        check_output(file)
+    elif file.exists() and not (file / form.manifest).is_file():
+        raise DfmsdError(f"`out`: {file} exists and is no {form.suffix} folder, since it holds no {form.manifest}")
+    else:
+        check_writable(file.parent)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file or folder out of a temporary one, into which a former folder goes."""
+    if target.is_dir():
+        os.replace(target, path.with_name(f"{path.name}.former"))
+    os.replace(path, target)
+
+
 def _output_file(model: Path, form: Format, out: Path | None) -> Path:
     if out is not None:
-        if not out.name.endswith(form.suffix) or out.is_dir():
+        if not out.name.endswith(form.suffix) or (out.is_dir() and not form.manifest):
             raise DfmsdError(f"`out`: expected a file ending in {form.suffix}, got {out}")
         return out
     if model.is_dir():

@@ -32,6 +32,10 @@ class Format(NamedTuple):
     whole: bool = True
     """Whether the file includes the suppression."""
     outputs: tuple[str, ...] = OUTPUTS
+    manifest: str = ""
+    """Where the file is a folder, as packages of macOS are: name of a file in it."""
+    inspect: Callable[[Path, DetectionGraph], str] | None = None
+    """Where this machine cannot run the file: compares it with the graph otherwise, and returns what it compared."""
 
 
 def one_by_one(run: Run) -> Run:

@@ -40,15 +40,20 @@ class Exported(NamedTuple):
     """Number of images compared."""
     side: int
     """Of the square input, in pixels."""
-    difference: Difference
+    difference: Difference | None
+    """None if this machine cannot run the file."""
     latency: dict[str, float]
     """Median time of detection in one image in milliseconds, for the model and the files."""
     quantized: Quantized | None = None
     script: Agreement | None = None
     """Of a bundle."""
+    inspected: str = ""
+    """What was compared of a file that this machine cannot run."""
 
     def __str__(self) -> str:
         """Format as a few lines."""
+        if self.difference is None:
+            return f"{self.file}\nnot run on this machine: {self.inspected}"
         boxes, scores, count = self.difference
         lines = [
             str(self.file),
@@ -97,9 +102,15 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
             "class_of": post.class_of.tolist(),
             **(_selection(graph) if form.outputs == DENSE_OUTPUTS else {}),
         },
-        "checked": {"images": result.images, **result.difference._asdict(), "latency_ms": result.latency},
+        "checked": _checked(result),
         "int8": {**quantized._asdict(), "file": quantized.file.name} if quantized else None,
     }
+
+
+def _checked(result: Exported) -> dict[str, Any]:
+    if result.difference is None:
+        return {"run": False, "inspected": result.inspected}
+    return {"run": True, "images": result.images, **result.difference._asdict(), "latency_ms": result.latency}
 
 
 def _selection(graph: DetectionGraph) -> dict[str, Any]:
