@@ -14,10 +14,12 @@ from tests.helpers.range_server import Requests, serve
 from dfmsd.cli.main import run
 from dfmsd.data import CocoDataModule, DataConfig, open_split, remote
 from dfmsd.data.convert import convert
+from dfmsd.data.images import read_image
 from dfmsd.data.shards import read_index
 from dfmsd.data.shardwriter import write_shards
 from dfmsd.data.splitcheck import find_copies
 from dfmsd.errors import DfmsdError
+from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.types import Batch
 
 
@@ -97,6 +99,12 @@ def test_commands_on_data_take_a_url(server: Requests, tmp_path: Path) -> None:
     assert (tmp_path / "page" / "data.html").exists()
     run(["init", server.url, "--out", str(tmp_path / "init.yaml")])
     assert f"root: {server.url}" in (tmp_path / "init.yaml").read_text()
+
+
+def test_exports_are_compared_on_images_at_a_url(server: Requests, tiny_root: Path) -> None:
+    files = compared_files(images_root(tiny_root, server.url))
+    assert [file.name for file in files] == sorted(path.name for path in (tiny_root / "val").iterdir())
+    assert all(torch.equal(read_image(file), read_image(tiny_root / "val" / file.name)) for file in files)
 
 
 def test_the_disk_cache_knows_members_apart(shards: Path, tiny_root: Path) -> None:

@@ -15,6 +15,7 @@ from dfmsd.data.digits import cached_digits
 from dfmsd.data.formats import Layout, layout_of
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
+from dfmsd.data.remote import local_root
 from dfmsd.data.splitcheck import check_measurable
 from dfmsd.data.transforms import Sample
 from dfmsd.errors import DfmsdError
@@ -41,7 +42,7 @@ def images_root(model: Path, images: str | Path | None) -> Path:
         raise DfmsdError(
             f"`images`: required because {model} is not a run folder or a file in one; pass a folder of images"
         )
-    return cached_digits() if str(root) == "digits" else Path(root).expanduser()
+    return cached_digits() if str(root) == "digits" else local_root(root)
 
 
 def images_in(root: Path) -> list[Path]:
