@@ -111,20 +111,19 @@ def _copy(url: str, file: str, expected: str, folder: Path) -> None:
     (folder / path).write_bytes(content)
 
 
-def _read(url: str, **part: int) -> bytes:
+def _read(url: str, attempt: int = 1, **part: int) -> bytes:
     """Read a file, or a part of it, trying again when the server does not answer."""
-    for attempt in range(ATTEMPTS):
-        try:
-            system, path = fsspec.core.url_to_fs(url)
-            content: Any = system.cat_file(path, **part)
-            return bytes(content)
-        except (FileNotFoundError, ImportError, ValueError) as error:  # will not change
-            raise DfmsdError(f"{url}: {_reason(error)}") from error
-        except Exception as error:  # every kind of store raises its own
-            if attempt == ATTEMPTS - 1:
-                raise DfmsdError(f"{url}: cannot be read after {ATTEMPTS} attempts ({_reason(error)})") from error
-            time.sleep(2**attempt)
-    raise AssertionError
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        content: Any = system.cat_file(path, **part)
+        return bytes(content)
+    except (FileNotFoundError, ImportError, ValueError) as error:  # will not change
+        raise DfmsdError(f"{url}: {_reason(error)}") from error
+    except Exception as error:  # every kind of store raises its own
+        if attempt == ATTEMPTS:
+            raise DfmsdError(f"{url}: cannot be read after {ATTEMPTS} attempts ({_reason(error)})") from error
+    time.sleep(2 ** (attempt - 1))
+    return _read(url, attempt + 1, **part)
 
 
 def _reason(error: Exception) -> str:
