@@ -27,8 +27,8 @@ from pathlib import Path
 from dfmsd.launching.child import carry_out
 
 def work():
-    Path("begun").touch()
     try:
+        Path("begun").touch()
         for _ in range(1200):
             time.sleep(0.05)
     except KeyboardInterrupt:
