@@ -78,21 +78,20 @@ def _read(source: str | Path, to: Format) -> dict[str, DetectionSplit]:
 
 def _decodable(split: DetectionSplit, skip: bool) -> DetectionSplit:
     """Return the split without images that cannot be decoded, or refuse them."""
-    broken = dict(map_in_threads(lambda index: (index, _complaint(split, index)), range(len(split))))
-    broken = {index: complaint for index, complaint in broken.items() if complaint}
+    complaints = map_in_threads(lambda index: _complaint(split, index), range(len(split)))
+    broken = [complaint for complaint in complaints if complaint]
     if not broken:
         return split
-    first = next(iter(broken.values()))
     if not skip:
         raise DfmsdError(
-            f"{split.file}: {len(broken)} of {len(split)} images are broken, the first: {first}; --skip-broken leaves "
-            "such images out"
+            f"{split.file}: {len(broken)} of {len(split)} images are broken, the first: {broken[0]}; --skip-broken "
+            "leaves such images out"
         )
     if len(broken) == len(split):
-        raise DfmsdError(f"{split.file}: all {len(split)} images are broken, the first: {first}")
-    for complaint in broken.values():
+        raise DfmsdError(f"{split.file}: all {len(split)} images are broken, the first: {broken[0]}")
+    for complaint in broken:
         logger.warning("left out: %s", complaint)
-    return split.subset([index for index in range(len(split)) if index not in broken])
+    return split.subset([index for index, complaint in enumerate(complaints) if not complaint])
 
 
 def _complaint(split: DetectionSplit, index: int) -> str | None:
