@@ -32,18 +32,6 @@ from dfmsd.types import Detections
 FILES = {"README.md", "expected.json", "infer.py", "labels.txt", "model.onnx", "preprocess.json", "test.png"}
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
-
-
-@pytest.fixture
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The folder of a student with random weights, an FCOS unless another is named."""
-    save_detector(tiny(getattr(request, "param", "fcos")), tmp_path / "model")
-    return tmp_path / "model"
-
-
 @pytest.fixture
 def pictures(tiny_root: Path, tmp_path: Path) -> Path:
     """A folder of images of several sizes and shapes, one of them turned by its EXIF data."""

@@ -15,9 +15,8 @@ import torch
 from tests.helpers.exports import need, randomize, tiny
 from tests.helpers.fixtures import TINY_BACKBONE
 
-from dfmsd.detectors import DetectorConfig, build_detector, save_detector
+from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting import exporter
 from dfmsd.exporting.choice import FORMATS
 from dfmsd.exporting.dense import DenseGraph
 from dfmsd.exporting.exporter import export
@@ -25,18 +24,6 @@ from dfmsd.exporting.graph import DetectionGraph
 from dfmsd.exporting.to_coreml import COREML, inspect
 
 DENSE = ("fcos", "retinanet", "gfl", "ssdlite")
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
-
-
-@pytest.fixture
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The folder of a student with random weights, an FCOS unless another is named."""
-    save_detector(tiny(getattr(request, "param", "fcos")), tmp_path / "model")
-    return tmp_path / "model"
 
 
 def package(text: str) -> Callable[[DetectionGraph, Path], None]:

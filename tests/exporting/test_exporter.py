@@ -22,7 +22,7 @@ from dfmsd.detectors import build_detector, load_detector, save_detector
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
-from dfmsd.exporting import exporter, to_ncnn
+from dfmsd.exporting import to_ncnn
 from dfmsd.exporting.choice import FORMATS
 from dfmsd.exporting.exporter import export
 from dfmsd.exporting.formats import Format
@@ -34,11 +34,6 @@ from dfmsd.exporting.to_ncnn import NCNN
 from dfmsd.exporting.to_onnx_dense import ONNX_DENSE
 from dfmsd.exporting.verify import compare_detections
 from dfmsd.types import Detections
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "LATENCY_SECONDS", 0.0)
 
 
 @pytest.fixture
