@@ -35,7 +35,7 @@ TEXTS: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a colon too many": (b"a: b: c", ("not valid YAML", "line 1, column 5")),
     "a tab": (b"data:\n\troot: x\n", ("not valid YAML", "line 2, column 1")),
     "control characters": (b"out: \x00", ("not valid YAML", "unacceptable character")),
-    "no text": (bytes(range(256)), ("not UTF-8 text", "pass a YAML file")),
+    "no text": (bytes(range(256)), ("not UTF-8 text", "save it as UTF-8", "pass a YAML file")),
     "latin-1": ("out: für".encode("latin-1"), ("not UTF-8 text",)),
     "a key twice": (b"out: a\nseed: 1\nout: b\n", ("duplicate key 'out'", "line 1")),
     "a list as key": (b"? [1, 2]\n: 3\n", ("not valid YAML", "unhashable key")),

@@ -100,7 +100,8 @@ def run(arguments: Sequence[str]) -> None:
         with naming(files):
             values = parser.instantiate(values)
     except ArgumentError as error:
-        see = " and ".join([f"dfmsd {name} --help" if name else "dfmsd --help", *map(str, files)])
+        found = [str(file) for file in files if file.is_file()]
+        see = " and ".join([f"dfmsd {name} --help" if name else "dfmsd --help", *found])
         raise DfmsdError(f"{explain(error, subparsers.get(name, parser))}; see {see}") from error
     try:
         COMMANDS[values.command].run(values[values.command])

@@ -192,7 +192,9 @@ def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentPars
         return _hinted(message, choice[1], re.findall(r"[\w-]+", choice[2]), "")
     if flag := re.search(r"unrecognized arguments: --([\w.-]+)", message):
         return _hinted(message, flag[1], _option_names(parser), "--")
-    if key := re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([\w.]+)'", message):
+    if file := re.search(r"unrecognized arguments: ([^-\s]\S*\.ya?ml)$", message):
+        return f"{message}; write --config {file[1]}" if "config" in _option_names(parser) else message
+    if key := re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([^']+)'", message):
         name = ".".join(filter(None, key.groups()))
         place = message.partition(": ")[0] + ": " if ": Option" in message else ""
         return _hinted_key(f"{place}unknown key {name}", name, parser)
@@ -209,13 +211,21 @@ def _option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
 
 
 def _hinted_key(message: str, name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Add the nearest key to a message about an unknown one, or all keys of its group where none is near."""
-    names = [*_option_names(parser), *(field.name for field in fields(StageConfig))]
+    """Add to a message about an unknown key where it belongs, the nearest key, or all keys of its group."""
+    if ":" in name:
+        return f"{message}; a blank is missing after the colon"
+    names = _option_names(parser)
+    of_stage = [field.name for field in fields(StageConfig)] if "stages" in names else []
+    if name in of_stage:
+        return f"{message}; it belongs to an entry of stages"
     group, _, last = name.rpartition(".")
     keys = [other.removeprefix(f"{group}.") for other in names if group and other.startswith(f"{group}.")]
     if keys and not get_close_matches(last, keys, n=1):
         return f"{message}; {group} has {', '.join(keys)}"
-    return _hinted(message, name, names, "")
+    elsewhere = [other for other in names if not group and other.endswith(f".{name}")]
+    if elsewhere:
+        return f"{message}; did you mean {' or '.join(elsewhere)}?"
+    return _hinted(message, name, [*names, *of_stage], "")
 
 
 def _hinted(message: str, name: str, names: list[str], prefix: str) -> str:

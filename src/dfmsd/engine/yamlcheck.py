@@ -36,7 +36,7 @@ def check_yaml(path: Path, config: type[Any] | None = None) -> None:
     except OSError:
         return
     except UnicodeDecodeError as error:
-        raise DfmsdError(f"{path}: not UTF-8 text ({error.reason}); pass a YAML file") from error
+        raise DfmsdError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8, or pass a YAML file") from error
     except DfmsdError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
