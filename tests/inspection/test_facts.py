@@ -29,6 +29,17 @@ def test_numbers_are_those_of_the_annotation_files(tiny_coco: Path) -> None:
     assert not facts.errors
 
 
+def test_a_class_that_only_the_val_split_has_is_told_before_training_refuses_it(tiny_coco: Path) -> None:
+    def drop_disc(raw: dict[str, Any]) -> None:
+        kept = next(category for category in raw["categories"] if category["name"] == "square")
+        raw["categories"] = [kept]
+        raw["annotations"] = [entry for entry in raw["annotations"] if entry["category_id"] == kept["id"]]
+
+    edit(tiny_coco, drop_disc)
+    findings = gather(DataConfig(str(tiny_coco))).findings
+    assert any("instances_val.json: objects of class disc here, which" in finding for finding in findings)
+
+
 def test_sizes_are_those_after_resizing(tiny_coco: Path) -> None:
     sizes = gather(DataConfig(str(tiny_coco), image_size=128)).facts["val"].sizes
     split = open_split(tiny_coco, "val")

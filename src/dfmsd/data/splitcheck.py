@@ -105,7 +105,7 @@ def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
         findings.append(
             f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
         )
-    findings += _like_names(splits)
+    findings += [*_like_names(splits), *_unlisted(train, others)]
     paths = [split.records.paths for split in splits]
     contents = {path: path for of_split in paths for path in of_split}
     contents |= {copy: group[0] for group in find_copies([split.records for split in splits]) for copy in group}
@@ -133,6 +133,16 @@ def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
     for names in like.values():
         if len(names) > 1:
             yield f"{splits[0].file}: {_listed(names)} differ in capitals only: one class, perhaps"
+
+
+def _unlisted(train: DetectionSplit, others: Iterable[DetectionSplit]) -> Iterator[str]:
+    for split in others:
+        names = [name for name in annotated_classes([split]) if name not in train.class_names]
+        if names:
+            yield (
+                f"{split.file}: objects of {_listed(names)} here, which {train.file} does not have: give both the same "
+                "classes"
+            )
 
 
 def _repeats(split: DetectionSplit, paths: Sequence[Path]) -> Iterator[str]:
