@@ -20,6 +20,18 @@ def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     return map_in_threads(read_size, paths)
 
 
+def turning_advice(given: tuple[int | None, int | None], own: tuple[int, int]) -> str:
+    """Return the other way out where an annotated size is that of the image before its EXIF orientation, else "".
+
+    Args:
+        given: Width and height in the annotations.
+        own: Width and height of the image.
+    """
+    if given != own[::-1]:
+        return ""
+    return ", or remove the EXIF orientation from the file if the boxes were drawn without it"
+
+
 def check_size(record: ImageRecord, size: tuple[int, int], file: Path) -> None:
     """Compare an image's height and width with those of its record.
 

@@ -124,6 +124,7 @@ def test_a_size_that_contradicts_the_image_is_refused_with_both(root: Path) -> N
     error = refusal(root)
     assert "a.xml: its size is 48 x 64, but" in error
     assert "a.png has 64 x 48 pixels" in error
+    assert "or remove the EXIF orientation from the file if the boxes were drawn without it" in error
 
 
 @pytest.mark.parametrize(

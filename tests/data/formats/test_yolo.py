@@ -166,7 +166,9 @@ def test_a_list_with_a_missing_image_is_refused_with_the_line(root: Path) -> Non
 
 def test_a_missing_folder_is_named(root: Path) -> None:
     settings(root, train="nowhere")
-    assert "cells.yaml: train: no folder or list nowhere" in refusal(root)
+    error = refusal(root)
+    assert "cells.yaml: train: no folder or list nowhere" in error
+    assert error.endswith("correct the path, or remove the key train if there is no such split")
 
 
 def test_several_yaml_files_have_to_be_chosen_from(root: Path) -> None:

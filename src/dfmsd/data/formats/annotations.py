@@ -15,7 +15,7 @@ from dfmsd.data.formats.boxes import MAX_COORDINATE, check_convention, segmentat
 from dfmsd.data.formats.cocojson import Annotation, Category, Image, read_json
 from dfmsd.data.formats.layout import CONTROL_CHARACTERS, Content
 from dfmsd.data.formats.names import find_images
-from dfmsd.data.imagecheck import read_sizes
+from dfmsd.data.imagecheck import read_sizes, turning_advice
 from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
 
@@ -120,7 +120,11 @@ def _check_unique(values: Iterable[Hashable], what: str, file: Path) -> None:
 
 def _check_categories(categories: Sequence[Category], file: Path) -> None:
     for category in categories:
-        name = category.name = category.name.strip() if isinstance(category.name, str) else None
+        if category.name is not None and not isinstance(category.name, str):
+            raise DfmsdError(
+                f"{file}: category id {category.id}: name {_brief(category.name)} is no text; put it in quotes"
+            )
+        name = category.name = (category.name or "").strip()
         if not name:
             raise DfmsdError(f"{file}: category id {category.id} has no `name`; add it")
         if CONTROL_CHARACTERS.search(name):
@@ -150,6 +154,7 @@ def _read_sizes(
             raise DfmsdError(
                 f"{path} is {width} x {height} pixels (EXIF orientation applied), but {file} says "
                 f"{given[0]} x {given[1]}; correct width, height and boxes of image id {image.id} there"
+                f"{turning_advice(given, (width, height))}"
             )
     return sizes
 

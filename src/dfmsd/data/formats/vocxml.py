@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dfmsd.data.formats.boxes import MAX_COORDINATE
 from dfmsd.data.formats.layout import Entry
+from dfmsd.data.imagecheck import turning_advice
 from dfmsd.errors import DfmsdError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -73,11 +74,13 @@ def to_boxes(corners: Array, file: Path) -> Array:
 
 def _check_size(tree: Any, image: Entry, file: Path) -> None:
     texts = [(tree.findtext(f"size/{side}") or "0").strip() for side in ("width", "height")]
-    sides = tuple(int(float(text)) if text.replace(".", "", 1).isdecimal() else 0 for text in texts)
+    width, height = (int(float(text)) if text.replace(".", "", 1).isdecimal() else 0 for text in texts)
+    sides = (width, height)
     if all(sides) and sides != (image["width"], image["height"]):
         raise DfmsdError(
             f"{file}: its size is {sides[0]} x {sides[1]}, but {image['path']} has {image['width']} x "
             f"{image['height']} pixels (EXIF orientation applied); correct the size and the boxes"
+            f"{turning_advice(sides, (image['width'], image['height']))}"
         )
 
 

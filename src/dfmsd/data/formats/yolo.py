@@ -77,7 +77,8 @@ class YoloSource:
             found = _locate(place, bases)
             if found is None:
                 raise DfmsdError(
-                    f"{self.file}: {self.split}: no folder or list {place} in {bases[0]}; correct the path"
+                    f"{self.file}: {self.split}: no folder or list {place} in {bases[0]}; correct the path, or remove "
+                    f"the key {self.split} if there is no such split"
                 )
             if not found.whole:
                 logger.warning("%s: %s: %s is not there: %s is taken", self.file, self.split, place, found.path)
