@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.helpers.command import Command
+from tests.helpers.full_disk import files_of_at_most
 
 LINES = {
     "train": ["train", "--data.root", "DATA", "--out", "OUT"],
@@ -81,3 +82,15 @@ def test_an_estimate_needs_a_file(dfmsd: Command) -> None:
     (dfmsd.folder / "folder").mkdir()
     dfmsd.write("run.yaml", {"out": "run", "stages": [{"epochs": 1, "teacher": "a"}]})
     assert "json: folder is a folder" in dfmsd.refusal("estimate", "--config", "run.yaml", "--json", "folder")
+
+
+@pytest.mark.parametrize(
+    "words", [["share", "MODEL", "--out", "out"], ["data", "DATA", "--out", "out"], ["convert", "DATA", "--out", "out"]]
+)
+def test_a_full_disk(dfmsd: Command, finished_run: Callable[..., Path], tiny_root: Path, words: list[str]) -> None:
+    values = {"MODEL": str(finished_run("model")), "DATA": str(tiny_root)}
+    with files_of_at_most(100):
+        status, _, error = dfmsd(*(values.get(word, word) for word in words))
+    assert status == 2
+    assert error == "dfmsd: error: no space left to write (File too large); free some, then try again\n"
+    assert words[0] == "data" or not (dfmsd.folder / "out").exists()

@@ -19,7 +19,7 @@ from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import import_extra
-from dfmsd.utils.files import check_writable, is_taken, write_text
+from dfmsd.utils.files import check_writable, is_taken, new_folder, write_text
 
 _RUN = RunFolder(Path())
 FILES = tuple(file.name for file in (_RUN.weights_file, _RUN.description_file, _RUN.config_file, _RUN.metrics_file))
@@ -125,10 +125,10 @@ def share(
     name = name or (push or record.folder.resolve().name).rpartition("/")[2]
     dataset = dataset or Path(RunFolder(run).data_root() or "").name
     card = _card(hub, record, detector, baseline_record, name=name, dataset=dataset, license=license)
-    out.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        shutil.copyfile(run / file, out / file)
-    write_text(out / CARD, card)
+    with new_folder(out) as folder:
+        for file in FILES:
+            shutil.copyfile(run / file, folder / file)
+        write_text(folder / CARD, card)
     if push:
         _upload(hub, out, push)
     return out / CARD

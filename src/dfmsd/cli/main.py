@@ -22,6 +22,7 @@ from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.utils.console import console, discard
+from dfmsd.utils.files import DISK_FULL
 
 
 class Command(NamedTuple):
@@ -126,6 +127,11 @@ def main() -> None:
         if debug:
             raise
         print(f"dfmsd: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if debug or error.errno not in DISK_FULL:
+            raise
+        print(f"dfmsd: error: no space left to write ({error.strerror}); free some, then try again", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:  # the run has printed how to continue it
         sys.exit(stopped.status)

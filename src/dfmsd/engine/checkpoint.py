@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -24,11 +23,10 @@ from dfmsd.engine.interrupt import Interrupted, StopOnInterrupt
 from dfmsd.engine.module import DistillationModule
 from dfmsd.errors import PREEMPTED, DfmsdError
 from dfmsd.runfolder import RunFolder
-from dfmsd.utils.files import write_atomically
+from dfmsd.utils.files import DISK_FULL, write_atomically
 
 MINUTES = 10.0
 """Between two checkpoints where no number of steps is given; the end of an epoch always has one."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DurableIO(TorchCheckpointIO):

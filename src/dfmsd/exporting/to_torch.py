@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from dfmsd.exporting.graph import DetectionGraph, trace
 
 def write(graph: DetectionGraph, file: Path) -> None:
     """Write a file for `torch.export.load`; torchvision must be imported first, for its suppression operator."""
-    torch.export.save(trace(graph, graph.side, dynamic=graph.batches), file)
+    content = io.BytesIO()  # a full disk would end the process while PyTorch writes to it
+    torch.export.save(trace(graph, graph.side, dynamic=graph.batches), content)
+    file.write_bytes(content.getbuffer())
 
 
 def read(file: Path, _graph: DetectionGraph | None = None) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from dfmsd.errors import DfmsdError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system errors that mean that there is no room for a file."""
 
 
 def check_path(name: str, path: str) -> None:
