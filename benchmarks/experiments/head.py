@@ -31,7 +31,8 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.torchvision.base import whole
 from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
-from dfmsd.distillation.task import DistillationTask, StudentPass
+from dfmsd.distillation.passes import StudentPass
+from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import Result, distill
@@ -111,10 +112,10 @@ class AssistedTask(DistillationTask):
         with torch.random.fork_rng():
             self.trainable["assistant"] = Assistant(self.student)
 
-    def _run_student(self, images: Tensor, targets: Sequence[Target], *rest: Any) -> Any:
-        passed, heads = super()._run_student(images, targets, *rest)
-        self.passed: StudentPass = passed
-        return passed, heads
+    def run_student(self, images: Tensor, targets: Sequence[Target]) -> StudentPass:
+        """Keep the student's features for the assistant."""
+        self.passed = super().run_student(images, targets)
+        return self.passed
 
     def forward(self, images: Tensor, targets: Sequence[Target], *rest: Any, **named_rest: Any) -> dict[str, Tensor]:
         """Add the losses of the assistant."""

@@ -130,7 +130,7 @@ def term_scales(task: DistillationTask, batch: Batch) -> list[TermScale]:
         for index in range(len(task.stages)):
             task.enter_stage(index, begins=False)
             named = task(batch.images, batch.targets, larger=batch.larger)
-            _check_values(named, index + 1, empty=not any(len(t["boxes"]) for t in task.known(batch.targets)))
+            _check_values(named, index + 1, empty=not any(len(t["boxes"]) for t in task.targets_in_use(batch.targets)))
             _check_layers_learn(task, torch.stack(list(named.values())).sum(), index + 1)
             for name, value in term_groups(named).items():
                 norm = _gradient_norm(value, task.student)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from dfmsd.distillation.passes import run_student, run_teacher
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.types import Batch, FeaturePyramid
 
@@ -87,16 +88,22 @@ def count_stage(task: DistillationTask, batch: Batch) -> StageCost:
     pyramid: FeaturePyramid = {}
 
     def student_step() -> list[Tensor]:
-        features, _, losses, _ = task.student_pass(batch.images, task.known(batch.targets))
-        pyramid.update(features)
-        return list((losses or features).values())
+        result = run_student(task.student, batch.images, task.targets_in_use(batch.targets))
+        pyramid.update(result.pyramid)
+        return list((result.losses or result.pyramid).values())
 
     student = count(student_step, task.student)
     student_bytes = _bytes(pyramid.values())
     used = task.levels_in_use(task.stage)
     if not used:
         return StageCost(student, student_pyramid_bytes=student_bytes)
-    teachers = [count(partial(task.teacher_pass, teacher, batch.for_teachers), teacher.detector) for teacher in used]
+    teachers = [
+        count(
+            partial(run_teacher, lesson.teacher, batch.for_teachers, queries=lesson.compares_queries),
+            lesson.teacher.detector,
+        )
+        for lesson in task.lessons
+    ]
     paired = [teacher.features(batch.for_teachers)[level.name] for teacher, levels in used.items() for level in levels]
     return StageCost(student, sum(teachers, Cost()), _count_levels(task, batch), student_bytes, _bytes(paired))
 

@@ -21,6 +21,8 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.detectors import Detector
 from dfmsd.distillation.cache import Layout, TeacherCache
+from dfmsd.distillation.lesson import Lesson
+from dfmsd.distillation.passes import run_student, run_teacher
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig
@@ -117,7 +119,7 @@ def step_parts(
             task.enter_stage(index, begins=False)
             used, stage = task.levels_in_use(index), f"{index + 1}/"
             if used:
-                parts[stage + "teacher"] = _features(task, used, batch, within)
+                parts[stage + "teacher"] = _teachers(task.lessons, batch, within)
                 parts[stage + "loss"] = _loss(task, batch, within)
             if used and config.teacher_cache:
                 layouts = {teacher: cache_layout(config, levels, batch) for teacher, levels in used.items()}
@@ -155,21 +157,18 @@ def _student(task: DistillationTask, images: Tensor, targets: Sequence[Target], 
 
     def run() -> None:
         with within():
-            pyramid, _, losses, _ = task.student_pass(images, targets)
-        outputs = [value for value in (losses or pyramid).values() if value.requires_grad]
+            result = run_student(task.student, images, targets)
+        outputs = [value for value in (result.losses or result.pyramid).values() if value.requires_grad]
         torch.autograd.grad(outputs, weights, [torch.ones_like(value) for value in outputs], allow_unused=True)
 
     return run
 
 
-def _features(task: DistillationTask, teachers: Iterable[FrozenTeacher], batch: Batch, within: Within) -> Call:
-    queried = task.queried  # in the stage that the task is in now
-    calls = [each.features_with_queries if each in queried else each.features for each in teachers]
-
+def _teachers(lessons: Iterable[Lesson], batch: Batch, within: Within) -> Call:
     def run() -> None:
         with within():
-            for call in calls:
-                call(batch.for_teachers)
+            for lesson in lessons:
+                run_teacher(lesson.teacher, batch.for_teachers, queries=lesson.compares_queries)
 
     return run
 

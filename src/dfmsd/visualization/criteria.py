@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfmsd import losses
 from dfmsd.detectors import Detector
-from dfmsd.distillation.task import layers_name
+from dfmsd.distillation.lesson import layers_name
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import read_recipe, read_run_config
 from dfmsd.errors import DfmsdError
