@@ -126,7 +126,7 @@ def test_a_removed_key_may_still_state_the_value_that_is_left(tmp_path: Path, ki
 def test_compile_loss_has_become_a_part_of_compile(file: Path) -> None:
     plain = file.read_text()
     file.write_text(f"{plain}compile_loss: true\n")
-    with pytest.raises(DfmsdError, match="compile_loss: True was removed"):
+    with pytest.raises(DfmsdError, match="compile_loss: True was removed; write compile: true instead"):
         read_config(DistillConfig, file)
     file.write_text(f"{plain}compile_loss: false\ncompile: true\n")
     assert read_config(DistillConfig, file).compile

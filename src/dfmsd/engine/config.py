@@ -25,6 +25,7 @@ from dfmsd.losses import DEFAULT_LOSS, LossConfig, QueryMethod, check_loss, head
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 from dfmsd.utils.device import supports_bf16
 from dfmsd.utils.files import check_path
+from dfmsd.utils.removed import Replaced
 
 Precision = Literal["32", "bf16", "16"]
 PrecisionChoice = Literal["auto", "32", "bf16", "16"]
@@ -256,7 +257,7 @@ class DistillConfig(RunConfig):
         teacher_cache_gib: limit in GiB of RAM, or of disk for the caches of all teachers.
     """
 
-    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss", "compile_loss": False}
+    removed: ClassVar[Mapping[str, Any]] = {"balance_by": "loss", "compile_loss": Replaced(False, "compile: true")}
     """Keys of earlier versions, see `drop_removed`."""
     student: DetectorConfig = field(default_factory=DetectorConfig)
     stages: list[StageConfig] = field(default_factory=list)
