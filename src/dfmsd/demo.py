@@ -22,6 +22,7 @@ from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.device import available_cores
+from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import check_writable
 
 DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is not a digit
@@ -78,7 +79,7 @@ def demo(out: Path) -> Path:
     _side_by_side(configs["baseline"], configs["distilled"])
     console.print(_table({name: out / name for name in configs}))
     report = comparison_report(out / "report.html", {name: out / name for name in configs})
-    console.print(f"{time.perf_counter() - start:.0f} s; report: {report}")
+    console.print(f"{describe_duration(time.perf_counter() - start)}; report: {report}")
     return report
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfmsd.engine import callbacks, stopping
+from dfmsd.engine import callbacks
 from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.interrupt import StopOnInterrupt
@@ -19,6 +19,7 @@ from dfmsd.engine.stopping import Patience, TimeLimit
 from dfmsd.errors import INTERRUPTED, Stopped
 from dfmsd.evaluation.evaluate import evaluate
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.durations import HOUR
 
 MakeTrain = Callable[..., TrainConfig]
 
@@ -140,10 +141,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
         end(limit, *args)
 
     def starting(limit: TimeLimit, *args: Any) -> None:
-        hours[0] = limit._offset / stopping.SECONDS_PER_HOUR
+        hours[0] = limit._offset / HOUR
         start(limit, *args)
 
-    monkeypatch.setattr(TimeLimit, "time_elapsed", lambda *_: stopping.SECONDS_PER_HOUR * hours[0])
+    monkeypatch.setattr(TimeLimit, "time_elapsed", lambda *_: HOUR * hours[0])
     monkeypatch.setattr(TimeLimit, "on_train_epoch_end", passing)
     monkeypatch.setattr(TimeLimit, "on_train_start", starting)
 
@@ -155,7 +156,7 @@ def test_a_run_ends_before_the_epoch_that_exceeds_its_time(
     whole = train(train_config(tmp_path / "whole", epochs=4, eval_every=4))
     config = train_config(tmp_path / "run", epochs=4, eval_every=4, max_hours=2.5)
     ended = train(config)
-    assert "ended after epoch 2 of 4: 2.00 hours have passed" in printed(capsys)
+    assert "ended after epoch 2 of 4: 2.0 h have passed" in printed(capsys)
     assert epochs(ended.run) == [1]  # evaluated, as the last one
     again = train(config, resume=True)
     assert epochs(again.run) == [1]

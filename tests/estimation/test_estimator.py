@@ -22,6 +22,7 @@ from dfmsd.estimation.assumptions import assumptions
 from dfmsd.estimation.estimator import Estimate, estimate, untrained_task
 from dfmsd.estimation.schedules import GPUS, ImageFlops
 from dfmsd.estimation.tables import print_estimate
+from dfmsd.utils.durations import HOUR, describe_duration
 
 Make = Callable[..., DistillConfig]
 CLASSES = ("square", "disc")
@@ -205,7 +206,7 @@ def test_teachers_that_are_made_first_count(
     text = printed(found)
     assert "is trained on the labels alone for 5 epochs of 8 images first" in text
     assert f"made first: {folder}, fcos on {TINY_BACKBONE}" in text
-    assert f"predicted in total: {found.hours:.2f} h" in text
+    assert f"predicted in total: {describe_duration(found.hours * HOUR)}" in text
     assert json.loads(json.dumps(found.as_json()))["teachers"][folder]["prediction"]["steps"] == 10
     assert [path.name for path in tmp_path.iterdir()] == []
     Path(folder).mkdir()

@@ -4,8 +4,7 @@ import pytest
 
 from dfmsd.tuning.config import first_rung, rungs
 from dfmsd.tuning.search import FOLLOWING, Budget
-
-HOUR = 3600.0
+from dfmsd.utils.durations import HOUR
 
 
 @pytest.mark.parametrize(
@@ -19,7 +18,7 @@ def test_trials_are_compared_after_a_quarter_and_half_of_the_epochs(epochs: int,
 def test_hours_hold_what_follows_the_search() -> None:
     now = [0.0]
     budget = Budget(None, 2.0, 2, clock=lambda: now[0])
-    assert budget.hours_left(0) is None
+    assert budget.seconds_left(0) is None
     assert not budget.is_over()
     budget.note(0.2 * HOUR, whole=True)
     budget.note(0.05 * HOUR, whole=False)
@@ -27,12 +26,12 @@ def test_hours_hold_what_follows_the_search() -> None:
     assert not budget.is_over()
     now[0] += 0.02 * HOUR
     assert budget.is_over()
-    assert budget.hours_left(2) == pytest.approx(2.0 - now[0] / HOUR)
+    assert budget.seconds_left(2) == pytest.approx(2.0 * HOUR - now[0])
 
 
-def test_hours_left_follow_from_the_trials_so_far() -> None:
+def test_the_time_left_follows_from_the_trials_so_far() -> None:
     budget = Budget(10, None, 1, clock=lambda: 0.0)
     budget.note(1.0 * HOUR, whole=True)
     budget.note(0.5 * HOUR, whole=False)
-    assert budget.hours_left(2) == pytest.approx(8 * 0.75 + FOLLOWING * 1.0)
+    assert budget.seconds_left(2) == pytest.approx((8 * 0.75 + FOLLOWING * 1.0) * HOUR)
     assert not budget.is_over()

@@ -23,6 +23,7 @@ from dfmsd.launching.launcher import Launcher
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import check_rank
+from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import check_writable
 from dfmsd.utils.lock import locked, refuse_writer
 from dfmsd.utils.signals import preemptible
@@ -101,7 +102,8 @@ def _run_pending(
         return
     steps = config.epochs * max(1, images // config.data.batch_size)
     ms = sum(steps * results[run.pair].costs[run.method.name]["step_ms"] for run in runs)
-    console.print(f"{len(runs)} runs, {jobs} at a time: about {ms / 60e3 / jobs:.0f} minutes of training steps alone")
+    steps_alone = describe_duration(ms / 1e3 / jobs)
+    console.print(f"{len(runs)} runs, {jobs} at a time: about {steps_alone} of training steps alone")
     folders = {pair: {run.folder.path for run in plan.runs} for pair, plan in plans.items()}
 
     def on_end(run: PlannedRun, failure: str | None) -> None:

@@ -40,6 +40,7 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import explain_lost_process, is_first_process
+from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import write_json
 
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -145,7 +146,7 @@ def fit(
     if is_first_process():
         save_detector(student, run.path)
         write_json(run.metrics_file, metrics)
-        _print(f"AP {percent(metrics['AP'])}  {time.perf_counter() - started:.0f} s  {run}")
+        _print(f"AP {percent(metrics['AP'])}  {describe_duration(time.perf_counter() - started)}  {run}")
     test_metrics = None
     test = open_test_split(config.data) if is_first_process() else None
     if test is not None:  # last, since a damaged image ends it

@@ -11,8 +11,7 @@ from dfmsd.engine.callbacks import EpochEnd, PrintLine
 from dfmsd.engine.module import DistillationModule
 from dfmsd.engine.restoring import StatefulCallback
 from dfmsd.evaluation.evaluate import percent
-
-SECONDS_PER_HOUR = 3600
+from dfmsd.utils.durations import HOUR, describe_duration
 
 
 class Patience(StatefulCallback):
@@ -109,14 +108,14 @@ class TimeLimit(StatefulCallback, Timer):
     def _end_if_due(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
         assert self.since is not None
         timed = done - self.since
-        hours = self.time_elapsed() / SECONDS_PER_HOUR
-        over = trainer.strategy.broadcast(timed > 0 and hours * (timed + 1) / timed > self.hours)
+        elapsed = self.time_elapsed()
+        over = trainer.strategy.broadcast(timed > 0 and elapsed * (timed + 1) / timed > self.hours * HOUR)
         if over and done != trainer.max_epochs:
             _end(
                 trainer,
                 self.print_line,
-                f"ended after epoch {done} of {trainer.max_epochs}: {hours:.2f} hours have passed, and one more epoch "
-                f"would exceed {self.hours:g} (max_hours){_untrained(module)}",
+                f"ended after epoch {done} of {trainer.max_epochs}: {describe_duration(elapsed)} have passed, and "
+                f"one more epoch would exceed {self.hours:g} h (max_hours){_untrained(module)}",
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from statistics import fmean
 from dfmsd.distillation.stages import stage_of_epoch
 from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.config import DistillConfig
+from dfmsd.utils.durations import HOUR
 
-MS_PER_HOUR = 3.6e6
 CHOOSING = ("best", "auto")
 """Values of `deliver` that take one more evaluation at the end."""
 
@@ -101,7 +101,7 @@ def predict(
         evaluations,
         evaluation / 1e3,
         labeling / 1e3,
-        total / MS_PER_HOUR,
+        total / (1000 * HOUR),
     )
 
 

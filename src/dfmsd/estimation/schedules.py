@@ -14,6 +14,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.estimation.flops import StageCost, count_stage
 from dfmsd.types import Batch, Target
+from dfmsd.utils.durations import HOUR
 
 COCO_IMAGES = 118_287
 COCO_SIZE = (800, 1344)
@@ -113,7 +114,7 @@ def gpu_hours(flops: Mapping[str, float], precision: str) -> dict[str, dict[str,
     """
     peaks = {name: gpu.single if precision == "32" else gpu.half for name, gpu in GPUS.items()}
     return {
-        name: {schedule: value / (1e12 * peak * UTILIZATION) / 3600 for schedule, value in flops.items()}
+        name: {schedule: value / (1e12 * peak * UTILIZATION) / HOUR for schedule, value in flops.items()}
         for name, peak in peaks.items()
     }
 

@@ -9,6 +9,7 @@ from dfmsd.estimation.assumptions import assumptions
 from dfmsd.estimation.estimator import Estimate
 from dfmsd.estimation.flops import Cost
 from dfmsd.estimation.schedules import COCO_EPOCHS, GPUS
+from dfmsd.utils.durations import HOUR, describe_duration
 
 PARTS = {
     "student": "student: forward, losses, backward",
@@ -99,11 +100,11 @@ def _summary(estimate: Estimate) -> str:
         for number, stage in enumerate(run.stages, 1)
     ]
     lines.append(
-        f"predicted run on this machine: {run.hours:.2f} h for {estimate.config.epochs} epochs of "
+        f"predicted run on this machine: {describe_duration(run.hours * HOUR)} for {estimate.config.epochs} epochs of "
         f"{run.steps_per_epoch} steps ({run.steps:,}) and {run.evaluations} evaluation(s) of {run.evaluation_s:.1f} s"
     )
     if run.labeling_s:
-        lines.append(f"of these, pseudo-labels of {estimate.config.labeler}: {run.labeling_s:.0f} s")
+        lines.append(f"of these, pseudo-labels of {estimate.config.labeler}: {describe_duration(run.labeling_s)}")
     limit, epochs = estimate.config.max_hours, estimate.config.epochs
     if limit is not None and run.hours > limit:
         fitting = max(1, int(epochs * limit / run.hours))
@@ -111,11 +112,11 @@ def _summary(estimate: Estimate) -> str:
     for name, teacher in estimate.teachers.items():
         model = teacher.config.student
         lines.append(
-            f"made first: {name}, {model.arch} on {model.backbone}: {teacher.hours:.2f} h for {teacher.config.epochs} "
-            f"epochs of {teacher.prediction.steps_per_epoch} steps"
+            f"made first: {name}, {model.arch} on {model.backbone}: {describe_duration(teacher.hours * HOUR)} for "
+            f"{teacher.config.epochs} epochs of {teacher.prediction.steps_per_epoch} steps"
         )
     if estimate.teachers:
-        lines.append(f"predicted in total: {estimate.hours:.2f} h")
+        lines.append(f"predicted in total: {describe_duration(estimate.hours * HOUR)}")
     return "\n".join(lines)
 
 

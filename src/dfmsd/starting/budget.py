@@ -9,6 +9,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import Estimate
 from dfmsd.estimation.prediction import predict
 from dfmsd.starting.numbers import choose_eval_every
+from dfmsd.utils.durations import HOUR, describe_duration
 
 
 def epochs_within(hours: float, estimate: Estimate) -> int:
@@ -27,8 +28,8 @@ def epochs_within(hours: float, estimate: Estimate) -> int:
     found = bisect_right(range(1, planned + 1), hours, key=lambda epochs: hours_of(estimate, epochs, planned))
     if found == 0:
         raise DfmsdError(
-            f"hours: a single epoch takes {hours_of(estimate, 1, planned):.2g} hours on this machine, got {hours:g}; "
-            "allow more, or name a smaller student"
+            f"hours: a single epoch takes {describe_duration(hours_of(estimate, 1, planned) * HOUR)} on this machine, "
+            f"more than {hours:g} h; allow more, or name a smaller student"
         )
     return found
 

@@ -18,6 +18,7 @@ from dfmsd.starting.models import Keys, choose_student, choose_teacher
 from dfmsd.starting.numbers import FEW_STEPS, choose_epochs, count_steps, describe_steps
 from dfmsd.starting.outputs import output_files
 from dfmsd.starting.plan import describe_facts, plan_data, plan_distillation, plan_training
+from dfmsd.utils.durations import HOUR, describe_duration
 from dfmsd.utils.files import write_text
 
 RUNS = Path("runs")
@@ -119,7 +120,7 @@ def _within(hours: float, found: Estimate, facts: Facts, batch_size: int) -> Cho
         f"; fewer than {FEW_STEPS:,} are few" if count_steps(facts.train_images, batch_size, epochs) < FEW_STEPS else ""
     )
     teacher = ", with the teacher's training" if found.teachers else ""
-    return Choice(epochs, f"{steps}; {limit} it: {predicted:.2g} are predicted{teacher}{few}")
+    return Choice(epochs, f"{steps}; {limit} it: about {describe_duration(predicted * HOUR)} predicted{teacher}{few}")
 
 
 def _header(file: Path, out: Path, facts: Facts) -> list[str]:

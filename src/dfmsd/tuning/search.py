@@ -13,12 +13,12 @@ from dfmsd.launching.jobs import run_all
 from dfmsd.launching.launcher import Launcher
 from dfmsd.tuning.study import EPOCHS, REASON, SharedStudy, TrialRun
 from dfmsd.utils.console import console
+from dfmsd.utils.durations import HOUR, describe_duration
 
 POLL = 1.0
 """Seconds between two looks at the trials of other processes."""
 FOLLOWING = 9
 """Whole runs after the search, at most: second seeds, the baseline, and those on all training images."""
-HOUR = 3600.0
 
 
 @dataclass
@@ -62,8 +62,8 @@ class Budget:
         rest = self.longest * (1 + FOLLOWING / self.jobs)
         return self.clock() - self.start + rest > self.hours * HOUR
 
-    def hours_left(self, trials: int) -> float | None:
-        """Estimate the hours to the end of everything after so many trials; None before the first one has ended."""
+    def seconds_left(self, trials: int) -> float | None:
+        """Estimate the seconds to the end of everything after so many trials; None before the first one has ended."""
         if not self.durations:
             return None
         after = FOLLOWING * self.longest / self.jobs
@@ -71,7 +71,7 @@ class Budget:
         ends = [] if self.trials is None else [max(0, self.trials - trials) * mean / self.jobs + after]
         if self.hours is not None:
             ends.append(max(0.0, self.hours * HOUR - (self.clock() - self.start)))
-        return min(ends) / HOUR
+        return min(ends)
 
 
 def search(study: SharedStudy, budget: Budget, launcher: Launcher) -> None:
@@ -147,7 +147,8 @@ def _progress(run: TrialRun, ended: FrozenTrial, trials: list[FrozenTrial], budg
     best = best_trials(trials)
     parts = [f"{run}: {describe(ended)}"]
     parts += [f"best {percent(best[0].values[0])} of trial {best[0].number}"] if best else []
-    left = budget.hours_left(done)
+    left = budget.seconds_left(done)
+    remaining = "" if left is None else f", at most about {describe_duration(left)} left"
     of = "" if budget.trials is None else f" of {budget.trials}"
-    parts.append(f"{done}{of} trials done" + ("" if left is None else f", at most about {left:.1f} h left"))
+    parts.append(f"{done}{of} trials done{remaining}")
     return "; ".join(parts)

@@ -32,6 +32,7 @@ from dfmsd.tuning.study import FOLDER, SharedStudy
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
+from dfmsd.utils.durations import HOUR, describe_duration
 from dfmsd.utils.files import check_writable
 from dfmsd.utils.lock import is_locked, waiting
 from dfmsd.utils.signals import preemptible
@@ -195,9 +196,9 @@ def _saying_how_to_go_on() -> Iterator[None]:
 
 def _print_estimate(problem: Problem, budget: Budget) -> None:
     """Print how long a run of the first trial's config takes, and the search if no trial ends early."""
-    hours = estimate(problem.config_of(problem.first, written=True)).prediction.hours
-    line = f"a whole run takes about {hours:.2f} h on this machine, without making its teachers"
+    seconds = estimate(problem.config_of(problem.first, written=True)).prediction.hours * HOUR
+    line = f"a whole run takes about {describe_duration(seconds)} on this machine, without making its teachers"
     if budget.trials is not None:
-        whole = (budget.trials + FOLLOWING) * hours / budget.jobs
-        line += f"; {budget.trials} trials and the runs after them take at most about {whole:.1f} h"
+        whole = (budget.trials + FOLLOWING) * seconds / budget.jobs
+        line += f"; {budget.trials} trials and the runs after them take at most about {describe_duration(whole)}"
     console.print(line, highlight=False)
