@@ -127,7 +127,10 @@ def test_the_example_is_the_image_with_the_most_objects_that_agree(
     """A script that knows what the model finds, but shifts the boxes of the image with the most objects."""
     detector = tiny("fcos")
     files = sorted(pictures.iterdir())
-    answers = [bundle.expected_objects(detector, file, 96, 0.05)["objects"] for file in files]
+    answers = [
+        bundle.expected_objects(bundle.detect_padded(detector, file, 96), detector, 96, 0.05)["objects"]
+        for file in files
+    ]
     counts = [sum(one["score"] >= 0.3 for one in objects) for objects in answers]
     wrong = counts.index(max(counts))
 
@@ -143,7 +146,10 @@ def test_the_example_is_the_image_with_the_most_objects_that_agree(
             return infer.Detections(boxes, scores, classes)
 
     monkeypatch.setattr(infer, "Detector", Script)
+    detect, seen = detector.detect, []
+    monkeypatch.setattr(detector, "detect", lambda images, sizes: seen.append(sizes) or detect(images, sizes))
     found = bundle._write_example(tmp_path, detector, files, 96, inside=False)
+    assert len(seen) == len(files)  # the model runs once in each image
     assert found == Agreement(len(files), sum(counts), sum(counts) - counts[wrong], counts[wrong])
     counts[wrong] = 0
     best = max(range(len(files)), key=lambda place: (counts[place], place))
@@ -170,7 +176,8 @@ class Two(ExportedDetector):
 @pytest.mark.parametrize(("padding", "tops"), [(False, [0, 40]), (True, [0])])
 def test_the_padding_counts_as_image_where_the_file_suppresses(padding: bool, tops: list[int], tmp_path: Path) -> None:
     Image.new("RGB", (128, 64)).save(tmp_path / "image.png")
-    expected = bundle.expected_objects(Two(), tmp_path / "image.png", 64, 0.3, padding=padding)
+    found = bundle.detect_padded(Two(), tmp_path / "image.png", 64, padding=padding)
+    expected = bundle.expected_objects(found, Two(), 64, 0.3)
     assert [one["box"] for one in expected["objects"]] == [[0, top, 64, 64] for top in tops]
     assert expected["tolerance"]["pixels"] == 2
 

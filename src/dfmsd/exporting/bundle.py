@@ -17,12 +17,12 @@ from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import to_batch
-from dfmsd.detectors import Detector, load_detector
+from dfmsd.detectors import Detector
 from dfmsd.detectors.base import SCORE_THRESHOLD, SHOWN_SCORE
-from dfmsd.detectors.prediction import to_prediction
+from dfmsd.detectors.prediction import Prediction, to_prediction
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.exporting.choice import choose_format
-from dfmsd.exporting.exporter import export
+from dfmsd.exporting.exporter import export_with_model
 from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.exporting.results import Agreement, Exported
 from dfmsd.exporting.standalone import infer
@@ -90,8 +90,9 @@ def export_bundle(
     folder = Path(folder)
     with new_folder(folder, "bundle") as draft:
         file = draft / f"model{form.suffix}"
-        exported = export(model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms)
-        detector = load_detector(str(model))
+        exported, detector = export_with_model(
+            model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms
+        )
         write_settings(file, RUNTIMES[format])
         shutil.copyfile(str(infer.__file__), draft / "infer.py")
         files = compared_files(images_root(Path(model), images))
@@ -132,21 +133,23 @@ def _write_example(folder: Path, detector: Detector, files: Sequence[Path], side
     """
     script = infer.Detector(folder)
     found = [infer.describe(script(picture(file), 0.0), script.labels) for file in files]
+    as_model = [detect_padded(detector, file, side) for file in files]
+    as_file = [
+        detect_padded(detector, file, side, padding=True) if inside and not _is_square(one) else one
+        for file, one in zip(files, as_model, strict=True)
+    ]
     for score in (SHOWN_SCORE, SCORE_THRESHOLD):  # short trainings may not reach the first
-        as_model = [expected_objects(detector, file, side, score) for file in files]
-        as_file = (
-            [expected_objects(detector, file, side, score, padding=True) for file in files] if inside else as_model
-        )
+        answers = [expected_objects(one, detector, side, score) for one in as_file]
         same = [
             (len(one["objects"]), place)
-            for place, one in enumerate(as_file)
+            for place, one in enumerate(answers)
             if one["objects"] and not any(infer.compare(one, found[place])[:2])
         ]
         if same:
             _, best = max(same)
             picture(files[best]).save(folder / EXAMPLE)
-            write_json(folder / "expected.json", as_file[best])
-            return _agreement(as_model, found)
+            write_json(folder / "expected.json", answers[best])
+            return _agreement([expected_objects(one, detector, side, score) for one in as_model], found)
     raise DfmsdError(
         f"`bundle`: in none of {len(files)} images infer.py finds what the model finds; try other `images`, or train"
         " the model longer"
@@ -163,16 +166,13 @@ def _agreement(expected: Sequence[dict[str, Any]], found: Sequence[list[dict[str
     )
 
 
-def expected_objects(
-    detector: Detector, file: Path, side: int, score: float, *, padding: bool = False
-) -> dict[str, Any]:
-    """Return what a model finds in an image, as in ``expected.json``.
+def detect_padded(detector: Detector, file: Path, side: int, *, padding: bool = False) -> Prediction:
+    """Return all that a model finds in an image, padded to a square.
 
     Args:
         detector: the model, in eval mode.
         file: the image.
         side: of the input, in pixels.
-        score: lowest score of an object.
         padding: count the padding as image until the boxes are suppressed, as a file does that suppresses.
     """
     image = read_image(file)
@@ -181,12 +181,29 @@ def expected_objects(
     with torch.no_grad():
         (detections,) = detector.detect(batch.images, [(side, side) if padding else size])
     detections["boxes"] = clip_boxes_to_image(detections["boxes"], size)
-    found = to_prediction(detections, image, scale, detector.class_names, score)
-    objects = infer.describe(
-        infer.Detections(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()), list(detector.class_names)
-    )
-    tolerance = {"pixels": round(PIXELS * max(1.0, max(image.shape[-2:]) / side), 2), "score": SCORES}
+    return to_prediction(detections, image, scale, detector.class_names, 0.0)
+
+
+def expected_objects(found: Prediction, detector: Detector, side: int, score: float) -> dict[str, Any]:
+    """Return what a model finds in an image, as in ``expected.json``.
+
+    Args:
+        found: all of it, see `detect_padded`.
+        detector: the model.
+        side: of the input, in pixels.
+        score: lowest score of an object.
+    """
+    kept = found.scores >= score
+    boxes, scores, labels = (values[kept].numpy() for values in (found.boxes, found.scores, found.labels))
+    objects = infer.describe(infer.Detections(boxes, scores, labels), list(detector.class_names))
+    tolerance = {"pixels": round(PIXELS * max(1.0, max(found.image_size) / side), 2), "score": SCORES}
     return {"image": EXAMPLE, "score": score, "tolerance": tolerance, "objects": objects}
+
+
+def _is_square(found: Prediction) -> bool:
+    """Return whether an image has no padding in a square input."""
+    height, width = found.image_size
+    return height == width
 
 
 def picture(file: Path) -> Image.Image:

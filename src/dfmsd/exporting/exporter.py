@@ -63,6 +63,20 @@ def export(
     Raises:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
+    return export_with_model(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)[0]
+
+
+def export_with_model(
+    model: str | Path,
+    format: str,
+    *,
+    out: str | Path | None = None,
+    images: str | Path | None = None,
+    image_size: int | None = None,
+    int8: bool = False,
+    nms: str | None = None,
+) -> tuple[Exported, Detector]:
+    """Export a detector as `export` does, and return it too, for what is written beside the file."""
     form = choose_format(format, nms)
     if int8 and format != "onnx":
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
@@ -97,7 +111,7 @@ def export(
         for path in sorted(Path(folder).iterdir()):
             _move(path, file.parent / path.name)
     write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
-    return result
+    return result, detector
 
 
 def _verify(
