@@ -194,7 +194,10 @@ LINES: list[tuple[list[str], tuple[str, ...]]] = [
     (["distill", "--config", "good.yaml", "--stages.-1.epochs", "1"], ("--stages.-1.epochs", "counted from 0")),
     (["distill", "--config", "good.yaml", "--stages.0.epochs", "["], ("--stages.0.epochs", "not valid YAML")),
     (["distill", "--config", "good.yaml", "--loss.name.x", "2"], ("--loss.name.x", "name has no keys")),
-    (["distill", "--config", "good.yaml", "--resume"], ("run holds no run", "leave out --resume")),
+    (
+        ["distill", "--config", "good.yaml", "--resume"],
+        ("run holds no run", "leave out --resume", "name its folder with --out"),
+    ),
     (["distill", "--config", "good.yaml", "--resume", "--overwrite"], ("pass one of them",)),
     (["train", "--data", "7", "--out", "r"], ("data: ", "7")),
     (["train", "--out", "r", "--epochs", "1e99"], ("epochs: expected int", "1e+99")),

@@ -131,6 +131,31 @@ def _edit(run: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("one/student.safetensors", "; it holds {folder}/one$"),
+        ("cells.safetensors", r"; it holds {folder}/cells\.safetensors$"),
+        ("config.json", "; for the model of Hugging Face transformers in it, write hf:{folder}$"),
+        ("weights/best.pt", r"; for the model of Ultralytics in it, write ultralytics:{folder}/weights/best\.pt$"),
+        ("photo.jpg", ": pass the folder of a finished run$"),
+    ],
+)
+def test_a_folder_that_holds_other_detectors_says_so(tmp_path: Path, file: str, message: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(DfmsdError, match=message.format(folder=tmp_path)):
+        load_detector(tmp_path)
+
+
+def test_weights_of_torchvision_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "fcos.pth").touch()
+    with pytest.raises(
+        DfmsdError, match=r"fcos\.pth is not a checkpoint .*torchvision model, see .*add-a-detector\.md"
+    ):
+        load_detector(tmp_path / "fcos.pth")
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda run: (run / "student.safetensors").write_text("hello"), r"student\.safetensors is not a checkpoint"),

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.detectors.frameworks import ULTRALYTICS
+from dfmsd.detectors.frameworks import HUGGING_FACE, ULTRALYTICS
 from dfmsd.errors import DfmsdError
-from dfmsd.runfolder import RunFolder
+from dfmsd.runfolder import WEIGHTS_NAME, RunFolder
 
 FORMAT_VERSION = 1
+SHOWN = 8
+"""Detectors that a message about a folder lists."""
 
 
 class DetectorFiles(NamedTuple):
@@ -37,19 +39,34 @@ def find_files(path: Path) -> DetectorFiles:
     if path.is_dir():
         weights = RunFolder(path).weights_file
         if not weights.is_file():
-            raise DfmsdError(f"folder {path} has no {weights.name}: pass the folder of a finished run")
+            raise DfmsdError(f"folder {path} has no {weights.name}: pass the folder of a finished run{_held(path)}")
         path = weights
     run = RunFolder(path.parent)
     of_training = path.suffix == ".ckpt" and run.exists
     if not of_training and path.suffix not in (".safetensors", ".json"):
-        hint = f"; for a model of Ultralytics, write {ULTRALYTICS}{path}" if path.suffix == ".pt" else ""
+        hints = {
+            ".pt": f"; for a model of Ultralytics, write {ULTRALYTICS}{path}",
+            ".pth": '; for weights of a torchvision model, see "torchvision" in docs/add-a-detector.md',
+        }
         raise DfmsdError(
             f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it, a run"
-            f" folder, or best.ckpt or last.ckpt in one{hint}"
+            f" folder, or best.ckpt or last.ckpt in one{hints.get(path.suffix, '')}"
         )
     if of_training:
         return DetectorFiles(path, run.description_file, True)
     return DetectorFiles(path.with_suffix(".safetensors"), path.with_suffix(".json"), False)
+
+
+def _held(folder: Path) -> str:
+    """Say which detectors a folder holds instead of its own."""
+    best = folder / "weights" / "best.pt"
+    if best.is_file():
+        return f"; for the model of Ultralytics in it, write {ULTRALYTICS}{best}"
+    if (folder / "config.json").is_file():
+        return f"; for the model of Hugging Face transformers in it, write {HUGGING_FACE}{folder}"
+    runs = [file.parent for file in sorted(folder.glob(f"*/{WEIGHTS_NAME}"))]
+    held = [*runs, *sorted(folder.glob("*.safetensors"))][:SHOWN]
+    return f"; it holds {', '.join(map(str, held))}" if held else ""
 
 
 def describe(detector: Detector, config: DetectorConfig) -> dict[str, Any]:
@@ -73,7 +90,9 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DfmsdError(f"{path} is missing: it belongs next to the weights, copy both files") from error
+        raise DfmsdError(
+            f"{path} is missing: it belongs next to the weights, under the same name; copy both files"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DfmsdError(f"{path} is not a checkpoint's description: it is not valid JSON ({error})") from error
     version = description.get("format_version") if isinstance(description, dict) else None

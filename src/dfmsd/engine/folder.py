@@ -51,7 +51,10 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
     if resume and overwrite:
         raise DfmsdError("`resume` keeps what is in the run folder and `overwrite` deletes it; pass one of them")
     if resume and not run.exists:
-        raise DfmsdError(f"{run} holds no run, so there is nothing to resume; leave out `resume`")
+        raise DfmsdError(
+            f"{run} holds no run, so there is nothing to resume; leave out `resume`, or name its folder with `out` if "
+            "the run was moved"
+        )
     if resume and (keys := differing_keys(config, run.path)):
         raise DfmsdError(
             f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
