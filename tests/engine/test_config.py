@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from dfmsd import losses
+from dfmsd.comparison.config import CompareConfig
 from dfmsd.data import DataConfig
 from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig
@@ -25,6 +26,28 @@ from dfmsd.runfolder import RunFolder
 STAGES = [StageConfig(epochs=2, teacher="a", loss={"alpha": 2.0}), StageConfig(epochs=3, teacher="b", fresh=False)]
 UNLABELED = DataConfig(unlabeled="more")
 PLAIN = [StageConfig(epochs=1, teacher="a")]
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = DistillConfig(
+        out="~/run",
+        data=DataConfig(root="~/data", unlabeled="~/photos"),
+        student=DetectorConfig(init="~/start"),
+        stages=[StageConfig(1, "~/a"), StageConfig(1, ["~/b", "mmdet:~/c.py,~/d.pth"])],
+    )
+    assert (config.out, config.data.root, config.data.unlabeled, config.student.init) == (
+        "/home/me/run",
+        "/home/me/data",
+        "/home/me/photos",
+        "/home/me/start",
+    )
+    assert [stage.teacher for stage in config.stages] == [
+        "/home/me/a",
+        ["/home/me/b", "mmdet:/home/me/c.py,/home/me/d.pth"],
+    ]
+    comparison = CompareConfig(out="~/cmp", pairs={"one": ["~/a"]}, methods=["pkd"])
+    assert (comparison.out, comparison.pairs) == ("/home/me/cmp", {"one": ["/home/me/a"]})
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,13 @@ def test_other_types_are_refused_in_one_line(value: object, kind: Any, message: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["~/runs/a", Path("~/runs/a")])
+def test_a_tilde_is_the_home_directory(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert coerce(value, str, "key") == "/home/me/runs/a"
+    assert coerce([value, "a~/b", "~"], list[str], "key") == ["/home/me/runs/a", "a~/b", "~"]
+
+
 def test_nested_dataclasses_are_built_from_mappings() -> None:
     car = build(Car, {"wheels": ({"radius": 2, "name": Path("left")},)}, "car")
     coerce_fields(car)

@@ -18,6 +18,7 @@ from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 from dfmsd.losses import LOSSES, check_options
+from dfmsd.utils.coerce import expand_home
 from dfmsd.utils.files import check_path
 
 
@@ -84,6 +85,8 @@ class CompareConfig:
         Raises:
             DfmsdError: the config is invalid.
         """
+        self.out = expand_home(self.out)
+        self.pairs = {name: [expand_home(teacher) for teacher in teachers] for name, teachers in self.pairs.items()}
         check_path("out", self.out)
         if not self.seeds or not self.methods:
             raise DfmsdError("methods and seeds: pass at least one of each, such as pkd and 0")

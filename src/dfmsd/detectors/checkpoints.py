@@ -24,6 +24,7 @@ from dfmsd.detectors.torchvision.pretrained import load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import expand_home
 from dfmsd.utils.files import check_path, write_json, write_tensors
 
 STUDENT = "task.trainable.student.model."
@@ -79,7 +80,8 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     Raises:
         DfmsdError: The detector does not exist, or its file does not fit.
     """
-    path, text = Path(reference), str(reference)
+    text = str(expand_home(reference))
+    path = Path(text)
     adapter = find_adapter(text)
     if adapter is not None:
         return adapter.load(text, trained=trained)

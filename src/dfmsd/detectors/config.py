@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass, fields
 from functools import cache
@@ -12,6 +11,7 @@ import numpy as np
 
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import expand_home
 
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """Architectures that dfmsd builds on any backbone."""
@@ -83,8 +83,8 @@ class DetectorConfig:
             value = getattr(self, field.name)
             if isinstance(value, np.generic):
                 setattr(self, field.name, value.item())
-            if isinstance(value, os.PathLike):
-                setattr(self, field.name, os.fspath(value))
+            else:
+                setattr(self, field.name, expand_home(value))
         self._check_arch()
         ssdlite = self.arch == "ssdlite"
         narrowest, largest = (2, SSDLITE_SCALE_LIMIT) if ssdlite else (1, math.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
@@ -15,13 +16,16 @@ from dfmsd.errors import DfmsdError, suggest
 
 NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 """Plain types, for messages."""
+HOME = re.compile(r"(?<![^:,=])~/")
+"""The home directory in a path or a reference: at its start, or behind a prefix or a separator."""
 
 
 def coerce_fields(config: Any, prefix: str = "") -> None:
     """Convert every field of a dataclass instance to its annotated type.
 
-    Paths become strings, NumPy scalars and arrays Python numbers and lists, integers floats where a float is
-    annotated, sequences lists or tuples as annotated, and mappings dataclasses. Frozen dataclasses are modified, too.
+    Paths become strings, in which ``~/`` is the home directory, NumPy scalars and arrays Python numbers and lists,
+    integers floats where a float is annotated, sequences lists or tuples as annotated, and mappings dataclasses. Frozen
+    dataclasses are modified, too.
 
     Args:
         config: Dataclass instance, modified in place.
@@ -47,7 +51,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     Raises:
         DfmsdError: The value does not fit the type.
     """
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = expand_home(value)
     value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if type(value) is int and str(value) in get_args(kind):  # YAML reads `precision: 32` as a number
         return str(value)
@@ -63,6 +67,16 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
         elif _fits(value, option):
             return float(value) if option is float else value
     raise DfmsdError(f"{where} must be {' or '.join(_describe(option) for option in _options(kind))}, got {value!r}")
+
+
+def expand_home(value: Any) -> Any:
+    """Return a path, or a reference with paths such as ``hf:~/model``, as a string in which ``~/`` is written out.
+
+    Args:
+        value: Path, string, or anything else, which is returned as it is.
+    """
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return HOME.sub(lambda _: os.path.expanduser("~/"), value) if isinstance(value, str) else value
 
 
 def build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
