@@ -141,7 +141,9 @@ def test_a_student_may_be_a_run_folder_whose_weights_it_starts_with(
     assert loaded.config is not None
     assert config.student == replace(loaded.config, init=tiny_teachers[0])
     assert options["student"] is None
-    with pytest.raises(DfmsdError, match=r"student: no detector at 'runs/none': .*an architecture is one of fcos"):
+    with pytest.raises(
+        DfmsdError, match=r"student: no detector at 'runs/none': .* is one of fcos.* as in fcos/resnet18"
+    ):
         dfmsd.distill("runs/none", "a", "data", "out")
 
 

@@ -49,6 +49,8 @@ def test_folders_are_searched_for_images_and_files_are_taken_as_given(folder: Pa
 
 def test_missing_paths_and_folders_without_images_are_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
+    with pytest.raises(DfmsdError, match=r"^https://a\.org/b\.jpg: a URL, which is not read; download"):
+        find_images(["https://a.org/b.jpg"])
     with pytest.raises(DfmsdError, match="nowhere: no such file or folder; give images"):
         find_images([folder, folder / "nowhere"])
     with pytest.raises(DfmsdError, match="empty: no image in this folder or its subfolders"):

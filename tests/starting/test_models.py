@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def test_the_student_is_like_its_teacher_and_smaller(teacher: MakeTeacher, insta
     assert values(choose_student(teacher(), None)) == lite
     assert values(choose_student(None, None)) == lite
     assert values(choose_student(teacher(parameters=3_400_000), None)) == small
+    why = choose_student(teacher(parameters=100_000), None)["backbone"].why
+    assert re.fullmatch(r"0\.\d M parameters with head and pyramid; the teacher has 0\.1 M", why)
     installed.clear()
     assert values(choose_student(teacher(), None)) == small
 

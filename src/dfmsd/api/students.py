@@ -80,7 +80,9 @@ def _named_student(name: str) -> DetectorConfig:
     try:
         return adopt_architecture(DetectorConfig(init=name))
     except DfmsdError as error:
-        raise DfmsdError(f"student: {error}; an architecture is one of {', '.join(OWN_ARCHS)}") from error
+        raise DfmsdError(
+            f"student: {error}; an architecture is one of {', '.join(OWN_ARCHS)}, with a backbone as in fcos/resnet18"
+        ) from error
 
 
 def plan_stages(teachers: object, epochs: int | Sequence[int]) -> Plan:

@@ -29,7 +29,10 @@ def find_images(
         DfmsdError: There is no path, a path does not exist, or a folder contains no image.
     """
     found: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
+        if "://" in str(given):
+            raise DfmsdError(f"{given}: a URL, which is not read; download the image, and give the file")
         if not path.exists():
             raise DfmsdError(f"{path}: no such file or folder; give images or folders of images")
         files = [path] if path.is_file() else _search(path, extra_suffixes, exclude)

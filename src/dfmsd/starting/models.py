@@ -130,7 +130,8 @@ def _choose_backbone(teacher: TeacherFacts | None, keys: Keys) -> Choice:
         size = _parameters(keys, PRETRAINED_STUDENT)
         if teacher is None or teacher.parameters >= LEAD * size:
             return Choice(PRETRAINED_STUDENT, f"{size / 1e6:.1f} M parameters with head and pyramid")
-        return Choice(SMALL_STUDENT, f"well below the teacher's {teacher.parameters / 1e6:.1f} M parameters")
+        small, large = _parameters(keys, SMALL_STUDENT) / 1e6, teacher.parameters / 1e6
+        return Choice(SMALL_STUDENT, f"{small:.1f} M parameters with head and pyramid; the teacher has {large:.1f} M")
     return Choice(SMALL_STUDENT, "small enough for a CPU")
 
 
