@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import QueryPair
-from dfmsd.losses.criterion import QueryCriterion
+from dfmsd.losses.criterion_queries import QueryCriterion
 from dfmsd.losses.functional import detrdistill, match_queries
 from dfmsd.types import LevelSpec, Queries
 

@@ -8,7 +8,7 @@ from dfmsd.detectors.base import Detector
 from dfmsd.distillation.heads import REMEDIES
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import Criterion, CriterionSum
-from dfmsd.losses.criterion import QueryCriterion
+from dfmsd.losses.criterion_queries import QueryCriterion
 
 
 def compares_queries(criterion: Criterion | CriterionSum) -> bool:

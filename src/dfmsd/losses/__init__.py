@@ -21,7 +21,8 @@ from dfmsd.losses.config import (
     replace_loss,
     resolve_loss,
 )
-from dfmsd.losses.criterion import Criterion, CriterionSum
+from dfmsd.losses.criterion import Criterion
+from dfmsd.losses.criterion_sum import CriterionSum
 from dfmsd.losses.crosskd import CrossKD, CrossKDOptions
 from dfmsd.losses.cwd import CWD, CWDOptions
 from dfmsd.losses.detrdistill import DETRDistill, DETRDistillOptions

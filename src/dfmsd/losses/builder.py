@@ -8,7 +8,9 @@ from typing import Any, overload
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.config import CRITERION_OPTIONS, LossConfig, check_loss, check_options, loss_parts, method_options
-from dfmsd.losses.criterion import Criterion, CriterionSum, QueryCriterion
+from dfmsd.losses.criterion import Criterion
+from dfmsd.losses.criterion_queries import QueryCriterion
+from dfmsd.losses.criterion_sum import CriterionSum
 from dfmsd.losses.method import QueryMethod
 from dfmsd.losses.registry import LOSSES
 from dfmsd.types import LevelSpec

@@ -12,7 +12,8 @@ import torch
 
 from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses.align import Pairing, Resize, check_pairing
-from dfmsd.losses.criterion import Criterion, check_terms
+from dfmsd.losses.criterion import Criterion
+from dfmsd.losses.criterion_sum import check_terms
 from dfmsd.losses.method import PredictionMethod
 from dfmsd.losses.registry import LOSSES
 from dfmsd.utils.coerce import coerce

@@ -1,20 +1,19 @@
-"""One or several methods on all levels of two pyramids: pairing, alignment, precision and weight."""
+"""One method on all levels of two pyramids: pairing, alignment, precision and weight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfmsd.errors import DfmsdError
-from dfmsd.losses.align import Align, LevelPair, Pairing, Resize, pair_levels
+from dfmsd.losses.align import Align, Pairing, Resize, pair_levels
 from dfmsd.losses.basis import PyramidBasis
 from dfmsd.losses.functional import full_precision, pearson
-from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method, QueryMethod, QueryPair
-from dfmsd.types import FeaturePyramid, LevelSpec, Queries
+from dfmsd.losses.method import HeadLevel, HeadMethod, LossContext, Method, QueryPair
+from dfmsd.types import FeaturePyramid, LevelSpec
 
 
 class Criterion(nn.Module):
@@ -121,54 +120,6 @@ class Criterion(nn.Module):
         return pearson(aligned, target) if known is None else known
 
 
-class QueryCriterion(Criterion):
-    """Compare the predictions of two detectors' queries; it has no levels, no alignment and no parameters.
-
-    Args:
-        method: class of the loss.
-        options: of the method.
-        weight: factor on every term; None takes the method's published one.
-    """
-
-    def __init__(self, method: type[QueryMethod], options: object, weight: float | None = None) -> None:
-        nn.Module.__init__(self)  # without levels there is nothing to pair and align
-        self.basis = None
-        self.pairs = ()
-        self.resize = "student"
-        self.weight = method.default_weight if weight is None else weight
-        self.align, self.methods = nn.ModuleList(), nn.ModuleList()
-        self.method = method(0, options)
-        self.terms = self.method.terms
-        self.diagnostics = {}
-
-    @property
-    def feature_terms(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def forward(
-        self, student: FeaturePyramid, teacher: FeaturePyramid, *, queries: QueryPair | None = None, **context: Any
-    ) -> dict[str, Tensor]:
-        """Compute named, weighted scalars whose sum is the loss.
-
-        Args:
-            student: not used.
-            teacher: not used.
-            queries: the predictions.
-            context: not used.
-
-        Returns:
-            ``<term>/queries`` -> scalar in float32 (float64 for float64 predictions), also under autocast.
-
-        Raises:
-            DfmsdError: ``queries`` is None.
-        """
-        pair = self.method.require(queries, "queries")
-        with torch.autocast(pair.student.logits.device.type, enabled=False):
-            exact = QueryPair(*(Queries(*map(full_precision, side)) for side in pair))
-            return {f"{name}/queries": self.weight * value for name, value in self.method.compare(exact).items()}
-
-
 def _check_context(images: int, boxes: Sequence[Tensor] | None, stage: int) -> None:
     if stage < 1:
         raise DfmsdError(f"stage must be at least 1, got {stage}; stages are counted from 1")
@@ -194,76 +145,3 @@ def _level(pyramid: FeaturePyramid, level: LevelSpec, owner: str) -> Tensor:
             f"the {owner}'s level {level.name} has {features.shape[1]} channels; its LevelSpec says {level.channels}"
         )
     return features
-
-
-class CriterionSum(nn.Module):
-    """Several methods as one criterion with the terms of all of them.
-
-    Each method has its own alignment, pairing and weight.
-
-    Args:
-        parts: name -> criterion; the names become part of the parameters' names.
-
-    Attributes:
-        basis: as in `Criterion`, for all parts.
-        pairs: the paired levels of all parts, one part after the other; a pair appears once for each part that has it.
-        terms: names of the terms of all parts.
-
-    Raises:
-        DfmsdError: two parts have a term of the same name.
-    """
-
-    def __init__(self, parts: Mapping[str, Criterion]) -> None:
-        super().__init__()
-        self.basis: PyramidBasis | None = None
-        self.parts = nn.ModuleDict(parts)
-        self.pairs: tuple[LevelPair, ...] = tuple(chain.from_iterable(part.pairs for part in parts.values()))
-        self.terms: tuple[str, ...] = tuple(chain.from_iterable(part.terms for part in parts.values()))
-        check_terms({name: part.terms for name, part in parts.items()})
-
-    @property
-    def criteria(self) -> list[Criterion]:
-        """The parts, in order."""
-        return [part for part in self.parts.values() if isinstance(part, Criterion)]
-
-    @property
-    def feature_terms(self) -> tuple[str, ...]:
-        """The terms that compare features, not predictions."""
-        return tuple(chain.from_iterable(part.feature_terms for part in self.criteria))
-
-    @property
-    def align(self) -> list[nn.Module]:
-        """The alignment of each of `pairs`."""
-        return list(chain.from_iterable(part.align for part in self.criteria))
-
-    @property
-    def methods(self) -> list[nn.Module]:
-        """The method of each of `pairs`."""
-        return list(chain.from_iterable(part.methods for part in self.criteria))
-
-    @property
-    def diagnostics(self) -> dict[str, Tensor]:
-        """``pearson/<level>`` as in `Criterion`; if several parts have a level, that of the first."""
-        return {name: value for part in reversed(self.criteria) for name, value in part.diagnostics.items()}
-
-    def forward(self, student: FeaturePyramid, teacher: FeaturePyramid, **context: Any) -> dict[str, Tensor]:
-        """Compute the terms of all parts; arguments and result are those of `Criterion.forward`."""
-        teacher = teacher if self.basis is None else self.basis(teacher)
-        return {name: term for part in self.criteria for name, term in part(student, teacher, **context).items()}
-
-
-def check_terms(terms: Mapping[str, Sequence[str]]) -> None:
-    """Refuse methods whose terms would have the same name in a log.
-
-    Args:
-        terms: method -> names of its terms.
-
-    Raises:
-        DfmsdError: two methods have a term of the same name.
-    """
-    owners: dict[str, str] = {}
-    for method, names in terms.items():
-        for name in names:
-            if name in owners:
-                raise DfmsdError(f"loss: {owners[name]} and {method} both have a term {name!r}; leave out one of them")
-            owners[name] = method
