@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.layouts import SPLITS, Picture, Splits, coco, roboflow_coco, roboflow_voc, voc
 
 from dfmsd.data import CocoDataModule, DataConfig, open_split
-from dfmsd.data.datamodule import split_loader
+from dfmsd.data.loading import split_loader
 from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.configfile import parse_config
 from dfmsd.errors import DfmsdError

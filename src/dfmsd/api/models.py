@@ -66,7 +66,7 @@ def evaluate(
     Raises:
         DfmsdError: unknown model or data, no common class, or augmented data.
     """
-    from dfmsd.data.datamodule import split_loader
+    from dfmsd.data.loading import split_loader
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import read_device
     from dfmsd.utils.files import check_output, make_folder, write_json

@@ -1,42 +1,36 @@
-"""Lightning data module of train and val loaders."""
+"""Lightning data module of a run: its training and validation images, and the loaders of both."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dfmsd.data.augmentation import Augmentation
-from dfmsd.data.batching import collate
 from dfmsd.data.classes import match_classes
 from dfmsd.data.config import DataConfig
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.holdout import split_holdout
-from dfmsd.data.loader import ResumableLoader, ignore_stop_signals
+from dfmsd.data.imagecache import choose_cache, open_store, resized_bytes
+from dfmsd.data.loader import ResumableLoader
+from dfmsd.data.loading import count_workers, loader_options
 from dfmsd.data.opening import describe, has_split, open_split
-from dfmsd.data.records import Records, box_sizes, resized_sizes
+from dfmsd.data.records import ImageRecord, Records, box_sizes
 from dfmsd.data.samplers import EpochSampler, MixedSampler
 from dfmsd.data.split import DetectionSplit
 from dfmsd.data.transforms import Sample
 from dfmsd.data.unlabeled import unlabeled_records, with_boxes
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch
-from dfmsd.utils.cachedir import GIB, cache_root, make_room
-from dfmsd.utils.device import available_cores
-from dfmsd.utils.store import DiskStore
 
 logger = logging.getLogger("dfmsd")
 
@@ -76,26 +70,17 @@ class CocoDataModule(pl.LightningDataModule):
             raise DfmsdError(f"seed must be at least 0, got {seed}")
         self.config = config
         self.seed = seed
-        whole = open_split(config, "train")
-        if config.holdout:
-            train, val = split_holdout(whole, config.holdout)
-        else:
-            train, val = match_classes(whole, open_split(config, "val"))
-        counts = {"train": len(train), "held out" if config.holdout else "val": len(val)}
-        logger.info("data: %s", describe(config, counts))
+        train, val = _open_labeled(config)
         self.class_names: tuple[str, ...] = train.class_names
         self.num_labeled = len(train)
         if config.unlabeled is not None:
-            evaluated = ("val", "test") if config.holdout else ("test",)
-            others = [val, *(open_split(config, name) for name in evaluated if has_split(config, name))]
-            labeled = [path for split in (whole, *others) for path in split.records.paths]
-            train = train.extended(unlabeled_records(config.unlabeled, labeled))
+            train = train.extended(_find_unlabeled(config.unlabeled, config, [train, val]))
         self.teacher_size = teacher_size
-        size = _resized_bytes((train, val), config.image_size)
-        size += _resized_bytes([train], teacher_size) if teacher_size else 0
-        cache = _choose_cache(config, size)
-        self.workers = _count_workers(config.workers, cache != "off", processes)
-        store = _open_store(Path(config.root).expanduser(), config, size) if cache == "disk" else None
+        size = resized_bytes((train, val), config.image_size)
+        size += resized_bytes([train], teacher_size) if teacher_size else 0
+        cache = choose_cache(config, size)
+        self.workers = count_workers(config.workers, cache != "off", processes)
+        store = open_store(config, size) if cache == "disk" else None
         self._keep: dict[str, Any] = {"cache": cache == "ram", "store": store}
         self._mixing_epochs = None if epochs is None else epochs - config.unmixed_epochs(epochs)
         self._digest = digest
@@ -207,7 +192,7 @@ class CocoDataModule(pl.LightningDataModule):
         """
         config = replace(self.config, image_size=image_size)
         images = DetectionDataset(split, image_size)
-        return DataLoader(images, config.batch_size, **_loader_options(config, self.workers))
+        return DataLoader(images, config.batch_size, **loader_options(config, self.workers))
 
     def sample_batches(self, images: int) -> Iterator[Batch]:
         """Iterate over training images that are evenly spread over the data set, without augmentation.
@@ -225,83 +210,23 @@ class CocoDataModule(pl.LightningDataModule):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return _loader_options(self.config, self.workers, self.teacher_size)
+        return loader_options(self.config, self.workers, self.teacher_size)
 
 
-def split_loader(config: DataConfig, split: str = "val") -> DataLoader[Sample]:
-    """Open one split and return a loader of its images, without augmentation; no other split is opened.
-
-    Args:
-        config: Data configuration; with ``holdout``, ``val`` is that share of the training images.
-        split: See `open_split`.
-
-    Raises:
-        DfmsdError: There is no such split, or it is damaged.
-    """
-    held_out = split == "val" and config.holdout > 0
-    data = open_split(config, "train" if held_out else split)
-    if held_out:
-        data = split_holdout(data, config.holdout)[1]
-    return plain_loader(config, data, "held out" if held_out else split)
+def _open_labeled(config: DataConfig) -> tuple[DetectionSplit, DetectionSplit]:
+    """Open the training and validation images, the latter held out of the former with ``holdout``."""
+    train = open_split(config, "train")
+    if config.holdout:
+        train, val = split_holdout(train, config.holdout)
+    else:
+        train, val = match_classes(train, open_split(config, "val"))
+    counts = {"train": len(train), "held out" if config.holdout else "val": len(val)}
+    logger.info("data: %s", describe(config, counts))
+    return train, val
 
 
-def plain_loader(config: DataConfig, data: DetectionSplit, name: str) -> DataLoader[Sample]:
-    """Return a loader of the images of a split, without augmentation.
-
-    Args:
-        config: Data configuration.
-        data: The split.
-        name: Its name, for the log.
-    """
-    logger.info("data: %s", describe(config, {name: len(data)}))
-    fits = _choose_cache(config, _resized_bytes([data], config.image_size)) != "off"
-    options = _loader_options(config, _count_workers(config.workers, fits, 1))
-    return DataLoader(DetectionDataset(data, config.image_size), config.batch_size, **options)
-
-
-def _loader_options(config: DataConfig, workers: int, teacher_size: int | None = None) -> dict[str, Any]:
-    side = config.image_size if config.pad == "square" else None
-    return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": ignore_stop_signals,
-        "pin_memory": torch.cuda.is_available(),
-        "collate_fn": partial(collate, image_size=side, teacher_size=teacher_size),
-        "generator": torch.Generator(),  # by default a loader draws from the global generator
-    }
-
-
-def _resized_bytes(splits: Iterable[DetectionSplit], image_size: int) -> int:
-    """Compute the size of all resized images from the annotation files."""
-    return sum(3 * int(resized_sizes(split.records, image_size).prod(axis=1).sum()) for split in splits)
-
-
-def _choose_cache(config: DataConfig, size: int) -> str:
-    """Return the kind of cache: either all images are cached or none."""
-    cache = str(config.cache)
-    if cache == "off" or (cache == "ram" and config.workers):
-        return "off"
-    if size > config.cache_gib * GIB:
-        logger.info(
-            "decoded images would take %.1f GiB of %s, more than %.1f (data.cache_gib): decoding them in every epoch",
-            size / GIB,
-            cache,
-            config.cache_gib,
-        )
-        return "off"
-    return cache
-
-
-def _open_store(root: Path, config: DataConfig, size: int) -> DiskStore:
-    name = hashlib.blake2b(f"{root.absolute()} {config.image_size}".encode(), digest_size=16).hexdigest()
-    folder, budget = cache_root() / "images" / name, int(min(config.cache_gib * GIB, sys.maxsize))
-    return DiskStore(folder, make_room(folder.parent, {name}, size, budget))
-
-
-def _count_workers(configured: int | None, cached: bool, processes: int) -> int:
-    if configured is not None:
-        return configured
-    if cached:
-        return 0
-    # One core is left to the training: with two cores, one worker beats none and two (benchmarks/data.py).
-    return max(0, min(4, available_cores() // processes - 1))
+def _find_unlabeled(folder: str, config: DataConfig, labeled: Sequence[DetectionSplit]) -> list[ImageRecord]:
+    """Find the images of ``data.unlabeled`` that belong to no split, not even to one that is not used."""
+    unused = ("val", "test") if config.holdout else ("test",)
+    others = [open_split(config, name) for name in unused if has_split(config, name)]
+    return unlabeled_records(folder, [path for split in (*labeled, *others) for path in split.records.paths])

@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from dfmsd.data.datamodule import CocoDataModule, plain_loader
+from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.loading import plain_loader
 from dfmsd.data.multiscale import MultiScale
 from dfmsd.data.splitcheck import open_test_split
 from dfmsd.detectors import Detector, save_detector

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dfmsd.data import DataConfig
-from dfmsd.data.datamodule import split_loader
 from dfmsd.data.dataset import DetectionDataset
 from dfmsd.data.digits import cached_digits
 from dfmsd.data.formats import Layout, layout_of
 from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
+from dfmsd.data.loading import split_loader
 from dfmsd.data.remote import local_root
 from dfmsd.data.splitcheck import check_measurable
 from dfmsd.data.transforms import Sample
