@@ -15,8 +15,8 @@ from tests.helpers.fixtures import TINY_BACKBONE
 
 import dfmsd
 from dfmsd.api import settings
-from dfmsd.engine.config import RunConfig
 from dfmsd.engine.configfile import read_config
+from dfmsd.engine.runconfig import RunConfig
 from dfmsd.errors import DfmsdError
 
 CLASSES = ("square", "disc")

@@ -15,9 +15,10 @@ from dfmsd.data import DataConfig
 from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import DistillConfig, RunConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import as_started, differing_keys, same_run, to_yaml, write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DFMSDOptions
@@ -438,7 +439,7 @@ def test_auto_is_bf16_on_a_gpu_that_has_it_and_float32_elsewhere(monkeypatch: py
     config = DistillConfig(out="x", stages=STAGES)
     assert config.precision == "auto"
     for has_bf16, chosen, dtype in ((True, "bf16", torch.bfloat16), (False, "32", torch.float32)):
-        monkeypatch.setattr("dfmsd.engine.config.supports_bf16", lambda answer=has_bf16: answer)
+        monkeypatch.setattr("dfmsd.engine.runconfig.supports_bf16", lambda answer=has_bf16: answer)
         assert config.chosen_precision == chosen
         assert config.teacher_dtype == dtype
         assert replace(config, precision="16").chosen_precision == "16"
@@ -449,7 +450,7 @@ def test_a_run_keeps_the_precision_that_it_has_chosen(
     tmp_path: Path, kind: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it goes on, on a machine that would choose another one."""
-    monkeypatch.setattr("dfmsd.engine.config.supports_bf16", lambda: False)
+    monkeypatch.setattr("dfmsd.engine.runconfig.supports_bf16", lambda: False)
     config = kind(out="x", **({"stages": STAGES} if kind is DistillConfig else {}))
     write_config(replace(config, precision="bf16"), tmp_path)
     assert as_started(config, tmp_path).chosen_precision == "bf16"

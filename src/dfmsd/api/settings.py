@@ -14,9 +14,9 @@ from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig
-from dfmsd.engine.config import Deliver, LoggerName, Precision, PrecisionChoice
 from dfmsd.engine.configfile import parse_config, read_config
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.runconfig import Deliver, LoggerName, Precision, PrecisionChoice
 from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses import LossConfig
 from dfmsd.utils.coerce import coerce

@@ -13,8 +13,9 @@ from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.classnames import check_plain
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.stages import AUTO
-from dfmsd.engine.config import DEFAULT_INHERIT, Deliver, Precision, RunConfig
+from dfmsd.engine.config import DEFAULT_INHERIT
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.runconfig import Deliver, Precision, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 from dfmsd.losses import LOSSES, check_options

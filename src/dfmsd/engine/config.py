@@ -3,166 +3,28 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.classnames import check_plain
 from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
-from dfmsd.distillation.near import obstacle
-from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig, check_stages, epochs_without_labels
-from dfmsd.engine.optim import OptimConfig
+from dfmsd.distillation.stages import AUTO, StageConfig, check_stages, epochs_without_labels
+from dfmsd.engine.conflicts import check_stage, check_teacher_cache, check_unlabeled, with_labeler
+from dfmsd.engine.runconfig import COMPUTE_DTYPES, Precision, RunConfig
 from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
-from dfmsd.losses import DEFAULT_LOSS, LossConfig, QueryMethod, check_loss, head_methods, replace_loss
-from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
-from dfmsd.utils.device import supports_bf16
-from dfmsd.utils.files import check_path
+from dfmsd.losses import DEFAULT_LOSS, LossConfig
+from dfmsd.utils.coerce import check_positive, check_range
 from dfmsd.utils.removed import Replaced
 
-Precision = Literal["32", "bf16", "16"]
-PrecisionChoice = Literal["auto", "32", "bf16", "16"]
-Deliver = Literal["last", "ema", "best", "auto"]
-LoggerName = Literal["tensorboard", "wandb", "mlflow"]
-COMPUTE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
-"""Type that the networks compute in, by `Precision`."""
 DEFAULT_INHERIT: bool | str = False
 """``inherit`` of runs and comparisons that do not state it: False, or `AUTO`."""
-
-
-@dataclass
-class RunConfig:
-    """Settings that supervised training and distillation share.
-
-    Args:
-        out: run folder.
-        data: images and annotations.
-        optim: optimizer.
-        seed: of weights, data order, augmentation and masks.
-        precision: compute precision of the networks; distillation terms are always float32. ``auto`` is ``bf16`` on a
-            CUDA GPU that has it in hardware, else ``32``; the run's config keeps what it chose.
-        deliver: deliver the ``last`` weights, their moving average over the steps (``ema``), the better of these two at
-            the end (``auto``), or those of the epoch with the ``best`` AP. ``auto`` and ``best`` choose on
-            the validation images, so the AP of the best epoch is optimistic, and that of ``auto`` slightly.
-        ema: decay of the moving average, in 0..1; less in the first steps, see `WeightAverage`.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
-        patience: end the run when the last stage has not reached a better AP for this many epochs, `eval_every` at
-            least; null trains all epochs. The learning rate is that of the whole run.
-        max_hours: end the run after the last epoch that fits into this time, of training and evaluation but not of
-            teachers that are made first; at least one epoch is trained. The learning rate is that of the whole run.
-        devices: processes per machine, each with a GPU if there are any, else on the CPU; overridden by ``torchrun``.
-        num_nodes: number of machines, on which SLURM starts the processes; overridden by ``torchrun``.
-        checkpoint_every: optimizer steps between two checkpoints, the most that a kill can cost; null means one per
-            epoch and every 10 minutes.
-        skip_nonfinite: number of steps with a non-finite loss or gradient to skip before the run ends; 0 ends it at
-            the first one.
-        logger: experiment logger, ``tensorboard``, ``wandb`` or ``mlflow``, or a list of several.
-        compile: run the networks, and the losses of teachers, through torch.compile in training. Requires a C++
-            compiler, and Triton on a GPU; the first steps then take minutes. In steps that `balance` measures, the
-            teachers alone are compiled.
-    """
-
-    out: str
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    seed: int = 0
-    precision: PrecisionChoice = "auto"
-    deliver: Deliver = "last"
-    ema: float = 0.9998
-    eval_every: int = 1
-    patience: int | None = None
-    max_hours: float | None = None
-    devices: int = 1
-    num_nodes: int = 1
-    checkpoint_every: int | None = None
-    skip_nonfinite: int = 0
-    logger: LoggerName | list[LoggerName] = "tensorboard"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        """Convert the values to their types, and check their ranges.
-
-        Raises:
-            DfmsdError: a value has the wrong type or is out of range.
-        """
-        coerce_fields(self)
-        check_path("out", self.out)
-        check_range(self, ("eval_every", "patience", "devices", "num_nodes", "checkpoint_every"), minimum=1)
-        check_range(self, ("skip_nonfinite",), minimum=0)
-        self.check_effective_batch(self.devices * self.num_nodes)
-        self.optim = self.optim.resolved(self.data.batch_size * self.world_size)
-        if self.patience is not None and self.patience < self.eval_every:
-            raise DfmsdError(
-                f"patience must be at least eval_every, {self.eval_every}, since AP is measured only then, got "
-                f"{self.patience}"
-            )
-        if self.max_hours is not None:
-            check_positive(self, ("max_hours",))
-        if not 0 <= self.ema < 1:
-            raise DfmsdError(f"ema must be in 0..1 and below 1, got {self.ema}")
-        if not 0 <= self.seed < 2**32:
-            raise DfmsdError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
-
-    def _check_best(self, epochs: int) -> None:
-        if self.deliver == "best" and self.eval_every > epochs:
-            raise DfmsdError(
-                f"deliver: best chooses among evaluated epochs, but with eval_every {self.eval_every} only the last of "
-                f"{epochs} is evaluated; lower eval_every, or deliver the last weights"
-            )
-
-    def check_effective_batch(self, processes: int) -> None:
-        """Refuse an effective batch that is not made up of whole batches of all processes.
-
-        Args:
-            processes: of the run, which ``torchrun`` may have set.
-
-        Raises:
-            DfmsdError: says what it must be a multiple of.
-        """
-        images, effective = self.data.batch_size * processes, self.optim.effective_batch
-        if effective is not None and effective % images:
-            raise DfmsdError(
-                f"optim.effective_batch must be a multiple of {images}, data.batch_size {self.data.batch_size} in "
-                f"{processes} process(es), got {effective}"
-            )
-
-    @property
-    def per_step(self) -> int:
-        """Batches of each process per optimizer step."""
-        images = self.data.batch_size * self.world_size
-        return (self.optim.effective_batch or images) // images
-
-    @property
-    def chosen_precision(self) -> Precision:
-        """The precision, where ``auto`` is that of this machine."""
-        if self.precision == "auto":
-            return "bf16" if supports_bf16() else "32"
-        return self.precision
-
-    @property
-    def loggers(self) -> list[LoggerName]:
-        """Experiment loggers, each once."""
-        return list(dict.fromkeys([self.logger] if isinstance(self.logger, str) else self.logger))
-
-    @property
-    def processes(self) -> tuple[int, int]:
-        """Processes per machine, and number of machines; from ``torchrun``, if it started this process."""
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return self.devices, self.num_nodes
-        local, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        return local, total // local
-
-    @property
-    def world_size(self) -> int:
-        """Total number of processes."""
-        return math.prod(self.processes)
 
 
 @dataclass
@@ -202,7 +64,7 @@ class TrainConfig(RunConfig):
         self.model = read_detector_config(self.model) if isinstance(self.model, str) else self.model
         super().__post_init__()
         check_range(self, ("epochs",), minimum=1)
-        self._check_best(self.epochs)
+        self.check_best(self.epochs)
 
     def as_distillation(self) -> DistillConfig:
         """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
@@ -281,18 +143,13 @@ class DistillConfig(RunConfig):
         self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
         check_stages(self.stages)
-        self._check_best(self.epochs - len(self.epochs_without_labels))
+        self.check_best(self.epochs - len(self.epochs_without_labels))
         if isinstance(self.loss, str):
             self.loss = {"name": self.loss}
         if isinstance(self.loss, dict):
             self.loss = {"name": DEFAULT_LOSS, **self.loss}
         for index, stage in enumerate(self.stages):
-            try:
-                check_loss(replace_loss(self.loss, stage.loss))
-            except DfmsdError as error:
-                raise DfmsdError(str(error) if stage.loss == {} else f"stages.{index}: {error}") from error
-            self._check_near(index, stage)
-            self._check_without_labels(index, stage)
+            check_stage(index, stage, self.student, self.loss)
         if self.balance is not None and not 0 < self.balance < math.inf:
             raise DfmsdError(f"balance must be above 0, or null to keep the given weights, got {self.balance}")
         if self.inherit is True and not self.stages[0].teachers:
@@ -300,63 +157,14 @@ class DistillConfig(RunConfig):
                 "inherit: the first stage has no teacher to inherit from; name one, such as inherit: runs/teacher"
             )
         check_plain(self.teacher_classes)
-        self._check_teacher_cache()
+        check_positive(self, ("teacher_cache_gib",))
+        if self.teacher_cache is not None:
+            check_teacher_cache(self.stages, self.loss, self.data)
         if self.teacher_size is not None:
             check_teacher_size(self.teacher_size, self.data, self.stages, self.loss)
         if self.data.unlabeled is not None:
-            self._check_unlabeled()
-        self.data = self._with_labeler()
-
-    def _check_near(self, index: int, stage: StageConfig) -> None:
-        if not isinstance(stage.near, NearConfig):
-            return
-        found = obstacle(stage, self.student, replace_loss(self.loss, stage.loss))
-        if found is not None:
-            raise DfmsdError(f"stages.{index}.near: {found.reason}; {found.remedy}")
-
-    def _check_without_labels(self, index: int, stage: StageConfig) -> None:
-        compared = head_methods(replace_loss(self.loss, stage.loss))
-        if compared and not stage.labels:
-            raise DfmsdError(
-                f"stages.{index}.labels: {compared[0]} compares predictions, which a stage without labels does not "
-                f"make; give the stage a loss on features, such as stages.{index}.loss: dfmsd"
-            )
-
-    def _check_unlabeled(self) -> None:
-        taught = [stage for stage in self.stages if stage.teachers]
-        if not taught and not self.data.labels_images:
-            raise DfmsdError(
-                "data.unlabeled: images without annotations need a teacher; leave it out, give a stage a teacher, or "
-                "name one in data.pseudo.teacher"
-            )
-        compared = [name for stage in taught for name in head_methods(replace_loss(self.loss, stage.loss))]
-        if compared:
-            raise DfmsdError(
-                f"data.unlabeled: {compared[0]} compares predictions, which requires annotations; choose a loss on "
-                "features such as dfmsd, or leave data.unlabeled out"
-            )
-
-    def _with_labeler(self) -> DataConfig:
-        """Return the data with the name of the detector that labels images."""
-        if not self.data.labels_images or self.data.pseudo.teacher is not None:
-            return self.data
-        first = self.stages[0].teachers
-        if not first:
-            raise DfmsdError("data.pseudo.teacher: the first stage has no teacher; name the detector that labels")
-        return replace(self.data, pseudo=replace(self.data.pseudo, teacher=first[0]))
-
-    def _check_teacher_cache(self) -> None:
-        check_positive(self, ("teacher_cache_gib",))
-        compared = [
-            name for stage in self.stages for name in head_methods(replace_loss(self.loss, stage.loss), QueryMethod)
-        ]
-        if self.teacher_cache and compared:
-            raise DfmsdError(
-                f"teacher_cache: {compared[0]} runs the whole teacher in every step, so stored features would save "
-                "nothing; leave out one of the two"
-            )
-        if self.teacher_cache and self.data.uncacheable is not None:
-            raise DfmsdError(f"teacher_cache: {self.data.uncacheable}, or leave teacher_cache out")
+            check_unlabeled(self.stages, self.loss, self.data)
+        self.data = with_labeler(self.data, self.stages)
 
     @property
     def epochs(self) -> int:

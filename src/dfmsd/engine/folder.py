@@ -10,8 +10,8 @@ from typing import Any
 from dfmsd.distillation.checks import ownership
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.checkpoint import saved_step, tidy
-from dfmsd.engine.config import RunConfig
 from dfmsd.engine.environment import describe_environment
+from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import differing_keys, to_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder

@@ -11,7 +11,7 @@ from uuid import uuid4
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dfmsd.engine.config import LoggerName
+from dfmsd.engine.runconfig import LoggerName
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import quiet
 from dfmsd.utils.extras import check_extra

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import NearConfig, StageConfig
-from dfmsd.engine.config import DistillConfig, Recipe, RunConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
+from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import FREE_ON_RESUME, to_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig, replace_loss

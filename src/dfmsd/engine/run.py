@@ -15,7 +15,7 @@ from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
-from dfmsd.engine.config import DistillConfig, Recipe, RunConfig, TrainConfig
+from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
 from dfmsd.engine.fit import Result, fit
 from dfmsd.engine.folder import open_folder, reserved
 from dfmsd.engine.loggers import check_loggers
@@ -24,6 +24,7 @@ from dfmsd.engine.nearchoice import Settled, describe, settle
 from dfmsd.engine.preflight import Preflight, preflight, print_preflight, refuse_weak_teachers
 from dfmsd.engine.pseudo import describe_pseudo, find_labeler, label_images
 from dfmsd.engine.rng import preserved_rng, seed_everything
+from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import as_started
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
 from dfmsd.engine.teachers import FoundTeachers, find_teachers, load_teachers, untrained_teacher

@@ -12,7 +12,8 @@ import yaml
 from dfmsd.data import DataConfig
 from dfmsd.data.config import PROBABILITIES
 from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
-from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig, RunConfig
+from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.runconfig import COMPUTE_DTYPES, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder

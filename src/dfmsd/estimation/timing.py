@@ -25,9 +25,10 @@ from dfmsd.distillation.lesson import Lesson
 from dfmsd.distillation.passes import run_student, run_teacher
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.config import COMPUTE_DTYPES, DistillConfig
+from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.runconfig import COMPUTE_DTYPES
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.evaluation.flipping import detect_both_ways
