@@ -87,7 +87,7 @@ def test_what_can_be_refused_at_once_is(
     def begin(_: object) -> None:
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr("dfmsd.engine.run.read_data", begin)
+    monkeypatch.setattr("dfmsd.engine.prepare.read_data", begin)
     (tmp_path / "file").touch()
     with pytest.raises(DfmsdError, match=r"out: cannot write to .*file/run \(Not a directory\); choose another folder"):
         distill(distill_config(tmp_path / "file" / "run"))

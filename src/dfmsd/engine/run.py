@@ -7,27 +7,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector, check_frozen
-from dfmsd.detectors.classnames import with_names
 from dfmsd.distillation.compiled import check_compiler
-from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine.build import assemble_task, build_student, preserved_modes, read_data, teacher_names
+from dfmsd.engine.build import assemble_task, build_student, preserved_modes, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
 from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
 from dfmsd.engine.fit import Result, fit
 from dfmsd.engine.folder import open_folder, reserved
 from dfmsd.engine.loggers import check_loggers
-from dfmsd.engine.near import expand
-from dfmsd.engine.nearchoice import Settled, describe, settle
-from dfmsd.engine.preflight import Preflight, preflight, print_preflight, refuse_weak_teachers
-from dfmsd.engine.pseudo import describe_pseudo, find_labeler, label_images
-from dfmsd.engine.rng import preserved_rng, seed_everything
+from dfmsd.engine.nearchoice import settle
+from dfmsd.engine.preflight import Preflight, print_preflight
+from dfmsd.engine.prepare import TeacherCheck, measure, prepare, with_precision
+from dfmsd.engine.pseudo import label_images
+from dfmsd.engine.rng import preserved_rng
 from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import as_started
 from dfmsd.engine.teachercache import hits_and_misses, open_caches, plan_caches
-from dfmsd.engine.teachers import FoundTeachers, find_teachers, load_teachers, untrained_teacher
+from dfmsd.engine.teachers import find_teachers, load_teachers, untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.coerce import coerce
@@ -87,9 +84,7 @@ def distill(
             delivered.
     """
     check_loggers(config.loggers)
-    refuse_no_images(check_images)
-    check_rank(config.processes)
-    config.check_effective_batch(config.world_size)
+    _check_start(config, check_images)
     if config.compile:
         check_compiler(default_device())
     if no_distill:
@@ -97,6 +92,9 @@ def distill(
             console.print(_left_out(config), highlight=False)
         config = config.without_teachers()
     run = RunFolder(Path(config.out))
+    teacher_check = TeacherCheck(allow_weak_teacher, check_images)
+    build = partial(build_task, student=student, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+    make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
     with (
         reserved(run, saved_as or config, resume=resume, overwrite=overwrite) as first,
         preserved_rng(),
@@ -104,43 +102,18 @@ def distill(
     ):
         if student is None:
             check_frozen(config.student)
-        config = with_precision(as_started(config, run.path) if resume else config)
-        settled = settle(config, teachers, recipes)
-        saved_as = replace(saved_as, precision=config.precision) if saved_as else settled.config
-        config, near = expand(settled.config)
-        data = read_data(config)
-        found = find_labeler(config, data, teachers, {**(recipes or {}), **near})
-        _print_plan(settled, near, data, found)
-        teachers = {**(teachers or {}), **found.loaded}
-        task = build_task(
-            config,
-            data.class_names,
-            student=student,
-            teachers=teachers,
-            recipes={**(recipes or {}), **near},
-            allow_weak_teacher=allow_weak_teacher,
-            check_images=check_images,
-            before_making=_weakness_check(data, check_images) if first and not allow_weak_teacher else None,
-        )
+        settled = settle(with_precision(as_started(config, run.path) if resume else config), teachers, recipes)
+        saved_as = replace(saved_as, precision=settled.config.precision) if saved_as else settled.config
+        prepared = prepare(settled, build, teachers, recipes, teacher_check, early=first)
+        config, data, task = prepared.config, prepared.data, prepared.task
         checkpoint = find_checkpoint(run.path) if resume else None
         labels = None
         if config.labeler is not None:
-            make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
-            labeler = None if checkpoint else {**found.make(make), **teachers}[config.labeler]
-            labeler = labeler and with_names(labeler, config.teacher_classes)
+            labeler = None if checkpoint else prepared.labeler(make)
             labels = label_images(config, run, data, labeler)
         cache = plan_caches(task, config, len(data.train))
         if first and any(task.teachers) and checkpoint is None:
-            seed_everything(config.seed)
-            findings = preflight(
-                task,
-                data,
-                images=check_images,
-                allow_weak_teacher=allow_weak_teacher,
-                device=default_device(),
-                cache=cache,
-            )
-            print_preflight(findings, console)
+            print_preflight(measure(prepared, teacher_check, cache), console)
         if cache is not None:
             open_caches(cache)
         opening = partial(open_folder, run, saved_as, task, checkpoint, overwrite=overwrite, labels=labels)
@@ -173,46 +146,19 @@ def check(
     Raises:
         DfmsdError: the run would be refused.
     """
-    refuse_no_images(check_images)
-    check_rank(config.processes)
-    config.check_effective_batch(config.world_size)
+    _check_start(config, check_images)
     if student is None:
         check_frozen(config.student)
     settled = settle(with_precision(config), teachers, recipes)
-    config, near = expand(settled.config)
-    detectors = [*(teachers or {}).values(), *([student] if student else [])]
-    with preserved_rng(), preserved_modes(detectors):
-        data = read_data(config)
-        found = find_labeler(config, data, teachers, {**(recipes or {}), **near})
-        _print_plan(settled, near, data, found)
-        teachers = {**(teachers or {}), **found.loaded}
-        task = build_task(
-            config,
-            data.class_names,
-            student=student,
-            teachers=teachers,
-            recipes={**(recipes or {}), **near},
-            allow_weak_teacher=allow_weak_teacher,
-            check_images=check_images,
-            before_making=None if allow_weak_teacher else _weakness_check(data, check_images),
-        )
-        cache = plan_caches(task, config, len(data.train))
-        seed_everything(config.seed)
-        findings = preflight(
-            task, data, images=check_images, allow_weak_teacher=allow_weak_teacher, device=default_device(), cache=cache
-        )
+    teacher_check = TeacherCheck(allow_weak_teacher, check_images)
+    build = partial(build_task, student=student, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
+    with preserved_rng(), preserved_modes([*(teachers or {}).values(), *([student] if student else [])]):
+        prepared = prepare(settled, build, teachers, recipes, teacher_check, early=True)
+        cache = plan_caches(prepared.task, prepared.config, len(prepared.data.train))
+        findings = measure(prepared, teacher_check, cache)
     if is_first_process():  # the training of a teacher may have started others
         print_preflight(findings, console)
     return findings
-
-
-def with_precision(config: DistillConfig) -> DistillConfig:
-    """Replace the precision ``auto`` by that of this machine, and print it unless it is float32."""
-    if config.precision == AUTO and config.chosen_precision != "32" and is_first_process():
-        console.print(
-            f"precision: {config.chosen_precision}, which this GPU has; 32 computes in float32", highlight=False
-        )
-    return replace(config, precision=config.chosen_precision)
 
 
 def make_teacher(
@@ -277,18 +223,11 @@ def build_task(
         return assemble_task(config, student, {**found.make(make), **given})
 
 
-def _weakness_check(data: CocoDataModule, images: int | None) -> Callable[[DistillationTask, Collection[str]], None]:
-    """Return the check of the trained teachers that takes place before others are made."""
-    return partial(refuse_weak_teachers, data=data, images=images, device=default_device())
-
-
-def _print_plan(settled: Settled, recipes: Mapping[str, Recipe], data: CocoDataModule, labeler: FoundTeachers) -> None:
-    """Print what near teachers a run makes, and why not, and what it labels, before it starts."""
-    if is_first_process():
-        near = describe(settled.config, recipes, data.class_names, data.num_labeled)
-        pseudo = describe_pseudo(settled.config, data, next(iter(labeler.loaded.values()), None))
-        for line in [*settled.notes, *near, *pseudo]:
-            console.print(line, highlight=False)
+def _check_start(config: DistillConfig, check_images: int | None) -> None:
+    """Refuse what is wrong whatever the data and the detectors."""
+    refuse_no_images(check_images)
+    check_rank(config.processes)
+    config.check_effective_batch(config.world_size)
 
 
 def _left_out(config: DistillConfig) -> str:
