@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig
+from dfmsd.detectors.featurepath import describe_value, find_feature, read_map, refused
 from dfmsd.detectors.hooks import Call, FeatureHooks, is_compiled, unwrap, unwrap_parallel
 from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
 from dfmsd.detectors.normalize import Normalize
@@ -23,17 +23,6 @@ from dfmsd.types import Detections, FeaturePyramid, Target
 Run = Callable[[nn.Module, Tensor], object]
 Loss = Callable[[nn.Module, Tensor, Sequence[Target]], Mapping[str, Tensor]]
 Decode = Callable[[nn.Module, Tensor, Sequence[tuple[int, int]]], Sequence[Detections]]
-
-
-class FeaturePath(NamedTuple):
-    """Location of a feature map in a model."""
-
-    path: str
-    """The path that the caller passed."""
-    module: str
-    """Path of the module; empty for the whole model."""
-    keys: tuple[str, ...]
-    """Keys that lead from its output to the map."""
 
 
 class ModuleDetector(Detector):
@@ -187,61 +176,38 @@ class ModuleDetector(Detector):
     def _pyramid(self, calls: Mapping[str, list[Call]]) -> FeaturePyramid:
         pyramid = {}
         for path, level in zip(self.paths, self.levels, strict=True):
-            pyramid[level.name] = value = self._map(path, calls)
+            pyramid[level.name] = value = read_map(path, calls, self.model)
             if value.shape[1] != level.channels:
-                raise self._refuse(path, f"has {value.shape[1]} channels, but had {level.channels} at first")
+                raise refused(path, self.model, f"has {value.shape[1]} channels, but had {level.channels} at first")
         return pyramid
 
     def _dry_run_maps(self, images: Tensor) -> list[Tensor]:
         # to its end, to detect a module that runs again after the last of the others
         with self._hooks() as calls:
             self.run(unwrap(self.model), self.normalize(images))
-        maps = [self._map(path, calls) for path in self.paths]
+        maps = [read_map(path, calls, self.model) for path in self.paths]
         side = images.shape[-1]
         for path, value in zip(self.paths, maps, strict=True):
             height, width = value.shape[-2:]
             if height != width or side % width:
-                problem = f"is {_describe(value)} for a side of {side}, not N x C x H x W with an integer stride"
-                raise self._refuse(path, problem)
+                problem = f"is {describe_value(value)} for a side of {side}, not N x C x H x W with an integer stride"
+                raise refused(path, self.model, problem)
         return maps
-
-    def _map(self, path: FeaturePath, calls: Mapping[str, list[Call]]) -> Tensor:
-        module_calls = calls[path.module]
-        if len(module_calls) != 1:
-            count = "did not run" if not module_calls else "ran more than once"
-            hint = " (a compiled module must be wrapped before its first call)" if is_compiled(self.model) else ""
-            raise self._refuse(path, f"{count} in one forward pass, expected once{hint}")
-        value, parent = module_calls[0].output, path.module
-        for key in path.keys:
-            items = _items(value)
-            if key not in items:
-                names = [f"{parent}.{item}".lstrip(".") for item in items]
-                raise self._refuse(path, "is neither a module nor an item of a module's output", names)
-            value, parent = items[key], f"{parent}.{key}"
-        if not isinstance(value, Tensor) or value.ndim != 4:
-            names = [f"{path.path}.{item}" for item in _items(value)]
-            raise self._refuse(path, f"is {_describe(value)}, not a map N x C x H x W", names)
-        return value
-
-    def _refuse(self, path: FeaturePath, problem: str, items: Sequence[str] = ()) -> DfmsdError:
-        names = [*items, *(name for name, _ in unwrap(self.model).named_modules() if name not in ("", path.path))]
-        nearest = ", ".join(get_close_matches(path.path, names, n=4, cutoff=0.0))
-        return DfmsdError(f"features: {path.path!r} of {self._name} {problem}; nearest names: {nearest or 'none'}")
 
     def _scalars(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(named, Mapping) or not named:
             raise DfmsdError(
-                f"loss of {self._name}: expected named scalars, got {_describe(named)}; return a dict of them"
+                f"loss of {self._name}: expected named scalars, got {describe_value(named)}; return a dict of them"
             )
         for name, value in named.items():
             if not isinstance(value, Tensor) or value.ndim:
-                raise DfmsdError(f"loss of {self._name}: {name} is {_describe(value)}, expected a scalar; sum it")
+                raise DfmsdError(f"loss of {self._name}: {name} is {describe_value(value)}, expected a scalar; sum it")
         return dict(named)
 
     def _check_detections(self, result: Detections, size: tuple[int, int]) -> Detections:
         boxes, scores, labels = result["boxes"], result["scores"], result["labels"]
         if boxes.shape != (len(scores), 4) or labels.shape != scores.shape:
-            shapes = ", ".join(_describe(value) for value in (boxes, scores, labels))
+            shapes = ", ".join(describe_value(value) for value in (boxes, scores, labels))
             raise DfmsdError(f"decode: expected boxes K x 4, scores K, labels K, got {shapes}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
             raise DfmsdError(
@@ -251,28 +217,3 @@ class ModuleDetector(Detector):
         order = scores.argsort(descending=True, stable=True)
         clipped = clip_boxes_to_image(boxes[order], (int(size[0]), int(size[1])))
         return {"boxes": clipped, "scores": scores[order], "labels": labels[order]}
-
-
-def find_feature(root: nn.Module, path: str) -> FeaturePath:
-    """Follow a path through submodules as far as they exist; the rest are keys into the last one's output."""
-    names, module, depth = path.split("."), root, 0
-    for name in names:
-        child = getattr(module, name, None)
-        if not isinstance(child, nn.Module):
-            break
-        module, depth = child, depth + 1
-    return FeaturePath(path, ".".join(names[:depth]), tuple(names[depth:]))
-
-
-def _items(value: object) -> dict[str, Any]:
-    """Return the items of a container by name; empty for anything else."""
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    return {str(index): item for index, item in enumerate(value)} if isinstance(value, list | tuple) else {}
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {' x '.join(map(str, value.shape)) or 'without dimensions'}"
-    items = ", ".join(list(_items(value))[:8])
-    return f"a {type(value).__name__}" + (f" of {items}" if items else "")
