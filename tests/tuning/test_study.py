@@ -133,7 +133,7 @@ def test_process_that_is_killed_while_it_asks_leaves_no_gap(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(SharedStudy, "_draw", kill)
+        patch.setattr("dfmsd.tuning.study.draw", kill)
         with pytest.raises(Killed):
             carried_out(problem, 3)
     with monkeypatch.context() as patch:

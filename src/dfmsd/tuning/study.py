@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -21,10 +19,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dfmsd.engine.saved_config import same_run
 from dfmsd.errors import DfmsdError
 from dfmsd.tuning.config import first_rung, rungs
-from dfmsd.tuning.plans import CONFIG, NEAR
+from dfmsd.tuning.plans import CONFIG
 from dfmsd.tuning.problem import Problem, differing
 from dfmsd.tuning.run import NamedRun, await_writer, evaluations, remove_checkpoints
-from dfmsd.tuning.space import BASIS, PLAN, Parameter
+from dfmsd.tuning.sampling import draw, seeded_sampler
+from dfmsd.tuning.space import PLAN
 from dfmsd.utils.files import write_text
 from dfmsd.utils.lock import is_locked, locked, waiting
 
@@ -211,12 +210,12 @@ class SharedStudy:
         if left is None and ((self.trials is not None and len(trials) >= self.trials) or self.is_over()):
             return None
         number = len(trials) if left is None else left.number
-        study = self.load(self._sampler(number, 0))
+        study = self.load(seeded_sampler(self.problem.config.seed, number))
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial(dict(self.problem.first))
         trial = study.ask() if left is None else Trial(study, left._trial_id)
         trial.set_user_attr(PROCESS, self.process)
-        parameters = self._draw(study, trial)
+        parameters = draw(self.problem, study, trial)
         return self._run(trial, parameters, trials)
 
     def _run(self, trial: Trial, parameters: Mapping[str, Any], trials: list[FrozenTrial]) -> TrialRun | None:
@@ -244,21 +243,6 @@ class SharedStudy:
             return str(same[-1].user_attrs[FOLDER])
         return str(self.folder.trial(number).relative_to(self.folder.path))
 
-    def _draw(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
-        """Let Optuna choose the parameters of a trial, but those that it has already."""
-        drawn: dict[str, Any] = {}
-        for index, (key, parameter) in enumerate(self.problem.space.items(), 1):
-            if key == BASIS and str(drawn.get(PLAN, CONFIG)).startswith((CONFIG, NEAR)):
-                continue  # these plans have a basis of their own
-            study.sampler = self._sampler(trial.number, index)
-            drawn[key] = draw(trial, key, parameter)
-        return drawn
-
-    def _sampler(self, number: int, index: int) -> TPESampler:
-        """Return a sampler whose random numbers depend on the seed, the trial and its parameter alone."""
-        sequence = np.random.SeedSequence([self.problem.config.seed, number, index])
-        return TPESampler(seed=int(sequence.generate_state(1)[0]))
-
     def _is_dead(self, trial: FrozenTrial) -> bool:
         process = trial.user_attrs.get(PROCESS)
         if process == self.process:
@@ -270,15 +254,3 @@ class SharedStudy:
             return False
         shutil.rmtree(path, ignore_errors=True)
         return True
-
-
-def draw(trial: Trial, key: str, parameter: Parameter) -> Any:
-    """Return the value that Optuna chooses for a parameter of a trial."""
-    match parameter.distribution:
-        case CategoricalDistribution(choices=choices):
-            return trial.suggest_categorical(key, choices)
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_float(key, low, high, step=step, log=log)
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_int(key, low, high, step=step, log=log)
-    raise TypeError(f"{key} has no distribution")
