@@ -13,7 +13,7 @@ from dfmsd.utils.distributed import process_sum
 BALANCE = "balance"
 """Name of the factor among the diagnostics of a task."""
 DEFAULT_BALANCE = 2.0
-"""Default norm of a teacher's gradient relative to the task's."""
+"""Default norm of a teacher's gradient relative to that of the task loss."""
 FIRST_STEPS = 20
 """Steps at the start of a stage that are all measured."""
 INTERVAL = 10
@@ -46,21 +46,24 @@ def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
 class GradientBalance(nn.Module):
     r"""Scale the distillation terms of a teacher by their gradient on the student's pyramid.
 
-    The factor is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L \rVert$ with $L$ the sum of the terms, which
-    keep their ratios. Both norms change during training - an untrained head passes on little gradient, and the terms'
-    falls as the student follows its teacher - so they are measured in the first calls and at regular intervals after,
-    and averaged: over all measurements at first, exponentially later. They are saved with the run. With several
-    processes the gradients of all their batches are measured. No call waits for the device: calls are counted on the
-    host, and norms stay on the device.
+    The factor is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L \rVert$, where $L_{task}$ is the detector's
+    own loss and $L$ the sum of the terms, whose ratios stay the same. Both norms change during training: an untrained
+    head passes little gradient on, and the gradient of the terms shrinks as the student comes closer to its teacher. So
+    they are measured in each of the first calls and at regular intervals afterwards, and averaged: over all
+    measurements at first, exponentially later. They are saved with the run. With several processes the gradients of all
+    their batches are measured. No call waits for the device: calls are counted on the host, and norms stay on the
+    device.
 
     Args:
         terms: names of the terms that are scaled, without level, such as ``mask``; at least one.
-        ratio: $r$, the target norm of their gradient relative to the task's; > 0.
+        ratio: $r$, the target norm of their gradient relative to that of the task loss; > 0.
         first: number of calls at the start that are all measured.
         interval: calls between two later measurements.
 
     Attributes:
         calls: number of calls so far.
+
+    Compare the adaptive weight of VQGAN (arXiv 2012.09841), which has no target ratio and does not average.
     """
 
     norms: Tensor
@@ -94,7 +97,7 @@ class GradientBalance(nn.Module):
             terms: ``<term>/<level>`` -> scalar.
             task: the detector's own loss, a scalar.
             pyramid: the student's pyramid, part of the terms' graph.
-            labeled: the pyramid of the images that the task's loss is computed on, part of its graph; ``pyramid`` by
+            labeled: the pyramid of the images that the task loss is computed on, part of its graph; ``pyramid`` by
                 default.
         """
         scaled = {name: value for name, value in terms.items() if name.partition("/")[0] in self.terms}
@@ -102,7 +105,8 @@ class GradientBalance(nn.Module):
             total = sum(scaled.values(), start=task.new_zeros(()))
             norms = [gradient_norm(task, pyramid if labeled is None else labeled), gradient_norm(total, pyramid)]
             measured = process_sum(torch.stack(norms).square()).sqrt().to(self.norms)
-            measured = torch.where(measured.isfinite(), measured, self.norms)  # an overflow must not stay forever
+            # an overflow would stay in the average forever
+            measured = torch.where(measured.isfinite(), measured, self.norms)
             self.norms.lerp_(measured, max(SMOOTHING, 1 / (self.calls + 1)))
         self.calls += 1
         factor = self.factor

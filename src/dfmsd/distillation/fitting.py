@@ -33,7 +33,8 @@ def fit_bases(
         batches: images on the device of the student and the stage's teachers.
 
     Returns:
-        Label of the teacher -> its level -> correlation of equal channels with the reference, before and after.
+        Label of the teacher -> its level -> correlation with the reference's channels of the same index, before and
+        after.
     """
     fits = {}
     for lesson in unfitted(lessons):

@@ -78,7 +78,7 @@ def starts_with(copied: Mapping[str, list[str]], name: str) -> str:
 
 
 def obstacle(student: Detector, teacher: Detector, name: str) -> Obstacle | None:
-    """Return what keeps a student from inheriting; None if nothing does.
+    """Return why a student cannot inherit; None if it can.
 
     Args:
         student: the student.

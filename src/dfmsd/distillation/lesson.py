@@ -26,7 +26,7 @@ class Lesson(NamedTuple):
     teacher: FrozenTeacher
     criterion: AnyCriterion
     balance: GradientBalance | None
-    """None without a balance, in a stage without labels, and for a loss on predictions alone."""
+    """None if the run has no balance, the stage no labels, or the loss compares predictions only."""
     heads: HeadPair | None
     """Both detectors' dense heads if the loss compares their predictions."""
     label: str

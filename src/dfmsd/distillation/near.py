@@ -1,4 +1,4 @@
-"""What keeps a stage from having a near teacher, as far as the config alone says."""
+"""Reasons why a stage cannot have a near teacher, as far as its config shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(stage: StageConfig, student: DetectorConfig, loss: LossConfig) -> Obstacle | None:
-    """Return what keeps a stage from having a near teacher; None if nothing does.
+    """Return why a stage cannot have a near teacher; None if it can.
 
     Args:
         stage: its ``near`` is a `NearConfig`.

@@ -1,4 +1,4 @@
-"""Pairs of detectors with queries, for losses that compare the predictions of these."""
+"""Checks of detectors with queries, for losses that compare the predictions of their queries."""
 
 from __future__ import annotations
 

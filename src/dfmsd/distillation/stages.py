@@ -22,10 +22,11 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class NearConfig:
-    """A teacher between the student and the teacher of a stage, made before the run.
+    """A near teacher: one between the student and the teacher of a stage, made before the run.
 
-    It has the student's architecture, pyramid and head on a bigger backbone. It teaches first; then the stage's own
-    teacher does, rotated into its channels (``basis: former``).
+    The literature calls it a teacher assistant (TAKD, arXiv 1902.03393). It has the student's architecture, pyramid and
+    head on a bigger backbone. It teaches first, then the stage's own teacher, rotated into its channels
+    (``basis: former``).
 
     Args:
         backbone: its backbone, as in `DetectorConfig`; null chooses one, so that its number of parameters is about the

@@ -33,8 +33,8 @@ class DistillationTask(nn.Module):
         stages: the plan.
         teachers: the teachers of each stage: none, one, or several whose losses are added up.
         loss: ``name`` and options of the loss, or a list of such; for the loss of a stage see `losses.replace_loss`.
-        balance: target norm of a teacher's gradient relative to the task's, see `GradientBalance`; None keeps the given
-            weights, as do stages without labels, which have no loss of the task's.
+        balance: target norm of a teacher's gradient relative to that of the task loss, see `GradientBalance`; None
+            keeps the weights of the config, as do stages without labels, which have no task loss.
 
     Attributes:
         trainable: student, loss layers and balances, which hold every parameter and buffer of this module; the part
@@ -140,7 +140,8 @@ class DistillationTask(nn.Module):
             batches: images on the device of the student and the teachers.
 
         Returns:
-            Label of the teacher -> its level -> correlation of equal channels with the reference, before and after.
+            Label of the teacher -> its level -> correlation with the reference's channels of the same index, before and
+            after.
         """
         former = next(iter(self.lessons_of(self.stage - 1)), None) if self.stage else None
         return fit_bases(self.lessons, former, self.student, batches)
@@ -148,8 +149,8 @@ class DistillationTask(nn.Module):
     def compile_parts(self, backend: Backend = "inductor") -> list[str]:
         """Run student, teachers and losses through ``torch.compile`` in every later call of the task.
 
-        Each part is compiled on its first call, and again for other shapes; see `CompiledParts`. In a step that a
-        balance measures, the teachers alone are.
+        Each part is compiled on its first call, and again for other shapes; see `CompiledParts`. In steps in which a
+        balance measures gradients, only the teachers run compiled.
 
         Args:
             backend: of ``torch.compile``.

@@ -25,7 +25,7 @@ class FrozenTeacher:
         detector: the teacher; it is frozen and switched to eval mode in place.
         name: for messages, usually the reference that it was loaded from.
         compute_dtype: float32, or a half-precision type to autocast to; None follows the caller's autocast.
-        scale: pixels of its images for one of the student's, along a side.
+        scale: side of the teacher's images divided by that of the student's.
 
     Attributes:
         cache: where `features` looks first, if set.

@@ -1,4 +1,4 @@
-"""Bases: a teacher's channels rotated into those of another detector, so that a change of teacher changes little."""
+"""Bases: a teacher's channels rotated into those of another detector, so that a new teacher moves the target little."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BasisName = Literal["auto", "own", "former", "student"]
 FIT_IMAGES = 200
 """Training images that a basis is fitted on."""
 EPS = 1e-3
-"""Added to the deviations, as in the losses' standardization."""
+"""Added to standard deviations, as in the losses' standardization."""
 
 
 class Correlation(NamedTuple):
-    """Mean correlation of equal channels of a teacher's level and of the reference."""
+    """Mean correlation of the channels of a teacher's level with the reference's channels of the same index."""
 
     before: float
     after: float
@@ -79,8 +79,8 @@ class LevelMoments:
 class LevelBasis(nn.Module):
     r"""A frozen affine map of one teacher level: $z(T) R$, and the identity until it is fitted.
 
-    $z$ standardizes each channel with its mean and deviation over the images of the fit. $R$ is the `procrustes`
-    rotation of these features into those of the reference.
+    $z$ standardizes each channel with its mean and standard deviation over the images of the fit. $R$ is the
+    `procrustes` rotation of these features into those of the reference.
 
     Args:
         teacher: number of channels of the teacher's level.
@@ -97,7 +97,7 @@ class LevelBasis(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, moments: LevelMoments) -> Correlation:
-        """Fit the map, and return the correlations that it changed."""
+        """Fit the map, and return the correlation before and after."""
         split, covariance = moments.split, moments.covariance
         std = covariance.diagonal().clamp_min(0).sqrt() + EPS
         correlation = covariance / torch.outer(std, std)
@@ -163,7 +163,7 @@ class PyramidBasis(nn.Module):
             reference: images -> pyramid of the reference.
 
         Returns:
-            Teacher's level -> mean correlation of equal channels, before and after.
+            Teacher's level -> mean correlation of channels of the same index, before and after.
         """
         moments = {
             name: LevelMoments(channels, self.references[name].channels) for name, channels in self.channels.items()

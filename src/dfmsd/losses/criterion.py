@@ -35,9 +35,9 @@ class Criterion(nn.Module):
         basis: maps the teacher's pyramid before it is compared, see `PyramidBasis`; None compares it as it is.
         pairs: the paired levels.
         terms: names of the terms of each level.
-        diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached. It measures the
-            student's progress: if ``mask`` falls and pearson stays flat, the generation layers learn and the student
-            does not.
+        diagnostics: after a call, ``pearson/<level>`` of the unmasked aligned student, detached. It shows
+            the student's progress: if ``mask`` falls while pearson stays flat, the generation layers learn and the
+            student does not.
     """
 
     def __init__(

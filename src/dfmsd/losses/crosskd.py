@@ -32,11 +32,11 @@ class CrossKDOptions:
     """Options of CrossKD.
 
     Args:
-        reused: how many of the last convolutions of the teacher's towers process the student's feature. None takes the
+        reused: how many of the last convolutions of the teacher's towers process the student's features. None takes the
             published 2 of 4 for FCOS and 1 of 4 for RetinaNet, or in a shorter tower all but the first.
         classification: factor on the published weight of the term ``cross_cls``; 0 drops it.
         regression: factor on the published weight of the term ``cross_reg``; 0 drops it.
-        beta: focus on large differences of class scores, >= 1.
+        beta: focusing exponent of the class scores' differences, >= 1.
         eps: added to the student's standard deviation; 1e-6 in the official code, which lets the gradient of a constant
             channel explode.
     """
@@ -69,9 +69,9 @@ class CrossKDOptions:
 class CrossKD(HeadMethod):
     r"""Pass the student's head features through the teacher's head, and imitate the teacher's own predictions.
 
-    The student's tower feature is rescaled to the teacher's mean and deviation, channel by channel over batch and
-    positions, and passes through the rest of the frozen teacher's head. This yields the logits $x$ and boxes $b$; the
-    teacher's are $t$ and $b_T$:
+    The student's tower features are rescaled to the teacher's mean and standard deviation, channel by channel over
+    batch and positions, and pass through the rest of the frozen teacher's head. This yields the logits $x$ and boxes
+    $b$; the teacher's are $t$ and $b_T$:
 
     $L_{cls} = \frac{w_c}{P} \sum BCE(x, \sigma(t)) \cdot |\sigma(x) - \sigma(t)|^\beta$ and
     $L_{reg} = \frac{w_r}{P} \sum \max_k \sigma(t_k) \cdot d(b, b_T)$

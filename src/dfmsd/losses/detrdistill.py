@@ -57,9 +57,9 @@ class DETRDistill(QueryMethod):
 
     Source: DETRDistill (Chang et al., ICCV 2023, arXiv 2211.10156, BIVLab-USTC/DETRDistill, Hungarian-matching logits
     distillation; without its feature and query-prior distillation). Differs from the official code in comparing the
-    last decoder layers only, since the numbers of layers may differ; in queries without a match, which have no target
-    here, where the code, written for equal numbers, has an impossible one; and in the teacher's boxes, which are not
-    clipped to the image.
+    last decoder layers only, since the numbers of layers may differ; in unmatched queries, which have no target here,
+    while the official code is written for equal numbers of queries; and in the teacher's boxes, which are not clipped
+    to the image.
     """
 
     name = "detrdistill"

@@ -39,15 +39,15 @@ class DFMSDOptions:
         beta: weight of the term ``sfa``, the semantic alignment; 0 drops it.
         spatial: mask positions.
         channel: mask channels.
-        ratio: share of positions masked in stage 1, in 0..1.
-        channel_ratio: share of channels masked, in 0..1.
+        ratio: fraction of the positions masked in stage 1, in 0..1.
+        channel_ratio: fraction of the channels masked, in 0..1.
         direction: what is masked, see `functional.select_mask`.
         tau: temperature of the attention, > 0.
         generation: size of the generation layers, see `generation.generation_blocks`.
-        enhancement: mask more positions from the second stage on, and rather those where the student's error is large
-            and where objects are.
-        levels: ``cells`` weights a level by its number of cells, see `level_share`, so that every cell counts equally,
-            as in the sums of MGD and FGD; ``equal`` weights all levels equally, as the means of PKD do.
+        enhancement: from the second stage on, mask more positions, and prefer those inside objects and those where the
+            student's error is large.
+        levels: ``cells`` weights a level by its number of cells (positions), see `level_share`, so that every cell
+            counts equally, as in the sums of MGD and FGD; ``equal`` weights all levels equally, as the means of PKD do.
         eps: added to standard deviations, > 0.
     """
 

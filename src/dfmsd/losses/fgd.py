@@ -18,14 +18,14 @@ TERMS = ("fg", "bg", "attention", "relation")
 class FGDOptions:
     """Weights of FGD's four terms, as published for RetinaNet, GFL and SOLO; 0 drops a term.
 
-    For FCOS (``tau: 0.8``) and RepPoints all weights are 1.6 times as large, for Faster and Mask R-CNN they are 5e-5,
+    For FCOS (``tau: 0.8``) and RepPoints all weights are 1.6 times as large; for Faster and Mask R-CNN they are 5e-5,
     2.5e-5, 5e-5 and 5e-7.
 
     Args:
-        fg: of the features inside objects.
-        bg: of the features outside.
-        attention: of the distance of the attentions.
-        relation: of the features with their global context.
+        fg: weight of the error of the features inside objects.
+        bg: weight of the error of the features outside objects.
+        attention: weight of the distance between the attention maps.
+        relation: weight of the error of the features with their global context added.
         tau: temperature of the attention, > 0.
     """
 
@@ -99,7 +99,7 @@ class FGD(Method):
 
     As published, $g_T$ is trained too, so the target of ``relation`` is not frozen. The sums of ``attention`` and
     ``relation`` grow with the area of the level: their published weights belong to inputs of 800 x 1333 pixels.
-    ``fg`` grows with the number of objects, ``bg`` with neither.
+    ``fg`` grows with the number of objects, ``bg`` with neither of the two.
 
     Args:
         channels: of the aligned pair.

@@ -17,7 +17,7 @@ class GenerationBlock(nn.Sequential):
     Args:
         channels: ``C``.
         hidden: channels in between; ``C`` by default.
-        kernel: size of both kernels, odd. A kernel of 1 uses the other channels of the same position only.
+        kernel: size of both kernels, odd. With 1, a position is generated from its own channels only.
 
     Source: the generation block of MGD (yzd-v/MGD), with ``hidden = C`` and ``kernel = 3``.
     """
@@ -52,8 +52,8 @@ def generation_blocks(branches: Sequence[str], channels: int, generation: Genera
 class SelfAdjustingFusion(nn.Module):
     """Blend two generated features with learned weights that sum to 1.
 
-    ``R = w_s R_s + w_c R_c`` with ``(w_s, w_c) = softmax(theta)``; ``theta`` starts at 0. Weights without the softmax
-    could lower the loss by shrinking.
+    ``R = w_s R_s + w_c R_c`` with ``(w_s, w_c) = softmax(theta)``; ``theta`` starts at 0. Without the softmax, the
+    weights could lower the loss simply by shrinking.
 
     Source: reconstruction of the "self-adjustable weighting" of DMKD.
     """

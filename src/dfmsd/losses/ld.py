@@ -17,7 +17,7 @@ MAIN_WEIGHT = 0.25
 VALUABLE_WEIGHT = 0.25
 CLASS_WEIGHT = 10.0
 VALUABLE_DIVISOR = 4
-"""Extra divisor of the valuable region's sum over sides: the official code divides by 16 instead of 4."""
+"""Extra divisor in the valuable localization region: the official code divides the sum over sides by 16, not by 4."""
 PUBLISHED_BATCH = 2
 """Images per process in the official configs, whose code sums over the batch."""
 SIDES = 4
@@ -58,7 +58,7 @@ class LDOptions:
 
 
 class LD(HeadMethod):
-    r"""Imitate the distributions of box sides at and near objects, and the class scores of objects.
+    r"""Imitate the distributions of the box sides at and near objects, and the class scores of objects.
 
     With $D(s, t) = \tau^2 \mathrm{mean}_b\, p_b(t) \log (p_b(t) / p_b(s))$, $p(x) = \mathrm{softmax}(x / \tau)$, the
     logits $s, t$ of a side over the bins $b$ and the class logits $x, y$ of student and teacher:
@@ -68,7 +68,7 @@ class LD(HeadMethod):
     $L_{cls} = 10\, \mathrm{mean}_{objects} D(x, y)$ over the classes
 
     with $w = 2 \cdot 0.25$, $\tau = 10$ for sides and 2 for classes. The first and last sum run over the anchors
-    assigned to an object, the second over those of the valuable region, see
+    assigned to an object, the second over those of the valuable localization region, see
     `dfmsd.detectors.torchvision.gfl_loss.valuable_region`. The weights have no gradient.
 
     Args:

@@ -13,8 +13,8 @@ def match_ranges(first: Sequence[Range], second: Sequence[Range]) -> list[tuple[
 
     $$\max \sum_{(i, j)} \log_2 \frac{\min(b_i, d_j)}{\max(a_i, c_j)}$$
 
-    over matchings of ranges $[a_i, b_i]$ and $[c_j, d_j]$ that keep the order, with each range at most once and without
-    pairs that do not overlap. An open end, 0 or infinity, lies one octave beyond the outermost bound of both sequences.
+    over the matchings of ranges $[a_i, b_i]$ and $[c_j, d_j]$ that keep the order, use each range at most once and pair
+    only ranges that overlap. An open end, 0 or infinity, lies one octave beyond the outermost bound of both sequences.
     The alignment is found by dynamic programming in the product of the lengths.
 
     Args:

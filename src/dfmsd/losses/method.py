@@ -44,7 +44,8 @@ class HeadLevel(NamedTuple):
     objects: Tensor
     """Bool, ``N x A``: True where an anchor is assigned to an object."""
     near: Tensor
-    """``N x A``, 0..1: overlap of anchors that nearly match an object, 0 elsewhere."""
+    """``N x A``, 0..1: overlap of the anchors that nearly match an object, in LD's valuable localization region, 0
+    elsewhere."""
     positives: Tensor
     """Scalar: total weight of the positive anchors of all levels."""
 
@@ -98,9 +99,9 @@ class Method(nn.Module, ABC):
     default_weight: ClassVar[float] = 1.0
     """Factor on every term unless a run states one: the published weight."""
     rotates: ClassVar[bool] = False
-    """Whether the method chooses the teacher's `basis` by itself; published methods take the teacher as it is."""
+    """Whether ``basis: auto`` may rotate the teacher for this method; published methods take the teacher as it is."""
     correlation: Tensor | None = None
-    """`dfmsd.losses.functional.pearson` of the last call's pair, set by methods that compute it anyway."""
+    """`dfmsd.losses.functional.pearson` of the last pair; only methods that compute it anyway set it."""
 
     @abstractmethod
     def __init__(self, channels: int, options: Any) -> None:
@@ -166,7 +167,7 @@ class HeadMethod(PredictionMethod):
     """Loss on the predictions of two dense heads, which ``context.head`` holds."""
 
     purpose: ClassVar[str]
-    """What it does with heads, for messages: "crosskd <purpose>"."""
+    """What the method does, for messages: ``<name> <purpose>``."""
     archs: ClassVar[tuple[str, ...]]
     """Families of heads that it can compare."""
     alike: ClassVar[tuple[str, ...]]

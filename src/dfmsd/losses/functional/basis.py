@@ -1,4 +1,4 @@
-"""Common bases of feature channels."""
+"""Rotation of feature channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ def procrustes(cross: Tensor) -> Tensor:
     r"""Return the rotation that brings one set of channels closest to another.
 
     $R = U V^T$ with $C = U S V^T$: of all matrices with orthonormal rows or columns the one that minimizes
-    $\lVert z(T) R - z(N) \rVert$ for $C = z(T)^T z(N) / n$, and so maximizes the mean correlation of equal channels.
+    $\lVert z(T) R - z(N) \rVert$ for $C = z(T)^T z(N) / n$, and so maximizes the mean correlation of channels
+    of the same index.
 
     Args:
         cross: cross-covariance, ``C_T x C_N``.

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 def cwd(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
-    r"""Compute the divergence of the channels' distributions over the positions, averaged over images and channels.
+    r"""Compute the KL divergence between the channels' distributions over positions, averaged over images and channels.
 
     $\frac{\tau^2}{N C} \sum_{n,c} KL(\mathrm{softmax}_{ij}(T / \tau) \,\|\, \mathrm{softmax}_{ij}(X / \tau))$
 

@@ -37,7 +37,7 @@ def fgd_focal(student: Tensor, teacher: Tensor, attention: Attention, *masks: Te
 
 
 def fgd_attention(student: Attention, teacher: Attention) -> Tensor:
-    r"""Compute the L1 distance of the attentions.
+    r"""Compute the L1 distance between the attention maps.
 
     $\frac1N (\sum |A_c(X) - A_c(T)| + \sum |A_s(X) - A_s(T)|)$
 

@@ -11,7 +11,7 @@ from dfmsd.utils.boxes import EPS, elementwise_iou
 
 
 def match_statistics(student: Tensor, teacher: Tensor, eps: float = 1e-3) -> Tensor:
-    r"""Rescale each channel of the student to the teacher's mean and deviation, over batch and positions.
+    r"""Rescale each channel of the student to the teacher's mean and standard deviation, over batch and positions.
 
     $z(S) \cdot \mathrm{std}_T + \mathrm{mean}_T$ with $z$ of `standardize`.
 
@@ -37,7 +37,7 @@ def crosskd_cls(logits: Tensor, teacher: Tensor, valid: Tensor, beta: float = 1.
         logits: $x$, the cross-head logits of ``A`` anchors and ``K`` classes, ``N x A x K``.
         teacher: $t$, ``N x A x K``; gets no gradient.
         valid: bool, ``N x A``; False leaves an anchor out.
-        beta: focus on large differences, >= 1.
+        beta: focusing exponent, >= 1; larger values emphasize large differences.
 
     Returns:
         A sum, at least 0; the official code divides it by the number of positive anchors.
@@ -59,7 +59,7 @@ def crosskd_reg(boxes: Tensor, teacher: Tensor, weight: Tensor, *, generalized: 
 
     Args:
         boxes: the cross-head boxes, ``... x 4``, xyxy.
-        teacher: ``... x 4``, xyxy; gets no gradient. A box without area counts nothing.
+        teacher: ``... x 4``, xyxy; gets no gradient. Boxes without area do not count.
         weight: ``...``.
         generalized: True for $1 - GIoU$ (RetinaNet), False for $-\log IoU$ (FCOS).
 
@@ -77,7 +77,7 @@ def crosskd_reg(boxes: Tensor, teacher: Tensor, weight: Tensor, *, generalized: 
 
 
 def ld(student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 10.0) -> Tensor:
-    r"""Compute the weighted sum of the divergences of distributions over ``B`` bins (or classes).
+    r"""Compute the weighted sum of Kullback-Leibler divergences between distributions over ``B`` bins (or classes).
 
     $\sum w\, \tau^2 \mathrm{mean}_b\, p_b(t) \log (p_b(t) / p_b(s))$ with $p(x) = \mathrm{softmax}(x / \tau)$.
 

@@ -19,7 +19,7 @@ def select_mask(attention: Tensor, ratio: float, *, direction: Direction = "impo
 
     Args:
         attention: ``N x 1 x H x W`` (positions) or ``N x C x 1 x 1`` (channels), >= 0.
-        ratio: masked share, in 0..1.
+        ratio: fraction of the entries to mask, in 0..1.
         direction: mask the ``important`` entries, those with the highest attention, the ``unimportant`` ones, or
             ``random`` ones.
 
@@ -37,7 +37,7 @@ def select_mask(attention: Tensor, ratio: float, *, direction: Direction = "impo
 
 
 def threshold_mask(attention: Tensor, threshold: float) -> Tensor:
-    """Mask the entries with at least some attention; how many depends on the scale of the features.
+    """Mask the entries whose attention reaches a threshold; how many depends on the scale of the features.
 
     Args:
         attention: ``N x 1 x H x W``, >= 0, with mean 1 per image.
@@ -92,7 +92,7 @@ def enhance_attention(
 
 
 def stage_ratio(ratio: float, stage: int, step: float, maximum: float) -> float:
-    """Return a stage's masked share, ``min(ratio + (stage - 1) * step, maximum)``, never below ``ratio``.
+    """Return the masked fraction of a stage, ``min(ratio + (stage - 1) * step, maximum)``, never below ``ratio``.
 
     >>> stage_ratio(0.5, stage=4, step=0.1, maximum=0.75)
     0.75

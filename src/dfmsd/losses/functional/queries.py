@@ -42,7 +42,7 @@ def match_queries(student: Queries, teacher: Queries, weights: QueryWeights = PU
         weights: $w_c$, $w_1$ and $w_g$.
 
     Returns:
-        The ``P`` = ``N`` min(``Q``, ``M``) matches; of the larger set some queries stay without.
+        The ``P`` = ``N`` min(``Q``, ``M``) matches; the other queries of the larger set stay unmatched.
 
     Source: DETRDistill (arXiv 2211.10156, BIVLab-USTC/DETRDistill, ``DistillHungarianAssigner``).
 
