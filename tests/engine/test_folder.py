@@ -78,3 +78,29 @@ def test_a_run_folder_that_is_a_link_is_overwritten_where_it_lies(
     assert (tmp_path / "link").is_symlink()
     assert (result.run / "metrics.json").exists()
     assert not list(result.run.glob(".*"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_more_than_a_run_is_refused_and_left_alone(
+    distill_config: Callable[..., DistillConfig],
+    tiny_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overwrite: bool,
+) -> None:
+    (tmp_path / "project" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project" / "sub")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("server: {port: 80}")
+    before = sorted([*tmp_path.rglob("*"), *tiny_root.rglob("*")])
+    refused = {
+        tiny_root: f"out: {tiny_root} is or holds {tiny_root}; a run needs a folder of its own",
+        tiny_root.parent: f"is or holds {tiny_root}",
+        Path("."): "is or holds the working folder",
+        Path(".."): "is or holds the working folder",
+        tmp_path / "other": r"config\.yaml is not the config of a run; choose another `out`",
+    }
+    for out, message in refused.items():
+        with pytest.raises(DfmsdError, match=message):
+            distill(distill_config(out), overwrite=overwrite)
+    assert sorted([*tmp_path.rglob("*"), *tiny_root.rglob("*")]) == before

@@ -60,8 +60,26 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
             f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
             f"{', ...' if len(keys) > SHOWN_KEYS else ''}; {_remedy(run, keys)}"
         )
+    if not resume:
+        _refuse_strange(run, config)
     if not resume and not overwrite and run.exists:
         raise DfmsdError(f"{run} already holds a run; pass `resume`, `overwrite` or another `out`")
+
+
+def _refuse_strange(run: RunFolder, config: RunConfig) -> None:
+    """Refuse a folder with more than a run in it, all of which a later `overwrite` would delete."""
+    out = run.path.resolve()
+    for place in (config.data.root, config.data.unlabeled or config.data.root, "."):
+        inside = Path(place).resolve()
+        if inside.exists() and out in (inside, *inside.parents):
+            what = "the working folder" if place == "." else place
+            raise DfmsdError(f"out: {run} is or holds {what}; a run needs a folder of its own, choose another `out`")
+    try:
+        strange = run.exists and "out" not in run.read_config()
+    except DfmsdError:  # damaged, so that `overwrite` is a way out
+        return
+    if strange:
+        raise DfmsdError(f"{run.config_file} is not the config of a run; choose another `out`")
 
 
 def _remedy(run: RunFolder, keys: Sequence[str]) -> str:
