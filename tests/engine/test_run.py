@@ -300,9 +300,16 @@ def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
 
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGHUP, 1)])
 def test_a_preempted_run_is_saved_and_can_be_resumed(
-    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, at: int
+    train_config: MakeTrain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    number: int,
+    at: int,
 ) -> None:
     """In the middle of an epoch, and at its last step, which is evaluated and saved before the run ends."""
+    former = signal.signal(number, signal.SIG_DFL)  # nohup, under which the tests may run, ignores SIGHUP
+    request.addfinalizer(lambda: signal.signal(number, former))
     config = train_config(tmp_path / "run", epochs=2)
     monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(at, lambda: signal.raise_signal(number)))
     with pytest.raises(Stopped) as stopped:
