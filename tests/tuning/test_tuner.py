@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.helpers.command import Command
 from tests.helpers.pages import Page
-from tests.tuning.conftest import SPACE, FakeRuns
+from tests.tuning.conftest import SPACE, FakeRuns, quality
 
 import dfmsd as package
 from dfmsd.data import DataConfig
@@ -62,9 +62,9 @@ def test_search_ends_with_the_best_config_beside_config_and_baseline(
     stages = [replace(stage, epochs=1) for stage in best.stages]
     again = package.distill(tmp_path / "out" / "best.yaml", stages=stages, allow_weak_teacher=True, report=False)
     assert again.run == tmp_path / "out" / "best"
-    trained = read_config(DistillConfig, tmp_path / "out" / "final" / "best" / "config.yaml")
+    trained = read_config(DistillConfig, tmp_path / "out" / "final" / "trial-5" / "config.yaml")
     assert trained == replace(best, out=trained.out, eval_every=8)  # measured once
-    baseline = read_config(DistillConfig, tmp_path / "out" / "final" / "baseline" / "config.yaml")
+    baseline = read_config(DistillConfig, tmp_path / "out" / "final" / "trial-5-baseline" / "config.yaml")
     assert baseline == replace(trained.without_teachers(), out=baseline.out)
 
     with (tmp_path / "out" / "study.csv").open() as file:
@@ -81,11 +81,34 @@ def test_search_ends_with_the_best_config_beside_config_and_baseline(
     assert not [reference for reference in page.references if reference.startswith("http")]
 
     left = {path.parent.name for path in (tmp_path / "out").rglob("*.ckpt")}
-    assert left == {"best", "config", "baseline"}  # of ordinary runs, which may be continued
+    assert left == {"best", "config", "trial-5", "trial-5-baseline"}  # of ordinary runs, which may be continued
     assert all(RunFolder(run).metrics_file.exists() for run in (tmp_path / "out" / "repeats").iterdir())
     begun = len(fake.begun)
     assert searched(config).summary == result.summary
     assert len(fake.begun) == begun
+
+
+def test_a_longer_search_trains_its_own_winner(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
+    config = tune_config(tmp_path / "out")
+    short = searched(config, 1)
+    assert short.winner == "config"
+    long = searched(config, 6)
+    assert long.winner == "trial 5"
+    best, own, baseline = (long.final[name] for name in ("best", "config", "baseline"))
+    assert own == short.final["best"]
+    assert best == quality(replace(long.best, seed=config.seed))
+    assert baseline == quality(long.best.without_teachers())
+
+
+def test_the_baseline_has_the_settings_of_the_winner(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
+    space = {**SPACE, "plan": ["T1&T2"], "balance": [2], "lr": [0.01]}
+    config = tune_config(tmp_path / "out", space)
+    assert searched(config, 1).winner == "trial 0"
+    for seed in (0, 1):
+        run = tmp_path / "out" / "repeats" / f"trial-0-baseline-seed-{seed}"
+        measured = read_config(DistillConfig, run / "config.yaml")
+        assert (measured.optim.lr, measured.seed, measured.data.holdout) == (0.01, seed, 0.3)
+        assert not any(stage.teachers for stage in measured.stages)
 
 
 def test_config_that_no_trial_beats_wins(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:
@@ -106,9 +129,9 @@ def test_config_outside_the_space_is_measured_beside_it(tune_config: MakeTune, f
 def test_failing_repeat_ends_the_search_and_is_made_up_for(
     tune_config: MakeTune, fake: FakeRuns, tmp_path: Path
 ) -> None:
-    fake.fails = {"baseline, seed 1": "no space left"}
+    fake.fails = {"config without teachers, seed 1": "no space left"}
     config = tune_config(tmp_path / "out")
-    with pytest.raises(DfmsdError, match="baseline, seed 1 has failed: no space left; the search is kept, repeat"):
+    with pytest.raises(DfmsdError, match="config without teachers, seed 1 has failed: no space left; the search"):
         searched(config, 1)
     fake.fails = {}
     assert searched(config, 1).winner == "config"

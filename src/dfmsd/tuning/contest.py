@@ -32,7 +32,7 @@ class Candidate:
     """A configuration that is measured with two seeds.
 
     Attributes:
-        name: ``trial 3``, ``config`` or ``baseline``.
+        name: ``trial 3``, ``config``, or ``baseline``, which is the winner without teachers.
         parameters: of the trial; None for the config as it is, and for the baseline.
         aps: seed -> AP on the held-out images, 0..1.
     """
@@ -48,7 +48,7 @@ class Candidate:
 
 
 def repeat_best(problem: Problem, trials: Sequence[FrozenTrial], launcher: Launcher, jobs: int) -> list[Candidate]:
-    """Measure the best trials, the config and the baseline with two seeds on the held-out images.
+    """Measure the best trials and the config with two seeds on the held-out images.
 
     Args:
         problem: what was searched.
@@ -63,20 +63,36 @@ def repeat_best(problem: Problem, trials: Sequence[FrozenTrial], launcher: Launc
     if not best:
         raise DfmsdError("no trial has finished; see study.csv for the reasons, and raise trials to go on")
     contestants = contestants_of(problem, best)
-    runs = {(name, seed): run for name, (_, of_seed) in contestants.items() for seed, run in of_seed.items()}
-    complete(list(runs.values()), launcher, jobs, "repeats")
-    for run in runs.values():
-        remove_checkpoints(run.folder)
-    return [
-        Candidate(name, parameters, {seed: _ap(run) for seed, run in of_seed.items()})
-        for name, (parameters, of_seed) in contestants.items()
-    ]
+    measured = _measure({name: runs for name, (_, runs) in contestants.items()}, launcher, jobs)
+    return [Candidate(name, parameters, measured[name]) for name, (parameters, _) in contestants.items()]
 
 
-def contestants_of(
-    problem: Problem, best: Sequence[FrozenTrial]
-) -> dict[str, tuple[Mapping[str, Any] | None, dict[int, NamedRun]]]:
-    """Return name -> parameters and the runs by their seeds, of what is measured twice.
+def measure_baseline(problem: Problem, winner: Candidate, launcher: Launcher, jobs: int) -> Candidate:
+    """Measure the winner without its teachers with two seeds on the held-out images.
+
+    It has the winner's other settings, such as the learning rate, so that the difference is what the teachers give.
+
+    Args:
+        problem: what was searched.
+        winner: of the repeats.
+        launcher: where the runs are carried out.
+        jobs: runs at a time.
+
+    Raises:
+        DfmsdError: a run fails.
+    """
+    config = _config_of(problem, winner).without_teachers()
+    outs = {seed: problem.folder.repeat(f"{winner.name} {BASELINE}", seed) for seed in winner.aps}
+    measured = _measure({BASELINE: _seeded(f"{winner.name} without teachers", config, outs)}, launcher, jobs)
+    return Candidate(BASELINE, None, measured[BASELINE])
+
+
+Contestants = dict[str, tuple[Mapping[str, Any] | None, dict[int, NamedRun]]]
+"""Name -> parameters and the runs by their seeds."""
+
+
+def contestants_of(problem: Problem, best: Sequence[FrozenTrial]) -> Contestants:
+    """Return what is measured twice: the best trials and the config.
 
     Args:
         problem: what was searched.
@@ -84,27 +100,22 @@ def contestants_of(
     """
     folder, first = problem.folder, problem.config.seed
     second = (first + 1) % 2**32
-    found: dict[str, tuple[Mapping[str, Any] | None, dict[int, NamedRun]]] = {}
+    found: Contestants = {}
     kept = [*best[:REPEATED], *(trial for trial in best[REPEATED:] if _is_config(problem, trial))]
     for trial in kept:
         name = CONFIG if _is_config(problem, trial) else f"trial {trial.number}"
         config = problem.config_of(trial.params)
         outs = {first: folder.path / trial.user_attrs[FOLDER], second: folder.repeat(name, second)}
         found[name] = trial.params, _seeded(name, config, outs)
-    plan = problem.plans[CONFIG]
-    references = {CONFIG: replace(problem.config, stages=list(plan.stages))}
-    references[BASELINE] = problem.config.without_teachers()
-    for name, config in references.items():
-        if name not in found:
-            outs = {seed: folder.repeat(name, seed) for seed in (first, second)}
-            found[name] = None, _seeded(name, config, outs)
+    if CONFIG not in found:
+        outs = {seed: folder.repeat(CONFIG, seed) for seed in (first, second)}
+        found[CONFIG] = None, _seeded(CONFIG, _own(problem), outs)
     return found
 
 
 def choose_winner(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the highest mean over both seeds, the baseline aside; the config wins a draw."""
-    taught = [candidate for candidate in candidates if candidate.name != BASELINE]
-    return max(taught, key=lambda candidate: (candidate.mean, candidate.name == CONFIG))
+    """Return the candidate with the highest mean over both seeds; the config wins a draw."""
+    return max(candidates, key=lambda candidate: (candidate.mean, candidate.name == CONFIG))
 
 
 def final_configs(problem: Problem, winner: Candidate) -> dict[str, DistillConfig]:
@@ -114,6 +125,17 @@ def final_configs(problem: Problem, winner: Candidate) -> dict[str, DistillConfi
     best = config if winner.parameters is None else problem.config_of(winner.parameters, written=True)
     configs = {BEST: best, **({} if winner.name == CONFIG else {CONFIG: config})}
     return {**configs, BASELINE: best.without_teachers()}
+
+
+def final_folders(problem: Problem, winner: str) -> dict[str, Path]:
+    """Return name -> run folder of what `final_configs` returns; another winner, of a longer search, has others.
+
+    Args:
+        problem: what was searched.
+        winner: its name.
+    """
+    names = {BEST: winner, CONFIG: CONFIG, BASELINE: f"{winner} {BASELINE}"}
+    return {name: problem.folder.final(folder) for name, folder in names.items()}
 
 
 def retrain(problem: Problem, winner: Candidate, launcher: Launcher, jobs: int) -> dict[str, NamedRun]:
@@ -128,8 +150,9 @@ def retrain(problem: Problem, winner: Candidate, launcher: Launcher, jobs: int) 
     Raises:
         DfmsdError: a run fails.
     """
+    folders = final_folders(problem, winner.name)
     runs = {
-        name: NamedRun(f"{name} on all training images", _measured_once(config, problem.folder.final(name)))
+        name: NamedRun(f"{name} on all training images", _measured_once(config, folders[name]))
         for name, config in final_configs(problem, winner).items()
     }
     near = any(stage.near is not False for run in runs.values() for stage in run.config.stages)
@@ -166,10 +189,27 @@ def _seeded(name: str, config: DistillConfig, outs: Mapping[int, Path]) -> dict[
     }
 
 
+def _measure(runs: Mapping[str, Mapping[int, NamedRun]], launcher: Launcher, jobs: int) -> dict[str, dict[int, float]]:
+    """Return the AP of runs, by name and seed, of which no checkpoint is kept."""
+    every = [run for of_seed in runs.values() for run in of_seed.values()]
+    complete(every, launcher, jobs, "repeats")
+    for run in every:
+        remove_checkpoints(run.folder)
+    return {name: {seed: _ap(run) for seed, run in of_seed.items()} for name, of_seed in runs.items()}
+
+
+def _own(problem: Problem) -> DistillConfig:
+    """Return the config as it is."""
+    return replace(problem.config, stages=list(problem.plans[CONFIG].stages))
+
+
+def _config_of(problem: Problem, candidate: Candidate) -> DistillConfig:
+    return _own(problem) if candidate.parameters is None else problem.config_of(candidate.parameters)
+
+
 def _is_config(problem: Problem, trial: FrozenTrial) -> bool:
     """Return whether a trial's parameters are those of the config."""
-    own = replace(problem.config, stages=list(problem.plans[CONFIG].stages))
-    return problem.config_of(trial.params) == own
+    return problem.config_of(trial.params) == _own(problem)
 
 
 def _measured_once(config: DistillConfig, out: Path) -> DistillConfig:

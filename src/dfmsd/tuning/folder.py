@@ -51,8 +51,8 @@ class SearchFolder:
         return self.path / "repeats" / f"{name.replace(' ', '-')}-seed-{seed}"
 
     def final(self, name: str) -> Path:
-        """Run folder of a training on all training images."""
-        return self.path / "final" / name
+        """Run folder of a configuration that is trained on all training images."""
+        return self.path / "final" / name.replace(" ", "-")
 
     @property
     def identity_file(self) -> Path:

@@ -45,7 +45,7 @@ class TuneResult:
 
 
 def summarize(candidates: Sequence[Candidate], winner: Candidate, final: Mapping[str, float | None]) -> str:
-    """State what the winner gains over the config and the baseline, beside what another seed changes.
+    """State what the winner gains over the config, and over itself without teachers, beside what a seed changes.
 
     Args:
         candidates: with two seeds each.
@@ -70,8 +70,8 @@ def _gain(winner: Candidate, other: Candidate, spread: float) -> str:
     of_seeds = ", ".join(f"{100 * value:+.1f} with seed {seed}" for seed, value in gains.items())
     than = "is more than" if gain > spread else "is not more than"
     return (
-        f"Its difference to the {other.name} is {100 * gain:+.1f} ({of_seeds}), which {than} the {100 * spread:.1f} "
-        "that the two seeds of a configuration differ by at most."
+        f"Its difference to {FINAL_LABELS[other.name]} is {100 * gain:+.1f} ({of_seeds}), which {than} the "
+        f"{100 * spread:.1f} that the two seeds of a configuration differ by at most."
     )
 
 

@@ -16,6 +16,7 @@ from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import Section, Table, write_page
 from dfmsd.reporting.page import Figure
 from dfmsd.runfolder import RunFolder
+from dfmsd.tuning.contest import final_folders
 from dfmsd.tuning.outcome import FINAL_LABELS, TuneResult, trial_rows
 from dfmsd.tuning.problem import Problem
 from dfmsd.utils.console import quiet
@@ -47,8 +48,8 @@ def write_report(problem: Problem, study: optuna.Study, result: TuneResult) -> P
 
 _SEEDS = (
     "The first seed has chosen these configurations, so their AP with it is too high; that with the second is not. "
-    "The teachers may have been trained on the held-out images. baseline: the config without teachers, with its own "
-    "learning rate."
+    "The teachers may have been trained on the held-out images. baseline: the winner without teachers, with its other "
+    "settings, such as the learning rate."
 )
 _TRIALS = (
     "A trial whose AP after a quarter or half of the epochs is in the worse half ends there. Empty: the plan does not "
@@ -146,6 +147,7 @@ def _cell(value: Any) -> str:
 
 
 def _links(problem: Problem, result: TuneResult) -> list[tuple[str, str]]:
-    pages = {FINAL_LABELS[name]: RunFolder(problem.folder.final(name)).report_file for name in result.final}
+    folders = final_folders(problem, result.winner)
+    pages = {FINAL_LABELS[name]: RunFolder(folders[name]).report_file for name in result.final}
     root = problem.folder.path
     return [(label, page.relative_to(root).as_posix()) for label, page in pages.items() if page.is_file()]

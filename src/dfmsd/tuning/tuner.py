@@ -18,7 +18,7 @@ from dfmsd.launching.choice import opened
 from dfmsd.launching.launcher import Launcher
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.config import TuneConfig
-from dfmsd.tuning.contest import BEST, choose_winner, final_configs, repeat_best, retrain
+from dfmsd.tuning.contest import BEST, choose_winner, final_configs, measure_baseline, repeat_best, retrain
 from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.outcome import TuneResult, summarize, write_best, write_table
 from dfmsd.tuning.page import write_report
@@ -137,6 +137,7 @@ def finish(problem: Problem, study: SharedStudy, launcher: Launcher, jobs: int) 
     write_table(problem, trials)
     candidates = repeat_best(problem, trials, launcher, jobs)
     winner = choose_winner(candidates)
+    candidates.append(measure_baseline(problem, winner, launcher, jobs))
     best = write_best(problem, final_configs(problem, winner)[BEST], winner)
     runs = retrain(problem, winner, launcher, jobs)
     final = {name: run.ap for name, run in runs.items()}
