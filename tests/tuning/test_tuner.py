@@ -71,6 +71,10 @@ def test_search_ends_with_the_best_config_beside_config_and_baseline(
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert {row["state"] for row in rows} == {"complete", "pruned"}
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert written == result.as_json()
+    assert (written["winner"], written["parameters"]["plan"]) == ("trial 5", rows[5]["plan"])
+    assert written["held_out"]["trial 5"]["0"] == float(rows[5]["AP"])
     page = Page(tmp_path / "out" / "report.html")
     assert page.headings[2:5] == ["History", "Importance of the parameters", "Parallel coordinates"]
     assert [plot["traces"][0]["type"] for plot in page.plots] == ["scatter", "bar", "scatter"]

@@ -33,6 +33,11 @@ class SearchFolder:
         return self.path / "report.html"
 
     @property
+    def result_file(self) -> Path:
+        """What the search has found, as JSON."""
+        return self.path / "result.json"
+
+    @property
     def best_file(self) -> Path:
         """The best config, for `dfmsd distill`."""
         return self.path / "best.yaml"
@@ -74,5 +79,5 @@ class SearchFolder:
                 path.rmdir()
 
     def __str__(self) -> str:
-        files = (self.best_file, self.report_file, self.table_file)
+        files = (self.best_file, self.report_file, self.result_file, self.table_file)
         return f"{self.path}: {', '.join(file.name for file in files)}"

@@ -43,6 +43,15 @@ class TuneResult:
     final: Mapping[str, float | None]
     out: Path
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``: winner, its parameters, and all AP, 0..1; seeds are strings."""
+        return {
+            "winner": self.winner,
+            "parameters": next(one.parameters for one in self.candidates if one.name == self.winner),
+            "held_out": {one.name: {str(seed): ap for seed, ap in one.aps.items()} for one in self.candidates},
+            "val": dict(self.final),
+        }
+
 
 def summarize(candidates: Sequence[Candidate], winner: Candidate, final: Mapping[str, float | None]) -> str:
     """State what the winner gains over the config, and over itself without teachers, beside what a seed changes.

@@ -33,7 +33,7 @@ from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
 from dfmsd.utils.durations import HOUR, describe_duration
-from dfmsd.utils.files import check_writable
+from dfmsd.utils.files import check_writable, write_json
 from dfmsd.utils.lock import is_locked, waiting
 from dfmsd.utils.signals import preemptible
 
@@ -143,6 +143,7 @@ def finish(problem: Problem, study: SharedStudy, launcher: Launcher, jobs: int) 
     final = {name: run.ap for name, run in runs.items()}
     summary = summarize(candidates, winner, final)
     result = TuneResult(best, winner.name, summary, tuple(candidates), final, problem.folder.path)
+    write_json(problem.folder.result_file, result.as_json())
     write_report(problem, study.load(), result)
     for trial in trials:
         remove_checkpoints(RunFolder(problem.folder.path / trial.user_attrs[FOLDER]))
