@@ -22,7 +22,7 @@ from dfmsd.detectors.base import SCORE_THRESHOLD, SHOWN_SCORE
 from dfmsd.detectors.prediction import Prediction, to_prediction
 from dfmsd.errors import DfmsdError, one_line
 from dfmsd.exporting.choice import choose_format
-from dfmsd.exporting.exporter import export_with_model
+from dfmsd.exporting.exporter import export
 from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.exporting.results import Agreement, Exported
 from dfmsd.exporting.standalone import infer
@@ -90,13 +90,11 @@ def export_bundle(
     folder = Path(folder)
     with new_folder(folder, "bundle") as draft:
         file = draft / f"model{form.suffix}"
-        exported, detector = export_with_model(
-            model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms
-        )
+        exported = export(model, format, out=file, images=images, image_size=image_size, int8=int8, nms=nms)
         write_settings(file, RUNTIMES[format])
         shutil.copyfile(str(infer.__file__), draft / "infer.py")
         files = compared_files(images_root(Path(model), images))
-        agreement = _write_example(draft, detector, files, exported.side, inside=form.whole)
+        agreement = _write_example(draft, exported.detector, files, exported.side, inside=form.whole)
         _write_readme(draft, Path(model).resolve().name, exported, agreement)
         _check(draft)
     quantized = exported.quantized and exported.quantized._replace(file=folder / exported.quantized.file.name)

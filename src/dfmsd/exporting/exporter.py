@@ -63,20 +63,6 @@ def export(
     Raises:
         DfmsdError: something is missing, the model cannot be exported, or the file differs from it.
     """
-    return export_with_model(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)[0]
-
-
-def export_with_model(
-    model: str | Path,
-    format: str,
-    *,
-    out: str | Path | None = None,
-    images: str | Path | None = None,
-    image_size: int | None = None,
-    int8: bool = False,
-    nms: str | None = None,
-) -> tuple[Exported, Detector]:
-    """Export a detector as `export` does, and return it too, for what is written beside the file."""
     form = choose_format(format, nms)
     if int8 and format != "onnx":
         raise DfmsdError(f"`int8` requires `format` onnx, got {format}")
@@ -95,7 +81,7 @@ def export_with_model(
         draft = Path(folder) / file.name
         form.write(graph, draft)
         if form.inspect:  # runs nothing, so it takes no images
-            result = Exported(file, 0, side, None, {}, inspected=form.inspect(draft, graph))
+            result = Exported(file, 0, side, None, {}, detector, inspected=form.inspect(draft, graph))
         else:
             exported = read_exported(draft, form, graph)
             difference = _verify(detector, exported, batches, graph, form)
@@ -107,11 +93,11 @@ def export_with_model(
                 found = write_int8(draft, small, load, judge, calibration_files(root), side)
                 quantized, detectors["int8"] = found._replace(file=file.with_name(small.name)), load(small)
             latency = _latencies(detectors, batches[0])
-            result = Exported(file, len(batches), side, difference, latency, quantized)
+            result = Exported(file, len(batches), side, difference, latency, detector, quantized)
         for path in sorted(Path(folder).iterdir()):
             _move(path, file.parent / path.name)
     write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
-    return result, detector
+    return result
 
 
 def _verify(

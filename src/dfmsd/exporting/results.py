@@ -44,6 +44,8 @@ class Exported(NamedTuple):
     """None if this machine cannot run the file."""
     latency: dict[str, float]
     """Median time of detection in one image in milliseconds, for the model and the files."""
+    detector: Detector
+    """The model."""
     quantized: Quantized | None = None
     script: Agreement | None = None
     """Of a bundle."""

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting.bundle import EXAMPLE, picture, write_settings
-from dfmsd.exporting.exporter import export_with_model
+from dfmsd.exporting.exporter import export
 from dfmsd.exporting.images import compared_files, images_root
 from dfmsd.exporting.results import Exported
 from dfmsd.exporting.webruntime import PACKAGE, find_runtime
@@ -55,9 +55,10 @@ def export_web(
     with new_folder(folder, "web") as draft:
         files = find_runtime(None if runtime is None else Path(runtime))
         file = draft / "model.onnx"
-        exported, detector = export_with_model(model, format, out=file, images=images, image_size=image_size)
+        exported = export(model, format, out=file, images=images, image_size=image_size)
         write_settings(file, PACKAGE)
         candidates = compared_files(images_root(Path(model), images))
+        detector = exported.detector
         best = max(candidates, key=lambda one: len(detector.predict(one, score=SHOWN_SCORE, image_size=exported.side)))
         picture(best).save(draft / EXAMPLE)
         for part in [*PAGE.iterdir(), *files]:
