@@ -69,7 +69,7 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
 def _refuse_strange(run: RunFolder, config: RunConfig) -> None:
     """Refuse a folder with more than a run in it, all of which a later `overwrite` would delete."""
     out = run.path.resolve()
-    for place in (config.data.root, config.data.unlabeled or config.data.root, "."):
+    for place in filter(None, (config.data.root, config.data.unlabeled, ".")):
         inside = Path(place).resolve()
         if inside.exists() and out in (inside, *inside.parents):
             what = "the working folder" if place == "." else place

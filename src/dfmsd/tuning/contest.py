@@ -120,10 +120,8 @@ def choose_winner(candidates: Sequence[Candidate]) -> Candidate:
 
 def final_configs(problem: Problem, winner: Candidate) -> dict[str, DistillConfig]:
     """Return name -> config, on all training images: the winner, the config if it lost, and the winner's baseline."""
-    plan = problem.plans[CONFIG]
-    config = replace(problem.original, stages=list(plan.written))
-    best = config if winner.parameters is None else problem.config_of(winner.parameters, written=True)
-    configs = {BEST: best, **({} if winner.name == CONFIG else {CONFIG: config})}
+    best = _config_of(problem, winner, written=True)
+    configs = {BEST: best, **({} if winner.name == CONFIG else {CONFIG: _own(problem, written=True)})}
     return {**configs, BASELINE: best.without_teachers()}
 
 
@@ -198,13 +196,18 @@ def _measure(runs: Mapping[str, Mapping[int, NamedRun]], launcher: Launcher, job
     return {name: {seed: _ap(run) for seed, run in of_seed.items()} for name, of_seed in runs.items()}
 
 
-def _own(problem: Problem) -> DistillConfig:
-    """Return the config as it is."""
-    return replace(problem.config, stages=list(problem.plans[CONFIG].stages))
+def _own(problem: Problem, *, written: bool = False) -> DistillConfig:
+    """Return the config as it is; ``written`` as in `Problem.config_of`."""
+    plan = problem.plans[CONFIG]
+    if written:
+        return replace(problem.original, stages=list(plan.written))
+    return replace(problem.config, stages=list(plan.stages))
 
 
-def _config_of(problem: Problem, candidate: Candidate) -> DistillConfig:
-    return _own(problem) if candidate.parameters is None else problem.config_of(candidate.parameters)
+def _config_of(problem: Problem, candidate: Candidate, *, written: bool = False) -> DistillConfig:
+    if candidate.parameters is None:
+        return _own(problem, written=written)
+    return problem.config_of(candidate.parameters, written=written)
 
 
 def _is_config(problem: Problem, trial: FrozenTrial) -> bool:
