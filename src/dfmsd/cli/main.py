@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
         with naming(files):
             values = parser.instantiate(values)
     except ArgumentError as error:
-        found = [str(file) for file in files if file.is_file()]
+        found = [str(file) for file in files if os.path.isfile(file)]
         see = " and ".join([f"dfmsd {name} --help" if name else "dfmsd --help", *found])
         raise DfmsdError(f"{explain(error, subparsers.get(name, parser))}; see {see}") from error
     try:
