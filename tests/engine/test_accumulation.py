@@ -119,7 +119,7 @@ def accumulating(distill_config: Callable[..., DistillConfig], tiny_root: Path) 
 
     def build(out: Path, **values: Any) -> DistillConfig:
         data = DataConfig(str(tiny_root), image_size=64, batch_size=2, multi_scale=(0.5, 1.5))
-        optim = OptimConfig(warmup=2, effective_batch=6)
+        optim = OptimConfig(lr=1e-3, warmup=2, effective_batch=6)
         return distill_config(out, data=data, optim=optim, deliver="ema", balance=0.5, **values)
 
     return build

@@ -74,9 +74,9 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("optim", "images", "lr"),
     [
-        ({}, 8, 1e-3),
-        ({}, 32, 2e-3),
-        ({"effective_batch": 128}, 16, 4e-3),
+        ({}, 8, 3e-3),
+        ({}, 32, 6e-3),
+        ({"effective_batch": 128}, 16, 12e-3),
         ({"name": "sgd"}, 16, 0.01),
         ({"name": "sgd", "effective_batch": 64}, 16, 0.04),
     ],
@@ -84,16 +84,32 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
 def test_an_automatic_learning_rate_follows_the_images_of_a_step(
     optim: dict[str, Any], images: int, lr: float, tmp_path: Path
 ) -> None:
-    config = TrainConfig(out=str(tmp_path), optim=OptimConfig(lr="auto", **optim), data=DataConfig(batch_size=images))
+    config = TrainConfig(out=str(tmp_path), optim=OptimConfig(**optim), data=DataConfig(batch_size=images))
     assert config.optim.lr == pytest.approx(lr)
     assert config.as_distillation().optim == config.optim
     write_config(config, tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optim"]["lr"] == config.optim.lr
     assert same_run(config, tmp_path)
-    shared = RunConfig(
-        out="x", devices=2, optim=OptimConfig(lr="auto", **optim), data=DataConfig(batch_size=images // 2)
-    )
+    shared = TrainConfig(out="x", devices=2, optim=config.optim, data=DataConfig(batch_size=images // 2))
     assert shared.optim.lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(
+    ("detector", "lr"),
+    [
+        (DetectorConfig(), 3e-3),
+        (DetectorConfig(pretrained=True), 1e-3),
+        (DetectorConfig(pretrained="backbone.pth"), 1e-3),
+        (DetectorConfig(init="runs/earlier"), 1e-3),
+        (DetectorConfig(arch="hf:model"), 1e-3),
+    ],
+)
+def test_a_detector_with_random_weights_learns_at_a_higher_rate(detector: DetectorConfig, lr: float) -> None:
+    data = DataConfig(batch_size=8)
+    assert TrainConfig(out="x", data=data, model=detector).optim.lr == pytest.approx(lr)
+    distilled = DistillConfig(out="x", data=data, student=detector, stages=[StageConfig(1, teacher="t")])
+    assert distilled.optim.lr == pytest.approx(lr)
+    assert distilled.without_teachers().optim == distilled.optim
 
 
 @pytest.mark.parametrize(

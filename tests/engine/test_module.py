@@ -22,11 +22,11 @@ from dfmsd.types import Batch
 
 @pytest.fixture
 def module(small_task: DistillationTask) -> DistillationModule:
-    return DistillationModule(small_task, OptimConfig(), seed=3)
+    return DistillationModule(small_task, OptimConfig(lr=1e-3), seed=3)
 
 
 def optimizers(module: DistillationModule, **optim: Any) -> tuple[torch.optim.Optimizer, Any]:
-    module.optim = OptimConfig(**optim)
+    module.optim = OptimConfig(**{"lr": 1e-3, **optim})
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(train_dataloader=lambda: range(10)))
     made = module.configure_optimizers()
     assert made["lr_scheduler"]["interval"] == "step"
@@ -159,7 +159,7 @@ def step(module: DistillationModule, optimizer: torch.optim.Optimizer, *batches:
 
 def poisoned_module(skip: bool, scaler: object | None = None, per_step: int = 1) -> DistillationModule:
     torch.manual_seed(0)
-    module = DistillationModule(Poisoned(), OptimConfig(), skip_nonfinite=skip, per_step=per_step)  # type: ignore[arg-type]
+    module = DistillationModule(Poisoned(), OptimConfig(lr=1e-3), skip_nonfinite=skip, per_step=per_step)  # type: ignore[arg-type]
     module.trainer = SimpleNamespace(
         current_epoch=0,
         global_rank=0,

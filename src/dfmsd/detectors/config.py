@@ -106,6 +106,11 @@ class DetectorConfig:
                 raise DfmsdError(f"{key} must be {expected}{hint}, got {getattr(self, key)!r}")
         self._check_weights()
 
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether it is one of `OWN_ARCHS`, all of whose weights are random at first."""
+        return self.arch in OWN_ARCHS and self.pretrained is False and self.init is None
+
     def _check_weights(self) -> None:
         if self.init is not None and self.pretrained is not False:
             raise DfmsdError(

@@ -66,6 +66,11 @@ class TrainConfig(RunConfig):
         check_range(self, ("epochs",), minimum=1)
         self.check_best(self.epochs)
 
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether the model starts from random weights."""
+        return self.model.starts_at_random
+
     def as_distillation(self) -> DistillConfig:
         """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
         shared = {name: getattr(self, name) for name in RunConfig.__dataclass_fields__}
@@ -165,6 +170,11 @@ class DistillConfig(RunConfig):
         if self.data.unlabeled is not None:
             check_unlabeled(self.stages, self.loss, self.data)
         self.data = with_labeler(self.data, self.stages)
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether the student starts from random weights; a head that it inherits does not count."""
+        return self.student.starts_at_random
 
     @property
     def epochs(self) -> int:
