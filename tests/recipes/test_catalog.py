@@ -72,14 +72,14 @@ def test_the_command_lists_shows_and_runs(dfmsd: Command, monkeypatch: pytest.Mo
 
     def try_recipe(recipe: Recipe) -> dict[str, Trial]:
         tried.append(recipe.name)
-        return {"none": Trial(2**30, {"T4": 99.6}), "dfmsd": Trial(3 * 2**29, {"T4": 200.0})}
+        return {"none": Trial(2**30, {"T4": 99.6}), "dfmsd": Trial(3 * 2**29, {"T4": 0.4})}
 
     monkeypatch.setattr("dfmsd.recipes.trial.try_recipe", try_recipe)
     status, out, _ = dfmsd("recipe", "run", "gfl_r50_from_gfl_r101", "--dry-run")
     assert tried == ["gfl_r50_from_gfl_r101"]
     assert "baseline 40.2, teacher 44.7, FGD 43.5" in out
-    assert re.search(r"none +│ 1\.0 GiB +│ 100", out)
-    assert re.search(r"dfmsd +│ 1\.5 GiB +│ 200", out)
+    assert re.search(r"none +│ 1\.0 GiB +│ 100 h", out)
+    assert re.search(r"dfmsd +│ 1\.5 GiB +│ 24 min", out)
 
 
 @pytest.mark.parametrize(

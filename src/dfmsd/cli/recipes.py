@@ -13,6 +13,7 @@ from dfmsd.engine.configfile import command_parser
 from dfmsd.errors import DfmsdError
 from dfmsd.recipes.catalog import find_recipe, list_recipes
 from dfmsd.utils.cachedir import GIB
+from dfmsd.utils.durations import HOUR, describe_duration
 
 DRY_RUN = "--dry-run"
 
@@ -46,10 +47,11 @@ def recipe_command(values: Namespace) -> None:
     trials = planning.try_recipe(recipe.name)
     console = Console()
     console.print("\n".join(recipe.header), highlight=False, markup=False)
-    table = Table("method", "peak memory, 2 images", *(f"hours, {gpu}" for gpu in next(iter(trials.values())).hours))
+    gpus = next(iter(trials.values())).hours
+    table = Table("method", "peak memory, 2 images", *gpus, title="memory, and time of a run on COCO with one GPU")
     for name, trial in trials.items():
-        hours = (f"{each:.0f}" for each in trial.hours.values())
-        table.add_row(name, f"{trial.peak_bytes / GIB:.1f} GiB", *hours)
+        times = (describe_duration(hours * HOUR) for hours in trial.hours.values())
+        table.add_row(name, f"{trial.peak_bytes / GIB:.1f} GiB", *times)
     console.print(table)
 
 

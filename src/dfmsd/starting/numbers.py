@@ -109,7 +109,7 @@ def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: 
     need = Layout(tuple(levels), (image_size, image_size)).nbytes * versions * facts.train_images / GIB
     room = min(DistillConfig.teacher_cache_gib, MEMORY_SHARE * (facts.memory or math.inf) / GIB)
     if need > room:
-        return Choice(None, f"the teacher's features may take {need:.0f} GiB, more than the {room:.0f} to spare")
+        return Choice(None, f"the teacher's features may take {need:.2f} GiB, more than the {room:.2f} to spare")
     times = "once" if versions == 1 else "twice, flipped and not"
     return Choice("ram", f"at most {need:.2f} GiB; the teacher sees each image {times}, instead of in every epoch")
 
