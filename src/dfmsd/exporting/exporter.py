@@ -96,7 +96,7 @@ def export(
             result = Exported(file, len(batches), side, difference, latency, detector, quantized)
         for path in sorted(Path(folder).iterdir()):
             _move(path, file.parent / path.name)
-    write_json(file.with_name(f"{file.name}.json"), describe(format, form, detector, graph, result))
+    write_json(file.with_name(f"{file.name}.json"), describe(format, form, graph, result))
     return result
 
 

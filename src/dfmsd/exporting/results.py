@@ -70,14 +70,13 @@ class Exported(NamedTuple):
         return "\n".join(lines)
 
 
-def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph, result: Exported) -> dict[str, Any]:
+def describe(name: str, form: Format, graph: DetectionGraph, result: Exported) -> dict[str, Any]:
     """Return the description of a file: everything needed to run it without dfmsd.
 
     Args:
         name: of the format.
         form: the format.
-        detector: the model.
-        graph: its graph.
+        graph: of the model.
         result: of the export.
     """
     post, quantized = graph.post_processor, result.quantized
@@ -95,7 +94,7 @@ def describe(name: str, form: Format, detector: Detector, graph: DetectionGraph,
             "std": [1.0, 1.0, 1.0],
         },
         "outputs": list(form.outputs),
-        "class_names": list(detector.class_names),
+        "class_names": list(result.detector.class_names),
         "suppression": {
             "inside": form.whole,
             "iou": post.nms_threshold if post.has_nms else None,
