@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_the_hours_limit_the_epochs(
     assert "2 hours allow it" in text
     assert "teacher's training" not in text  # it exists
     assert "fewer than 1,000 are few" in text
+
+
+def test_what_the_data_are_is_said_once(
+    dfmsd: Command, tiny_root: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest, in whose place the command puts its own
+    status, _, err = dfmsd("init", tiny_root, "--teacher", tiny_teachers[0], "--out", "my.yaml", "--hours", "99")
+    assert status == 0
+    assert " ".join(err.split()).count("data: COCO layout in") == 1
 
 
 def test_a_data_set_without_val_is_divided(dfmsd: Command, tiny_coco: Path, tiny_teachers: tuple[str, str]) -> None:

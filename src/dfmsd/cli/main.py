@@ -24,6 +24,7 @@ from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.utils.console import console, discard
 from dfmsd.utils.files import DISK_FULL
+from dfmsd.utils.heard import Unrepeated
 
 
 class Command(NamedTuple):
@@ -113,7 +114,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line; exit with status 2 after bad input, 130 after Ctrl-C, 75 after SIGTERM or the like."""
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_time=False, show_path=False)])
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    handler.addFilter(Unrepeated())
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("dfmsd").setLevel(logging.INFO)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

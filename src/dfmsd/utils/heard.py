@@ -1,4 +1,4 @@
-"""The package's warnings, collected."""
+"""Logged messages: the package's warnings, collected, and texts that are logged again, dropped."""
 
 from __future__ import annotations
 
@@ -30,3 +30,18 @@ def heard_warnings(*, printed: bool) -> Iterator[list[str]]:
         yield found
     finally:
         logger.removeFilter(collector)
+
+
+class Unrepeated(logging.Filter):
+    """Passes each text once, such as that of a data set that several parts of a command open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the text is new."""
+        text = record.getMessage()
+        new = text not in self.seen
+        self.seen.add(text)
+        return new
