@@ -123,6 +123,14 @@ class RunFolder:
         return self.config_file.exists()
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether ``config.yaml`` belongs to something else; a damaged one does unless files of a run lie beside it."""
+        try:
+            return not {"out", "data"} <= self.read_config().keys()
+        except DfmsdError:
+            return not (self.environment_file.exists() or self.last_checkpoint.exists())
+
+    @property
     def finished(self) -> bool:
         """Whether the run has delivered its detector and metrics."""
         return self.metrics_file.exists()

@@ -106,7 +106,7 @@ def test_emptying_a_folder_keeps_its_lock_and_what_its_links_point_to(tmp_path: 
         (run / "folder" / "below").mkdir(parents=True)
         (run / "file").touch()
         (run / "link").symlink_to(tmp_path / "data")
-        empty(run)
+        empty(run, last="config.yaml")
         assert {path.name for path in run.iterdir()} == {LOCK, WRITER}
     assert (tmp_path / "data" / "image.jpg").exists()
 

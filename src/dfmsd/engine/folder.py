@@ -22,6 +22,8 @@ from dfmsd.utils.lock import empty, locked
 
 SHOWN_KEYS = 4
 """Keys in which a resumed config differs that its refusal names."""
+SHOWN_FILES = 3
+"""Files that are no run's which a refusal names."""
 
 
 @contextmanager
@@ -67,19 +69,24 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
 
 
 def _refuse_strange(run: RunFolder, config: RunConfig) -> None:
-    """Refuse a folder with more than a run in it, all of which a later `overwrite` would delete."""
+    """Refuse a folder with other things than a run in it, all of which `overwrite` would delete, now or later."""
     out = run.path.resolve()
     for place in filter(None, (config.data.root, config.data.unlabeled, ".")):
         inside = Path(place).resolve()
         if inside.exists() and out in (inside, *inside.parents):
             what = "the working folder" if place == "." else place
             raise DfmsdError(f"out: {run} is or holds {what}; a run needs a folder of its own, choose another `out`")
-    try:
-        strange = run.exists and "out" not in run.read_config()
-    except DfmsdError:  # damaged, so that `overwrite` is a way out
+    if run.exists:
+        if run.is_foreign:
+            raise DfmsdError(f"{run.config_file} is not the config of a run; choose another `out`")
         return
-    if strange:
-        raise DfmsdError(f"{run.config_file} is not the config of a run; choose another `out`")
+    held = sorted(path.name for path in run.path.iterdir() if path.is_dir() or not path.name.startswith("."))
+    if held:
+        more = f" and {len(held) - SHOWN_FILES} more" if len(held) > SHOWN_FILES else ""
+        raise DfmsdError(
+            f"out: {run} holds {', '.join(held[:SHOWN_FILES])}{more} but no run; a run needs a folder of its own, "
+            "choose another `out`"
+        )
 
 
 def _remedy(run: RunFolder, keys: Sequence[str]) -> str:
@@ -112,7 +119,7 @@ def open_folder(
     described = to_yaml(config)
     environment = {**describe_environment(), "parameters": ownership(task)}
     if overwrite and run.exists:
-        empty(run.path)
+        empty(run.path, last=run.config_file.name)
     # a finished run may continue, with more patience or time
     for finished in (run.metrics_file, run.average_metrics_file, run.test_metrics_file):
         finished.unlink(missing_ok=True)

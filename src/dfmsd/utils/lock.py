@@ -106,9 +106,14 @@ def refuse_writer(folder: Path) -> None:
             pass
 
 
-def empty(folder: Path) -> None:
-    """Delete the contents of a folder that this process has locked, except for the lock."""
-    for path in folder.iterdir():
+def empty(folder: Path, last: str) -> None:
+    """Delete the contents of a folder that this process has locked, except for the lock.
+
+    Args:
+        folder: Folder.
+        last: Name of the file to delete last: the one by which the rest is recognised, should this process be killed.
+    """
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
         if path.name in (LOCK, WRITER):
             continue
         if path.is_dir() and not path.is_symlink():
