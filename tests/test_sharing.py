@@ -200,7 +200,7 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
         (_other_classes, "was evaluated on other classes than"),
         (lambda *_: {"push": "no name"}, "`push`: 'no name' is not <user>/<name>"),
         (lambda *_: {"push": "shapes"}, "`push`: 'shapes' is not <user>/<name>; include both"),
-        (lambda *_: {"baseline": Path("nowhere")}, "no run folder at nowhere"),
+        (lambda *_: {"baseline": Path("nowhere")}, "`baseline`: no run folder at nowhere"),
     ],
 )
 def test_invalid_input_is_rejected_before_writing(

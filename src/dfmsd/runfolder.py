@@ -15,6 +15,10 @@ WEIGHTS_NAME = "student.safetensors"
 """The delivered detector's weights; ``student.json`` next to them describes the model."""
 
 
+SHOWN = 8
+"""Runs that a message lists."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run, whether it has finished or not.
@@ -202,6 +206,34 @@ class RunFolder:
         if not isinstance(data, dict) or not isinstance(data.get("root"), str):
             raise DfmsdError(f"{self.config_file} has no data.root; pass `images`")
         return str(data["root"])
+
+
+def check_run(path: Path, *others: Path, name: str = "") -> None:
+    """Refuse a path at which there is no folder, and say which runs there are near it.
+
+    Args:
+        path: of a run folder.
+        others: runs whose neighbors are named, too.
+        name: of the setting, such as ``baseline``, for the message.
+
+    Raises:
+        DfmsdError: there is no folder.
+    """
+    if path.is_dir():
+        return
+    found = [str(run) for run in _runs_near(path, *others)]
+    there = (
+        f"there are {', '.join(found[:SHOWN])}" if found else "pass the `out:` of a `dfmsd train` or `dfmsd distill`"
+    )
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    raise DfmsdError(f"{f'`{name}`: ' if name else ''}no run folder at {path}; {there}{more}")
+
+
+def _runs_near(*paths: Path) -> list[RunFolder]:
+    """Find the runs beside each path, or in the nearest folder above it that exists, and one level below."""
+    places = dict.fromkeys(next((above for above in path.parents if above.is_dir()), Path()) for path in paths)
+    files = [file for place in places for depth in ("*", "*/*") for file in sorted(place.glob(f"{depth}/config.yaml"))]
+    return [run for run in map(RunFolder, dict.fromkeys(file.parent for file in files)) if not run.is_foreign]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
-from dfmsd.runfolder import RunFolder
+from dfmsd.runfolder import RunFolder, check_run
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import check_writable, is_taken, new_folder, write_text
 
@@ -110,6 +110,8 @@ def share(
     hub = import_extra("share", "huggingface_hub", "hub")
     run, out = Path(run), Path(out)
     record = _finished(run)
+    if baseline:
+        check_run(Path(baseline), run, name="baseline")
     baseline_record = _finished(Path(baseline)) if baseline else None
     if is_taken(out):
         raise DfmsdError(f"`out`: {out} already exists; choose a new folder")

@@ -154,10 +154,13 @@ def test_missing_teachers_and_data_are_left_out(runs, tmp_path, caplog):
 def test_arguments_must_exist(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
-        ((runs / "distilled", tmp_path / "gone", [], 1), "gone"),
+        (
+            (runs / "distilled", tmp_path / "gone", [], 1),
+            f"`baseline`: no run folder at {tmp_path}/gone; there are {runs}/baseline, {runs}/distilled",
+        ),
         ((runs / "distilled", None, ["runs/typo"], 1), "runs/typo"),
         ((runs / "distilled", None, [], 0), "images must be at least 1, got 0"),
-        ((tmp_path / "gone", None, [], 1), "no folder"),
+        ((runs / "gone", None, [], 1), f"no run folder at {runs}/gone; there are {runs}/baseline, {runs}/distilled"),
         ((tmp_path / "empty", None, [], 1), "is neither a run folder nor a folder of runs"),
         ((runs, runs / "baseline", [], 1), "is not a run folder"),
     ]

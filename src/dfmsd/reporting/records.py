@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfmsd.errors import DfmsdError
-from dfmsd.runfolder import RunFolder
+from dfmsd.runfolder import RunFolder, check_run
 from dfmsd.types import LevelSpec
 
 Column = NDArray[np.float64]
@@ -109,8 +109,7 @@ def read_run(folder: str | Path, *, log: bool = True) -> RunRecord:
         DfmsdError: the folder does not exist, or one of its files is damaged.
     """
     run = RunFolder(Path(folder))
-    if not run.path.is_dir():
-        raise DfmsdError(f"no run folder at {folder}; pass the `out:` of a `dfmsd train` or `dfmsd distill`")
+    check_run(run.path)
     return RunRecord(
         folder=run.path,
         metrics=run.read_metrics(),

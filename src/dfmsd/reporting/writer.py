@@ -15,7 +15,7 @@ from dfmsd.reporting.records import read_run
 from dfmsd.reporting.run_page import run_report
 from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
 from dfmsd.reporting.runs_page import comparison_report
-from dfmsd.runfolder import RunFolder
+from dfmsd.runfolder import RunFolder, check_run
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.files import check_output
 
@@ -45,13 +45,13 @@ def report(
     if coerce(images, int, "images") < 1:
         raise DfmsdError(f"images must be at least 1, got {images}")
     folder = Path(folder)
-    if folder.is_dir():
-        check_output(RunFolder(folder).report_file)
+    check_run(folder)
+    if baseline:
+        check_run(Path(baseline), folder, name="baseline")
+    check_output(RunFolder(folder).report_file)
     if RunFolder(folder).exists:
         analysis = _analyze(folder, baseline, teachers, images)
         return run_report(folder, baseline=baseline, teachers=teachers, analysis=analysis)
-    if not folder.is_dir():
-        raise DfmsdError(f"no folder {folder}; pass the folder of a run (`out:`), of several runs or of a comparison")
     runs = _runs_in(folder)
     if not runs:
         raise DfmsdError(f"{folder} is neither a run folder nor a folder of runs; pass the `out:` of a run")
