@@ -214,6 +214,13 @@ def test_check_prints_the_pre_flight_and_writes_nothing(
     assert sorted(dfmsd.folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", [["check"], ["check", "--rank"], ["estimate"]])
+def test_a_command_that_writes_no_run_needs_no_folder_for_one(dfmsd: Command, command: list[str]) -> None:
+    stages = ["--stages", "[{teacher: nowhere, epochs: 1}]"]
+    assert "no detector at 'nowhere'" in dfmsd.refusal(*command, "--data.root", "digits", *stages)
+    assert "missing: --out" in dfmsd.refusal("distill", "--data.root", "digits", *stages)
+
+
 def test_estimate_prints_tables_and_writes_only_the_json(
     dfmsd: Command, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from dfmsd.recipes.trial import Trial
     from dfmsd.tuning.outcome import TuneResult
 
+NO_RUN = "runs/student"
+"""Run folder of a distillation that is only checked or estimated, whose name those of near teachers begin with."""
+
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
 
@@ -141,7 +144,7 @@ def check(
 
     check_names(settings, DistillConfig, check)
     if out is None and teachers is not None:
-        out = "runs/student"
+        out = NO_RUN
     resolved, objects = resolve_distillation(config, teachers, data, out, None, settings)
     return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images, **objects)
 

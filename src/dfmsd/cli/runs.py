@@ -105,6 +105,7 @@ def distill_command(values: Namespace) -> None:
 def check_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd check``."""
     parser = config_parser(DistillConfig)
+    parser.set_defaults(out=planning.NO_RUN)
     parser.description = "Check a distillation before it runs: level pairs, the teachers' AP, parameters, loss scales."
     _add_preflight_flags(parser)
     parser.add_argument("--rank", action="store_true", help="order the teachers by short distillations instead")
@@ -140,6 +141,7 @@ def _rank(values: Namespace) -> None:
 def estimate_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd estimate``."""
     parser = config_parser(DistillConfig)
+    parser.set_defaults(out=planning.NO_RUN)
     parser.description = "Estimate the cost of a distillation: FLOPs, memory, time on this machine, GPU hours on COCO."
     parser.add_argument("--json", type=Path | None, default=None, help="JSON file to write the estimate to")
     return parser
