@@ -142,6 +142,13 @@ def test_lists_need_no_brackets() -> None:
         "x",
     ]
     assert split_lists(["--seeds", "[1, 2]"]) == ["--seeds", "[1, 2]"]
+    for spaced in (["0", "1", "2"], ["0,", "1", ",2"], ["0, 1", "2"]):
+        assert split_lists(["--seeds", *spaced, "--jobs", "2"]) == ["--seeds", "[0, 1, 2]", "--jobs", "2"]
+    assert split_lists(["--methods", "none", "dfmsd[a=1,b=2],pkd"]) == [
+        "--methods",
+        '["none", "dfmsd[a=1,b=2]", "pkd"]',
+    ]
+    assert split_lists(["--methods", "[none]", "pkd"]) == ["--methods", "[none]", "pkd"]  # refused by the parser
 
 
 def test_config_files_are_found_in_both_spellings() -> None:

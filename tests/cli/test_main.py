@@ -40,6 +40,15 @@ from dfmsd.errors import PREEMPTED, DfmsdError
         (["train", "--out", "run", "--modl.arch", "gfl"], r"did you mean --model\.arch\?"),
         (["predict", "--scor", "1", "x.jpg"], r"did you mean --score\?"),
         (["convert", "folder"], "missing: --out"),
+        (
+            ["distill", "--logger", "wandb", "mlflow"],
+            r"--logger: a list is one argument, .*: --logger '\[wandb, mlflow\]'",
+        ),
+        (["train", "--data.multi_scale=0.8", "1.2", "--epochs", "3"], r"--data\.multi_scale '\[0\.8, 1\.2\]'"),
+        (["distill", "--stages.0.teacher", "a", "b"], r"--stages\.0\.teacher '\[a, b\]'"),
+        (["compare", "--methods", "[none]", "pkd"], r"unrecognized arguments: pkd; see"),
+        (["train", "--epochs", "3", "4"], r"unrecognized arguments: 4; see"),
+        (["train", "3"], r"unrecognized arguments: 3; see"),
         (["train", "--out", "run", "--optim.name", "adam"], r"optim\.name: expected one of 'adamw', 'sgd', got adam"),
     ],
 )

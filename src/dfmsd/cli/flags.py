@@ -1,4 +1,4 @@
-"""Flags that jsonargparse cannot parse or explain: into the entries of lists, lists without brackets, two sizes."""
+"""Flags that jsonargparse cannot parse or explain: lists, with or without brackets, their entries, and two sizes."""
 
 from __future__ import annotations
 
@@ -53,16 +53,46 @@ def naming(files: Sequence[object]) -> Iterator[None]:
 
 
 def split_lists(arguments: Sequence[str]) -> list[str]:
-    """Turn ``--methods a,b[c=1,d=2] --seeds 0,1`` into JSON lists."""
+    """Turn ``--methods a,b[c=1,d=2] --seeds 0 1`` into JSON lists, whether commas or spaces part the values."""
     split: dict[str, Callable[[str], list[Any]]] = {
         "--methods": split_methods,
         "--seeds": lambda text: [int(seed) if seed.strip().isdigit() else seed for seed in text.split(",")],
     }
-    words = [word for text in arguments for word in (text.split("=", 1) if text.split("=")[0] in split else [text])]
-    return [
-        json.dumps(split[flag](word)) if flag in split and not word.startswith(("[", "--")) else word
-        for flag, word in pairwise(["", *words])
-    ]
+    joined: list[str] = []
+    for flag, values in _grouped(arguments):
+        if flag in split and values and not any(value.startswith("[") for value in values):
+            values = [json.dumps(split[flag](",".join(value.strip(", ") for value in values)))]
+        joined += [*([flag] if flag else []), *values]
+    return joined
+
+
+def refuse_spaced_lists(arguments: Sequence[str], parser: jsonargparse.ArgumentParser) -> None:
+    """Refuse several values after a flag that takes a list, before the parser complains about each of them.
+
+    Args:
+        arguments: of the command.
+        parser: of the command.
+
+    Raises:
+        DfmsdError: says how the list is written.
+    """
+    for flag, values in _grouped(arguments):
+        kind = str(getattr(parser._option_string_actions.get(flag), "_typehint", ""))
+        plain = re.search(r"(list|tuple)\[(?!dict|dfmsd)", kind) or re.fullmatch(r"--stages\.\d+\.teacher", flag)
+        if plain and len(values) > 1 and not any(value.startswith("[") for value in values):
+            raise DfmsdError(f"{flag}: a list is one argument, in brackets: {flag} '[{', '.join(values)}]'")
+
+
+def _grouped(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Part arguments into flags and the values that follow them; those before the first flag have an empty one."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for argument in arguments:
+        if re.match(r"--?[A-Za-z]", argument):
+            flag, equals, value = argument.partition("=")
+            groups.append((flag, [value] if equals else []))
+        else:
+            groups[-1][1].append(argument)
+    return groups
 
 
 def refuse_two_sizes(arguments: Sequence[str]) -> None:

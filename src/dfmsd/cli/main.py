@@ -14,7 +14,15 @@ from rich.logging import RichHandler
 
 from dfmsd import __version__
 from dfmsd.cli import models, recipes, runs
-from dfmsd.cli.flags import config_files, in_flags, merge_list_flags, naming, refuse_two_sizes, split_lists
+from dfmsd.cli.flags import (
+    config_files,
+    in_flags,
+    merge_list_flags,
+    naming,
+    refuse_spaced_lists,
+    refuse_two_sizes,
+    split_lists,
+)
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
@@ -91,14 +99,16 @@ def run(arguments: Sequence[str]) -> None:
             subparser.usage = f"dfmsd {command} [--config FILE] [--KEY VALUE ...] [options]"
     arguments = [re.sub("^--print_config", "--print-config", argument) for argument in arguments]  # its former name
     refuse_two_sizes(arguments)
+    if config is CompareConfig:
+        arguments = split_lists(arguments)
+    if config:
+        refuse_spaced_lists(arguments, subparsers[name])
     files = config_files(arguments)
     for file in files:
         check_yaml(file, config)
     try:
         if config in (DistillConfig, TuneConfig):
             arguments = [name, *merge_list_flags(subparsers[name], arguments[1:])]
-        if config is CompareConfig:
-            arguments = split_lists(arguments)
         values = parser.parse_args(list(arguments))
         with naming(files):
             values = parser.instantiate(values)
