@@ -56,6 +56,16 @@ def test_a_bad_command_is_refused(dfmsd: Command, arguments: list[str], message:
     assert re.search(message, dfmsd.refusal(*arguments).strip())
 
 
+@pytest.mark.parametrize("flag", ["--out=~/found", "--out ~/found"])
+def test_a_tilde_that_the_shell_leaves_is_the_home_directory(
+    dfmsd: Command, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setenv("HOME", str(dfmsd.folder / "home"))
+    assert dfmsd("convert", tiny_root, "--to", "yolo", *flag.split())[0] == 0
+    assert (dfmsd.folder / "home" / "found" / "data.yaml").is_file()
+    assert not (dfmsd.folder / "~").exists()
+
+
 def test_broken_yaml_is_refused(dfmsd: Command) -> None:
     (dfmsd.folder / "broken.yaml").write_text("data: {root: x\nout: run\n")
     assert "broken.yaml: not valid YAML" in dfmsd.refusal("distill", "--config", "broken.yaml")

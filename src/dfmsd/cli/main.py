@@ -30,6 +30,7 @@ from dfmsd.engine.configfile import command_parser, explain
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.tuning.config import TuneConfig
+from dfmsd.utils.coerce import expand_home
 from dfmsd.utils.console import console, discard
 from dfmsd.utils.files import DISK_FULL
 from dfmsd.utils.heard import Unrepeated
@@ -81,7 +82,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         DfmsdError: bad input.
     """
-    arguments = recipes.as_comparison(arguments)
+    arguments = recipes.as_comparison([expand_home(argument) for argument in arguments])
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     config = COMMANDS[name].config if name else None
     parser = command_parser("Distill large object detectors into a small student.")
