@@ -5,57 +5,58 @@ from __future__ import annotations
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill, train
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
 from dfmsd.runfolder import RunFolder
+from dfmsd.starting.starter import start
 from dfmsd.utils.device import available_cores
 from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import check_writable
 
-DATA = DataConfig(root="digits", image_size=128, batch_size=8, flip=0)  # a mirrored digit is not a digit
-STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050", fpn_channels=64, head_convs=2)
-TEACHER_A = DetectorConfig(
-    arch="fcos", backbone="tf_efficientnet_lite0", fpn_channels=64, head_convs=2, pretrained=True
-)
-TEACHER_B = DetectorConfig(
-    arch="retinanet", backbone="tf_efficientnet_lite2", fpn_channels=64, head_convs=2, pretrained=True
-)
-STAGES = (3, 6)
+STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050")
+TEACHER_EPOCHS = 4
+STAGES = (2, 4)
+"""Epochs of the student with each teacher."""
 
 
 def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
-    """Return the configs of the four runs, teachers first."""
-    folder = {name: str(out / name) for name in ("teacher_a", "teacher_b", "baseline", "distilled")}
-    optim = OptimConfig(lr=2e-3)
-    stages = [
-        StageConfig(teacher=folder["teacher_a"], epochs=STAGES[0]),
-        StageConfig(teacher=folder["teacher_b"], epochs=STAGES[1]),
-    ]
-    distilled = DistillConfig(
-        out=folder["distilled"],
-        data=DATA,
-        optim=optim,
-        student=STUDENT,
-        stages=stages,
-        teacher_cache="ram",
+    """Return the configs of the four runs, teachers first.
+
+    They are what ``dfmsd init digits --student fcos/mobilenetv3_small_050`` chooses, with two changes: far fewer
+    epochs, and a RetinaNet as the teacher of a stage before that of the chosen teacher.
+
+    Args:
+        out: existing folder, for the runs and for the files that `start` writes.
+    """
+    files = start("digits", out / "distilled.yaml", student=STUDENT)
+    chosen, teacher = read_config(DistillConfig, files[0]), read_config(TrainConfig, files[1])
+    teacher = replace(teacher, epochs=TEACHER_EPOCHS, eval_every=TEACHER_EPOCHS)
+    teachers = {
+        "teacher_a": replace(teacher, out=str(out / "teacher_a"), model=replace(teacher.model, arch="retinanet")),
+        "teacher_b": replace(teacher, out=str(out / "teacher_b")),
+    }
+    distilled = replace(
+        chosen,
+        out=str(out / "distilled"),
+        stages=[StageConfig(epochs, own.out) for epochs, own in zip(STAGES, teachers.values(), strict=True)],
+        eval_every=2,
     )
     return {
-        "teacher_a": TrainConfig(out=folder["teacher_a"], data=DATA, model=TEACHER_A, epochs=5),
-        "teacher_b": TrainConfig(out=folder["teacher_b"], data=DATA, model=TEACHER_B, epochs=6),
-        "baseline": TrainConfig(out=folder["baseline"], data=DATA, optim=optim, model=STUDENT, epochs=sum(STAGES)),
+        **teachers,
+        "baseline": replace(distilled.without_teachers(), out=str(out / "baseline")),
         "distilled": distilled,
     }
 
@@ -64,22 +65,24 @@ def demo(out: Path) -> Path:
     """Train the four models, print a table and write the report; an earlier demo in ``out`` is replaced.
 
     Args:
-        out: folder of the runs ``teacher_a``, ``teacher_b``, ``baseline`` and ``distilled``, and of ``report.html``.
+        out: folder of the runs ``teacher_a``, ``teacher_b``, ``baseline`` and ``distilled``, of ``report.html``, and of
+            the configs that ``dfmsd init`` would write.
 
     Returns:
         Path of the report.
     """
-    start, console = time.perf_counter(), Console(markup=False)
+    began, console = time.perf_counter(), Console(markup=False)
     check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    console.print("1/3 choosing the settings, as dfmsd init does, and creating the digits")
     configs = demo_configs(out)
-    CocoDataModule(DATA)  # create the data set before two processes need it
-    console.print("1/2 training both teachers at once")
+    console.print("2/3 training both teachers at once")
     _side_by_side(configs["teacher_a"], configs["teacher_b"])
-    console.print("2/2 training the student with and without distillation: same epochs, seed and data order")
+    console.print("3/3 training the student with and without distillation: same epochs, seed and data order")
     _side_by_side(configs["baseline"], configs["distilled"])
-    console.print(_table({name: out / name for name in configs}))
+    console.print(_table(configs))
     report = comparison_report(out / "report.html", {name: out / name for name in configs})
-    console.print(f"{describe_duration(time.perf_counter() - start)}; report: {report}")
+    console.print(f"{describe_duration(time.perf_counter() - began)}; report: {report}")
     return report
 
 
@@ -100,15 +103,14 @@ def _run(config: TrainConfig | DistillConfig) -> None:
         distill(config, overwrite=True)
 
 
-def _table(runs: dict[str, Path]) -> Table:
+def _table(configs: dict[str, TrainConfig | DistillConfig]) -> Table:
     table = Table("run", "detector", "parameters", "epochs", "AP", "AP50", title="dfmsd demo")
-    for name, path in runs.items():
-        run = RunFolder(path)
+    for name, config in configs.items():
+        run = RunFolder(Path(config.out))
         metrics, description, environment = (
             content or {} for content in (run.read_metrics(), run.read_description(), run.read_environment())
         )
         detector = "{arch} {backbone}".format(**description["detector"])
         parameters = f"{environment['parameters']['student']:,}"
-        epochs = str(len(run.epochs_file.read_text(encoding="utf-8").splitlines()) - 1)
-        table.add_row(name, detector, parameters, epochs, percent(metrics["AP"]), percent(metrics["AP50"]))
+        table.add_row(name, detector, parameters, str(config.epochs), percent(metrics["AP"]), percent(metrics["AP50"]))
     return table
