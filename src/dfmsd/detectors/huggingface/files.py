@@ -24,6 +24,7 @@ from dfmsd.detectors.statedict import check_finite
 from dfmsd.detectors.transfer import keep_weights
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.extras import import_extra
+from dfmsd.utils.hub import ask_hub
 
 logger = logging.getLogger("dfmsd")
 T = TypeVar("T")
@@ -234,6 +235,8 @@ def _fetch(reference: str, get: Callable[..., T], **options: Any) -> T:
         raise DfmsdError(f"{reference}: there is no folder {name!r}, and an id on the hub has the form owner/model")
     try:
         with _quiet(_library(reference)):
+            if not local:
+                ask_hub(name)
             return get(name, local_files_only=local, trust_remote_code=False, **options)
     except Exception as error:  # the library's readers raise any kind of exception
         if local:
