@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.helpers.command import Command
 from tests.helpers.pages import Page
-from tests.tuning.conftest import SPACE, FakeRuns, quality
+from tests.tuning.conftest import SPACE, FakeRuns, Killed, quality
 
 import dfmsd as package
 from dfmsd.data import DataConfig
@@ -90,6 +90,20 @@ def test_search_ends_with_the_best_config_beside_config_and_baseline(
     begun = len(fake.begun)
     assert searched(config).summary == result.summary
     assert len(fake.begun) == begun
+
+
+def test_a_search_that_is_stopped_leaves_the_table_of_its_trials(
+    tune_config: MakeTune, fake: FakeRuns, tmp_path: Path
+) -> None:
+    fake.killed_at = 8 + 2 + 2 + 1  # in the fourth trial: the second and third end after two epochs
+    with pytest.raises(Killed):
+        searched(tune_config(tmp_path / "out"))
+    with (tmp_path / "out" / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ended = [run for run, _ in fake.begun[:-1]]
+    assert len(ended) == 3
+    assert [row["state"] for row in rows] == ["complete", "pruned", "pruned"]
+    assert [f"trial {row['trial']}: {row['plan']}" for row in rows] == ended
 
 
 def test_a_longer_search_trains_its_own_winner(tune_config: MakeTune, fake: FakeRuns, tmp_path: Path) -> None:

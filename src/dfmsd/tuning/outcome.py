@@ -1,15 +1,11 @@
-"""Outcome of a search: its sentence, the table of trials, and the best config as a file."""
+"""Outcome of a search: its sentence, and the best config as a file."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from optuna.trial import FrozenTrial
 
 from dfmsd.comparison.statistics import paired_differences
 from dfmsd.engine.config import DistillConfig
@@ -17,8 +13,6 @@ from dfmsd.engine.saved_config import to_yaml
 from dfmsd.tuning.contest import BASELINE, BEST, Candidate
 from dfmsd.tuning.plans import CONFIG
 from dfmsd.tuning.problem import Problem
-from dfmsd.tuning.search import describe
-from dfmsd.tuning.study import FOLDER
 from dfmsd.utils.files import write_text
 
 
@@ -91,32 +85,6 @@ def _final(final: Mapping[str, float | None]) -> str:
 
 
 FINAL_LABELS = {BEST: "the best configuration", CONFIG: "the config", BASELINE: "the same without a teacher"}
-
-
-def trial_rows(problem: Problem, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return a row for each trial: what became of it, and its parameters.
-
-    Args:
-        problem: what was searched.
-        trials: of the study.
-    """
-    rows = []
-    for trial in trials:
-        seconds = trial.duration.total_seconds() if trial.duration else None
-        parameters = {key: trial.params.get(key) for key in problem.space}
-        row = {"trial": trial.number, "state": trial.state.name.lower(), "AP": trial.value, "what": describe(trial)}
-        rows.append({**row, **parameters, "seconds": seconds, "run": trial.user_attrs.get(FOLDER)})
-    return rows
-
-
-def write_table(problem: Problem, trials: Sequence[FrozenTrial]) -> None:
-    """Write ``study.csv``."""
-    rows = trial_rows(problem, trials)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]) if rows else ["trial"])
-    table.writeheader()
-    table.writerows(rows)
-    write_text(problem.folder.table_file, text.getvalue())
 
 
 def write_best(problem: Problem, config: DistillConfig, winner: Candidate) -> DistillConfig:

@@ -17,8 +17,9 @@ from dfmsd.reporting import Section, Table, write_page
 from dfmsd.reporting.page import Figure
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.contest import final_folders
-from dfmsd.tuning.outcome import FINAL_LABELS, TuneResult, trial_rows
+from dfmsd.tuning.outcome import FINAL_LABELS, TuneResult
 from dfmsd.tuning.problem import Problem
+from dfmsd.tuning.table import trial_rows
 from dfmsd.utils.console import quiet
 
 OBJECTIVE = "AP on held-out images, 0..1"

@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.launching.jobs import run_all
 from dfmsd.launching.launcher import Launcher
-from dfmsd.tuning.study import EPOCHS, REASON, SharedStudy, TrialRun
+from dfmsd.tuning.study import SharedStudy, TrialRun
+from dfmsd.tuning.table import describe, write_table
 from dfmsd.utils.console import console
 from dfmsd.utils.durations import HOUR, describe_duration
 
@@ -75,7 +76,7 @@ class Budget:
 
 
 def search(study: SharedStudy, budget: Budget, launcher: Launcher) -> None:
-    """Run trials until the budget is used up and no process has one left.
+    """Run trials until the budget is used up and no process has one left, and write ``study.csv`` after each.
 
     Args:
         study: shared with other processes.
@@ -97,6 +98,7 @@ def search(study: SharedStudy, budget: Budget, launcher: Launcher) -> None:
     def on_end(run: TrialRun, failure: str | None) -> None:
         study.end(run, failure)
         trials = study.frozen()
+        write_table(study.problem, trials)
         ended = trials[run.trial.number]
         budget.note(budget.clock() - begun[ended.number], whole=ended.state == TrialState.COMPLETE)
         console.print(_progress(run, ended, trials, budget), highlight=False)
@@ -128,18 +130,6 @@ def best_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial for place, trial in enumerate(ordered) if all(trial.params != other.params for other in ordered[:place])
     ]
-
-
-def describe(trial: FrozenTrial) -> str:
-    """Say how a trial has ended."""
-    if trial.state == TrialState.COMPLETE:
-        return f"AP {percent(trial.values[0])}"
-    if REASON in trial.user_attrs:
-        return f"failed: {trial.user_attrs[REASON]}"
-    if trial.state == TrialState.PRUNED:
-        epoch = trial.user_attrs[EPOCHS]
-        return f"ended after {epoch} epochs with AP {percent(trial.intermediate_values[epoch])}, in the worse half"
-    return "running"
 
 
 def _progress(run: TrialRun, ended: FrozenTrial, trials: list[FrozenTrial], budget: Budget) -> str:

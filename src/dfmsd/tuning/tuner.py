@@ -20,7 +20,7 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.contest import BEST, choose_winner, final_configs, measure_baseline, repeat_best, retrain
 from dfmsd.tuning.folder import SearchFolder
-from dfmsd.tuning.outcome import TuneResult, summarize, write_best, write_table
+from dfmsd.tuning.outcome import TuneResult, summarize, write_best
 from dfmsd.tuning.page import write_report
 from dfmsd.tuning.plans import teachers_of
 from dfmsd.tuning.preparation import is_prepared, make_teachers, prepare_elsewhere
@@ -29,6 +29,7 @@ from dfmsd.tuning.run import remove_checkpoints
 from dfmsd.tuning.search import FOLLOWING, Budget, search
 from dfmsd.tuning.storage import SQLITE, explain_lost, open_storage
 from dfmsd.tuning.study import FOLDER, SharedStudy
+from dfmsd.tuning.table import write_table
 from dfmsd.utils.coerce import coerce
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.distributed import check_rank
