@@ -182,6 +182,18 @@ def test_another_input_is_not_overwritten(tmp_path: Path) -> None:
     assert inputs[1].read_bytes() == before
 
 
+def test_a_photo_that_is_no_drawing_is_not_overwritten(tmp_path: Path) -> None:
+    file, photo = save(tmp_path / "a.png", 64, 64), save(tmp_path / "photos" / "a.png", 64, 64, (1, 2, 3))
+    before = photo.read_bytes()
+    with pytest.raises(
+        DfmsdError, match=r"photos/a\.png exists, and .*photos holds no predictions\.json of an earlier call"
+    ):
+        run([file], tmp_path / "photos")
+    assert photo.read_bytes() == before
+    run([file], tmp_path / "out")
+    run([file], tmp_path / "out")  # its own drawing
+
+
 def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     comparisons = 0
     equal = PurePath.__eq__

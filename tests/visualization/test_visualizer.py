@@ -169,6 +169,14 @@ def test_one_picture_per_image_and_a_contact_sheet(run, tiny_root, tiny_teachers
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
 
 
+def test_a_picture_of_something_else_is_not_replaced(run, tiny_root, tiny_teachers, tmp_path):
+    image = sorted((tiny_root / "val").iterdir())[0]
+    (tmp_path / f"{image.stem}.png").write_text("mine")
+    with pytest.raises(DfmsdError, match=r"\.png exists, and .* holds no contact_sheet\.png of an earlier call"):
+        visualize(str(run), tiny_teachers[0], [image], tmp_path)
+    assert (tmp_path / f"{image.stem}.png").read_text() == "mine"
+
+
 def test_invalid_input_raises_one_line_errors(run, tiny_teachers, tiny_root, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_text("no image")

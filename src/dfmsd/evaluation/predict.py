@@ -22,7 +22,7 @@ from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.evaluation.tracking import Tracker, check_tracking
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import check_writable, make_folder, write_json
+from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_json
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
@@ -54,7 +54,8 @@ def predict(
 
     Raises:
         DfmsdError: supervision, trackers or a file is missing, an image is to be tracked, a drawing would overwrite an
-            input, or files cannot be read; if others can, these are done first.
+            input or a file that no earlier call has written, or files cannot be read; if others can, these are done
+            first.
     """
     check_score(score, "`score`")
     tiling = read_tiling(tiles, overlap, ("`tiles`", "`overlap`"))
@@ -63,6 +64,7 @@ def predict(
     if track:
         check_tracking([file for file in files if not _is_video(file)])
     targets = output_paths(files, out)
+    refuse_others_files(targets, out / PREDICTIONS)
     for folder in {out, *(target.parent for target in targets)}:
         check_writable(folder)
     unreadable: dict[Path, str] = {}

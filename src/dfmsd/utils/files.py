@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -47,6 +47,25 @@ def check_path(name: str, path: str) -> None:
 def is_taken(folder: Path) -> bool:
     """Return whether a new folder cannot be created at a path: it is a file, or a folder that is not empty."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def refuse_others_files(files: Iterable[Path], written_last: Path, name: str = "out") -> None:
+    """Refuse to replace files, unless an earlier call has written them: it ends with a file that is then there.
+
+    Args:
+        files: Files to write.
+        written_last: The file that each call writes last.
+        name: Name of the setting, such as ``out``, for the message.
+
+    Raises:
+        DfmsdError: A file is there that is not known to be of an earlier call.
+    """
+    found = None if written_last.exists() else next((file for file in files if file.exists()), None)
+    if found is not None:
+        raise DfmsdError(
+            f"`{name}`: {found} exists, and {written_last.parent} holds no {written_last.name} of an earlier call; "
+            "choose another folder, or empty it"
+        )
 
 
 @contextmanager

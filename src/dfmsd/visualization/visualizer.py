@@ -17,7 +17,7 @@ from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
 from dfmsd.types import Batch
-from dfmsd.utils.files import check_writable, make_folder, write_atomically
+from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_atomically
 from dfmsd.visualization.criteria import stage_criteria
 from dfmsd.visualization.figures import draw_contact_sheet, draw_scene, render_png
 from dfmsd.visualization.scene import build_scene
@@ -32,16 +32,19 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
         model: the student; the reconstruction needs its run folder, which has the training-only layers.
         teacher: see `dfmsd.detectors.load_detector`.
         images: image files, and folders of images.
-        out: output folder, created if missing; existing files are overwritten.
+        out: output folder, created if missing; files of an earlier call are replaced.
 
     Returns:
         The files written, the contact sheet last.
 
     Raises:
-        DfmsdError: a detector or image does not exist, or the detectors do not fit each other.
+        DfmsdError: a detector or image does not exist, the detectors do not fit each other, or a picture would replace
+            a file that no earlier call has written.
     """
     model, teacher, out = str(model), str(teacher), Path(out)
     files = find_images(images, exclude=out)
+    names = picture_names(files)
+    refuse_others_files([out / name for name in names], out / CONTACT_SHEET)
     check_writable(out)
     student, detector = load_detector(model), load_detector(teacher)
     stages = stage_criteria(model, student, teacher, detector)
@@ -53,7 +56,7 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     size = student.choose_size()
     make_folder(out)
     scenes, written = [], []
-    for file, name in zip(files, picture_names(files), strict=True):
+    for file, name in zip(files, names, strict=True):
         pixels = read_image(file)
         batch, seen_at = to_batch(pixels, size), stages[0].teacher_size
         larger = None if seen_at is None else to_batch(pixels, seen_at).images
