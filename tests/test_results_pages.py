@@ -16,7 +16,7 @@ from tests.helpers.documented import ROOT
 FOLDER = ROOT / "benchmarks" / "pages"
 NAMES = (
     r"MobileNetV3-small \d\.\d|0\.63 M|2\.35 M|2\.6 M|`alpha: 0\.3`|`alpha` of 0\.3"
-    r"|1\.16, 1\.19, 1\.03 and 1\.03|5\.0 to 7\.3 AP"
+    r"|learning\srate(?:\sof)?\s0\.00[13]|At 0\.003|1\.16, 1\.19, 1\.03 and 1\.03|5\.0 to 7\.3 AP"
 )
 """Numbers of the templates' own: of models and settings, and of the two sentences that name another source."""
 
