@@ -243,7 +243,7 @@ def test_it_finds_what_the_model_finds(arch: str) -> None:
     detector = tiny(arch)
     detector.model.topk_candidates = 40  # so that the selection counts
     graph = DetectionGraph(detector, 96).eval()
-    info = describe("onnx", ONNX_DENSE, detector, graph, Exported(Path("x"), 1, 96, Difference(0.0, 0.0), {}, detector))
+    info = describe("onnx", ONNX_DENSE, graph, Exported(Path("x"), 1, 96, Difference(0.0, 0.0), {}, detector))
     image = torch.rand(1, 3, 96, 96)
     image[:, :, 70:] = 0
     with torch.no_grad():
