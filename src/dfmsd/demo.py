@@ -24,7 +24,7 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.starting.starter import start
 from dfmsd.utils.device import available_cores
 from dfmsd.utils.durations import describe_duration
-from dfmsd.utils.files import check_writable
+from dfmsd.utils.files import check_writable, make_folder
 
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050")
 TEACHER_EPOCHS = 4
@@ -73,7 +73,7 @@ def demo(out: Path) -> Path:
     """
     began, console = time.perf_counter(), Console(markup=False)
     check_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     console.print("1/3 choosing the settings, as dfmsd init does, and creating the digits")
     configs = demo_configs(out)
     console.print("2/3 training both teachers at once")
