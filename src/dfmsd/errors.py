@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 INTERRUPTED = 130
@@ -25,6 +25,15 @@ def foreign_message(error: Exception, limit: int = 300) -> str:
     """
     line = one_line(error).rstrip(".") or type(error).__name__
     return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def listed(names: Sequence[str], shown: int) -> str:
+    """Join the first names for a message, and count the others.
+
+    >>> listed(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -9,12 +9,10 @@ from typing import Any
 
 import yaml
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, listed
 
 WEIGHTS_NAME = "student.safetensors"
 """The delivered detector's weights; ``student.json`` next to them describes the model."""
-
-
 SHOWN = 8
 """Runs that a message lists."""
 
@@ -222,18 +220,15 @@ def check_run(path: Path, *others: Path, name: str = "") -> None:
     if path.is_dir():
         return
     found = [str(run) for run in _runs_near(path, *others)]
-    there = (
-        f"there are {', '.join(found[:SHOWN])}" if found else "pass the `out:` of a `dfmsd train` or `dfmsd distill`"
-    )
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    raise DfmsdError(f"{f'`{name}`: ' if name else ''}no run folder at {path}; {there}{more}")
+    there = f"there are {listed(found, SHOWN)}" if found else "pass the `out:` of a `dfmsd train` or `dfmsd distill`"
+    raise DfmsdError(f"{f'`{name}`: ' if name else ''}no run folder at {path}; {there}")
 
 
 def _runs_near(*paths: Path) -> list[RunFolder]:
     """Find the runs beside each path, or in the nearest folder above it that exists, and one level below."""
     places = dict.fromkeys(next((above for above in path.parents if above.is_dir()), Path()) for path in paths)
-    files = [file for place in places for depth in ("*", "*/*") for file in sorted(place.glob(f"{depth}/config.yaml"))]
-    return [run for run in map(RunFolder, dict.fromkeys(file.parent for file in files)) if not run.is_foreign]
+    folders = [RunFolder(path) for place in places for depth in ("*", "*/*") for path in sorted(place.glob(depth))]
+    return [run for run in dict.fromkeys(folders) if run.exists and not run.is_foreign]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

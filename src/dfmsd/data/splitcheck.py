@@ -16,7 +16,7 @@ from dfmsd.data.opening import has_split, open_split
 from dfmsd.data.records import Records
 from dfmsd.data.shards import file_stamp, find_member
 from dfmsd.data.split import DetectionSplit
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, listed
 from dfmsd.utils.threads import map_in_threads
 
 logger = logging.getLogger("dfmsd")
@@ -232,4 +232,4 @@ def _why_no_object(split: DetectionSplit) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     kind = "class" if len(names) == 1 else "classes"
-    return f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+    return f"{kind} {listed(names, shown=5)}"

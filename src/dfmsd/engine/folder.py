@@ -13,7 +13,7 @@ from dfmsd.engine.checkpoint import saved_step, tidy
 from dfmsd.engine.environment import describe_environment
 from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import differing_keys, to_yaml
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, listed
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import is_first_process
@@ -82,10 +82,9 @@ def _refuse_strange(run: RunFolder, config: RunConfig) -> None:
         return
     held = sorted(path.name for path in run.path.iterdir() if path.is_dir() or not path.name.startswith("."))
     if held:
-        more = f" and {len(held) - SHOWN_FILES} more" if len(held) > SHOWN_FILES else ""
         raise DfmsdError(
-            f"out: {run} holds {', '.join(held[:SHOWN_FILES])}{more} but no run; a run needs a folder of its own, "
-            "choose another `out`"
+            f"out: {run} holds {listed(held, SHOWN_FILES)} but no run; a run needs a folder of its own, choose another "
+            "`out`"
         )
 
 
