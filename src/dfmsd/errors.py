@@ -28,11 +28,7 @@ def foreign_message(error: Exception, limit: int = 300) -> str:
 
 
 def listed(names: Sequence[str], shown: int) -> str:
-    """Join the first names for a message, and count the others.
-
-    >>> listed(["a", "b", "c", "d"], 2)
-    'a, b and 2 more'
-    """
+    """Join the first names for a message and count the others: ``a, b and 2 more``."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
