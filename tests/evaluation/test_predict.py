@@ -194,6 +194,24 @@ def test_a_photo_that_is_no_drawing_is_not_overwritten(tmp_path: Path) -> None:
     run([file], tmp_path / "out")  # its own drawing
 
 
+def test_an_interrupted_call_keeps_what_it_has_done_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [save(tmp_path / f"{name}.png", 64, 64) for name in "abc"]
+
+    def read(file: Path) -> np.ndarray:
+        if file.name == "b.png":
+            raise KeyboardInterrupt
+        return np.zeros((64, 64, 3), dtype=np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_image", read)
+        with pytest.raises(KeyboardInterrupt):
+            run(files, tmp_path / "out")
+    assert [image["file_name"] for image in content(tmp_path / "out")["images"]] == ["a.png"]
+    assert run(files, tmp_path / "out").images == 3
+
+
 def test_output_paths_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     comparisons = 0
     equal = PurePath.__eq__

@@ -11,6 +11,7 @@ from tests.helpers.fixtures import TINY_BACKBONE
 from torch.nn import functional as F
 
 from dfmsd.cli import main as cli
+from dfmsd.data.images import read_image
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
@@ -175,6 +176,22 @@ def test_a_picture_of_something_else_is_not_replaced(run, tiny_root, tiny_teache
     with pytest.raises(DfmsdError, match=r"\.png exists, and .* holds no contact_sheet\.png of an earlier call"):
         visualize(str(run), tiny_teachers[0], [image], tmp_path)
     assert (tmp_path / f"{image.stem}.png").read_text() == "mine"
+
+
+def test_an_interrupted_call_can_be_repeated(run, tiny_root, tiny_teachers, tmp_path, monkeypatch):
+    images = sorted((tiny_root / "val").iterdir())[:2]
+
+    def read(file):
+        if file == images[1]:
+            raise KeyboardInterrupt
+        return read_image(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(visualizer, "read_image", read)
+        with pytest.raises(KeyboardInterrupt):
+            visualize(str(run), tiny_teachers[0], images, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONTACT_SHEET, f"{images[0].stem}.png"]
+    assert len(visualize(str(run), tiny_teachers[0], images, tmp_path)) == 3
 
 
 def test_invalid_input_raises_one_line_errors(run, tiny_teachers, tiny_root, tmp_path):

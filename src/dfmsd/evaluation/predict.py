@@ -78,19 +78,21 @@ def predict(
     make_folder(out)
     recorder = Recorder(detector.to(default_device()), score, size, tiling)
     start = time.perf_counter()
-    for file, target in zip(files, targets, strict=True):
-        if file in unreadable:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        name = os.path.relpath(target.with_name(file.name), out)
-        if _is_video(file):
-            _predict_video(recorder, file, name, target, track)
-            continue
-        with noting(file, unreadable):  # the header alone was read before
-            image = read_image(file)
-        if file not in unreadable:
-            recorder.predict(image, name).plot().save(target)
-    write_json(out / PREDICTIONS, recorder.as_coco())
+    try:
+        for file, target in zip(files, targets, strict=True):
+            if file in unreadable:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            name = os.path.relpath(target.with_name(file.name), out)
+            if _is_video(file):
+                _predict_video(recorder, file, name, target, track)
+                continue
+            with noting(file, unreadable):  # the header alone was read before
+                image = read_image(file)
+            if file not in unreadable:
+                recorder.predict(image, name).plot().save(target)
+    finally:  # also what was done before Ctrl-C, so that the same call can be repeated
+        write_json(out / PREDICTIONS, recorder.as_coco())
     if unreadable:
         raise unreadable_error(unreadable, len(files), out / PREDICTIONS)
     return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)

@@ -56,14 +56,18 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     size = student.choose_size()
     make_folder(out)
     scenes, written = [], []
-    for file, name in zip(files, names, strict=True):
-        pixels = read_image(file)
-        batch, seen_at = to_batch(pixels, size), stages[0].teacher_size
-        larger = None if seen_at is None else to_batch(pixels, seen_at).images
-        boxes, source = _teacher_boxes(detector, batch)
-        scenes.append(build_scene(file.name, student, detector, stages, batch.images, boxes, source, larger))
-        written.append(_write(out / name, render_png(draw_scene(scenes[-1]))))
-    return [*written, _write(out / CONTACT_SHEET, render_png(draw_contact_sheet(scenes)))]
+    try:
+        for file, name in zip(files, names, strict=True):
+            pixels = read_image(file)
+            batch, seen_at = to_batch(pixels, size), stages[0].teacher_size
+            larger = None if seen_at is None else to_batch(pixels, seen_at).images
+            boxes, source = _teacher_boxes(detector, batch)
+            scenes.append(build_scene(file.name, student, detector, stages, batch.images, boxes, source, larger))
+            written.append(_write(out / name, render_png(draw_scene(scenes[-1]))))
+    finally:  # also of what was drawn before Ctrl-C, so that the same call can be repeated
+        if scenes:
+            written.append(_write(out / CONTACT_SHEET, render_png(draw_contact_sheet(scenes))))
+    return written
 
 
 def picture_names(files: Iterable[Path]) -> list[str]:
