@@ -18,7 +18,7 @@ from tests.helpers.exports import tiny
 from dfmsd.detectors import Detector, load_detector, save_detector
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import exporter
-from dfmsd.exporting.bundle import expected_objects
+from dfmsd.exporting.bundle import detect_padded, expected_objects
 from dfmsd.exporting.standalone import infer
 from dfmsd.exporting.web import export_web
 from dfmsd.exporting.webruntime import find_runtime
@@ -111,7 +111,7 @@ def test_its_boxes_are_those_of_pytorch(see: Any, student: Path, pictures: Path)
     detector: Detector = load_detector(student)
     objects = 0
     for file in sorted(pictures.iterdir()):
-        expected = expected_objects(detector, file, 96, SCORE)
+        expected = expected_objects(detect_padded(detector, file, 96), detector, 96, SCORE)
         found = infer.compare(expected, objects_on(page, file))
         assert (found.missing, found.new) == ([], []), file.name
         objects += len(found.gaps)
