@@ -41,7 +41,7 @@ def test_every_method_has_the_same_budget(compare_config: MakeCompare, tmp_path:
     assert [run.config.seed for run in runs] == [0] * len(METHODS) + [3] * len(METHODS)
     assert len({run.folder.path for run in runs}) == len(runs)
     for run in runs:
-        assert run.config.optim == replace(config.optim, lr=3e-3 * (4 / 8) ** 0.5)
+        assert run.config.optim == replace(config.optim, name="lamb", lr=2e-2 * (4 / 8) ** 0.5)
         assert run.config.data == config.data
         assert run.config.deliver == "last"
 

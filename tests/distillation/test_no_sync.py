@@ -20,8 +20,8 @@ from dfmsd.distillation.balance import GradientBalance
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.optimizer import build_optimizer
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.is_nonzero, aten.item, aten.nonzero, aten.masked_select, aten.equal}
@@ -118,9 +118,9 @@ def test_distillation_never_waits_for_the_device(own: str, arch: str) -> None:
     (lesson,) = task.lessons
     assert lesson.balance is not None
     lesson.balance.calls = lesson.balance.first
-    optimizer = build_optimizer(task.trainable, OptimConfig(lr=0.01))
+    optimizer = build_optimizer(task.trainable, OptimConfig("lamb", 0.01))
     train_step(task, optimizer, Watch())  # the first one makes the optimizer's counters, which it keeps on the host
-    watch = Watch(on_host=[state["step"] for state in optimizer.state.values()])
+    watch = Watch(on_host=[group["step"] for group in optimizer.param_groups])
     watch.leave_out(student)  # torchvision's own losses do wait
     named = train_step(task, optimizer, watch)
     assert {"mask/p3", "sfa/p3"} <= named.keys()

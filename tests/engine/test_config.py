@@ -63,7 +63,7 @@ def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch: pytest.MonkeyP
         ({"warmup": True}, "optim.warmup must be an integer, got True"),
         ({"backbone_lr": 0}, "optim.backbone_lr must be above 0, got 0"),
         ({"effective_batch": 0}, "optim.effective_batch must be at least 1, got 0"),
-        ({"name": "adam"}, "optim.name must be one of adamw, sgd, got 'adam'"),
+        ({"name": "adam"}, "optim.name must be one of auto, lamb, adamw, sgd, got 'adam'"),
     ],
 )
 def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message: str) -> None:
@@ -74,9 +74,10 @@ def test_invalid_optimizer_settings_are_refused(values: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("optim", "images", "lr"),
     [
-        ({}, 8, 3e-3),
-        ({}, 32, 6e-3),
-        ({"effective_batch": 128}, 16, 12e-3),
+        ({}, 8, 2e-2),
+        ({}, 32, 4e-2),
+        ({"effective_batch": 128}, 16, 8e-2),
+        ({"name": "adamw"}, 32, 6e-3),
         ({"name": "sgd"}, 16, 0.01),
         ({"name": "sgd", "effective_batch": 64}, 16, 0.04),
     ],
@@ -97,6 +98,29 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
 @pytest.mark.parametrize(
     ("detector", "lr"),
     [
+        (DetectorConfig(), 2e-2),
+        (DetectorConfig(pretrained=True), 2e-2),
+        (DetectorConfig(arch="hf:model"), 1e-3),
+    ],
+)
+def test_the_optimizer_follows_from_the_detector(detector: DetectorConfig, lr: float) -> None:
+    data = DataConfig(batch_size=8)
+    trained = TrainConfig(out="x", data=data, model=detector)
+    assert trained.optim.lr == pytest.approx(lr)
+    assert trained.optim.name == ("adamw" if detector.arch.startswith("hf:") else "lamb")
+    distilled = DistillConfig(out="x", data=data, student=detector, stages=[StageConfig(1, teacher="t")])
+    assert distilled.optim.lr == pytest.approx(lr)
+    assert distilled.without_teachers().optim == distilled.optim
+
+
+def test_a_learning_rate_without_an_optimizer_is_one_of_adamw() -> None:
+    assert TrainConfig(out="x", optim=OptimConfig(lr=1e-3)).optim.name == "adamw"
+    assert TrainConfig(out="x", optim=OptimConfig("lamb", 1e-2)).optim.name == "lamb"
+
+
+@pytest.mark.parametrize(
+    ("detector", "lr"),
+    [
         (DetectorConfig(), 3e-3),
         (DetectorConfig(pretrained=True), 1e-3),
         (DetectorConfig(pretrained="backbone.pth"), 1e-3),
@@ -104,12 +128,9 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
         (DetectorConfig(arch="hf:model"), 1e-3),
     ],
 )
-def test_a_detector_with_random_weights_learns_at_a_higher_rate(detector: DetectorConfig, lr: float) -> None:
-    data = DataConfig(batch_size=8)
-    assert TrainConfig(out="x", data=data, model=detector).optim.lr == pytest.approx(lr)
-    distilled = DistillConfig(out="x", data=data, student=detector, stages=[StageConfig(1, teacher="t")])
-    assert distilled.optim.lr == pytest.approx(lr)
-    assert distilled.without_teachers().optim == distilled.optim
+def test_with_adamw_random_weights_learn_at_a_higher_rate(detector: DetectorConfig, lr: float) -> None:
+    config = TrainConfig(out="x", data=DataConfig(batch_size=8), model=detector, optim=OptimConfig("adamw"))
+    assert config.optim.lr == pytest.approx(lr)
 
 
 @pytest.mark.parametrize(

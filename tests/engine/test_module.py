@@ -13,7 +13,7 @@ from torch import nn
 
 from dfmsd.distillation.stages import learning_rate_factor
 from dfmsd.distillation.task import DistillationTask
-from dfmsd.engine import module as engine
+from dfmsd.engine import optimizer
 from dfmsd.engine.module import DistillationModule, correlations_as_mean
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.errors import DfmsdError
@@ -22,18 +22,18 @@ from dfmsd.types import Batch
 
 @pytest.fixture
 def module(small_task: DistillationTask) -> DistillationModule:
-    return DistillationModule(small_task, OptimConfig(lr=1e-3), seed=3)
+    return DistillationModule(small_task, OptimConfig("lamb", 1e-3), seed=3)
 
 
 def optimizers(module: DistillationModule, **optim: Any) -> tuple[torch.optim.Optimizer, Any]:
-    module.optim = OptimConfig(**{"lr": 1e-3, **optim})
+    module.optim = OptimConfig(**{"name": "lamb", "lr": 1e-3, **optim})
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(train_dataloader=lambda: range(10)))
     made = module.configure_optimizers()
     assert made["lr_scheduler"]["interval"] == "step"
     return made["optimizer"], made["lr_scheduler"]["scheduler"]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
 def test_the_optimizer_holds_student_and_layers_but_no_teacher(module: DistillationModule, name: str) -> None:
     optimizer, _ = optimizers(module, name=name, lr=0.25)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -46,8 +46,8 @@ def test_the_optimizer_holds_student_and_layers_but_no_teacher(module: Distillat
 def test_an_optimizer_that_lacks_a_parameter_is_refused(
     module: DistillationModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = engine.param_groups_weight_decay
-    monkeypatch.setattr(engine, "param_groups_weight_decay", lambda model, decay: split(model, decay)[:1])
+    split = optimizer.param_groups_weight_decay
+    monkeypatch.setattr(optimizer, "param_groups_weight_decay", lambda model, decay: split(model, decay)[:1])
     with pytest.raises(DfmsdError, match=r"not in the optimizer: student\."):
         optimizers(module)
 
@@ -89,7 +89,7 @@ def test_the_learning_rate_follows_the_stages(module: DistillationModule, schedu
 
 
 def enter(module: DistillationModule, epoch: int, state: dict[Any, Any] | None = None) -> None:
-    optimizer = SimpleNamespace(state={} if state is None else state)
+    optimizer = SimpleNamespace(state={} if state is None else state, param_groups=[])
     module.trainer = SimpleNamespace(current_epoch=epoch, optimizers=[optimizer], global_rank=0)
     module.on_train_epoch_start()
 

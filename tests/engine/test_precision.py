@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.module import build_optimizer
+from dfmsd.engine.optimizer import build_optimizer
 from dfmsd.engine.run import build_task, distill
 
 MakeDistill = Callable[..., DistillConfig]

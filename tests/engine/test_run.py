@@ -109,7 +109,7 @@ def test_every_step_is_logged_with_its_named_losses(distilled: Result) -> None:
         parts = [float(row[name]) for name in names if row[name] and not name.startswith("pearson/")]
         assert sum(parts) == pytest.approx(float(row["loss"]), rel=1e-4)
         assert all(-1 <= float(row[name]) <= 1 for name in names if row[name] and name.startswith("pearson/"))
-    expected = [3e-3 * (4 / 8) ** 0.5 * learning_rate_factor(step, [2, 1], 2, warmup=1) for step in range(6)]
+    expected = [2e-2 * (4 / 8) ** 0.5 * learning_rate_factor(step, [2, 1], 2, warmup=1) for step in range(6)]
     assert [float(row["lr"]) for row in log] == pytest.approx(expected, rel=1e-5)
 
 

@@ -24,8 +24,8 @@ from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
-from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.optimizer import build_optimizer
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Target
 
@@ -241,7 +241,7 @@ def batch(side: int) -> tuple[torch.Tensor, list[Target]]:
 
 def train(task: DistillationTask, images: torch.Tensor, targets: list[Target]) -> str:
     """Train for `STEPS` steps; gives what went wrong."""
-    optimizer = build_optimizer(task.trainable, OptimConfig(lr=LR))
+    optimizer = build_optimizer(task.trainable, OptimConfig("adamw", LR))
     check_optimizer(optimizer, task)
     task.train().enter_stage(0)
     wanted = {name: value for name, value in task.student.named_parameters() if value.requires_grad}

@@ -30,7 +30,7 @@ def test_default_space_surrounds_the_config(trial: DistillConfig) -> None:
         "loss.alpha": FloatDistribution(0.0, 1.0),
         "balance": FloatDistribution(0.5, 8.0, log=True),
         "inherit": CategoricalDistribution([False, "auto"]),
-        "optim.lr": FloatDistribution(1.5e-3 / 3, 1.5e-3 * 3, log=True),
+        "optim.lr": FloatDistribution(1e-2 / 3, 1e-2 * 3, log=True),
     }
     assert first_values(space, trial) == {
         "plan": "config",
@@ -39,7 +39,7 @@ def test_default_space_surrounds_the_config(trial: DistillConfig) -> None:
         "loss.alpha": 0.3,
         "balance": 2.0,
         "inherit": False,
-        "optim.lr": 1.5e-3,
+        "optim.lr": 1e-2,
     }
 
 

@@ -63,13 +63,9 @@ class TrainConfig(RunConfig):
         """
         self.model = read_detector_config(self.model) if isinstance(self.model, str) else self.model
         super().__post_init__()
+        self.optim = self.optim.resolved(self.images_at_once, self.model)
         check_range(self, ("epochs",), minimum=1)
         self.check_best(self.epochs)
-
-    @property
-    def starts_at_random(self) -> bool:
-        """Whether the model starts from random weights."""
-        return self.model.starts_at_random
 
     def as_distillation(self) -> DistillConfig:
         """Return the same run as a distillation with one stage and no teacher, which is what the engine runs."""
@@ -147,6 +143,7 @@ class DistillConfig(RunConfig):
         """
         self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
+        self.optim = self.optim.resolved(self.images_at_once, self.student)
         check_stages(self.stages)
         self.check_best(self.epochs - len(self.epochs_without_labels))
         if isinstance(self.loss, str):
@@ -170,11 +167,6 @@ class DistillConfig(RunConfig):
         if self.data.unlabeled is not None:
             check_unlabeled(self.stages, self.loss, self.data)
         self.data = with_labeler(self.data, self.stages)
-
-    @property
-    def starts_at_random(self) -> bool:
-        """Whether the student starts from random weights; a head that it inherits does not count."""
-        return self.student.starts_at_random
 
     @property
     def epochs(self) -> int:

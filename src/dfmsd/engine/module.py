@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from dfmsd.data.multiscale import MultiScale
@@ -19,6 +17,7 @@ from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, star
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.accumulation import count_steps, ends_step, mean_values, step_batches
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.optimizer import build_optimizer, forget_steps
 from dfmsd.engine.rng import seed_everything
 from dfmsd.types import Batch
 from dfmsd.utils.distributed import shared_step
@@ -100,7 +99,7 @@ class DistillationModule(pl.LightningModule):
         begins = starts_stage(self.task.stages, self.current_epoch)
         self._enter_stage(begins=begins)
         if begins and self.task.stage and self.optim.schedule == "restart":
-            self.trainer.optimizers[0].state.clear()
+            forget_steps(self.trainer.optimizers[0])
 
     def _enter_stage(self, *, begins: bool) -> None:
         index = stage_of_epoch(self.task.stages, self.current_epoch)
@@ -161,27 +160,6 @@ class DistillationModule(pl.LightningModule):
             parameter.grad = None  # optimizers ignore it, weight decay and moments included
         assert self._before_step is not None
         restore_step(self.task, self._before_step)
-
-
-def build_optimizer(module: nn.Module, optim: OptimConfig, backbone: Sequence[nn.Module] = ()) -> torch.optim.Optimizer:
-    """Build the optimizer of a module's parameters; biases and norms have no weight decay.
-
-    Args:
-        module: what is trained.
-        optim: optimizer settings.
-        backbone: parts of it with a learning rate of their own; their groups are the last ones.
-    """
-    assert not isinstance(optim.lr, str)
-    groups = param_groups_weight_decay(module, optim.weight_decay)
-    if optim.backbone_lr != 1:
-        inside = {parameter for part in backbone for parameter in part.parameters()}
-        rest = [{**group, "params": [p for p in group["params"] if p not in inside]} for group in groups]
-        own = [{**group, "params": [p for p in group["params"] if p in inside]} for group in groups]
-        groups = [*rest, *({**group, "lr": optim.backbone_lr * optim.lr} for group in own)]
-    # not fused=True: on a CPU it ignores that weights and gradients differ in memory layout (torch 2.14)
-    if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optim.lr)
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9)
 
 
 def correlations_as_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:

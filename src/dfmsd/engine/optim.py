@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from dfmsd.detectors.config import OWN_ARCHS, DetectorConfig
 from dfmsd.distillation.stages import Schedule
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 
+Optimizer = Literal["lamb", "adamw", "sgd"]
+OptimizerChoice = Literal["auto", "lamb", "adamw", "sgd"]
 AUTO: Final = "auto"
-ADAMW_LR, ADAMW_RANDOM_LR, ADAMW_IMAGES = 1e-3, 3e-3, 8
-"""Learning rates of pretrained detectors and of those that start from random weights, and their images per optimizer
-step; docs/lab-notebook.md compares them."""
+LAMB_LR, ADAMW_LR, ADAMW_RANDOM_LR, IMAGES = 2e-2, 1e-3, 3e-3, 8
+"""Learning rates for that many images per optimizer step, with AdamW of pretrained detectors and of those that start
+from random weights; docs/lab-notebook.md compares them."""
 SGD_LR, SGD_IMAGES = 0.01, 16
 """The same of torchvision's recipes for RetinaNet and FCOS on COCO."""
 
@@ -22,7 +25,9 @@ class OptimConfig:
     """How weights are updated.
 
     Args:
-        name: AdamW, or SGD with momentum 0.9.
+        name: LAMB, which scales each layer's step to the size of its weights; AdamW; or SGD with momentum 0.9. ``auto``
+            is LAMB for the architectures of this package, and AdamW for the detectors of other libraries and where
+            ``lr`` is a number, since numbers are usually those of AdamW.
         lr: peak learning rate; ``auto`` follows from the images per optimizer step and from the weights that the
             detector starts with, see `learning_rate`.
         backbone_lr: learning rate of the student's backbone, the layers in front of neck and head, as a factor of
@@ -37,7 +42,7 @@ class OptimConfig:
             stage (``restart``).
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: OptimizerChoice = AUTO
     lr: float | Literal["auto"] = AUTO
     backbone_lr: float = 1.0
     weight_decay: float = 0.05
@@ -57,32 +62,35 @@ class OptimConfig:
         check_range(self, ("effective_batch",), "optim.", minimum=1)
         check_range(self, ("weight_decay", "warmup", "clip"), "optim.", minimum=0)
 
-    def resolved(self, images: int, *, at_random: bool = False) -> OptimConfig:
-        """Return the settings with a number as learning rate.
+    def resolved(self, images: int, detector: DetectorConfig) -> OptimConfig:
+        """Return the settings with an optimizer and with a number as learning rate.
 
         Args:
             images: per optimizer step, if `effective_batch` does not say so.
-            at_random: the detector starts from random weights.
+            detector: that is trained.
         """
-        if self.lr != AUTO:
-            return self
-        return replace(self, lr=learning_rate(self.name, self.effective_batch or images, at_random=at_random))
+        lamb = self.lr == AUTO and detector.arch in OWN_ARCHS
+        name = self.name if self.name != AUTO else "lamb" if lamb else "adamw"
+        images = self.effective_batch or images
+        lr = learning_rate(name, images, at_random=detector.starts_at_random) if self.lr == AUTO else self.lr
+        return replace(self, name=name, lr=lr)
 
 
-def learning_rate(name: Literal["adamw", "sgd"], images: int, *, at_random: bool = False) -> float:
+def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> float:
     """Return a peak learning rate for a number of images per optimizer step.
 
-    With AdamW it grows with the square root of the images, from 0.001 at 8 images, or from 0.003 if the detector starts
-    from random weights; with SGD in proportion to them, from 0.01 at 16.
+    With LAMB and AdamW it grows with the square root of the images, with SGD in proportion to them.
 
     Args:
         name: of the optimizer.
         images: at least 1.
-        at_random: the detector starts from random weights.
+        at_random: the detector starts from random weights, which matters to AdamW.
 
-    Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022) for the square root;
-    Goyal et al., "Accurate, Large Minibatch SGD" (2017) for the proportion.
+    Source: You et al., "Large Batch Optimization for Deep Learning" (2020) and Malladi et al., "On the SDEs and Scaling
+    Rules for Adaptive Gradient Algorithms" (2022) for the square root; Goyal et al., "Accurate, Large Minibatch SGD"
+    (2017) for the proportion.
     """
-    if name == "adamw":
-        return (ADAMW_RANDOM_LR if at_random else ADAMW_LR) * math.sqrt(images / ADAMW_IMAGES)
-    return SGD_LR * images / SGD_IMAGES
+    if name == "sgd":
+        return SGD_LR * images / SGD_IMAGES
+    adamw = ADAMW_RANDOM_LR if at_random else ADAMW_LR
+    return (LAMB_LR if name == "lamb" else adamw) * math.sqrt(images / IMAGES)

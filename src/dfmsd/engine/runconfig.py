@@ -84,7 +84,6 @@ class RunConfig:
         check_range(self, ("eval_every", "patience", "devices", "num_nodes", "checkpoint_every"), minimum=1)
         check_range(self, ("skip_nonfinite",), minimum=0)
         self.check_effective_batch(self.devices * self.num_nodes)
-        self.optim = self.optim.resolved(self.data.batch_size * self.world_size, at_random=self.starts_at_random)
         if self.patience is not None and self.patience < self.eval_every:
             raise DfmsdError(
                 f"patience must be at least eval_every, {self.eval_every}, since AP is measured only then, got "
@@ -96,11 +95,6 @@ class RunConfig:
             raise DfmsdError(f"ema must be in 0..1 and below 1, got {self.ema}")
         if not 0 <= self.seed < 2**32:
             raise DfmsdError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
-
-    @property
-    def starts_at_random(self) -> bool:
-        """Whether the detector that is trained starts from random weights, see `DetectorConfig`."""
-        return False
 
     def check_best(self, epochs: int) -> None:
         """Refuse to deliver the best epoch where only the last one is evaluated.
@@ -136,8 +130,12 @@ class RunConfig:
     @property
     def per_step(self) -> int:
         """Batches of each process per optimizer step."""
-        images = self.data.batch_size * self.world_size
-        return (self.optim.effective_batch or images) // images
+        return (self.optim.effective_batch or self.images_at_once) // self.images_at_once
+
+    @property
+    def images_at_once(self) -> int:
+        """Labeled images in one batch of each process."""
+        return self.data.batch_size * self.world_size
 
     @property
     def chosen_precision(self) -> Precision:

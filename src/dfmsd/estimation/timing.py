@@ -26,8 +26,8 @@ from dfmsd.distillation.passes import run_student, run_teacher
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.module import build_optimizer
 from dfmsd.engine.optim import OptimConfig
+from dfmsd.engine.optimizer import build_optimizer
 from dfmsd.engine.runconfig import COMPUTE_DTYPES
 from dfmsd.estimation.flops import record_calls
 from dfmsd.evaluation.evaluate import detect
