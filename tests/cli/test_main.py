@@ -49,7 +49,10 @@ from dfmsd.errors import PREEMPTED, DfmsdError
         (["compare", "--methods", "[none]", "pkd"], r"unrecognized arguments: pkd; see"),
         (["train", "--epochs", "3", "4"], r"unrecognized arguments: 4; see"),
         (["train", "3"], r"unrecognized arguments: 3; see"),
-        (["train", "--out", "run", "--optim.name", "adam"], r"optim\.name: expected one of 'auto', 'lamb', 'adamw', 'sgd', got adam"),
+        (
+            ["train", "--out", "run", "--optim.name", "adam"],
+            r"optim\.name: expected one of 'auto', 'lamb', 'adamw', 'sgd', got adam",
+        ),
     ],
 )
 def test_a_bad_command_is_refused(dfmsd: Command, arguments: list[str], message: str) -> None:

@@ -99,7 +99,7 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
     ("detector", "lr"),
     [
         (DetectorConfig(), 2e-2),
-        (DetectorConfig(pretrained=True), 2e-2),
+        (DetectorConfig(pretrained=True), 1e-2),
         (DetectorConfig(arch="hf:model"), 1e-3),
     ],
 )

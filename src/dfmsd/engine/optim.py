@@ -13,9 +13,10 @@ from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 Optimizer = Literal["lamb", "adamw", "sgd"]
 OptimizerChoice = Literal["auto", "lamb", "adamw", "sgd"]
 AUTO: Final = "auto"
-LAMB_LR, ADAMW_LR, ADAMW_RANDOM_LR, IMAGES = 2e-2, 1e-3, 3e-3, 8
-"""Learning rates for that many images per optimizer step, with AdamW of pretrained detectors and of those that start
-from random weights; docs/lab-notebook.md compares them."""
+RATES: Final = {"lamb": (2e-2, 1e-2), "adamw": (3e-3, 1e-3)}
+"""Learning rates for `IMAGES` images per optimizer step, of detectors that start from random weights and of others;
+docs/lab-notebook.md compares them."""
+IMAGES = 8
 SGD_LR, SGD_IMAGES = 0.01, 16
 """The same of torchvision's recipes for RetinaNet and FCOS on COCO."""
 
@@ -84,7 +85,7 @@ def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> f
     Args:
         name: of the optimizer.
         images: at least 1.
-        at_random: the detector starts from random weights, which matters to AdamW.
+        at_random: the detector starts from random weights.
 
     Source: You et al., "Large Batch Optimization for Deep Learning" (2020) and Malladi et al., "On the SDEs and Scaling
     Rules for Adaptive Gradient Algorithms" (2022) for the square root; Goyal et al., "Accurate, Large Minibatch SGD"
@@ -92,5 +93,5 @@ def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> f
     """
     if name == "sgd":
         return SGD_LR * images / SGD_IMAGES
-    adamw = ADAMW_RANDOM_LR if at_random else ADAMW_LR
-    return (LAMB_LR if name == "lamb" else adamw) * math.sqrt(images / IMAGES)
+    random, trained = RATES[name]
+    return (random if at_random else trained) * math.sqrt(images / IMAGES)
