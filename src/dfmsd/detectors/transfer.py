@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfmsd.detectors.base import REST, Detector
 from dfmsd.detectors.statedict import StateDict, load_strictly
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, listed
 from dfmsd.utils.classes import common_classes
 
 COUNTER = "num_batches_tracked"
@@ -94,12 +94,8 @@ def _line(student: Detector, trained: Detector, name: str, total: int, new: list
     for label, class_name in enumerate(student.class_names):
         classes["kept" if label in kept else "new"].append(class_name)
     layers = list(dict.fromkeys(key.rpartition(".")[0] for key in new))
-    rows = ", ".join(f"{what} {_list(names)}" for what, names in classes.items() if names)
+    rows = ", ".join(f"{what} {listed(names, LISTED)}" for what, names in classes.items() if names)
     return (
         f"kept {total - len(new)} of {total} tensors of {name}; classes differ ({len(trained.class_names)} ->"
-        f" {len(student.class_names)}), so in {_list(layers)}: {rows}"
+        f" {len(student.class_names)}), so in {listed(layers, LISTED)}: {rows}"
     )
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
