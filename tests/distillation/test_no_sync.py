@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -104,10 +104,11 @@ def test_the_watch_ignores_other_operations(watch: Watch) -> None:
     assert watch.found == []
 
 
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
 @pytest.mark.parametrize(
     ("own", "arch"), [("fcos", "fcos"), ("fcos", "faster_rcnn"), ("retinanet", "retinanet"), ("retinanet", "fcos")]
 )
-def test_distillation_never_waits_for_the_device(own: str, arch: str) -> None:
+def test_distillation_never_waits_for_the_device(own: str, arch: str, name: Literal["lamb", "adamw"]) -> None:
     """Nor does what a training step does after it."""
     student = build_detector(replace(STUDENT, arch=own), ("a",))
     teacher = FrozenTeacher(build_detector(replace(STUDENT, arch=arch, fpn_channels=32), ("a",)), "teacher")
@@ -118,9 +119,10 @@ def test_distillation_never_waits_for_the_device(own: str, arch: str) -> None:
     (lesson,) = task.lessons
     assert lesson.balance is not None
     lesson.balance.calls = lesson.balance.first
-    optimizer = build_optimizer(task.trainable, OptimConfig("lamb", 0.01))
+    optimizer = build_optimizer(task.trainable, OptimConfig(name, 0.01))
     train_step(task, optimizer, Watch())  # the first one makes the optimizer's counters, which it keeps on the host
-    watch = Watch(on_host=[group["step"] for group in optimizer.param_groups])
+    counters = [*optimizer.param_groups, *optimizer.state.values()]  # LAMB's are in the groups, AdamW's in the state
+    watch = Watch(on_host=[counter["step"] for counter in counters if "step" in counter])
     watch.leave_out(student)  # torchvision's own losses do wait
     named = train_step(task, optimizer, watch)
     assert {"mask/p3", "sfa/p3"} <= named.keys()
