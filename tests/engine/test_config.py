@@ -96,18 +96,19 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
 
 
 @pytest.mark.parametrize(
-    ("detector", "lr"),
+    ("detector", "name", "lr"),
     [
-        (DetectorConfig(), 2e-2),
-        (DetectorConfig(pretrained=True), 1e-2),
-        (DetectorConfig(arch="hf:model"), 1e-3),
+        (DetectorConfig(), "lamb", 2e-2),
+        (DetectorConfig(pretrained=True), "adamw", 3e-3),
+        (DetectorConfig(init="runs/earlier"), "adamw", 1e-3),
+        (DetectorConfig(arch="hf:model"), "adamw", 1e-3),
     ],
 )
-def test_the_optimizer_follows_from_the_detector(detector: DetectorConfig, lr: float) -> None:
+def test_the_optimizer_follows_from_the_detector(detector: DetectorConfig, name: str, lr: float) -> None:
     data = DataConfig(batch_size=8)
     trained = TrainConfig(out="x", data=data, model=detector)
     assert trained.optim.lr == pytest.approx(lr)
-    assert trained.optim.name == ("adamw" if detector.arch.startswith("hf:") else "lamb")
+    assert trained.optim.name == name
     distilled = DistillConfig(out="x", data=data, student=detector, stages=[StageConfig(1, teacher="t")])
     assert distilled.optim.lr == pytest.approx(lr)
     assert distilled.without_teachers().optim == distilled.optim
@@ -119,17 +120,17 @@ def test_a_learning_rate_without_an_optimizer_is_one_of_adamw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("detector", "lr"),
+    ("name", "detector", "lr"),
     [
-        (DetectorConfig(), 3e-3),
-        (DetectorConfig(pretrained=True), 1e-3),
-        (DetectorConfig(pretrained="backbone.pth"), 1e-3),
-        (DetectorConfig(init="runs/earlier"), 1e-3),
-        (DetectorConfig(arch="hf:model"), 1e-3),
+        ("lamb", DetectorConfig(pretrained=True), 1e-2),
+        ("adamw", DetectorConfig(), 3e-3),
+        ("adamw", DetectorConfig(pretrained="backbone.pth"), 3e-3),
+        ("adamw", DetectorConfig(init="runs/earlier"), 1e-3),
+        ("sgd", DetectorConfig(), 5e-3),
     ],
 )
-def test_with_adamw_random_weights_learn_at_a_higher_rate(detector: DetectorConfig, lr: float) -> None:
-    config = TrainConfig(out="x", data=DataConfig(batch_size=8), model=detector, optim=OptimConfig("adamw"))
+def test_an_optimizer_by_name_has_its_own_learning_rate(name: Any, detector: DetectorConfig, lr: float) -> None:
+    config = TrainConfig(out="x", data=DataConfig(batch_size=8), model=detector, optim=OptimConfig(name))
     assert config.optim.lr == pytest.approx(lr)
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import expand_home
 
+Start = Literal["random", "backbone", "trained"]
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """Architectures that dfmsd builds on any backbone."""
 DENSE_ARCHS = ("fcos", "retinanet", "gfl")
@@ -107,9 +109,14 @@ class DetectorConfig:
         self._check_weights()
 
     @property
-    def starts_at_random(self) -> bool:
-        """Whether it is one of `OWN_ARCHS`, all of whose weights are random at first."""
-        return self.arch in OWN_ARCHS and self.pretrained is False and self.init is None
+    def start(self) -> Start:
+        """What is trained before the first step: nothing, the backbone, or the whole detector.
+
+        Detectors of other libraries count as trained.
+        """
+        if self.arch not in OWN_ARCHS or self.init is not None:
+            return "trained"
+        return "random" if self.pretrained is False else "backbone"
 
     def _check_weights(self) -> None:
         if self.init is not None and self.pretrained is not False:

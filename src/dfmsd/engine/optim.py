@@ -6,16 +6,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from dfmsd.detectors.config import OWN_ARCHS, DetectorConfig
+from dfmsd.detectors.config import DetectorConfig, Start
 from dfmsd.distillation.stages import Schedule
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 
 Optimizer = Literal["lamb", "adamw", "sgd"]
 OptimizerChoice = Literal["auto", "lamb", "adamw", "sgd"]
 AUTO: Final = "auto"
-RATES: Final = {"lamb": (2e-2, 1e-2), "adamw": (3e-3, 1e-3)}
-"""Learning rates for `IMAGES` images per optimizer step, of detectors that start from random weights and of others;
-docs/lab-notebook.md compares them."""
+RATES: Final[dict[str, dict[Start, float]]] = {
+    "lamb": {"random": 2e-2, "backbone": 1e-2, "trained": 1e-2},
+    "adamw": {"random": 3e-3, "backbone": 3e-3, "trained": 1e-3},
+}
+"""Learning rates for `IMAGES` images per optimizer step, by what is trained before; docs/lab-notebook.md compares
+them."""
 IMAGES = 8
 SGD_LR, SGD_IMAGES = 0.01, 16
 """The same of torchvision's recipes for RetinaNet and FCOS on COCO."""
@@ -27,8 +30,8 @@ class OptimConfig:
 
     Args:
         name: LAMB, which scales each layer's step to the size of its weights; AdamW; or SGD with momentum 0.9. ``auto``
-            is LAMB for the architectures of this package, and AdamW for the detectors of other libraries and where
-            ``lr`` is a number, since numbers are usually those of AdamW.
+            is LAMB for detectors that start from random weights, and AdamW for all others and where ``lr`` is a number,
+            since numbers are usually those of AdamW.
         lr: peak learning rate; ``auto`` follows from the images per optimizer step and from the weights that the
             detector starts with, see `learning_rate`.
         backbone_lr: learning rate of the student's backbone, the layers in front of neck and head, as a factor of
@@ -70,14 +73,14 @@ class OptimConfig:
             images: per optimizer step, if `effective_batch` does not say so.
             detector: that is trained.
         """
-        lamb = self.lr == AUTO and detector.arch in OWN_ARCHS
+        lamb = self.lr == AUTO and detector.start == "random"
         name = self.name if self.name != AUTO else "lamb" if lamb else "adamw"
         images = self.effective_batch or images
-        lr = learning_rate(name, images, at_random=detector.starts_at_random) if self.lr == AUTO else self.lr
+        lr = learning_rate(name, images, detector.start) if self.lr == AUTO else self.lr
         return replace(self, name=name, lr=lr)
 
 
-def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> float:
+def learning_rate(name: Optimizer, images: int, start: Start) -> float:
     """Return a peak learning rate for a number of images per optimizer step.
 
     With LAMB and AdamW it grows with the square root of the images, with SGD in proportion to them.
@@ -85,7 +88,7 @@ def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> f
     Args:
         name: of the optimizer.
         images: at least 1.
-        at_random: the detector starts from random weights.
+        start: what of the detector is trained before.
 
     Source: You et al., "Large Batch Optimization for Deep Learning" (2020) and Malladi et al., "On the SDEs and Scaling
     Rules for Adaptive Gradient Algorithms" (2022) for the square root; Goyal et al., "Accurate, Large Minibatch SGD"
@@ -93,5 +96,4 @@ def learning_rate(name: Optimizer, images: int, *, at_random: bool = False) -> f
     """
     if name == "sgd":
         return SGD_LR * images / SGD_IMAGES
-    random, trained = RATES[name]
-    return (random if at_random else trained) * math.sqrt(images / IMAGES)
+    return RATES[name][start] * math.sqrt(images / IMAGES)
