@@ -63,6 +63,7 @@ def test_a_process_saves_its_work_when_it_is_stopped(tmp_path: Path, monkeypatch
 def test_a_command_that_is_interrupted_lets_its_process_save(tmp_path: Path) -> None:
     """As by a scheduler: the command's own process gets the signal, not the one that works."""
     parent = (
+        "import signal; signal.signal(2, signal.default_int_handler);"  # ignored if the tests run in the background
         "import sys; from pathlib import Path; from dfmsd.launching.process import Command;"
         "Command(('-c', sys.argv[1]), Path(), Path(sys.argv[2]), 1).run()"
     )
