@@ -211,7 +211,9 @@ def test_folder_with_another_run_is_rejected(compare_config: MakeCompare, tmp_pa
     write_config(runs[1].config, runs[1].folder.path)
     plan_runs(config, config.parsed_methods(), "both")
     changed = compare_config(tmp_path, epochs=3)
-    with pytest.raises(DfmsdError, match=r"pkd/seed-0 holds another run than this config describes"):
+    with pytest.raises(
+        DfmsdError, match=r"pkd/seed-0 holds another run than this config describes, differing in stages"
+    ):
         plan_runs(changed, changed.parsed_methods(), "both")
 
 
@@ -231,7 +233,9 @@ def test_finished_run_survives_changed_loss_defaults(
         ratio: float = 0.4
 
     monkeypatch.setattr(DFMSD, "Options", Younger)
-    with pytest.raises(DfmsdError, match=r"dfmsd/seed-0 holds another run than this config describes"):
+    with pytest.raises(
+        DfmsdError, match=r"dfmsd/seed-0 holds another run than this config describes, differing in loss"
+    ):
         plan_runs(config, config.parsed_methods(), "both")
     same = compare_config(tmp_path, methods=["dfmsd"], loss_options={"dfmsd": {"ratio": 0.5}})
     assert plan_runs(same, same.parsed_methods(), "both")[0][1].finished

@@ -182,7 +182,8 @@ def test_a_teacher_described_by_yaml_is_trained_once(
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     recipe.write_text(to_yaml(train_config(run, epochs=2)))
     with pytest.raises(
-        DfmsdError, match=r"teacher holds another run than .*teacher\.yaml describes; remove it or change"
+        DfmsdError,
+        match=r"teacher holds another run than .*teacher\.yaml describes, differing in epochs; remove it or change",
     ):
         load_teachers([str(recipe)], ("square", "disc"), tmp_path / "student", train=untrained)
 
@@ -203,7 +204,9 @@ def test_a_teacher_without_a_file_is_made_once(train_config: MakeTrain, tmp_path
     again = find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes={recipe.out: recipe})
     assert (made, again.untrained) == ([recipe], {})
     other = {recipe.out: replace(recipe, epochs=2)}
-    with pytest.raises(DfmsdError, match=r"holds another run than this teacher's config describes; remove it or"):
+    with pytest.raises(
+        DfmsdError, match=r"holds another run than this teacher's config describes, differing in epochs;"
+    ):
         find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes=other)
 
 

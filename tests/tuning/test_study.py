@@ -206,7 +206,7 @@ def test_run_folder_of_another_run_is_refused(make_problem: MakeProblem, fake: F
     problem = make_problem(tmp_path / "out")
     carried_out(problem, 1)
     (tmp_path / "out.log").unlink()
-    with pytest.raises(DfmsdError, match=r"trials/0000 holds another run than that of trial 0"):
+    with pytest.raises(DfmsdError, match=r"trials/0000 holds another run than that of trial 0, differing in seed"):
         carried_out(replace(problem, config=replace(problem.config, seed=3)), 1)
 
 

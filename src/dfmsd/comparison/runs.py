@@ -16,7 +16,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import inherit_weights
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import build_task
-from dfmsd.engine.saved_config import same_run
+from dfmsd.engine.saved_config import refuse_another
 from dfmsd.engine.teachers import untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
@@ -117,8 +117,7 @@ def plan_runs(
         else:
             runs += [plan_run(config, pair, method, seed) for seed in config.seeds]
     for run in runs:
-        if run.folder.exists and not same_run(run.config, run.folder.path):
-            raise DfmsdError(f"{run.folder} holds another run than this config describes; remove it or change out")
+        refuse_another(run.config, run.folder, "this config describes", "remove it or change out")
     return sorted(runs, key=lambda run: config.seeds.index(run.config.seed)), skipped
 
 

@@ -12,7 +12,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.checkpoint import saved_step, tidy
 from dfmsd.engine.environment import describe_environment
 from dfmsd.engine.runconfig import RunConfig
-from dfmsd.engine.saved_config import differing_keys, to_yaml
+from dfmsd.engine.saved_config import SHOWN_KEYS, differing_keys, to_yaml
 from dfmsd.errors import DfmsdError, listed
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
@@ -20,8 +20,6 @@ from dfmsd.utils.distributed import is_first_process
 from dfmsd.utils.files import write_json, write_text
 from dfmsd.utils.lock import empty, locked
 
-SHOWN_KEYS = 4
-"""Keys in which a resumed config differs that its refusal names."""
 SHOWN_FILES = 3
 """Files that are no run's which a refusal names."""
 
@@ -59,8 +57,7 @@ def check_folder(run: RunFolder, config: RunConfig, *, resume: bool, overwrite: 
         )
     if resume and (keys := differing_keys(config, run.path)):
         raise DfmsdError(
-            f"{run.config_file} differs from this config in {', '.join(keys[:SHOWN_KEYS])}"
-            f"{', ...' if len(keys) > SHOWN_KEYS else ''}; {_remedy(run, keys)}"
+            f"{run.config_file} differs from this config in {listed(keys, SHOWN_KEYS)}; {_remedy(run, keys)}"
         )
     if not resume:
         _refuse_strange(run, config)

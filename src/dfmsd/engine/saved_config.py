@@ -14,7 +14,7 @@ from dfmsd.data.config import PROBABILITIES
 from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.runconfig import COMPUTE_DTYPES, RunConfig
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, listed
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.files import write_text
@@ -22,6 +22,8 @@ from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C", bound=RunConfig)
 
+SHOWN_KEYS = 4
+"""How many keys a message names."""
 FREE_ON_RESUME: dict[str, Any] = {
     "out": None,
     "patience": None,
@@ -51,6 +53,22 @@ def write_config(config: RunConfig, run: Path) -> None:
 def same_run(config: RunConfig, run: Path) -> bool:
     """Return whether the config saved in a run folder describes this run, `FREE_ON_RESUME` aside."""
     return not differing_keys(config, run)
+
+
+def refuse_another(config: RunConfig, run: RunFolder, expected: str, remedy: str) -> None:
+    """Refuse a folder with another run than that of a config.
+
+    Args:
+        config: of the run that is expected there.
+        run: its folder, which may not exist yet.
+        expected: the run in words, such as ``this config describes``.
+        remedy: the end of the message.
+
+    Raises:
+        DfmsdError: the folder holds another run; the message names the keys that differ.
+    """
+    if run.exists and (keys := differing_keys(config, run.path)):
+        raise DfmsdError(f"{run} holds another run than {expected}, differing in {listed(keys, SHOWN_KEYS)}; {remedy}")
 
 
 def differing_keys(config: RunConfig, run: Path) -> list[str]:

@@ -10,7 +10,7 @@ from dfmsd.detectors import Detector, build_detector, load_detector
 from dfmsd.engine.build import teacher_names
 from dfmsd.engine.config import Recipe
 from dfmsd.engine.configfile import read_recipe
-from dfmsd.engine.saved_config import same_run
+from dfmsd.engine.saved_config import refuse_another
 from dfmsd.errors import DfmsdError, Stopped
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.console import console
@@ -203,11 +203,8 @@ def _read_recipe(name: str, above: Sequence[str] = ()) -> Recipe:
 def _is_trained(name: str, recipe: Recipe, class_names: Sequence[str]) -> bool:
     """Return whether a teacher's run is finished; refuse what cannot be made before any teacher is trained."""
     run = RunFolder(Path(recipe.out))
-    if run.exists and not same_run(recipe, run.path):
-        described = "this teacher's config" if name == recipe.out else name
-        raise DfmsdError(
-            f"{run} holds another run than {described} describes; remove it or change its out in {described}"
-        )
+    described = "this teacher's config" if name == recipe.out else name
+    refuse_another(recipe, run, f"{described} describes", f"remove it or change its out in {described}")
     if run.finished:
         return True
     if is_first_process():  # of the others, the first one is the writer

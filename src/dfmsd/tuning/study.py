@@ -16,7 +16,7 @@ from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from dfmsd.engine.saved_config import same_run
+from dfmsd.engine.saved_config import refuse_another
 from dfmsd.errors import DfmsdError
 from dfmsd.tuning.config import first_rung, rungs
 from dfmsd.tuning.plans import CONFIG
@@ -232,8 +232,7 @@ class SharedStudy:
             return self._next()
         run = TrialRun(name, config, trial=trial)
         await_writer(run.folder)
-        if run.folder.exists and not same_run(config, path):
-            raise DfmsdError(f"{path} holds another run than that of trial {trial.number}; remove it, or change out")
+        refuse_another(config, run.folder, f"that of trial {trial.number}", "remove it or change out")
         return run
 
     def _folder(self, number: int, parameters: Mapping[str, Any], trials: list[FrozenTrial]) -> str:
