@@ -205,7 +205,7 @@ def test_a_teacher_without_a_file_is_made_once(train_config: MakeTrain, tmp_path
     assert (made, again.untrained) == ([recipe], {})
     other = {recipe.out: replace(recipe, epochs=2)}
     with pytest.raises(
-        DfmsdError, match=r"holds another run than this teacher's config describes, differing in epochs;"
+        DfmsdError, match=r"holds another run than this teacher's config describes, differing in epochs; remove it or"
     ):
         find_teachers([recipe.out], ("square", "disc"), tmp_path / "student", recipes=other)
 

@@ -15,6 +15,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import expand_home
 
 Start = Literal["random", "backbone", "trained"]
+"""What of a detector is trained before the first step: nothing, the backbone, or all of it."""
 OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """Architectures that dfmsd builds on any backbone."""
 DENSE_ARCHS = ("fcos", "retinanet", "gfl")
@@ -110,10 +111,7 @@ class DetectorConfig:
 
     @property
     def start(self) -> Start:
-        """What is trained before the first step: nothing, the backbone, or the whole detector.
-
-        Detectors of other libraries count as trained.
-        """
+        """What is trained before the first step; detectors of other libraries count as trained."""
         if self.arch not in OWN_ARCHS or self.init is not None:
             return "trained"
         return "random" if self.pretrained is False else "backbone"

@@ -11,9 +11,8 @@ from dfmsd.distillation.stages import Schedule
 from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
 
 Optimizer = Literal["lamb", "adamw", "sgd"]
-OptimizerChoice = Literal["auto", "lamb", "adamw", "sgd"]
 AUTO: Final = "auto"
-RATES: Final[dict[str, dict[Start, float]]] = {
+RATES: Final[dict[Optimizer, dict[Start, float]]] = {
     "lamb": {"random": 2e-2, "backbone": 1e-2, "trained": 1e-2},
     "adamw": {"random": 3e-3, "backbone": 3e-3, "trained": 1e-3},
 }
@@ -46,7 +45,7 @@ class OptimConfig:
             stage (``restart``).
     """
 
-    name: OptimizerChoice = AUTO
+    name: Literal["auto", Optimizer] = AUTO
     lr: float | Literal["auto"] = AUTO
     backbone_lr: float = 1.0
     weight_decay: float = 0.05
@@ -73,10 +72,11 @@ class OptimConfig:
             images: per optimizer step, if `effective_batch` does not say so.
             detector: that is trained.
         """
-        lamb = self.lr == AUTO and detector.start == "random"
-        name = self.name if self.name != AUTO else "lamb" if lamb else "adamw"
-        images = self.effective_batch or images
-        lr = learning_rate(name, images, detector.start) if self.lr == AUTO else self.lr
+        name, lr = self.name, self.lr
+        if name == AUTO:
+            name = "lamb" if lr == AUTO and detector.start == "random" else "adamw"
+        if lr == AUTO:
+            lr = learning_rate(name, self.effective_batch or images, detector.start)
         return replace(self, name=name, lr=lr)
 
 
