@@ -127,6 +127,18 @@ def test_comparison_resumes_and_keeps_finished_runs(
     assert sorted(rows_of(tmp_path)[2:]) == [("dfmsd[ratio=0]@T1+T2", 0), ("none", 0), ("pkd", 0)]
 
 
+def test_rows_of_a_teacher_that_the_pair_has_lost_leave_the_table(
+    compare_config: MakeCompare, here: InProcess, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    many = available_cores()
+    config = compare_config(tmp_path, methods=["none", "fitnet@T1", "dfmsd@T1+T2"])
+    compare(config, jobs=many, allow_weak_teacher=True)
+    fewer = compare_config(tmp_path, methods=["none"], pairs={"both": [tiny_teachers[0]]})
+    compare(fewer, jobs=many, allow_weak_teacher=True)
+    assert rows_of(tmp_path) == [("none", 0)]
+    assert (tmp_path / "both" / "dfmsd@T1+T2" / "seed-0" / "metrics.json").exists()
+
+
 def test_dry_run_lists_runs_and_writes_nothing(
     compare_config: MakeCompare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from dfmsd.comparison.runs import PlannedRun, SkippedMethod, build_tasks, plan_r
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import same_run
+from dfmsd.errors import DfmsdError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class PairPlan:
 
     Attributes:
         runs: requested runs.
-        former: finished runs of methods and seeds requested by an earlier call; they stay in the table.
+        former: finished runs of methods and seeds requested by an earlier call; they stay in the table if this
+            comparison would run them in the same way.
         skipped: methods that do not apply.
     """
 
@@ -49,13 +51,18 @@ def plan_pair(config: CompareConfig, pair: str, class_names: Sequence[str]) -> P
     tasks, refused = build_tasks(config, runs, class_names)
     runs = [run for run in runs if run.method.name in tasks]
     requested = {(run.method.name, run.config.seed) for run in runs}
-    former = [
-        plan_run(config, pair, parse_method(name), seed)
-        for name, seed in known_rows(Path(config.out, pair))
-        if (name, seed) not in requested
-    ]
-    kept = [run for run in former if run.finished and same_run(run.config, run.folder.path)]
-    return PairPlan(runs, kept, [*skipped, *refused])
+    known = [row for row in known_rows(Path(config.out, pair)) if row not in requested]
+    former = [run for name, seed in known if (run := _former_run(config, pair, name, seed))]
+    return PairPlan(runs, former, [*skipped, *refused])
+
+
+def _former_run(config: CompareConfig, pair: str, name: str, seed: int) -> PlannedRun | None:
+    """Return a finished run of an earlier call; None if this comparison has no such run."""
+    try:
+        run = plan_run(config, pair, parse_method(name), seed)
+    except DfmsdError:  # such as a teacher that the pair has lost
+        return None
+    return run if run.finished and same_run(run.config, run.folder.path) else None
 
 
 def print_plans(config: CompareConfig, plans: Mapping[str, PairPlan], console: Console) -> None:
