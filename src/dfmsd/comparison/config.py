@@ -12,14 +12,13 @@ from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.classnames import check_plain
 from dfmsd.distillation.balance import DEFAULT_BALANCE
-from dfmsd.distillation.stages import AUTO
 from dfmsd.engine.config import DEFAULT_INHERIT
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.runconfig import Deliver, Precision, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 from dfmsd.losses import LOSSES, check_options
-from dfmsd.utils.coerce import expand_home
+from dfmsd.utils.coerce import AUTO, expand_home
 from dfmsd.utils.files import check_path
 
 

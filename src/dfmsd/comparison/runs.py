@@ -11,7 +11,6 @@ from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.methods import BASELINE, INHERIT_ONLY, Method
 from dfmsd.detectors import Detector, build_detector
 from dfmsd.detectors.classnames import check_names, with_names
-from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import inherit_weights
 from dfmsd.engine.config import DistillConfig
@@ -20,6 +19,7 @@ from dfmsd.engine.saved_config import refuse_another
 from dfmsd.engine.teachers import untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import AUTO
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ from dfmsd.errors import DfmsdError
 from dfmsd.utils.coerce import coerce_fields
 from dfmsd.utils.files import check_path
 
-AUTO = "auto"
-"""Value of ``score`` that chooses a threshold for each class."""
-
 
 @dataclass(frozen=True)
 class PseudoConfig:

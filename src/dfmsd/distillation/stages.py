@@ -12,12 +12,10 @@ from typing import Any, Literal
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import LossConfig
 from dfmsd.losses.basis import BasisName
-from dfmsd.utils.coerce import build, check_range, coerce_fields
+from dfmsd.utils.coerce import AUTO, build, check_range, coerce_fields
 from dfmsd.utils.files import check_path
 
 Schedule = Literal["restart", "continuous"]
-AUTO = "auto"
-"""Value of ``near`` and of ``inherit`` that leaves the choice to the run."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_with
-from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.rng import seed_everything
 from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.console import console
 from dfmsd.utils.distributed import is_first_process
 

@@ -14,13 +14,13 @@ from dfmsd.detectors.classnames import check_plain
 from dfmsd.detectors.config import read_detector_config
 from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.cache import StorageType
-from dfmsd.distillation.stages import AUTO, StageConfig, check_stages, epochs_without_labels
+from dfmsd.distillation.stages import StageConfig, check_stages, epochs_without_labels
 from dfmsd.engine.conflicts import check_stage, check_teacher_cache, check_unlabeled, with_labeler
 from dfmsd.engine.runconfig import COMPUTE_DTYPES, Precision, RunConfig
 from dfmsd.engine.teachersize import check_teacher_size
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import DEFAULT_LOSS, LossConfig
-from dfmsd.utils.coerce import check_positive, check_range
+from dfmsd.utils.coerce import AUTO, check_positive, check_range
 from dfmsd.utils.removed import Replaced
 
 DEFAULT_INHERIT: bool | str = False

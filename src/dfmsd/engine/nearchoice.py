@@ -18,7 +18,7 @@ from dfmsd.detectors.torchvision.heads import arch_of
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector
 from dfmsd.detectors.weights import PIP_WEIGHTS
 from dfmsd.distillation.near import obstacle
-from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, Recipe
 from dfmsd.engine.near import near_folder, near_model
 from dfmsd.engine.rng import preserved_rng
@@ -26,6 +26,7 @@ from dfmsd.engine.teachers import find_recipe, untrained_teacher
 from dfmsd.errors import DfmsdError
 from dfmsd.losses import replace_loss
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import AUTO
 
 BACKBONES = (*PIP_WEIGHTS, "resnet18", "resnet34", "resnet50", "resnet101")
 """Backbones to choose from, by size: with ImageNet weights in a pip package, then on timm's hub."""

@@ -8,10 +8,9 @@ from typing import Final, Literal
 
 from dfmsd.detectors.config import DetectorConfig, Start
 from dfmsd.distillation.stages import Schedule
-from dfmsd.utils.coerce import check_positive, check_range, coerce_fields
+from dfmsd.utils.coerce import AUTO, check_positive, check_range, coerce_fields
 
 Optimizer = Literal["lamb", "adamw", "sgd"]
-AUTO: Final = "auto"
 RATES: Final[dict[Optimizer, dict[Start, float]]] = {
     "lamb": {"random": 2e-2, "backbone": 1e-2, "trained": 1e-2},
     "adamw": {"random": 3e-3, "backbone": 3e-3, "trained": 1e-3},

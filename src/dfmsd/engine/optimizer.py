@@ -8,7 +8,8 @@ import torch
 from timm.optim import Lamb, param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
-from dfmsd.engine.optim import AUTO, OptimConfig
+from dfmsd.engine.optim import OptimConfig
+from dfmsd.utils.coerce import AUTO
 
 
 def build_optimizer(module: nn.Module, optim: OptimConfig, backbone: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:

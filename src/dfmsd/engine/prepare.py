@@ -10,7 +10,6 @@ from typing import NamedTuple
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import Detector
 from dfmsd.detectors.classnames import with_names
-from dfmsd.distillation.stages import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import read_data
 from dfmsd.engine.config import DistillConfig, Recipe
@@ -21,6 +20,7 @@ from dfmsd.engine.pseudo import describe_pseudo, find_labeler
 from dfmsd.engine.rng import seed_everything
 from dfmsd.engine.teachercache import CachePlan
 from dfmsd.engine.teachers import FoundTeachers
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import is_first_process

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.data.pseudo import AUTO
 from dfmsd.detectors import Detector
 from dfmsd.detectors.classnames import with_names
 from dfmsd.detectors.statedict import check_finite
@@ -19,6 +18,7 @@ from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.pseudolabels import calibration_images, describe_labels, pseudo_labels
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.classes import common_classes, listed
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.console import console
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import is_first_process

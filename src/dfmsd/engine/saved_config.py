@@ -11,12 +11,13 @@ import yaml
 
 from dfmsd.data import DataConfig
 from dfmsd.data.config import PROBABILITIES
-from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.runconfig import COMPUTE_DTYPES, RunConfig
 from dfmsd.errors import DfmsdError, listed
 from dfmsd.losses import replace_loss, resolve_loss
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.files import write_text
 from dfmsd.utils.removed import drop_removed
 

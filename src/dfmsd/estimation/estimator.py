@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.data.pseudo import AUTO
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import read_data, teacher_names
 from dfmsd.engine.config import DistillConfig, Recipe
@@ -28,6 +27,7 @@ from dfmsd.estimation.schedules import COCO_EPOCHS, ImageFlops, coco_flops, gpu_
 from dfmsd.estimation.timing import SECONDS, autocast_context, cache_layout, labeling, step_parts, time_in_turns
 from dfmsd.evaluation.pseudolabels import calibration_images
 from dfmsd.types import Batch
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.device import default_device, synchronize
 from dfmsd.utils.shapes import frame_of
 

@@ -12,7 +12,6 @@ import torch
 from rich.progress import track
 
 from dfmsd.data.datamodule import CocoDataModule
-from dfmsd.data.pseudo import AUTO
 from dfmsd.data.split import DetectionSplit
 from dfmsd.detectors.base import Detector
 from dfmsd.evaluation.evaluate import coco_results, detect
@@ -21,6 +20,7 @@ from dfmsd.evaluation.matching import to_data_labels
 from dfmsd.evaluation.thresholds import Threshold, above, choose_thresholds
 from dfmsd.types import Batch, Detections
 from dfmsd.utils.classes import common_classes, listed
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.console import console
 
 Find = Callable[[Batch], list[Detections]]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dfmsd.data.pseudo import AUTO
 from dfmsd.engine.config import DistillConfig
 from dfmsd.reporting.records import Column, RunRecord, Series
 from dfmsd.reporting.results import ModelRow, percent
+from dfmsd.utils.coerce import AUTO
 
 MIN_DROP = 0.2
 """Relative drop from which a loss term counts as falling."""

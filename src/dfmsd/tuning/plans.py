@@ -9,13 +9,14 @@ from typing import Any
 
 from dfmsd.comparison.methods import parse_plan, planned_stages
 from dfmsd.detectors import build_detector
-from dfmsd.distillation.stages import AUTO, NearConfig, StageConfig
+from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.engine.config import DistillConfig, Recipe
 from dfmsd.engine.near import expand
 from dfmsd.engine.nearchoice import settle
 from dfmsd.engine.run import build_task
 from dfmsd.engine.teachers import untrained_teacher
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.coerce import AUTO
 
 CONFIG = "config"
 """The stages of the config, as they are written there."""

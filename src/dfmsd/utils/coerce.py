@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from dfmsd.errors import DfmsdError, suggest
 
+AUTO: Final = "auto"
+"""Value of an option that leaves the choice to the run."""
 NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 """Plain types, for messages."""
 HOME = re.compile(r"(?<![^:,=])~/")
