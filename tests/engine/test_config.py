@@ -99,7 +99,7 @@ def test_an_automatic_learning_rate_follows_the_images_of_a_step(
     ("detector", "name", "lr"),
     [
         (DetectorConfig(), "lamb", 2e-2),
-        (DetectorConfig(pretrained=True), "adamw", 3e-3),
+        (DetectorConfig(pretrained=True), "lamb", 1e-2),
         (DetectorConfig(init="runs/earlier"), "adamw", 1e-3),
         (DetectorConfig(arch="hf:model"), "adamw", 1e-3),
     ],

@@ -28,8 +28,8 @@ class OptimConfig:
 
     Args:
         name: LAMB, which scales each layer's step to the size of its weights; AdamW; or SGD with momentum 0.9. ``auto``
-            is LAMB for detectors that start from random weights, and AdamW for all others and where ``lr`` is a number,
-            since numbers are usually those of AdamW.
+            is LAMB, but AdamW for detectors that are trained already and where ``lr`` is a number, since numbers are
+            usually those of AdamW.
         lr: peak learning rate; ``auto`` follows from the images per optimizer step and from the weights that the
             detector starts with, see `learning_rate`.
         backbone_lr: learning rate of the student's backbone, the layers in front of neck and head, as a factor of
@@ -73,7 +73,7 @@ class OptimConfig:
         """
         name, lr = self.name, self.lr
         if name == AUTO:
-            name = "lamb" if lr == AUTO and detector.start == "random" else "adamw"
+            name = "lamb" if lr == AUTO and detector.start != "trained" else "adamw"
         if lr == AUTO:
             lr = learning_rate(name, self.effective_batch or images, detector.start)
         return replace(self, name=name, lr=lr)
