@@ -41,8 +41,9 @@ def test_the_demo_runs_what_init_has_written(folder: Path, configs: Configs) -> 
     assert isinstance(second, TrainConfig)
     assert (distilled.data, distilled.student, distilled.loss) == (chosen.data, chosen.student, chosen.loss)
     assert (distilled.balance, distilled.teacher_cache) == (chosen.balance, chosen.teacher_cache)
-    assert (second.data, second.optim, second.model) == (teacher.data, teacher.optim, teacher.model)
-    assert first == replace(second, out=first.out, model=replace(second.model, arch="retinanet"))
+    assert (second.data, second.optim) == (teacher.data, teacher.optim)
+    assert second.model == replace(teacher.model, backbone=demo.TEACHER_BACKBONE)
+    assert first == replace(second, out=first.out, model=replace(second.model, arch="gfl"))
     assert sum(config.epochs for config in configs.values()) < teacher.epochs
 
 

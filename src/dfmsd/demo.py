@@ -27,6 +27,7 @@ from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import check_writable, make_folder
 
 STUDENT = DetectorConfig(arch="fcos", backbone="mobilenetv3_small_050")
+TEACHER_BACKBONE = "tf_efficientnet_lite0"
 TEACHER_EPOCHS = 4
 STAGES = (2, 4)
 """Epochs of the student with each teacher."""
@@ -35,17 +36,18 @@ STAGES = (2, 4)
 def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
     """Return the configs of the four runs, teachers first.
 
-    They are what ``dfmsd init digits --student fcos/mobilenetv3_small_050`` chooses, with two changes: far fewer
-    epochs, and a RetinaNet as the teacher of a stage before that of the chosen teacher.
+    They are what ``dfmsd init digits --student fcos/mobilenetv3_small_050`` chooses, with three changes: far fewer
+    epochs, a smaller teacher, and a GFL as the teacher of a stage before that of the chosen one.
 
     Args:
         out: existing folder, for the runs and for the files that `start` writes.
     """
     files = start("digits", out / "distilled.yaml", student=STUDENT)
     chosen, teacher = read_config(DistillConfig, files[0]), read_config(TrainConfig, files[1])
-    teacher = replace(teacher, epochs=TEACHER_EPOCHS, eval_every=TEACHER_EPOCHS)
+    model = replace(teacher.model, backbone=TEACHER_BACKBONE)
+    teacher = replace(teacher, epochs=TEACHER_EPOCHS, eval_every=TEACHER_EPOCHS, model=model)
     teachers = {
-        "teacher_a": replace(teacher, out=str(out / "teacher_a"), model=replace(teacher.model, arch="retinanet")),
+        "teacher_a": replace(teacher, out=str(out / "teacher_a"), model=replace(model, arch="gfl")),
         "teacher_b": replace(teacher, out=str(out / "teacher_b")),
     }
     distilled = replace(
