@@ -33,7 +33,8 @@ CASES = [pytest.param(line, id=f"{page.name}:{' '.join(line)[:60]}") for page in
 @pytest.mark.parametrize("line", CASES)
 def test_commands_parse(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in ("benchmarks", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     for name, text in configs():
         (tmp_path / name).write_text(text)
     ours = line[: next((place for place, word in enumerate(line) if word in ("&&", "$(test")), None)]

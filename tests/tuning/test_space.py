@@ -27,7 +27,7 @@ def test_default_space_surrounds_the_config(trial: DistillConfig) -> None:
         "plan": CategoricalDistribution(["config", "T1"]),
         "basis": CategoricalDistribution(["auto", "own"]),
         "loss.pairing": CategoricalDistribution(["auto", "stride"]),
-        "loss.alpha": FloatDistribution(0.0, 1.0),
+        "loss.alpha": FloatDistribution(0.0, 3.0),
         "balance": FloatDistribution(0.5, 8.0, log=True),
         "inherit": CategoricalDistribution([False, "auto"]),
         "optim.lr": FloatDistribution(1e-2 / 3, 1e-2 * 3, log=True),
@@ -36,7 +36,7 @@ def test_default_space_surrounds_the_config(trial: DistillConfig) -> None:
         "plan": "config",
         "basis": "auto",
         "loss.pairing": "auto",
-        "loss.alpha": 0.3,
+        "loss.alpha": 1.0,
         "balance": 2.0,
         "inherit": False,
         "optim.lr": 1e-2,
@@ -53,7 +53,7 @@ def test_default_space_leaves_out_what_the_config_does_not_have(tune_config: Mak
 
 def test_given_parameters_restrict_and_extend_it(trial: DistillConfig) -> None:
     given = {
-        "alpha": [0, 1],
+        "alpha": [0, 2.5],
         "balance": None,
         "data.batch_size": {"low": 2, "high": 8, "step": 2},
         "data.scale_jitter": [None, [0.8, 1.2]],

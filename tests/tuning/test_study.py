@@ -54,7 +54,7 @@ def test_search_begins_with_the_config_and_ends_the_worse_half_early(
     study = carried_out(make_problem(tmp_path / "out"))
     trials = study.frozen()
     assert [trial.number for trial in trials] == list(range(TRIALS))
-    assert trials[0].params == {"plan": "config", "loss.alpha": 0.3, "balance": 2.0}
+    assert trials[0].params == {"plan": "config", "loss.alpha": 1.0, "balance": 2.0}
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert {max(trial.intermediate_values) for trial in trials if trial.state == TrialState.PRUNED} <= {2, 4}
     assert max(trial.values[0] for trial in trials if trial.values) > trials[0].values[0]

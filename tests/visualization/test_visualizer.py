@@ -224,7 +224,7 @@ def test_layers_of_another_loss_are_not_loaded(run, tiny_teachers):
     copy.mkdir()
     for file in run.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "config.yaml").write_text(text.replace("generation: light", "generation: full"))
+    (copy / "config.yaml").write_text(text.replace("generation: full", "generation: light"))
     seen, _, _ = scene(copy, tiny_teachers[0])
     assert any("do not fit" in line for line in seen.describe())
 

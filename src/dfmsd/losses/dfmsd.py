@@ -33,9 +33,7 @@ class DFMSDOptions:
     """Options of DFMSD, one for every choice that the abstract leaves open.
 
     Args:
-        alpha: weight of the term ``mask``, the generation of masked features; 0 drops it. Students trained from
-            scratch gained more with 1, pretrained ones with 0; 0.3 was close to the better of the two on both
-            (docs/results.md).
+        alpha: weight of the term ``mask``, the generation of masked features; 0 drops it.
         beta: weight of the term ``sfa``, the semantic alignment; 0 drops it.
         spatial: mask positions.
         channel: mask channels.
@@ -43,7 +41,8 @@ class DFMSDOptions:
         channel_ratio: fraction of the channels masked, in 0..1.
         direction: what is masked, see `functional.select_mask`.
         tau: temperature of the attention, > 0.
-        generation: size of the generation layers, see `generation.generation_blocks`.
+        generation: size of the generation layers, see `generation.generation_blocks`; ``light`` is faster, with about
+            1 AP less (docs/lab-notebook.md).
         enhancement: from the second stage on, mask more positions, and prefer those inside objects and those where the
             student's error is large.
         levels: ``cells`` weights a level by its number of cells (positions), see `level_share`, so that every cell
@@ -62,7 +61,7 @@ class DFMSDOptions:
         "ratio_max": 0.75,
     }
     """Options of earlier versions, see `dfmsd.utils.removed.drop_removed`."""
-    alpha: float = 0.3
+    alpha: float = 1.0
     beta: float = 1.0
     spatial: bool = True
     channel: bool = True
@@ -70,7 +69,7 @@ class DFMSDOptions:
     channel_ratio: float = 0.3
     direction: Direction = "important"
     tau: float = 0.5
-    generation: Generation = "light"
+    generation: Generation = "full"
     enhancement: bool = True
     levels: Levels = "cells"
     eps: float = 1e-3

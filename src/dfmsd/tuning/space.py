@@ -136,7 +136,7 @@ def _default_space(config: DistillConfig, plans: Sequence[str]) -> dict[str, Any
     if isinstance(values["loss"], dict):
         space["loss.pairing"] = _with_own(values["loss"]["pairing"], ["auto", "stride"])
         if values["loss"]["name"] == "dfmsd":
-            space["loss.alpha"] = _around(values["loss"]["alpha"], 0.0, 1.0)
+            space["loss.alpha"] = _around(values["loss"]["alpha"], 0.0, 3.0)
     if config.balance is not None:
         space["balance"] = {**_around(config.balance, 0.5, 8.0), "log": True}
     elif isinstance(values["loss"], dict):
