@@ -227,7 +227,7 @@ def test_dry_run_prints_space_and_hours_and_writes_nothing(
     before = sorted(dfmsd.folder.rglob("*"))
     status, _, said = dfmsd("tune", "--config", file, "--trials", 20, "--jobs", 2, "--dry-run")
     assert status == 0
-    assert re.search(r"loss.alpha +│ 0 to 3 +│ 1", said)
+    assert re.search(r"loss.alpha +│ 0 to 3 +│ 1.0 ", said)
     assert "20 trials and the runs after them take at most about 7.2 h" in " ".join(
         said.split()
     )  # 29 runs, 2 at a time

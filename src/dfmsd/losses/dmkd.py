@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dfmsd.losses.dfmsd import DFMSD, DFMSDOptions
-from dfmsd.losses.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class DMKDOptions(DFMSDOptions):
     }
     alpha: float = field(default=1.0, init=False)
     beta: float = field(default=0.0, init=False)
-    generation: Generation = "full"
     enhancement: bool = field(default=False, init=False)
 
 
