@@ -24,14 +24,13 @@ import torch
 from _measure import parse_arguments, print_rows, write_results
 
 from dfmsd import DetectorConfig, StageConfig, build_detector
-from dfmsd.data import CocoDataModule
+from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import Detector
 from dfmsd.engine.callbacks import EpochEnd
 from dfmsd.engine.config import DistillConfig
-from dfmsd.engine.configfile import read_config
 from dfmsd.engine.run import distill
 
-CONFIG = Path(__file__).parents[1] / "configs" / "bccd" / "single_stage.yaml"
+STUDENT = DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=64, head_convs=2)
 TEACHER = DetectorConfig("faster_rcnn", "tf_efficientnet_lite2", fpn_channels=64)
 EPOCHS = 3
 RUNS: dict[str, dict[str, Any]] = {
@@ -122,9 +121,10 @@ def main() -> None:
         print(f"end_to_end: no folder {options.data}; pass a data set in the COCO layout with --data")
         return
     torch.set_num_threads(THREADS)
-    config = read_config(DistillConfig, CONFIG)
-    stages = [StageConfig(teacher="teacher", epochs=EPOCHS)]
-    config = replace(config, data=replace(config.data, root=options.data), stages=stages)
+    data = DataConfig(root=options.data, image_size=192, batch_size=8)
+    config = DistillConfig(
+        data=data, student=STUDENT, stages=[StageConfig(teacher="teacher", epochs=EPOCHS)], out="runs"
+    )
     torch.manual_seed(0)
     teacher = build_detector(TEACHER, CocoDataModule(config.data).class_names)
     rows = measure(config, teacher, options.repeats)
