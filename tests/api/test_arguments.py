@@ -88,3 +88,34 @@ def test_a_bad_argument_of_any_function_is_refused(name: str, tiny_teachers: tup
 
 def test_a_device_has_a_type(tiny_teachers: tuple[str, str], tiny_root: Path) -> None:
     assert dfmsd.evaluate(tiny_teachers[0], tiny_root, image_size=64, limit=1, device=torch.device("cpu"))
+
+
+CALLS: dict[str, Callable[[], object]] = {
+    "evaluate": lambda: dfmsd.evaluate("~/there", data="digits"),
+    "predict": lambda: dfmsd.predict("teacher", ["~/there"], "drawings"),
+    "export": lambda: dfmsd.export("~/there"),
+    "measure_students": lambda: dfmsd.measure_students(["fcos"], json="~/there/costs.json"),
+    "visualize": lambda: dfmsd.visualize("~/there", "teacher", ["there"], "pictures"),
+    "report": lambda: dfmsd.report(Path("~/there")),
+    "share": lambda: dfmsd.share("~/there", "shared"),
+    "inspect_data": lambda: dfmsd.inspect_data("~/there"),
+    "convert": lambda: dfmsd.convert("~/there", "converted", to="yolo"),
+    "init": lambda: dfmsd.init("~/there", "my.yaml"),
+    "check": lambda: dfmsd.check("~/there/my.yaml"),
+    "rank_teachers": lambda: dfmsd.rank_teachers("~/there/my.yaml"),
+    "estimate": lambda: dfmsd.estimate("~/there/my.yaml"),
+    "compare": lambda: dfmsd.compare("~/there/my.yaml"),
+    "tune": lambda: dfmsd.tune("~/there/my.yaml"),
+    "distill": lambda: dfmsd.distill("~/there/my.yaml"),
+    "train": lambda: dfmsd.train("~/there/my.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    with pytest.raises(DfmsdError, match=re.escape(f"{tmp_path}/there")):
+        CALLS[name]()
+    assert not (tmp_path / "~").exists()

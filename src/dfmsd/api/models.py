@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dfmsd.api.home import expands_home
 from dfmsd.data import DataConfig
 from dfmsd.detectors import Detector
 from dfmsd.detectors.base import SHOWN_SCORE
@@ -30,6 +31,7 @@ logger = logging.getLogger("dfmsd")
 # Each function imports what it needs itself, as in `dfmsd.api.runs`.
 
 
+@expands_home
 def evaluate(
     model: Detector | str | Path,
     data: str | Path | DataConfig | DetectionDataset | DataLoader[Any],
@@ -94,6 +96,7 @@ def evaluate(
     return metrics
 
 
+@expands_home
 def predict(
     model: Detector | str | Path,
     images: str | Path | Sequence[str | Path],
@@ -140,6 +143,7 @@ def predict(
     return prediction.predict(detector, _listed(images), Path(out), score, image_size, tiles, overlap, track)
 
 
+@expands_home
 def export(
     model: str | Path,
     format: Literal["onnx", "openvino", "ncnn", "litert", "coreml", "executorch", "torch"] = "onnx",
@@ -193,6 +197,7 @@ def export(
     return export(model, format, out=out, images=images, image_size=image_size, int8=int8, nms=nms)
 
 
+@expands_home
 def measure_students(
     students: Sequence[str] | None = None,
     *,
@@ -230,6 +235,7 @@ def measure_students(
     return costs
 
 
+@expands_home
 def visualize(
     model: str | Path, teacher: str | Path, images: str | Path | Sequence[str | Path], out: str | Path
 ) -> list[Path]:
@@ -252,6 +258,7 @@ def visualize(
     return draw(str(model), str(teacher), _listed(images), Path(out))
 
 
+@expands_home
 def report(
     run: str | Path,
     *,
@@ -281,6 +288,7 @@ def report(
     return pages or [reporting.report(run, baseline, teachers, images)]
 
 
+@expands_home
 def share(
     run: str | Path,
     out: str | Path,
@@ -313,6 +321,7 @@ def share(
     return sharing.share(run, out, name=name, dataset=dataset, license=license, baseline=baseline, push=push)
 
 
+@expands_home
 def inspect_data(
     data: str | Path | DataConfig, *, image_size: int | None = None, out: str | Path | None = None
 ) -> DataFacts:
@@ -341,6 +350,7 @@ def inspect_data(
     return facts
 
 
+@expands_home
 def convert(
     source: str | Path,
     out: str | Path,

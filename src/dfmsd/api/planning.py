@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from dfmsd.api.home import expands_home
 from dfmsd.api.runs import resolve_distillation
 from dfmsd.api.settings import check_names, check_switches, resolve_config
 from dfmsd.api.students import Student, Teachers, resolve_student
@@ -40,6 +41,7 @@ NO_RUN = "runs/student"
 # Each function imports the engine itself: importing Lightning takes longer than refusing most bad input.
 
 
+@expands_home
 def init(
     data: str | Path,
     out: str | Path,
@@ -111,6 +113,7 @@ def check(
     check_images: int | None = None,
     **settings: Unpack[DistillSettings],
 ) -> Preflight: ...
+@expands_home
 def check(
     config: Any = None,
     /,
@@ -149,6 +152,7 @@ def check(
     return engine.check(resolved, allow_weak_teacher=allow_weak_teacher, check_images=check_images, **objects)
 
 
+@expands_home
 def rank_teachers(
     config: DistillConfig | str | Path,
     teachers: Sequence[str | Path] | None = None,
@@ -195,6 +199,7 @@ def stages_of(teachers: Sequence[str]) -> list[StageConfig]:
     return [StageConfig(1, name) for name in dict.fromkeys(teachers)]
 
 
+@expands_home
 def estimate(
     config: DistillConfig | str | Path, *, json: str | Path | None = None, **settings: Unpack[DistillChanges]
 ) -> Estimate:
@@ -222,6 +227,7 @@ def estimate(
     return found
 
 
+@expands_home
 def compare(
     config: CompareConfig | str | Path,
     *,
@@ -277,6 +283,7 @@ def try_recipe(name: str) -> dict[str, Trial]:
     return trial.try_recipe(recipe)
 
 
+@expands_home
 def tune(
     config: TuneConfig | str | Path,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from dfmsd.api.home import expands_home
 from dfmsd.api.settings import build_config, check_names, check_switches, resolve_config
 from dfmsd.api.students import Student, Teachers, plan_stages, resolve_student
 from dfmsd.data import DataConfig
@@ -53,6 +54,7 @@ def distill(
     report: bool = True,
     **settings: Unpack[DistillSettings],
 ) -> Result: ...
+@expands_home
 def distill(
     config: Any = None,
     /,
@@ -167,6 +169,7 @@ def train(
     report: bool = True,
     **settings: Unpack[RunSettings],
 ) -> Result: ...
+@expands_home
 def train(
     config: Any = None,
     /,

@@ -1,0 +1,31 @@
+"""``~/`` in the arguments of the API, which Python does not expand as a shell does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from dfmsd.utils.coerce import expand_home
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def expands_home(function: Callable[P, R]) -> Callable[P, R]:
+    """Write out ``~/`` in the paths and references that a function is called with, also in lists of them."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **settings: P.kwargs) -> R:
+        return function(*map(_expanded, arguments), **{name: _expanded(value) for name, value in settings.items()})
+
+    return call
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, str):
+        return expand_home(value)
+    if isinstance(value, Path):
+        return value.expanduser()
+    return [_expanded(item) for item in value] if isinstance(value, list) else value
