@@ -24,9 +24,7 @@ LIST_KEYS = ("stages", "loss")
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """Return the files passed by ``--config``."""
-    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    following = [value for flag, value in pairwise(arguments) if flag == "--config"]
-    return [Path(name) for name in joined + following]
+    return [Path(value) for flag, values in _grouped(arguments) if flag == "--config" for value in values[:1]]
 
 
 def parsed_config(config: type[C], values: jsonargparse.Namespace) -> C:
