@@ -87,7 +87,7 @@ BEFORE = {
 
 
 def why_not(page: Path, line: Sequence[str]) -> str | None:
-    if page.name in ("results.md", "lab-notebook.md"):
+    if page.name == "results.md":
         return NOT_RUN["python"]
     if line[:2] == ["dfmsd", "demo"]:
         return "trains for minutes: tests/test_docs.py parses it"

@@ -13,7 +13,7 @@ from dfmsd.starting.facts import Facts, TeacherFacts
 from dfmsd.starting.models import Keys, fits_inheriting
 
 TEACHER_JITTER = [0.75, 1.35]
-"""Scale jitter of every teacher in docs/results.md."""
+"""Scale jitter of every teacher in docs/results-adamw.md."""
 
 
 def plan_data(facts: Facts) -> dict[str, Choice]:
