@@ -224,7 +224,7 @@ def data_command(values: Namespace) -> None:
 def convert_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd convert``."""
     parser = command_parser("Write a data set in the format of COCO, YOLO or Pascal VOC, or in tar files.")
-    parser.add_argument("source", type=Path, help="data set folder; its layout is recognised")
+    parser.add_argument("source", type=Path, help="data set folder; its layout is recognized")
     parser.add_argument("--to", choices=["coco", "yolo", "voc", "shards"], default="coco", help="format to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to create; images are copied")
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")

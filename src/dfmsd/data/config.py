@@ -31,10 +31,10 @@ class DataConfig:
     """Where the data come from and how batches are made.
 
     Attributes:
-        root: Folder of the data set, whose layout is recognised (COCO, YOLO, Pascal VOC and their relatives), or
+        root: Folder of the data set, whose layout is recognized (COCO, YOLO, Pascal VOC and their relatives), or
             `digits` for the built-in data set (`./digits` is a folder of that name).
         train: Split to train on: the name that it has there, or `{annotations: FILE.json, images: FOLDER}`, both in
-            `root`; null is the one that is recognised.
+            `root`; null is the one that is recognized.
         val: Split to evaluate on, likewise.
         test: Split for the last word, likewise; opened on request only.
         image_size: Longer side after resizing, in pixels; a multiple of 32.

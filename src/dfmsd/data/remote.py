@@ -39,7 +39,7 @@ class Manifest(msgspec.Struct):
 
 
 def digest(content: bytes) -> str:
-    """Return the hash by which a file is recognised."""
+    """Return the hash by which a file is recognized."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -48,7 +48,7 @@ class DataFacts:
     """What a data set holds.
 
     Attributes:
-        layout: The recognised layout.
+        layout: The recognized layout.
         image_size: Longer side that images are resized to.
         splits: Those that can be read, the one to train on first.
         facts: Split -> its numbers.

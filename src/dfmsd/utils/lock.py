@@ -111,7 +111,7 @@ def empty(folder: Path, last: str) -> None:
 
     Args:
         folder: Folder.
-        last: Name of the file to delete last: the one by which the rest is recognised, should this process be killed.
+        last: Name of the file to delete last: the one by which the rest is recognized, should this process be killed.
     """
     for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
         if path.name in (LOCK, WRITER):

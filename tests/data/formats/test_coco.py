@@ -76,7 +76,7 @@ def move(root: Path, moves: Moves) -> Path:
 
 
 @pytest.mark.parametrize(("name", "splits", "moves"), LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts_are_recognised_and_read(tiny_coco: Path, name: str, splits: list[str], moves: Moves) -> None:
+def test_layouts_are_recognized_and_read(tiny_coco: Path, name: str, splits: list[str], moves: Moves) -> None:
     before = {split: open_split(tiny_coco, split).ground_truth for split in ("train", "val")}
     layout = recognize(move(tiny_coco, moves))
     assert (layout.name, list(layout.sources)) == (name, splits)

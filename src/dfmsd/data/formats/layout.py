@@ -54,7 +54,7 @@ class Source(Protocol):
 
 
 class Layout(NamedTuple):
-    """A recognised data set."""
+    """A recognized data set."""
 
     name: str
     """Such as "Roboflow COCO"."""
