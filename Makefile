@@ -78,7 +78,7 @@ bench: $(INSTALLED) ## every script under benchmarks/, each prints a table and w
 	@test -n "$(BENCHMARKS)" || { echo "make bench: no script under benchmarks/" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
-tables: $(INSTALLED) ## run what the tables of docs/results.md lack, two runs at a time: days on two CPU cores
+tables: $(INSTALLED) ## run what the tables of docs/results.md lack, two runs at a time: hours on two CPU cores
 	$(BIN)/python benchmarks/pages/run.py --jobs 2
 
 support: $(INSTALLED) ## try every teacher with every student: docs/support.json, docs/support.md

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/concepts.md from detectors, a run and two teachers into docs/assets/.
 
-    python benchmarks/experiments/concepts.py --run runs/digits/compare-unlike/unlike/dfmsd/seed-0 \
-        --teacher runs/digits/teacher_c --reference runs/digits/teacher_a
+    python benchmarks/experiments/concepts.py --run runs/tables/digits/digits/dfmsd@T2/seed-0 \
+        --teacher runs/teachers/digits_faster_rcnn --reference runs/teachers/digits_fcos
 
 ``pairing.svg`` needs no files; ``weighting.svg`` is drawn from the ``log.csv`` of ``--run``, and ``basis.svg`` from the
 run folders of two teachers of one width and images of ``--data``. Without their flags the other two are left as they

@@ -1,6 +1,6 @@
 """What does each ingredient of the training recipe gain? One switch at a time on top of the default recipe.
 
-    python benchmarks/experiments/ingredients.py configs/bccd/compare-unlike.yaml --methods none --seeds 0 1
+    python benchmarks/experiments/ingredients.py benchmarks/tables/bccd.yaml --methods none --seeds 0 1
 
 Repeats the comparison with each switch, and writes the AP of the last and of the averaged weights of all runs, and
 their seconds, to ``benchmarks/results/ingredients-<data>.json`` after each. Finished runs are used again.

@@ -1,6 +1,6 @@
 """Does any student lose by its teacher? Every student with every teacher of a comparison, everything else by default.
 
-    python benchmarks/experiments/pairs.py configs/digits/compare-pairs.yaml --students retinanet gfl ssdlite
+    python benchmarks/experiments/pairs.py benchmarks/tables/digits-pairs.yaml --students retinanet gfl ssdlite
 
 Repeats the comparison with other architectures of the student, and writes the AP of all runs to
 ``benchmarks/results/pairs-<data>.json`` after each. Finished runs are used again.

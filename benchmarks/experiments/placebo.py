@@ -1,6 +1,6 @@
 """Is it the fit of a basis that helps, or any rotation? The plans of a comparison with random rotations.
 
-    python benchmarks/experiments/placebo.py configs/digits/compare-unlike.yaml --methods dfmsd@T2 dfmsd@T1+T2
+    python benchmarks/experiments/placebo.py benchmarks/tables/digits.yaml --methods dfmsd@T2 dfmsd@T1+T2
 
 The runs are those of ``dfmsd compare`` with the same config and seeds, except that every rotation is drawn at random.
 Their AP belongs next to the table of the comparison. Writes ``benchmarks/results/placebo-<data>.json`` after each run

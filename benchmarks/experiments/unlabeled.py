@@ -1,8 +1,7 @@
 """Do unlabeled images help? A quarter of a data set's labels, with and without the other images.
 
-    python benchmarks/experiments/unlabeled.py --jobs 2       # benchmarks/results/unlabeled-aquarium.json
+    python benchmarks/experiments/unlabeled.py --jobs 2       # benchmarks/results/unlabeled-digits.json
     python benchmarks/experiments/unlabeled.py --rows pseudo  # some of alone, more, first and pseudo; the others stay
-    python benchmarks/experiments/unlabeled.py --source digits --config configs/digits/compare-quarter.yaml
 
 Every fourth training image keeps its annotations. The others are left out, feed the distillation terms, teach backbone
 and neck in a stage without labels first, or have pseudo-labels of the teacher as well, with which the baseline trains,
@@ -26,8 +25,7 @@ from dfmsd.data.pseudo import PseudoConfig
 from dfmsd.engine.configfile import read_config
 from dfmsd.utils.files import write_json
 
-SOURCE = "../shared/data/aquarium"
-CONFIG = Path("configs/aquarium/compare-quarter.yaml")
+CONFIG = Path("benchmarks/tables/digits-quarter.yaml")
 ROWS = ["alone", "more", "first", "pseudo"]
 WITHOUT_LABELS = "@T1[labels=false]:1+T1:3"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -74,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
-    parser.add_argument("--source", default=SOURCE, help="COCO folder, or digits (default: %(default)s)")
+    parser.add_argument("--source", default="digits", help="COCO folder, or digits (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=CONFIG)
     options = parser.parse_args()
     config = read_config(CompareConfig, options.config)

@@ -1,7 +1,8 @@
-"""Plot the gains of benchmarks/results/compare-*.json into docs/assets/gains.svg.
+"""Plot the tables of benchmarks/results/table-*.json into docs/assets/gains.svg and differences.svg.
 
-``python benchmarks/pages/figure.py``, which ``write.py`` calls, draws one line per pair of student and teacher, and one
-marker per method: the mean gain over the runs of the same seeds without a teacher. Small dots are DFMSD's own seeds.
+``write.py`` calls `draw`. In ``gains.svg`` each line is a data set and a teacher, each marker a method's mean gain over
+the runs of the same seeds without a teacher; small dots are DFMSD's own seeds. In ``differences.svg`` each line is
+DFMSD's difference to one method, with Student's 95 % interval.
 """
 
 from __future__ import annotations
@@ -13,59 +14,69 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from scores import Scores, comparison
 
-from dfmsd.comparison.methods import BASELINE
+from dfmsd.comparison.statistics import student_interval
 
-OUT = Path(__file__).resolve().parents[2] / "docs" / "assets" / "gains.svg"
+ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
 PAIRS = [
-    ("digits: FCOS from FCOS", "digits-homogeneous", "dfmsd"),
-    ("digits: FCOS from Faster R-CNN", "digits-unlike", "dfmsd@T2"),
-    ("aquarium: FCOS from FCOS", "aquarium-homogeneous-default", "dfmsd"),
-    ("aquarium: RetinaNet from Faster R-CNN", "aquarium-heterogeneous", "dfmsd[alpha=1]"),
-    ("hituav: FCOS from FCOS", "hituav-homogeneous-default", "dfmsd"),
-    ("hituav: RetinaNet from Faster R-CNN", "hituav-heterogeneous", "dfmsd"),
-    ("aquarium: FCOS from Faster R-CNN", "aquarium-unlike", "dfmsd"),
-    ("hituav: FCOS from Faster R-CNN", "hituav-unlike", "dfmsd"),
-    ("aquarium: SSDLite from Faster R-CNN", "aquarium-ssdlite", "dfmsd[alpha=1]"),
-    ("aquarium: RetinaNet from a weak RT-DETR", "aquarium-transformer", "dfmsd[alpha=1]"),
+    ("BCCD: FCOS from Faster R-CNN", "table-bccd", "T2"),
+    ("BCCD: FCOS from FCOS", "table-bccd", "T1"),
 ]
-"""Label, results/compare-<name>.json, and the row of DFMSD."""
+"""Label, results/<name>.json, and the teacher."""
 BLUE, GRAY = "#1f6feb", "#8b949e"
 
 
-def draw_pair(axes: Axes, height: float, table: Scores, ours: str) -> None:
-    """Draw the methods of one pair at one height."""
+def draw_pair(axes: Axes, height: float, table: Scores, teacher: str) -> None:
+    """Draw the gains of the methods with one teacher at one height."""
     axes.axhline(height, color="#eaeef2", linewidth=1, zorder=0)
-    for method in table.runs:
-        if "dfmsd" not in method and method != BASELINE:
-            gain = mean(table.differences(method).values())
-            axes.plot(gain, height, "|", color=GRAY, markersize=13, mew=2)
-    own = list(table.differences(ours).values())
-    axes.plot(own, [height] * len(own), "o", color=BLUE, markersize=4, alpha=0.45, mew=0)
-    axes.plot(mean(own), height, "o", color=BLUE, markersize=10, zorder=3)
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    place = (max(own), height)
-    axes.annotate(f"{mean(own):+.1f}", place, (9, 0), textcoords="offset points", va="center", color=BLUE, bbox=box)
+    for row in table.ranked(teacher):
+        gains = list(table.differences(row).values())
+        if not row.startswith("dfmsd"):
+            axes.plot(mean(gains), height, "|", color=GRAY, markersize=13, mew=2)
+            continue
+        axes.plot(gains, [height] * len(gains), "o", color=BLUE, markersize=4, alpha=0.45, mew=0)
+        axes.plot(mean(gains), height, "o", color=BLUE, markersize=10, zorder=3)
+        place, box = (mean(gains), height), {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        style = {"textcoords": "offset points", "ha": "center", "color": BLUE, "bbox": box}
+        axes.annotate(f"{mean(gains):+.1f}", place, (0, 12), **style)
 
 
-def draw(out: Path = OUT) -> None:
-    """Draw all pairs into an SVG file."""
-    plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "gains"})
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    for position, (_, name, ours) in enumerate(PAIRS):
-        draw_pair(axes, -position, comparison(f"compare-{name}"), ours)
-    axes.axvline(0, color="#57606a", linewidth=1)
+def draw_gains(axes: Axes) -> None:
+    """Draw all pairs, one below the other."""
+    for position, (_, name, teacher) in enumerate(PAIRS):
+        draw_pair(axes, -position, comparison(name), teacher)
     axes.set_yticks([-position for position in range(len(PAIRS))], [label for label, _, _ in PAIRS])
-    axes.set_xticks(range(-4, 15, 2))
-    axes.set_xlim(-5, 17)
+    axes.set_ylim(0.6 - len(PAIRS), 0.6)
     axes.set_xlabel("AP gained over training without a teacher")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(left=False)
     axes.plot([], [], "o", color=BLUE, markersize=10, label="DFMSD (small dots: its seeds)")
     axes.plot([], [], "|", color=GRAY, markersize=13, mew=2, linestyle="", label="the other methods of the table")
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(out, metadata={"Date": None}, facecolor="white")
-    plt.close(figure)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.35), ncols=2, frameon=False)
 
 
-if __name__ == "__main__":
-    draw()
+def draw_differences(axes: Axes) -> None:
+    """Draw DFMSD's difference to each method of all pairs, one below the other."""
+    labels: list[str] = []
+    for label, name, teacher in PAIRS:
+        table = comparison(name)
+        for row in table.ranked(teacher):
+            if row.startswith("dfmsd"):
+                continue
+            values = list(table.differences(f"dfmsd@{teacher}", row).values())
+            low, high = student_interval(values) or (min(values), max(values))
+            axes.plot([low, high], [-len(labels)] * 2, color=BLUE, linewidth=2, alpha=0.6)
+            axes.plot(mean(values), -len(labels), "o", color=BLUE)
+            labels.append(f"{label}, {row.partition('@')[0]}")
+    axes.set_yticks([-place for place in range(len(labels))], labels)
+    axes.set_xlabel("AP of DFMSD - AP of the method, mean and 95 % interval")
+
+
+def draw(folder: Path = ASSETS) -> None:
+    """Draw both pictures into SVG files of a folder."""
+    plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "results"})
+    for name, height, content in [("gains", 2.4, draw_gains), ("differences", 4.4, draw_differences)]:
+        figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
+        content(axes)
+        axes.axvline(0, color="#57606a", linewidth=1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+        plt.close(figure)

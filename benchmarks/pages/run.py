@@ -2,7 +2,7 @@
 
     python benchmarks/pages/run.py --plan              # runs done and left, and the hours that they need
     python benchmarks/pages/run.py --jobs 2            # make tables; repeat it after an interruption
-    python benchmarks/pages/run.py --only compare-digits-unlike
+    python benchmarks/pages/run.py --only table-bccd
 
 The comparisons are those of ``comparisons.yaml``. Their teachers are trained first where they are missing. The results
 of each comparison replace its file in benchmarks/results as soon as all of its runs have finished. Hours are

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -41,13 +40,9 @@ class Scores:
         """Return the AP of a teacher, by the name of its config or folder."""
         return f"{self.teachers[name]:.1f}"
 
-    def ap(self, row: str, seed: int = 0) -> str:
-        """Return the AP of one seed."""
-        return f"{self.runs[row][seed]:.1f}"
-
-    def seeds(self, row: str, separator: str = ", ") -> str:
+    def seeds(self, row: str) -> str:
         """Return the AP of every seed, from the first one on."""
-        return separator.join(f"{ap:.1f}" for ap in self.runs[row].values())
+        return ", ".join(f"{ap:.1f}" for ap in self.runs[row].values())
 
     def mean(self, row: str) -> str:
         """Return the mean over the seeds."""
@@ -77,6 +72,25 @@ class Scores:
             return self.gains(row, other)
         return f"{self.gain(row, other)} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
 
+    def sure(self, row: str, other: str = BASELINE) -> bool:
+        """Return whether the interval of the difference is above 0."""
+        ends = student_interval(list(self.differences(row, other).values()))
+        return ends is not None and ends[0] > 0
+
+    def common_means(self, rows: Sequence[str]) -> dict[str, float]:
+        """Return the mean of each row over the seeds that all of them have."""
+        common = set.intersection(*(set(self.runs[row]) for row in rows))
+        return {row: mean(self.runs[row][seed] for seed in common) for row in rows}
+
+    def ranked(self, teacher: str) -> list[str]:
+        """Return the methods without options that learn from a teacher such as ``T2``, the highest mean first."""
+        rows = [row for row in self.runs if row.partition("@")[2] == teacher and "[" not in row]
+        return sorted(rows, key=lambda row: self.common_means(rows)[row], reverse=True)
+
+    def next_best(self, teacher: str) -> str:
+        """Return the best method other than DFMSD that learns from a teacher."""
+        return next(row for row in self.ranked(teacher) if not row.startswith("dfmsd"))
+
     def recovered(self, row: str) -> str:
         """Return the share of the best teacher's lead over the baseline that the student gains."""
         paired = self.differences(row)
@@ -90,41 +104,6 @@ class Scores:
         value = self.costs.get(row, {}).get(key)
         return "" if value is None else f"{value:.2f}"
 
-    def joined(self, name: str, other: Scores, row: str) -> Scores:
-        """Return the table with a row of another one, to compare them."""
-        joined = Scores({}, None, self.costs)
-        joined.runs, joined.teachers = {**self.runs, name: other.runs[row]}, self.teachers
-        return joined
-
-    def line(self, row: str, columns: str, name: str | None = None, *, bold: bool = False) -> str:
-        """Return a line of a table.
-
-        Args:
-            row: key of the row.
-            columns: names of columns: ``seeds`` (a cell each), ``list``, ``mean``, ``spread``, ``gain``, ``gains``,
-                ``recovered``, ``step`` and ``memory``.
-            name: text of the first cell; None for the row's key.
-            bold: set it in bold type.
-        """
-        cells = [f"**{name or row}**" if bold else name or row]
-        every = sorted({seed for of_row in self.runs.values() for seed in of_row})
-        for column in columns.split():
-            if column == "seeds":
-                cells += [self.ap(row, seed) if seed in self.runs[row] else "" for seed in every]
-            else:
-                cells.append(self._cell(row, column))
-        return f"| {' | '.join(cells)} |".replace("  ", " ")
-
-    def _cell(self, row: str, column: str) -> str:
-        texts = {"list": self.seeds, "mean": self.mean, "spread": self.spread}
-        if column in texts:
-            return texts[column](row)
-        if column in ("step", "memory"):
-            return self.cost(row, {"step": "step_time", "memory": "peak_memory"}[column])
-        if row == BASELINE:
-            return ""
-        return {"gain": self.interval, "gains": self.gains, "recovered": self.recovered}[column](row)
-
 
 @cache
 def read(name: str) -> Any:
@@ -132,78 +111,41 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def comparison(*names: str) -> Scores:
-    """Return the rows of one or more ``results.json`` of comparisons; a later file replaces equal rows."""
-    return scores(*map(read, names))
-
-
-def scores(*results: Mapping[str, Any]) -> Scores:
-    """Return the rows of comparisons, given as the content of their ``results.json``."""
+def comparison(name: str) -> Scores:
+    """Return the rows of the ``results.json`` of a comparison."""
+    result = read(name)
     runs: dict[str, dict[int, float]] = {}
-    teachers: dict[str, float | None] = {}
-    costs: dict[str, Any] = {}
-    for result in results:
-        fresh: dict[str, dict[int, float]] = {}
-        for row in result["rows"]:
-            fresh.setdefault(row["method"], {})[row["seed"]] = row["AP"]
-            costs[row["method"]] = row
-        runs |= fresh
-        teachers |= result["teachers"]
-    return Scores(runs, teachers, costs)
-
-
-def by_seed(rows: Mapping[str, Mapping[str, float]]) -> Scores:
-    """Return the rows of a file with row -> seed -> AP."""
-    return Scores({row: {int(seed): ap for seed, ap in of_row.items()} for row, of_row in rows.items()})
+    for row in result["rows"]:
+        runs.setdefault(row["method"], {})[row["seed"]] = row["AP"]
+    return Scores(runs, result["teachers"], result["costs"])
 
 
 class Lead(NamedTuple):
-    """Our runs against those of a method with the same pair and seed, over several pairs."""
+    """Rows against other rows with the same table and seed, over several tables."""
 
-    pairs: int
+    tables: int
     differences: list[float]
 
     @property
-    def runs(self) -> int:
-        """Number of pairs of runs."""
-        return len(self.differences)
-
-    @property
-    def ahead(self) -> int:
-        """Number of those that ours lead."""
-        return sum(value > 0 for value in self.differences)
-
-    @property
     def line(self) -> str:
-        """Cells of a table: the numbers, the mean difference, and p of Wilcoxon's signed-rank test."""
+        """Cells of a table: the numbers of runs and of those ahead, the mean difference, and p of Wilcoxon's test."""
+        ahead = sum(value > 0 for value in self.differences)
         p = wilcoxon(self.differences).pvalue
         shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        return f"{self.pairs} | {self.runs} | {self.ahead} | {mean(self.differences):+.1f} | {shown}"
-
-    def __str__(self) -> str:
-        """Format as a part of a sentence."""
-        return f"{self.ahead} of {self.runs}"
+        return f"{self.tables} | {ahead} of {len(self.differences)} | {mean(self.differences):+.1f} | {shown}"
 
 
-def over_pairs(method: str, pairs: Iterable[Iterable[tuple[str, str]]]) -> Lead:
-    """Return our lead over a method.
+def lead(tables: Iterable[Scores], *pairs: tuple[str, str]) -> Lead:
+    """Return the lead of rows over others, by seed, in all tables that have both.
 
     Args:
-        method: row of the others.
-        pairs: for each pair its files and our row there, of which the first file with the method counts.
+        tables: the tables.
+        pairs: a row and the one that it is compared with.
     """
-    differences: list[float] = []
-    count = 0
-    for files in pairs:
-        tables = ((comparison(name), ours) for name, ours in files)
-        for table, ours in tables:
-            if method in table.runs:
-                differences += table.differences(ours, method).values()
-                count += 1
-                break
-    return Lead(count, differences)
-
-
-def unsigned(text: str) -> str:
-    """Return a text without plus and minus signs, for sentences that say the direction in words."""
-    return re.sub(r"[+-](?=\d)", "", text)
+    found = [
+        list(table.differences(row, other).values())
+        for table in tables
+        for row, other in pairs
+        if row in table.runs and other in table.runs
+    ]
+    return Lead(len(found), [value for values in found for value in values])

@@ -13,7 +13,7 @@ from pathlib import Path
 import figure
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scores import by_seed, comparison, over_pairs, read, scores, unsigned
+from scores import RESULTS, comparison, lead, read
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -24,6 +24,11 @@ def comparisons() -> dict[str, list[str]]:
     """Return the comparisons of ``comparisons.yaml``: name of the JSON file -> arguments of ``dfmsd compare``."""
     listed: dict[str, str | list[str]] = yaml.safe_load((HERE / "comparisons.yaml").read_text(encoding="utf-8"))
     return {name: [calls] if isinstance(calls, str) else calls for name, calls in listed.items()}
+
+
+def missing() -> str:
+    """Return the names of the comparisons that have no results yet."""
+    return ", ".join(f"`{name}`" for name in comparisons() if not (RESULTS / f"{name}.json").exists())
 
 
 def command(*names: str) -> str:
@@ -44,14 +49,13 @@ def render(page: str) -> str:
         lstrip_blocks=True,
         autoescape=False,  # markdown, from files of this repository
     )
-    environment.filters["unsigned"] = unsigned
-    functions = [read, comparison, scores, by_seed, over_pairs, command]
+    functions = [read, comparison, lead, command, missing]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(f"{page}.jinja").render()
 
 
 def main() -> None:
-    """Write the pages and their picture."""
+    """Write the pages and their pictures."""
     figure.draw()
     for page in PAGES:
         (DOCS / page).write_text(render(page), encoding="utf-8")

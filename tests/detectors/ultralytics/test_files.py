@@ -150,7 +150,7 @@ def test_a_detector_of_the_library_teaches_and_is_taught(
         assert same_state(load_detector(result.run).model, result.student.model)
 
 
-def test_a_checkpoint_without_the_prefix_is_recognised(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_prefix_is_recognized(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_bytes(b"")
     with pytest.raises(DfmsdError, match=r"for a model of Ultralytics, write ultralytics:.*best.pt"):
         load_detector(tmp_path / "best.pt")
