@@ -1,4 +1,4 @@
-"""Readers of data sets: one module per format, which recognises its layouts and reads one split of them."""
+"""Readers of data sets: one module per format, which recognizes its layouts and reads one split of them."""
 
 from __future__ import annotations
 
