@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 from faster_coco_eval import COCO, COCOeval_faster
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import dfmsd
@@ -44,12 +45,18 @@ class Claim(NamedTuple):
 
 
 def claims(runs: Path) -> Iterator[Claim]:
-    """Yield the runs of all comparisons whose folders are there."""
+    """Yield the runs of all comparisons whose folders are there, if they were measured on the val split."""
     for file in sorted((BENCHMARKS / "results").glob("*.json")):
         content = json.loads(file.read_text())
         for row in content.get("rows", []) if isinstance(content, dict) else []:
-            if "run" in row and (runs / row["run"] / "student.safetensors").is_file():
+            if "run" in row and measured_on_val(runs / row["run"]):
                 yield Claim(file.name, row["method"], row["seed"], row["AP"], runs / row["run"])
+
+
+def measured_on_val(run: Path) -> bool:
+    """Return whether the folder has a student whose AP is that of the val split, not that of held-out images."""
+    config = run / "config.yaml"
+    return (run / "student.safetensors").is_file() and not yaml.safe_load(config.read_text())["data"]["holdout"]
 
 
 def recompute(run: Path, root: Path) -> float:
@@ -91,7 +98,7 @@ def main() -> None:
         wrong += abs(ap - claim.ap) > TOLERANCE
         shown = f"{100 * claim.ap:.1f}"
         values = (f"{100 * claim.ap:.2f}", f"{100 * ap:.2f}", "yes" if shown in page else "in a mean")
-        table.add_row(claim.file, claim.method, str(claim.seed), *values)
+        table.add_row(claim.file, escape(claim.method), str(claim.seed), *values)
     Console().print(table)
     sys.exit(1 if wrong else 0)
 
