@@ -2,7 +2,7 @@
 
 ``write.py`` calls `draw`. In ``gains.svg`` each line is a data set and a teacher, each marker a method's mean gain over
 the runs of the same seeds without a teacher; small dots are DFMSD's own seeds. In ``differences.svg`` each line is
-DFMSD's difference to one method, with Student's 95 % interval.
+DFMSD's difference to one method, with Student's 95 % interval, or its range where there are two seeds.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def draw_differences(axes: Axes) -> None:
             axes.plot(mean(values), -len(labels), "o", color=BLUE)
             labels.append(f"{label}, {row.partition('@')[0]}")
     axes.set_yticks([-place for place in range(len(labels))], labels)
-    axes.set_xlabel("AP of DFMSD - AP of the method, mean and 95 % interval")
+    axes.set_xlabel("AP of DFMSD - AP of the method, mean and 95 % interval (two seeds: range)")
 
 
 def draw(folder: Path = ASSETS) -> None:

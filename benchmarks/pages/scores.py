@@ -97,7 +97,7 @@ class Scores:
         start = mean(self.runs[BASELINE][seed] for seed in paired)
         share = gap_recovery(start + mean(paired.values()), start, max(self.teachers.values()))
         assert share is not None
-        return f"{100 * share:.0f} %"
+        return f"{round(100 * share)} %"
 
     def cost(self, row: str, key: str) -> str:
         """Return a cost relative to the baseline's; empty if it was not measured."""
