@@ -93,6 +93,7 @@ def test_a_device_has_a_type(tiny_teachers: tuple[str, str], tiny_root: Path) ->
 CALLS: dict[str, Callable[[], object]] = {
     "evaluate": lambda: dfmsd.evaluate("~/there", data="digits"),
     "predict": lambda: dfmsd.predict("teacher", ["~/there"], "drawings"),
+    "predict from a tuple": lambda: dfmsd.predict("teacher", ("~/there",), "drawings"),
     "export": lambda: dfmsd.export("~/there"),
     "measure_students": lambda: dfmsd.measure_students(["fcos"], json="~/there/costs.json"),
     "visualize": lambda: dfmsd.visualize("~/there", "teacher", ["there"], "pictures"),

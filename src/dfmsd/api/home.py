@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def expands_home(function: Callable[P, R]) -> Callable[P, R]:
-    """Write out ``~/`` in the paths and references that a function is called with, also in lists of them."""
+    """Write out ``~/`` in the paths and references that a function is called with, also in lists and tuples of them."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **settings: P.kwargs) -> R:
@@ -28,4 +28,4 @@ def _expanded(value: Any) -> Any:
         return expand_home(value)
     if isinstance(value, Path):
         return value.expanduser()
-    return [_expanded(item) for item in value] if isinstance(value, list) else value
+    return type(value)(map(_expanded, value)) if type(value) in (list, tuple) else value
