@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from _runs import RESULTS
+
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.runner import compare
 from dfmsd.data.digits import cached_digits
@@ -28,7 +30,6 @@ from dfmsd.utils.files import write_json
 CONFIG = Path("benchmarks/tables/digits-quarter.yaml")
 ROWS = ["alone", "more", "first", "pseudo"]
 WITHOUT_LABELS = "@T1[labels=false]:1+T1:3"
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def split(source: Path, root: Path, rest: Path) -> None:

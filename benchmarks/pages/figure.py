@@ -14,8 +14,6 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from scores import Scores, comparison
 
-from dfmsd.comparison.statistics import student_interval
-
 ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
 PAIRS = [
     ("BCCD: FCOS from Faster R-CNN", "table-bccd", "T2"),
@@ -60,8 +58,8 @@ def draw_differences(axes: Axes) -> None:
         for row in table.ranked(teacher):
             if row.startswith("dfmsd"):
                 continue
-            values = list(table.differences(f"dfmsd@{teacher}", row).values())
-            low, high = student_interval(values) or (min(values), max(values))
+            values = table.differences(f"dfmsd@{teacher}", row).values()
+            low, high = table.ends(f"dfmsd@{teacher}", row) or (min(values), max(values))
             axes.plot([low, high], [-len(labels)] * 2, color=BLUE, linewidth=2, alpha=0.6)
             axes.plot(mean(values), -len(labels), "o", color=BLUE)
             labels.append(f"{label}, {row.partition('@')[0]}")

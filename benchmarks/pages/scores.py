@@ -65,16 +65,20 @@ class Scores:
         """Return the mean difference between two rows."""
         return f"{mean(self.differences(row, other).values()):+.1f}"
 
+    def ends(self, row: str, other: str = BASELINE) -> tuple[float, float] | None:
+        """Return the ends of Student's 95 % interval of the mean difference; None with fewer than three seeds."""
+        return student_interval(list(self.differences(row, other).values()))
+
     def interval(self, row: str, other: str = BASELINE) -> str:
         """Return the mean difference with Student's 95 % interval; with fewer than three seeds, the differences."""
-        ends = student_interval(list(self.differences(row, other).values()))
+        ends = self.ends(row, other)
         if ends is None:
             return self.gains(row, other)
         return f"{self.gain(row, other)} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
 
     def sure(self, row: str, other: str = BASELINE) -> bool:
         """Return whether the interval of the difference is above 0."""
-        ends = student_interval(list(self.differences(row, other).values()))
+        ends = self.ends(row, other)
         return ends is not None and ends[0] > 0
 
     def common_means(self, rows: Sequence[str]) -> dict[str, float]:
@@ -85,7 +89,7 @@ class Scores:
     def ranked(self, teacher: str) -> list[str]:
         """Return the methods without options that learn from a teacher such as ``T2``, the highest mean first."""
         rows = [row for row in self.runs if row.partition("@")[2] == teacher and "[" not in row]
-        return sorted(rows, key=lambda row: self.common_means(rows)[row], reverse=True)
+        return sorted(rows, key=self.common_means(rows).__getitem__, reverse=True)
 
     def next_best(self, teacher: str) -> str:
         """Return the best method other than DFMSD that learns from a teacher."""
