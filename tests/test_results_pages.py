@@ -95,6 +95,17 @@ def test_methods_of_a_teacher_by_their_mean_over_common_seeds(tables: ModuleType
     assert table.common_means(["pkd@T2", "dfmsd@T2"]) == pytest.approx({"pkd@T2": 55, "dfmsd@T2": 25})
 
 
+def test_claims_of_a_table(tables: ModuleType) -> None:
+    claims = import_module("claims")
+    rows = {"none": [0.1, 0.1, 0.1], "dfmsd@T2": [0.12, 0.13, 0.14], "pkd@T2": [0.2, 0.1, 0.1], "mgd@T2": [0.1] * 3}
+    table = tables.Scores({row: dict(enumerate(aps)) for row, aps in rows.items()})
+    found = claims.answers_of("Here", table)
+    assert [(claim.partition(": ")[2].split()[-1], holds) for claim, _, holds in found] == [
+        ("teacher", True),
+        ("pkd@T2", False),
+    ]
+
+
 def test_numbers_of_the_readme_are_in_the_pages() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## Results") : readme.index("## Your own data")]

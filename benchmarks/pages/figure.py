@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
+from claims import TABLES
 from matplotlib.axes import Axes
 from scores import Scores, comparison
 
 ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
 PAIRS = [
-    ("BCCD: FCOS from Faster R-CNN", "table-bccd", "T2"),
-    ("BCCD: FCOS from FCOS", "table-bccd", "T1"),
+    (f"{label}: FCOS from {kind}", name, teacher)
+    for label, name in TABLES.items()
+    for kind, teacher in [("Faster R-CNN", "T2"), ("FCOS", "T1")]
 ]
 """Label, results/<name>.json, and the teacher."""
 BLUE, GRAY = "#1f6feb", "#8b949e"

@@ -83,6 +83,8 @@ class Scores:
 
     def common_means(self, rows: Sequence[str]) -> dict[str, float]:
         """Return the mean of each row over the seeds that all of them have."""
+        if not rows:
+            return {}
         common = set.intersection(*(set(self.runs[row]) for row in rows))
         return {row: mean(self.runs[row][seed] for seed in common) for row in rows}
 
@@ -92,8 +94,8 @@ class Scores:
         return sorted(rows, key=self.common_means(rows).__getitem__, reverse=True)
 
     def next_best(self, teacher: str) -> str:
-        """Return the best method other than DFMSD that learns from a teacher."""
-        return next(row for row in self.ranked(teacher) if not row.startswith("dfmsd"))
+        """Return the best method other than DFMSD that learns from a teacher, or an empty text."""
+        return next((row for row in self.ranked(teacher) if not row.startswith("dfmsd")), "")
 
     def recovered(self, row: str) -> str:
         """Return the share of the best teacher's lead over the baseline that the student gains."""

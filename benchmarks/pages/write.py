@@ -12,6 +12,7 @@ from pathlib import Path
 
 import figure
 import yaml
+from claims import answers
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scores import RESULTS, comparison, lead, read
 
@@ -49,7 +50,7 @@ def render(page: str) -> str:
         lstrip_blocks=True,
         autoescape=False,  # markdown, from files of this repository
     )
-    functions = [read, comparison, lead, command, missing]
+    functions = [answers, command, comparison, lead, missing, read]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(f"{page}.jinja").render()
 
