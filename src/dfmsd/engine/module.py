@@ -75,7 +75,8 @@ class DistillationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and learning-rate schedule for `task.trainable`."""
-        optimizer = build_optimizer(self.task.trainable, self.optim, self.task.student.backbone_layers() or ())
+        backbone, criteria = self.task.student.backbone_layers() or (), self.task.trainable["criteria"].children()
+        optimizer = build_optimizer(self.task.trainable, self.optim, backbone, late=criteria)
         check_optimizer(optimizer, self.task)
         epochs = [stage.epochs for stage in self.task.stages]
         # not trainer.estimated_stepping_batches, which would set up the loader before its state is restored

@@ -27,9 +27,9 @@ class OptimConfig:
     """How weights are updated.
 
     Args:
-        name: LAMB, which scales each layer's step to the size of its weights; AdamW; or SGD with momentum 0.9. ``auto``
-            is LAMB, but AdamW for detectors that are trained already and where ``lr`` is a number, since numbers are
-            usually those of AdamW.
+        name: LAMB, which scales each layer's step to the size of its weights, and moves biases and norms as Adam does;
+            AdamW; or SGD with momentum 0.9. ``auto`` is LAMB, but AdamW for detectors that are trained already and
+            where ``lr`` is a number, since numbers are usually those of AdamW.
         lr: peak learning rate; ``auto`` follows from the images per optimizer step and from the weights that the
             detector starts with, see `learning_rate`.
         backbone_lr: learning rate of the student's backbone, the layers in front of neck and head, as a factor of
