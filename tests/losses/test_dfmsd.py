@@ -52,7 +52,9 @@ def slow_attention(energies: list[float], tau: float) -> list[float]:
 
 
 def slow_spatial_attention(image: Tensor, tau: float) -> list[float]:
-    return slow_attention([sum(abs(float(image[c, i, j])) for c in range(C)) / C for i, j in cells()], tau)
+    energies = [sum(abs(float(image[c, i, j])) for c in range(C)) / C for i, j in cells()]
+    mean = sum(energies) / len(energies)
+    return slow_attention([energy / mean for energy in energies], tau)
 
 
 def slow_top(attention: list[float], ratio: float) -> list[float]:
@@ -217,6 +219,15 @@ def test_objects_and_errors_attract_the_mask_in_a_later_stage() -> None:
     worst = uniform.clone()
     worst[:, :, 4] = -9  # six cells without objects, as many as are masked
     assert (loss.masks(teacher, place, worst)["spatial"][:, 0, 4] == 0).all()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_masks_do_not_depend_on_the_scale_of_the_teacher(stage: int) -> None:
+    loss = method()
+    _, teacher = pair()
+    difference = torch.randn(N, C, H, W, dtype=torch.float64)
+    masks, scaled = (loss.masks(factor * teacher, context(stage), difference) for factor in (1, 40))
+    assert all(torch.equal(mask, scaled[name]) for name, mask in masks.items())
 
 
 # What the terms mean.

@@ -40,7 +40,7 @@ class DFMSDOptions:
         ratio: fraction of the positions masked in stage 1, in 0..1.
         channel_ratio: fraction of the channels masked, in 0..1.
         direction: what is masked, see `functional.select_mask`.
-        tau: temperature of the attention, > 0.
+        tau: temperature of the attention, > 0; for positions relative to the mean magnitude of the image's feature.
         generation: size of the generation layers, see `generation.generation_blocks`; ``light`` is faster, with about
             1 AP less (docs/lab-notebook.md).
         enhancement: from the second stage on, mask more positions, and prefer those inside objects and those where the
@@ -151,7 +151,7 @@ class DFMSD(Method):
         o = self.options
         masks = {}
         if o.spatial:
-            attention, ratio = functional.spatial_attention(teacher, o.tau), o.ratio
+            attention, ratio = functional.spatial_attention(per_magnitude(teacher), o.tau), o.ratio
             if o.enhancement and context.stage > 1:
                 attention = self._enhance(attention, context, difference)
                 ratio = functional.stage_ratio(o.ratio, context.stage, RATIO_STEP, RATIO_MAX)
@@ -174,6 +174,22 @@ class DFMSD(Method):
         weight = None if self.fusion is None else self.fusion.weight
         blocks = self.generation
         return functional.dfmsd_mask(student, target, [masks[name] for name in blocks], list(blocks.values()), weight)
+
+
+def per_magnitude(feature: Tensor) -> Tensor:
+    r"""Divide a feature by the mean of $|F|$ over each image.
+
+    Magnitudes differ by a factor of 20 to 40 between frameworks. Undivided, those of a large feature would make its
+    attention so sharp that `functional.enhance_attention` could not reorder it.
+
+    Args:
+        feature: ``N x C x H x W``.
+
+    >>> per_magnitude(torch.tensor([[[[3.0, -9.0]]]]))
+    tensor([[[[ 0.5000, -1.5000]]]])
+    """
+    magnitude = feature.abs().mean(dim=(1, 2, 3), keepdim=True)
+    return feature / magnitude.clamp_min(torch.finfo(feature.dtype).tiny)
 
 
 def level_share(feature: Tensor, size: tuple[int, int]) -> float:
