@@ -54,6 +54,14 @@ def test_a_value_that_does_not_reach_the_pyramid_has_norm_zero() -> None:
     assert gradient_norm(torch.ones(2, requires_grad=True).sum(), pyramid()) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_gradient_of_a_mean_over_a_large_level_is_measured_in_every_precision(dtype: torch.dtype) -> None:
+    """Its elements, 2 / n, are not far from the smallest number of float16, 2^-24."""
+    level = torch.ones(1, 48, 512, 512, dtype=dtype).requires_grad_()
+    norm = gradient_norm(level.float().square().mean(), {"p3": level})
+    assert float(norm) == pytest.approx(2 / math.sqrt(level.numel()), rel=1e-2)
+
+
 def test_the_factor_is_ratio_times_the_tasks_norm_over_that_of_all_terms_which_keep_their_ratios() -> None:
     balance = GradientBalance(BOTH, ratio=0.5)
     terms = measure(balance, task=6.0, mask=2.0, sfa=0.1)

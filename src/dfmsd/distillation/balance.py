@@ -21,6 +21,10 @@ INTERVAL = 10
 SMOOTHING = 0.1
 """Share of a new measurement in the running norms, once there are enough of them."""
 
+HALF_SCALE = 2.0**12
+"""Factor of a loss that is differentiated in float16. A mean over a large level has gradients of 1e-8, where float16 ends
+at 6e-8; with the factor they are between 1.5e-11 and 16."""
+
 
 def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sum terms over the levels: ``mask/p3``, ``mask/p4`` -> ``mask``."""
@@ -38,9 +42,11 @@ def is_balance(name: str) -> bool:
 
 def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
     """Return the Euclidean norm of a scalar's gradient with respect to a whole pyramid; the graph is kept."""
-    gradients = torch.autograd.grad(value, list(pyramid.values()), retain_graph=True, allow_unused=True)
+    levels = list(pyramid.values())
+    scale = HALF_SCALE if any(level.dtype == torch.float16 for level in levels) else 1.0
+    gradients = torch.autograd.grad(scale * value.float(), levels, retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-    return torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+    return torch.stack(squares).sum().sqrt() / scale if squares else value.new_zeros(())
 
 
 class GradientBalance(nn.Module):
