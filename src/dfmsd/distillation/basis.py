@@ -66,7 +66,8 @@ def build_basis(
         former: the loss of the former stage's only teacher, the reference of ``former``.
 
     Raises:
-        DfmsdError: the loss compares predictions, or the former teacher does not teach all levels.
+        DfmsdError: the loss compares predictions, the former teacher does not teach all levels, or losses of a sum
+            pair a level of the teacher with different references.
     """
     if name == "own":
         return None
@@ -84,7 +85,15 @@ def build_basis(
             f"basis: the former stage does not teach {', '.join(missing)} of the student, only "
             f"{', '.join(references)}; choose basis: student or own"
         )
-    levels = {pair.teacher.name: references[pair.student.name] for pair in criterion.pairs}
+    levels: dict[str, LevelSpec] = {}
+    for pair in criterion.pairs:
+        reference = references[pair.student.name]
+        if levels.setdefault(pair.teacher.name, reference) != reference:
+            raise DfmsdError(
+                f"basis: the losses teach the student's {levels[pair.teacher.name].name} and {reference.name} by the "
+                f"same {pair.teacher.name} of the teacher, which can be rotated into one of them only; give all losses "
+                "one pairing, or choose basis: own"
+            )
     return PyramidBasis(teacher, levels, former=name == "former")
 
 

@@ -122,9 +122,13 @@ class PyramidBasis(nn.Module):
     """The bases of a teacher's levels.
 
     Args:
-        levels: levels of the teacher that the loss uses.
-        references: name of each of these levels -> level of the reference.
+        levels: levels of the teacher.
+        references: name of each of these levels that the loss uses -> level of the reference.
         former: whether the reference is the former stage's teacher, and not the student.
+
+    Attributes:
+        levels: the same levels, with the channels of their references. Those without one are not mapped, but they
+            count where levels are paired.
     """
 
     fitted: Tensor
@@ -137,7 +141,8 @@ class PyramidBasis(nn.Module):
         self.references = dict(references)
         self.channels = {level.name: level.channels for level in levels if level.name in references}
         self.levels = tuple(
-            level._replace(channels=references[level.name].channels) for level in levels if level.name in references
+            level._replace(channels=references[level.name].channels) if level.name in references else level
+            for level in levels
         )
         self.maps = nn.ModuleDict(
             {name: LevelBasis(channels, references[name].channels) for name, channels in self.channels.items()}
