@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NoReturn, get_args
 
 import yaml
@@ -132,16 +132,21 @@ def planned_stages(plan: Sequence[PlannedStage], teachers: Sequence[str], epochs
 
 
 def split_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
-    """Split epochs by shares into at least one each, ``epochs`` in total.
+    """Split epochs by shares, with at least one epoch for each.
 
     Raises:
         DfmsdError: more stages than epochs.
+
+    >>> split_epochs(8, [1, 7]), split_epochs(8, [1, 100]), split_epochs(3, [9, 1, 1])
+    ([1, 7], [1, 7], [1, 1, 1])
     """
-    rest = epochs - len(shares)
-    if rest < 0:
+    if epochs < len(shares):
         raise DfmsdError(f"epochs must be at least the number of stages, {len(shares)}, got {epochs}")
-    ends = [round(rest * end / sum(shares)) for end in accumulate(shares)]
-    return [1 + end - start for start, end in zip([0, *ends], ends, strict=False)]
+    ends = [0]
+    for index, share in enumerate(accumulate(shares)):
+        left = len(shares) - 1 - index
+        ends.append(min(max(round(epochs * share / sum(shares)), ends[-1] + 1), epochs - left))
+    return [end - start for start, end in pairwise(ends)]
 
 
 def split_methods(text: str) -> list[str]:
