@@ -22,7 +22,7 @@ class AMDOptions:
 
     Args:
         gate: multiply the generated channels by a gate computed from the teacher.
-        threshold: lowest attention, of mean 1, that is masked.
+        threshold: lowest attention, of mean 1, that is masked; > 0.
         tau: temperature of the attention, > 0.
     """
 
@@ -41,8 +41,13 @@ class AMDOptions:
         """Refuse impossible values.
 
         Raises:
-            DfmsdError: a temperature that is not above 0.
+            DfmsdError: a temperature or a threshold that is not above 0.
         """
+        if self.threshold <= 0:
+            raise DfmsdError(
+                f"loss.threshold must be above 0, got {self.threshold}: with everything masked the student learns "
+                "nothing; 1 is usual"
+            )
         if self.tau <= 0:
             raise DfmsdError(f"loss.tau must be above 0, got {self.tau}; 0.5 is usual")
 

@@ -78,7 +78,8 @@ class DFMSDOptions:
         """Refuse impossible values.
 
         Raises:
-            DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, or no masking branch.
+            DfmsdError: a ratio outside 0..1, a temperature <= 0, a negative weight, no masking branch, or nothing left
+                by the masks.
         """
         refuse_outside_unit({name: getattr(self, name) for name in ("ratio", "channel_ratio")})
         refuse_negative({name: getattr(self, name) for name in ("alpha", "beta")})
@@ -90,6 +91,11 @@ class DFMSDOptions:
             )
         if self.alpha > 0 and not (self.spatial or self.channel):
             raise DfmsdError("loss.spatial and loss.channel are both off; switch one on, or set loss.alpha to 0")
+        kept = [1 - self.ratio] * self.spatial + [1 - self.channel_ratio] * self.channel
+        if self.alpha > 0 and max(kept) == 0:
+            raise DfmsdError(
+                "loss.ratio or loss.channel_ratio must be below 1: with everything masked the student learns nothing"
+            )
 
 
 class DFMSD(Method):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dfmsd.errors import DfmsdError
 from dfmsd.losses import functional
 from dfmsd.losses.generation import GenerationBlock
-from dfmsd.losses.method import LossContext, Method, refuse_outside_unit
+from dfmsd.losses.method import LossContext, Method
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class MGDOptions:
     """Options of MGD.
 
     Args:
-        ratio: probability that a position is masked, in 0..1; published are 0.65 for one-stage detectors and 0.45 for
+        ratio: probability that a position is masked, below 1; published are 0.65 for one-stage detectors and 0.45 for
             Faster R-CNN.
     """
 
@@ -26,9 +27,13 @@ class MGDOptions:
         """Refuse impossible values.
 
         Raises:
-            DfmsdError: ``ratio`` outside 0..1.
+            DfmsdError: ``ratio`` out of range.
         """
-        refuse_outside_unit({"ratio": self.ratio})
+        if not 0 <= self.ratio < 1:
+            raise DfmsdError(
+                f"loss.ratio must be at least 0 and below 1, got {self.ratio}: with all positions masked the student "
+                "learns nothing"
+            )
 
 
 class MGD(Method):
