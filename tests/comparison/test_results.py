@@ -10,7 +10,8 @@ from PIL import Image
 from rich.console import Console
 
 from dfmsd.comparison.results import PairResults, Row, known_rows, write_results
-from dfmsd.comparison.tables import missing_rows, print_table, table_header, table_rows, write_tables
+from dfmsd.comparison.tables import missing_rows, notes, print_table, table_header, table_rows, write_tables
+from dfmsd.engine.runconfig import Deliver
 
 
 def row(method: str, seed: int, ap: float, *, variant: bool = False) -> Row:
@@ -118,6 +119,12 @@ def test_pair_without_runs_lists_teachers(tmp_path: Path) -> None:
     write_tables(PairResults("new", {"t": 0.5}), tmp_path)
     assert "| T1: t |  | 50.0 |" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "plot.png").exists()
+
+
+@pytest.mark.parametrize(("deliver", "whose"), [("last", "the last epoch"), ("best", "the best epoch, chosen on")])
+def test_the_notes_say_which_weights_were_measured(results: PairResults, deliver: Deliver, whose: str) -> None:
+    results.deliver = deliver
+    assert f"COCO AP of {whose}" in notes(results)[0]
 
 
 def test_a_test_split_has_a_column_of_its_own(results: PairResults, tmp_path: Path) -> None:

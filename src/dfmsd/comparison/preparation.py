@@ -61,7 +61,8 @@ def prepare(
     results = {}
     for pair, plan in plans.items():
         skipped = {skipped.method.name: skipped.reason for skipped in plan.skipped}
-        found = PairResults(pair, {name: aps[name] for name in config.pairs[pair]}, skipped=skipped)
+        teachers = {name: aps[name] for name in config.pairs[pair]}
+        found = PairResults(pair, teachers, skipped=skipped, deliver=config.deliver)
         with limited_threads(threads):
             found.costs = _measure_costs(config, plan, data, PairFolder(Path(config.out, pair)))
         results[pair] = found

@@ -15,6 +15,7 @@ from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.statistics import gap_recovery, paired_differences, sample_deviation, student_interval
+from dfmsd.engine.runconfig import Deliver
 from dfmsd.errors import DfmsdError
 from dfmsd.utils.files import write_json, write_text
 
@@ -69,6 +70,7 @@ class PairResults:
         skipped: method -> why it does not apply.
         failed: run -> why it failed.
         costs: method -> ``step_ms`` and ``peak_bytes``, and both relative to the baseline's.
+        deliver: which weights were measured, see `CompareConfig`.
     """
 
     pair: str
@@ -77,6 +79,7 @@ class PairResults:
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    deliver: Deliver = "last"
 
     def summaries(self) -> list[Summary]:
         """Summarize each method: highest mean first, ablations and controls after the methods."""

@@ -17,6 +17,7 @@ from dfmsd.comparison.methods import BASELINE
 from dfmsd.comparison.page import result_sections
 from dfmsd.comparison.results import PairResults, Summary, read_results
 from dfmsd.comparison.statistics import MIN_SEEDS
+from dfmsd.engine.runconfig import Deliver
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import Table, write_page
 from dfmsd.utils.files import write_atomically, write_text
@@ -34,6 +35,13 @@ STYLE: dict[Any, Any] = {
 HEADER = ("method", "seeds", "AP", "gain [95 %]", "gap recovered", "step time", "peak memory")
 TEST = "test AP"
 """Column for data with a test split; the other APs are those of val, which chose between methods."""
+DELIVERED: dict[Deliver, str] = {
+    "last": "the last epoch",
+    "ema": "the averaged weights",
+    "auto": "the better of the last and the averaged weights, chosen on the validation images",
+    "best": "the best epoch, chosen on the validation images",
+}
+"""Whose AP the tables show."""
 
 
 def table_header(results: PairResults) -> tuple[str, ...]:
@@ -70,7 +78,7 @@ def missing_rows(results: PairResults) -> list[tuple[str, ...]]:
 def notes(results: PairResults) -> list[str]:
     """Explain how to read the table."""
     lines = [
-        "AP: COCO AP of the last epoch in percent; mean and sample standard deviation over the seeds.",
+        f"AP: COCO AP of {DELIVERED[results.deliver]}, in percent; mean and sample standard deviation over the seeds.",
         "Gain: mean difference to the baseline with the same seed, with Student's 95 % interval of the mean (with "
         f"fewer than {MIN_SEEDS} seeds, only the differences).",
         "Gap recovered: gain divided by the strongest teacher's lead over the baseline. Step time and peak memory: "
