@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.distillation.balance import INTERVAL
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.teachercache import open_caches, plan_caches
@@ -34,7 +35,8 @@ class StepCost(NamedTuple):
     """Cost of a training step."""
 
     step_ms: float
-    """Mean over the epochs of all stages; teacher features are read from the cache if there is one."""
+    """Mean over the epochs of all stages; teacher features are read from the cache if there is one. One step of
+    `INTERVAL` measures the gradients of a balance."""
     peak_bytes: int
     """Weights, teachers, optimizer and the peak allocation of a step of any stage, computing the teacher features."""
 
@@ -52,7 +54,7 @@ def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECO
     """
     target = default_device()
     batch = first_batch(data).to(target)
-    steps: dict[tuple[str, int], Callable[..., None]] = {}
+    steps: dict[tuple[str, int, bool], Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     for name, (config, task) in tasks.items():
         stages = _steps(config, task, batch, target)
@@ -60,12 +62,17 @@ def measure_step_costs(tasks: Tasks, data: CocoDataModule, seconds: float = SECO
         plan = plan_caches(task, config, len(data.train))
         if plan is not None:
             open_caches(plan)
-        steps |= {(name, index): partial(stage, cached=plan is not None) for index, stage in enumerate(stages)}
-    wait = partial(synchronize, target)
-    parts = {json.dumps(key): step for key, step in steps.items()}
-    ms = time_in_turns(parts, seconds * len(parts), wait=wait)
+        for index, stage in enumerate(stages):
+            for measures in (False, True) if _balanced(task, index) else (False,):
+                steps[name, index, measures] = partial(stage, cached=plan is not None, measures=measures)
+    ms = time_in_turns(steps, seconds * len(steps), wait=partial(synchronize, target))
+
+    def mean_ms(name: str, index: int) -> float:
+        plain = ms[name, index, False]
+        return plain + (ms.get((name, index, True), plain) - plain) / INTERVAL
+
     return {
-        name: StepCost(_mean_step(config, [ms[json.dumps([name, index])] for index in _stages(task)]), peaks[name])
+        name: StepCost(_mean_step(config, [mean_ms(name, index) for index in _stages(task)]), peaks[name])
         for name, (config, task) in tasks.items()
     }
 
@@ -128,6 +135,10 @@ def _stages(task: DistillationTask) -> range:
     return range(len(task.stages))
 
 
+def _balanced(task: DistillationTask, stage: int) -> bool:
+    return any(lesson.balance is not None for lesson in task.lessons_of(stage))
+
+
 def _steps(
     config: DistillConfig, task: DistillationTask, batch: Batch, target: torch.device
 ) -> list[Callable[..., None]]:
@@ -151,8 +162,12 @@ def _step(
     clip: float,
     *,
     cached: bool = False,
+    measures: bool = True,
 ) -> None:
     task.stage = stage  # not enter_stage, which would clear the caches of the other stages
+    for lesson in task.lessons:
+        if lesson.balance is not None:
+            lesson.balance.calls = 0 if measures else lesson.balance.first
     with within():
         named = task(batch.images, batch.targets, batch.keys if cached else (), batch.larger)
     torch.stack(list(named.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -22,8 +22,8 @@ SMOOTHING = 0.1
 """Share of a new measurement in the running norms, once there are enough of them."""
 
 HALF_SCALE = 2.0**12
-"""Factor of a loss that is differentiated in float16. A mean over a large level has gradients of 1e-8, where float16 ends
-at 6e-8; with the factor they are between 1.5e-11 and 16."""
+"""Factor of a loss that is differentiated in float16, whose numbers end at 6e-8. A mean over a large level has
+gradients of 1e-8; with the factor those from 1.5e-11 to 16 can be measured."""
 
 
 def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
