@@ -19,6 +19,7 @@ from dfmsd.distillation.stages import StageConfig
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.errors import DfmsdError
+from dfmsd.losses import check_options
 from dfmsd.losses.functional import crosskd_cls, crosskd_reg, match_statistics
 from dfmsd.types import Batch, Target
 from dfmsd.utils.store import RamStore
@@ -309,6 +310,31 @@ def test_ld_refuses_heads_without_distributions(arch: str, values: dict[str, Any
     with pytest.raises(DfmsdError, match=rf"stage 1, teacher big: .*{message}") as caught:
         task_of(detector(arch), detector(**values), LD)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{"fpn_channels": 32}, {"anchor_scale": 4}, {"anchor_scale": 16}])
+def test_ld_takes_teachers_of_other_widths_and_anchors(values: dict[str, Any]) -> None:
+    task = task_of(detector("gfl"), detector("gfl", **values), LD)
+    assert [pair.student.name for pair in task.lessons[0].criterion.pairs] == ["p3", "p4", "p5", "p6", "p7"]
+    assert not [name for name, parameter in task.lessons[0].criterion.named_parameters() if parameter.requires_grad]
+    scales = term_scales(task, Batch(IMAGES, TARGETS, [(64, 64)] * 2, [(1.0, 1.0)] * 2, [1, 2]))
+    assert all(scale.gradient > 0 for scale in scales)
+    assert any(name.startswith("pearson") for name in task.diagnostics()) == ("fpn_channels" not in values)
+
+
+def test_ld_of_one_class_compares_boxes_only() -> None:
+    targets: list[Target] = [{**target, "labels": torch.zeros_like(target["labels"])} for target in TARGETS]
+    named = task_of(detector("gfl", names=("a",)), detector("gfl", names=("a",)), LD)(IMAGES, targets)
+    assert {name.split("/")[0] for name in named} == {"task", "ld_main", "ld_valuable"}
+
+
+@pytest.mark.parametrize("name", ["crosskd", "ld", "detrdistill"])
+@pytest.mark.parametrize("option", [{"pairing": {"p3": "p3", "p4": "p4"}}, {"project": True}, {"resize": "teacher"}])
+def test_losses_on_predictions_refuse_options_of_features(name: str, option: dict[str, Any]) -> None:
+    (key,) = option
+    with pytest.raises(DfmsdError, match=rf"loss\.{key}: {name} compares predictions, not features; leave {key} out"):
+        check_options(name, **option)
+    assert check_options(name, pairing="auto", project=False) == {}  # the defaults, from configs that state all
 
 
 def test_ld_refuses_other_bins() -> None:

@@ -35,7 +35,7 @@ SUM: list[dict[str, Any]] = [{"name": "pkd", "weight": 3.0}, {"name": "dmkd", "r
         ([{"name": "pkd"}, {"name": "pkd", "weight": 2.0}], r"loss: pkd is listed twice"),
         ([{"name": "dmkd"}, {}], r"loss: dmkd and dfmsd both have a term 'mask'"),
         ([{"name": "pkd"}, {"name": "mgt"}], r"loss\.name: unknown loss 'mgt'"),
-        ([{"name": "pkd"}, {"name": "mgd", "ratio": 2.0}], r"loss\.ratio must be in 0\.\.1, got 2\.0"),
+        ([{"name": "pkd"}, {"name": "mgd", "ratio": 2.0}], r"loss\.ratio must be at least 0 and below 1, got 2\.0"),
         ([{"name": "pkd"}, {"name": "mgd", "alpha": 2.0}], r"loss\.alpha: mgd has no such option"),
     ],
 )

@@ -254,8 +254,9 @@ def test_losses_on_predictions_are_finite_and_zero_at_equality(name: str, size: 
     wanted = [student.logits.requires_grad_(), student.box_deltas.requires_grad_()]
     loss: Any = build(name, 1)
     terms = loss(towers[0], towers[0], LossContext(None, None, STRIDE, 1, head_level(name, size, student, teacher)))
-    assert tuple(terms) == loss.terms
+    assert tuple(terms) == tuple(term for term in loss.terms if term != "ld_cls" or size[2] > 1)
     assert all(value.shape == () and value >= 0 for value in terms.values())
-    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(sum(terms.values()), wanted))
+    gradients = torch.autograd.grad(sum(terms.values()), wanted, allow_unused=True)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
     equal = loss.compare(head_level(name, size, student, HeadSide(towers, *(value.detach() for value in wanted))))
     assert all(abs(value) < 1e-9 for value in equal.values())

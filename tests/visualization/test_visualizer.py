@@ -71,7 +71,7 @@ def test_attention_and_masks_equal_those_of_the_loss(run, tiny_teachers):
     seen, _, teacher = scene(run, tiny_teachers[0])
     with torch.no_grad():
         feature = teacher.features(IMAGE)["p3"]
-    attention = functional.spatial_attention(feature)
+    attention = functional.spatial_attention(functional.per_magnitude(feature))
     view = seen.maps[0][0]
     np.testing.assert_allclose(view.teacher, attention[0, 0])
     np.testing.assert_array_equal(view.mask, functional.select_mask(attention, 0.5)[0, 0])

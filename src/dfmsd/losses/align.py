@@ -167,18 +167,18 @@ class Align(nn.Module):
         pair: the two levels.
         project: use the convolution even if the channels agree. Channel 7 of one detector has nothing to do with
             channel 7 of another: without the convolution the student rearranges its own channels to match the
-            teacher's, and again in the next stage.
+            teacher's, and again in the next stage. None leaves it out even if they differ.
         resize: which map is resized to the other's size: the ``student``'s (bilinear), or the ``teacher``'s (averaged
             over the area of a cell if it is finer). A student's map of stride 8 cannot express differences within a
             cell, however it is enlarged; a teacher's map of stride 4 then makes the loss four times as expensive for
             no benefit.
     """
 
-    def __init__(self, pair: LevelPair, *, project: bool = False, resize: Resize = "student") -> None:
+    def __init__(self, pair: LevelPair, *, project: bool | None = False, resize: Resize = "student") -> None:
         super().__init__()
         self.resize: Resize = resize
         student, teacher = pair.student.channels, pair.teacher.channels
-        identity = student == teacher and not project
+        identity = project is None or (student == teacher and not project)
         self.project: nn.Module = nn.Identity() if identity else nn.Conv2d(student, teacher, 1)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

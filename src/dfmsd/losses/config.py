@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from inspect import signature
 from typing import Any, get_type_hints
 
 import torch
 
 from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses.align import Pairing, Resize, check_pairing
-from dfmsd.losses.criterion import Criterion
 from dfmsd.losses.criterion_sum import check_terms
 from dfmsd.losses.method import PredictionMethod
 from dfmsd.losses.registry import LOSSES
@@ -25,6 +23,8 @@ LossConfig = str | dict[str, Any] | list[dict[str, Any]]
 DEFAULT_LOSS = "dfmsd"
 CRITERION_OPTIONS: dict[str, Any] = {"pairing": Pairing, "weight": float, "project": bool, "resize": Resize}
 """Options that every loss has, those of `Criterion` -> type."""
+FEATURE_OPTIONS: dict[str, Any] = {"pairing": "auto", "project": False, "resize": "student"}
+"""Those of them that concern features -> default."""
 FORMER_VALUES = {"enhancement": {"none": False, "error+object": True}}
 """Option -> value of earlier versions -> the one that it is now."""
 REMOVED_VALUES = {"enhancement": ("agreement", "error", "object", "ratio")}
@@ -47,6 +47,10 @@ def check_options(name: str, **options: Any) -> dict[str, Any]:
     if name not in LOSSES:
         raise DfmsdError(f"loss.name: unknown loss {name!r}; the losses are {', '.join(sorted(LOSSES))}")
     options = drop_removed(options, getattr(LOSSES[name].Options, "removed", {}), "loss.")
+    if issubclass(LOSSES[name], PredictionMethod):
+        for key, default in FEATURE_OPTIONS.items():
+            if options.pop(key, default) != default:
+                raise DfmsdError(f"loss.{key}: {name} compares predictions, not features; leave {key} out")
     known = {**_option_types(name), **CRITERION_OPTIONS}
     for key in options:
         if key not in known:
@@ -167,8 +171,9 @@ def _terms(name: str, options: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _resolved(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = signature(Criterion).parameters
-    shared = {key: parameters[key].default for key in CRITERION_OPTIONS} | {"weight": LOSSES[name].default_weight}
+    method = LOSSES[name]
+    shared = {} if issubclass(method, PredictionMethod) else dict(FEATURE_OPTIONS)
+    shared["weight"] = method.default_weight
     options = check_options(name, **options)
     values = method_options(name, options)
     return {**shared, **{key: getattr(values, key) for key in _option_types(name)}, **options}

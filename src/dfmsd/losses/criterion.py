@@ -26,7 +26,7 @@ class Criterion(nn.Module):
         options: of the method.
         student_levels: levels of the student.
         teacher_levels: levels of the teacher.
-        pairing: see `dfmsd.losses.align.pair_levels`.
+        pairing: see `dfmsd.losses.align.pair_levels`; heads are compared level by level.
         weight: factor on every term; None takes the method's published one.
         project: see `dfmsd.losses.align.Align`.
         resize: see `dfmsd.losses.align.Align`.
@@ -54,10 +54,12 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.basis: PyramidBasis | None = None
-        self.pairs = pair_levels(student_levels, teacher_levels, pairing)
+        self.compares_heads = issubclass(method, HeadMethod)  # of all levels, with nothing to align
+        self.pairs = pair_levels(student_levels, teacher_levels, "index" if self.compares_heads else pairing)
         self.resize: Resize = resize
         self.weight = method.default_weight if weight is None else weight
-        self.align = nn.ModuleList(Align(pair, project=project, resize=resize) for pair in self.pairs)
+        convolution = None if self.compares_heads else project
+        self.align = nn.ModuleList(Align(pair, project=convolution, resize=resize) for pair in self.pairs)
         methods = [method(pair.teacher.channels, options) for pair in self.pairs]
         self.methods = nn.ModuleList(methods)
         self.terms: tuple[str, ...] = methods[0].terms
@@ -66,7 +68,7 @@ class Criterion(nn.Module):
     @property
     def feature_terms(self) -> tuple[str, ...]:
         """The terms that compare features, not predictions."""
-        return () if any(isinstance(method, HeadMethod) for method in self.methods) else self.terms
+        return () if self.compares_heads else self.terms
 
     def forward(
         self,
@@ -110,7 +112,8 @@ class Criterion(nn.Module):
                 context = LossContext(boxes, size, pair.stride(self.resize), stage, head)
                 for name, value in method(aligned, target, context).items():
                     terms[f"{name}/{pair.student.name}"] = self.weight * value
-                self.diagnostics[f"pearson/{pair.student.name}"] = self._correlation(method, aligned, target)
+                if not self.compares_heads or pair.student.channels == pair.teacher.channels:
+                    self.diagnostics[f"pearson/{pair.student.name}"] = self._correlation(method, aligned, target)
         return terms
 
     @staticmethod

@@ -157,7 +157,7 @@ class DFMSD(Method):
         o = self.options
         masks = {}
         if o.spatial:
-            attention, ratio = functional.spatial_attention(per_magnitude(teacher), o.tau), o.ratio
+            attention, ratio = functional.spatial_attention(functional.per_magnitude(teacher), o.tau), o.ratio
             if o.enhancement and context.stage > 1:
                 attention = self._enhance(attention, context, difference)
                 ratio = functional.stage_ratio(o.ratio, context.stage, RATIO_STEP, RATIO_MAX)
@@ -180,22 +180,6 @@ class DFMSD(Method):
         weight = None if self.fusion is None else self.fusion.weight
         blocks = self.generation
         return functional.dfmsd_mask(student, target, [masks[name] for name in blocks], list(blocks.values()), weight)
-
-
-def per_magnitude(feature: Tensor) -> Tensor:
-    r"""Divide a feature by the mean of $|F|$ over each image.
-
-    Magnitudes differ by a factor of 20 to 40 between frameworks. Undivided, those of a large feature would make its
-    attention so sharp that `functional.enhance_attention` could not reorder it.
-
-    Args:
-        feature: ``N x C x H x W``.
-
-    >>> per_magnitude(torch.tensor([[[[3.0, -9.0]]]]))
-    tensor([[[[ 0.5000, -1.5000]]]])
-    """
-    magnitude = feature.abs().mean(dim=(1, 2, 3), keepdim=True)
-    return feature / magnitude.clamp_min(torch.finfo(feature.dtype).tiny)
 
 
 def level_share(feature: Tensor, size: tuple[int, int]) -> float:

@@ -69,7 +69,8 @@ class LD(HeadMethod):
 
     with $w = 2 \cdot 0.25$, $\tau = 10$ for sides and 2 for classes. The first and last sum run over the anchors
     assigned to an object, the second over those of the valuable localization region, see
-    `dfmsd.detectors.torchvision.gfl_loss.valuable_region`. The weights have no gradient.
+    `dfmsd.detectors.torchvision.gfl_loss.valuable_region`. The weights have no gradient. With a single class, whose
+    softmax is 1 for both, there is no $L_{cls}$.
 
     Args:
         channels: of the aligned pair; not used.
@@ -93,7 +94,7 @@ class LD(HeadMethod):
         self.terms = tuple(name for name, factor in factors.items() if factor > 0)
 
     def compare(self, head: HeadLevel) -> dict[str, Tensor]:
-        """Compute the terms ``ld_main``, ``ld_valuable`` and ``ld_cls``, each at least 0."""
+        """Compute the terms ``ld_main``, ``ld_valuable`` and, with several classes, ``ld_cls``, each at least 0."""
         o, terms = self.options, {}
         student, teacher = (full_precision(side.logits) for side in (head.student, head.teacher))
         objects = head.objects.to(student.dtype)
@@ -102,7 +103,7 @@ class LD(HeadMethod):
             terms["ld_main"] = o.main * MAIN_WEIGHT * self._sides(head, weight)
         if o.valuable > 0:
             terms["ld_valuable"] = o.valuable * VALUABLE_WEIGHT / VALUABLE_DIVISOR * self._sides(head, head.near)
-        if o.classes > 0:
+        if o.classes > 0 and student.shape[2] > 1:  # the distribution over one class is the same for both
             error = functional.ld(student, teacher, objects, o.class_temperature)
             terms["ld_cls"] = o.classes * CLASS_WEIGHT * error / mean_count(objects.sum())
         return terms

@@ -103,7 +103,8 @@ def _maps_of_pair(
     tau, eps = getattr(options, "tau", DFMSDOptions.tau), getattr(options, "eps", DFMSDOptions.eps)
     known: dict[str, Any] = {}
     target = resize_teacher(teacher, student, align.resize)
-    if trained or isinstance(align.project, nn.Identity):
+    alike = student.shape[1] == teacher.shape[1]
+    if alike if isinstance(align.project, nn.Identity) else trained:
         aligned, target = align(student, teacher)
         alignment = functional.align_distributions(aligned, functional.standardize(target, eps), eps)
         known["distance"] = _to_map(alignment.difference.abs().mean(dim=1, keepdim=True))
@@ -115,8 +116,8 @@ def _maps_of_pair(
                 known["reconstruction_error"] = _reconstruction_error(method, aligned, target, context)
     return LevelMaps(
         pair,
-        _to_map(functional.spatial_attention(target, tau)),
-        _to_map(functional.spatial_attention(student, tau)),
+        _to_map(functional.spatial_attention(functional.per_magnitude(target), tau)),
+        _to_map(functional.spatial_attention(functional.per_magnitude(student), tau)),
         functional.channel_attention(target, tau).flatten().numpy(),
         **known,
     )

@@ -5,7 +5,13 @@ pyramids.
 """
 
 from dfmsd.losses.functional.alignment import Alignment, align_distributions
-from dfmsd.losses.functional.attention import Attention, channel_attention, feature_attention, spatial_attention
+from dfmsd.losses.functional.attention import (
+    Attention,
+    channel_attention,
+    feature_attention,
+    per_magnitude,
+    spatial_attention,
+)
 from dfmsd.losses.functional.basis import procrustes
 from dfmsd.losses.functional.dfmsd import dfmsd_alignment, dfmsd_mask
 from dfmsd.losses.functional.divergence import cwd
@@ -44,6 +50,7 @@ __all__ = [
     "object_cells",
     "object_masks",
     "pearson",
+    "per_magnitude",
     "pkd",
     "procrustes",
     "random_mask",

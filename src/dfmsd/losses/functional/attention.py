@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dfmsd.losses.functional.statistics import tiny
+
 SPATIAL = (2, 3)
 """Dimensions of the positions."""
 
@@ -76,3 +78,20 @@ def channel_attention(feature: Tensor, tau: float = 0.5) -> Tensor:
     """
     energy = feature.abs().mean(dim=SPATIAL, keepdim=True)
     return feature.shape[1] * (energy / tau).softmax(dim=1)
+
+
+def per_magnitude(feature: Tensor) -> Tensor:
+    r"""Divide a feature by the mean of $|F|$ over each image.
+
+    Magnitudes differ by a factor of 20 to 40 between frameworks. Undivided, those of a large feature would make its
+    attention so sharp that `enhance_attention` could not reorder it.
+
+    Args:
+        feature: ``N x C x H x W``.
+
+    >>> import torch
+    >>> per_magnitude(torch.tensor([[[[3.0, -9.0]]]]))
+    tensor([[[[ 0.5000, -1.5000]]]])
+    """
+    magnitude = feature.abs().mean(dim=(1, 2, 3), keepdim=True)
+    return feature / magnitude.clamp_min(tiny(feature))
