@@ -147,11 +147,14 @@ def _to_records(content: Content, file: Path) -> Records:
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     cut = int((keep & (abs(boxes - whole) > TOLERANCE).any(axis=1)).sum())
     if not keep.all():
-        dropped = int((~keep).sum())
-        logger.warning("%s: %d boxes without area or outside their image are not used for training", file, dropped)
+        logger.warning(
+            "%s: %d of %d boxes without area or outside their image are not used for training",
+            *(file, len(used) - keep.sum(), len(used)),
+        )
     if cut:
         logger.warning(
-            "%s: %d boxes reach more than %.0f pixels beyond their image and are cut off there", file, cut, TOLERANCE
+            "%s: %d of %d boxes reach more than %.0f pixels beyond their image and are cut off there",
+            *(file, cut, len(used), TOLERANCE),
         )
     return Records(
         Columns(

@@ -196,6 +196,14 @@ def test_boxes_in_another_convention_are_refused_with_their_number(convention: s
         check_convention(np.array(boxes, float), np.array([(100, 50)] * 5), Path("a.json"))
 
 
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_one_bad_box_does_not_hide_another_convention(convention: str) -> None:
+    places = [(0, 0), (70, 35), (65, 20), (10, 5), (40, 30)] * 5
+    boxes = [*(CONVENTIONS[convention](x, y, 30, 15) for x, y in places), [90, 45, 89, 49]]
+    with pytest.raises(DfmsdError, match=rf"of 26 boxes reach .* and 25 of 26 fit if read as {convention};"):
+        check_convention(np.array(boxes, float), np.array([(100, 50)] * 26), Path("a.json"))
+
+
 def test_boxes_beyond_their_image_in_every_convention_are_accepted() -> None:
     boxes = np.array([[-20, -10, 40, 40], [90, 40, 40, 40]], float)
     check_convention(boxes, np.array([(100, 50)] * 2), Path("a.json"))

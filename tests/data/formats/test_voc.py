@@ -166,7 +166,7 @@ def test_corners_in_reverse_are_put_in_order(root: Path) -> None:
     ("corners", "message"),
     [
         ((20, 16, 5, 4), "of 3 boxes have xmax below xmin"),
-        ((0.1, 0.2, 0.5, 0.75), "all 3 boxes lie within 0..1"),
+        ((0.1, 0.2, 0.5, 0.75), "3 of 3 boxes lie within 0..1"),
     ],
 )
 def test_boxes_in_another_convention_are_refused(
@@ -176,3 +176,9 @@ def test_boxes_in_another_convention_are_refused(
     boxes = [("ray", (x1 - 1, y1 - 1, x2, y2))] * 3
     root = voc(tmp_path / "data", {"train": {"a": Picture(64, 48, boxes)}})
     assert message in refusal(root)
+
+
+def test_one_bad_box_does_not_hide_fractions(tmp_path: Path) -> None:
+    boxes = [("ray", (-0.9, -0.8, 0.5, 0.75))] * 3 + [("ray", (9, 9, 8, 19))]
+    root = voc(tmp_path / "data", {"train": {"a": Picture(64, 48, boxes)}})
+    assert "3 of 4 boxes lie within 0..1" in refusal(root)

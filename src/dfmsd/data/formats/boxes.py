@@ -18,6 +18,8 @@ TOLERANCE = 2.0
 """Pixels that a box may reach beyond its image by rounding."""
 SHARE = 0.25
 """Share of boxes beyond their image, from which on another convention is looked for."""
+FITTING = 0.95
+"""Share of boxes that fit their image in another convention, above which it is theirs: a few may be bad in any."""
 
 
 Array = NDArray[np.float64]
@@ -69,7 +71,8 @@ def check_convention(boxes: Array, sides: NDArray[np.integer], file: Path) -> No
         file: Annotation file, for messages.
 
     Raises:
-        DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and all fit if read in another convention.
+        DfmsdError: Most boxes lie in 0..1, or many reach beyond their image and nearly all fit if read in another
+            convention.
     """
     sized = (boxes[:, 2:] > 0).all(axis=1)
     array, limits = boxes[sized], sides[sized].astype(np.float64)
@@ -91,10 +94,11 @@ def check_convention(boxes: Array, sides: NDArray[np.integer], file: Path) -> No
         "y, x, height, width": (first[:, ::-1], second[:, ::-1]),
     }
     for convention, (corner, size) in readings.items():
-        if (size > 0).all() and not _beyond(corner, size, limits).any():
+        fits = (size > 0).all(axis=1) & ~_beyond(corner, size, limits)
+        if fits.mean() > FITTING:
             raise DfmsdError(
-                f"{file}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and all fit if read as "
-                f"{convention}; write x, y, width, height"
+                f"{file}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and {fits.sum()} of "
+                f"{len(array)} fit if read as {convention}; write x, y, width, height"
             )
 
 

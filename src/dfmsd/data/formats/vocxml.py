@@ -55,10 +55,11 @@ def to_boxes(corners: Array, file: Path) -> Array:
     Raises:
         DfmsdError: The boxes are in another convention.
     """
-    if (corners <= 1).all() and (corners % 1 != 0).any():
+    fractions = (corners <= 1).all(axis=1)
+    if 2 * fractions.sum() > len(corners) and (corners[fractions] % 1 != 0).any():
         raise DfmsdError(
-            f"{file}: all {len(corners)} boxes lie within 0..1, so they are probably fractions of the image; multiply "
-            "them by its width and height"
+            f"{file}: {fractions.sum()} of {len(corners)} boxes lie within 0..1, so they are probably fractions of the "
+            "image; multiply them by its width and height"
         )
     low, high = corners[:, :2], corners[:, 2:]
     turned = high <= low - 1  # a box of less than a pixel has its xmax just below its xmin

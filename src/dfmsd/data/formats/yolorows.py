@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dfmsd.data.formats.boxes import FITTING, SHARE
 from dfmsd.data.formats.layout import Entry
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.truth import GroundTruth
@@ -130,10 +131,11 @@ def _check_corners(rows: Sequence[Row], settings: Path) -> None:
         return
     low, high = array[:, :2] - array[:, 2:] / 2, array[:, :2] + array[:, 2:] / 2
     beyond = ((low < 1 - LIMIT) | (high > LIMIT)).any(axis=1)
-    if 4 * beyond.sum() > len(array) and (array[:, 2:] > array[:, :2]).all():
+    fits = (array[:, 2:] > array[:, :2]).all(axis=1)
+    if beyond.mean() > SHARE and fits.mean() > FITTING:
         raise DfmsdError(
-            f"{settings}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and all fit if read as x1, "
-            "y1, x2, y2; write x and y of the centre, width and height"
+            f"{settings}: {beyond.sum()} of {len(array)} boxes reach beyond their image, and {fits.sum()} of "
+            f"{len(array)} fit if read as x1, y1, x2, y2; write x and y of the centre, width and height"
         )
 
 
