@@ -223,6 +223,7 @@ def test_all_label_files_missing_are_refused(root: Path) -> None:
         (["0 .5 .5 .2 .2 .9"], "a.txt: line 1 has 6 numbers"),
         (["0 .5 .5 .2 nan"], "a.txt: line 1 has a number that is not finite"),
         (["0.5 .5 .5 .2 .2"], "has class 0.5, which has no name"),
+        (["0 .5 .5 .2 .2", "0 1.2 .5 .2 .2"], "a.txt: line 2 has a box outside 0..1, as have 1 of 3 rows of"),
         (["0 .5 .5 .2 .2 .5 .5 2 .4 .4 1"], "a.txt: line 1 looks like a box with key points, as do 1 of 2 rows"),
         (["0 .5 .5 .2 .2 .5 .5 .45 .55"], "looks like a box with key points"),
         (["0 .1 .1 .5 .5", "1 .5 .5 .9 .9", "1 .6 .6 .9 .9"], "boxes reach beyond their image, and 4 of 4 fit if read"),
@@ -244,6 +245,43 @@ def test_polygons_give_their_boxes_and_are_counted(root: Path, caplog: pytest.Lo
     rows(root, "0 .25 .5 .5 .25 .75 .5", "1 .5 .5 .5 .5", "1 0 0 1 0 1 1 0 1")
     assert [box for _, box in read(root, "train")["a"].boxes] == [(16, 12, 48, 24), (16, 12, 48, 36), (0, 0, 64, 48)]
     assert "2 of 4 rows have a polygon: its box is computed" in caplog.text
+
+
+@pytest.mark.parametrize("polygon", ["0 .1 .1 .5 .1 .5 1.02 .1 .5", "0 -.02 .1 .5 .1 .5 .5 .1 .5"])
+def test_a_polygon_with_a_point_outside_its_image_is_named(root: Path, polygon: str) -> None:
+    rows(root, "0 .1 .1 .5 .1 .5 .5 .3 .6 .1 .5", polygon)
+    error = refusal(root)
+    assert "a.txt: line 2 has a point outside 0..1, as have 1 of 3 rows of" in error
+    assert "pixels" not in error
+
+
+def test_a_polygon_in_pixels_is_told(root: Path) -> None:
+    rows(root, "0 1 1 5 1 5 5 3 6 1 5", "0 1 1 5 1 5 10 1 5")
+    assert "a.txt: line 1 has a point outside 0..1, as have 2 of 3 rows" in refusal(root)
+    assert "so they are probably pixels" in refusal(root)
+
+
+def test_one_key_point_outside_its_box_does_not_hide_the_others(root: Path) -> None:
+    rows(root, *["0 .5 .5 .2 .2 .5 .5 .45 .55"] * 24, "0 .5 .5 .2 .2 .5 .5 .45 .65")
+    assert "looks like a box with key points, as do 25 of 26 rows" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("row", "numbers"), [("0 .1 .1 .5 .1 .5 .5 .3 .6 .1 .5", 11), ("0 .5 .5 .5 .5 .5 .5 2", 8)], ids=["11", "8"]
+)
+def test_a_row_without_all_key_points_is_named(root: Path, row: str, numbers: int) -> None:
+    settings(root, kpt_shape=[3, 3])
+    rows(root, "0 .5 .5 .5 .5 .5 .5 2 .4 .4 1 0 0 0", row)
+    assert (
+        f"a.txt: line 2 has {numbers} numbers, but a box and the kpt_shape [3, 3] of cells.yaml make 14; correct one "
+        "of them"
+    ) in refusal(root)
+
+
+@pytest.mark.parametrize("shape", ["17", [17], [17, 4], ["a", 3], [0, 3]])
+def test_a_malformed_shape_of_key_points_is_refused(root: Path, shape: Any) -> None:
+    settings(root, kpt_shape=shape)
+    assert "cells.yaml: kpt_shape: expected a number of key points and 2 or 3, as in [17, 3], got" in refusal(root)
 
 
 def test_key_points_that_are_announced_are_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_orphans
 from dfmsd.data.formats.yolorows import read_rows
-from dfmsd.data.formats.yolosettings import class_names, read_settings
+from dfmsd.data.formats.yolosettings import class_names, keypoint_shape, read_settings
 from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import list_images
 from dfmsd.errors import DfmsdError
@@ -68,7 +68,7 @@ class YoloSource:
             for number, (path, (height, width)) in enumerate(zip(paths, sizes, strict=True), 1)
         ]
         categories = [{"id": number, "name": name} for number, name in sorted(names.items())]
-        objects = read_rows(images, labels, sorted(names), self.file, keypoints="kpt_shape" in settings)
+        objects = read_rows(images, labels, sorted(names), self.file, keypoint_shape(settings, self.file))
         return Content(images, categories, objects)
 
     def _images(self, settings: Mapping[str, Any]) -> Iterator[Path]:

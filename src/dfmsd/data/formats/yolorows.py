@@ -32,7 +32,11 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    images: Sequence[Entry], files: Sequence[Path | None], classes: Sequence[int], settings: Path, *, keypoints: bool
+    images: Sequence[Entry],
+    files: Sequence[Path | None],
+    classes: Sequence[int],
+    settings: Path,
+    keypoints: tuple[int, int] | None = None,
 ) -> GroundTruth:
     """Read the boxes of all images of a split.
 
@@ -41,7 +45,7 @@ def read_rows(
         files: Label file of each image; None for an image without objects.
         classes: Numbers of the classes, in the order of the categories.
         settings: YAML file, for messages.
-        keypoints: Boxes are followed by key points, which are left out.
+        keypoints: Number of the key points that follow a box, and numbers of each; they are left out.
 
     Returns:
         Objects with boxes in pixels.
@@ -52,14 +56,14 @@ def read_rows(
     rows = [row for image, file in zip(images, files, strict=True) if file is not None for row in _parse(image, file)]
     for row in rows:
         _check_class(row, classes, settings)
-        if len(row.values) < BOX or (len(row.values) > BOX and len(row.values) % 2 == 0 and not keypoints):
-            raise DfmsdError(
-                f"{row.file}: line {row.line} has {len(row.values)} numbers; a row is `class x y width height`, or "
-                "`class` and the x and y of at least 3 points"
-            )
-        if (len(row.values) == BOX or keypoints) and min(row.values[3:BOX]) < 0:
+    if keypoints is None:
+        _check_poses(rows, settings)
+    for row in rows:
+        _check_length(row, settings, keypoints)
+        if _has_box(row, keypoints) and min(row.values[3:BOX]) < 0:
             raise DfmsdError(f"{row.file}: line {row.line} has a box of negative width or height; correct it")
-    _check_convention(rows, settings, keypoints=keypoints)
+    _check_range(rows, settings, keypoints)
+    _check_corners([row for row in rows if len(row.values) == BOX], settings)
     polygons = sum(len(row.values) > BOX for row in rows)
     if polygons:
         kind = "key points, which are left out" if keypoints else "a polygon: its box is computed"
@@ -68,7 +72,7 @@ def read_rows(
     return GroundTruth.of_boxes(
         [row.image["id"] for row in rows],
         [places[int(row.values[0])] for row in rows],
-        [_box(row, keypoints=keypoints) for row in rows],
+        [_box(row, keypoints) for row in rows],
     )
 
 
@@ -93,36 +97,65 @@ def _check_class(row: Row, classes: Collection[int], settings: Path) -> None:
         )
 
 
-def _check_convention(rows: Sequence[Row], settings: Path, *, keypoints: bool) -> None:
-    """Refuse pixels, key points that nothing announces, and corners in place of centre and size."""
-    beyond = [row for row in rows if max(row.values[1:BOX]) > LIMIT or min(row.values[1:BOX]) < 1 - LIMIT]
-    if beyond:
-        row = beyond[0]
-        raise DfmsdError(
-            f"{row.file}: line {row.line} has a box outside 0..1, as have {len(beyond)} of {len(rows)} rows of "
-            f"{settings}, so they are probably pixels; divide them by the width and height of the image"
-        )
+def _check_poses(rows: Sequence[Row], settings: Path) -> None:
+    """Refuse key points that nothing announces: nearly all longer rows look like such, and have equally many."""
     longer = [row for row in rows if len(row.values) > BOX]
-    if longer and not keypoints and _are_poses(longer):
+    equal = len({len(row.values) for row in longer}) == 1
+    if equal and sum(_is_pose(row.values[1:]) for row in longer) > FITTING * len(longer):
         raise DfmsdError(
             f"{longer[0].file}: line {longer[0].line} looks like a box with key points, as do {len(longer)} of "
             f"{len(rows)} rows; add kpt_shape to {settings}, or leave the key points out"
         )
-    _check_corners([row for row in rows if len(row.values) == BOX], settings)
 
 
-def _are_poses(rows: Sequence[Row]) -> bool:
-    """Tell key points from polygons: by values above 1, or by equally many points that lie in the box of each row."""
-    if any(max(row.values[BOX:]) > LIMIT or min(row.values[BOX:]) < 1 - LIMIT for row in rows):
+def _is_pose(values: Sequence[float]) -> bool:
+    """Tell key points from a polygon: by a flag 2, which no fraction is, or by points that lie in the box."""
+    x, y, width, height, *rest = values
+    flagged = len(rest) % 3 == 0 and set(rest[2::3]) <= {0, 1, 2}
+    if flagged and 2 in rest[2::3]:
         return True
-    return len({len(row.values) for row in rows}) == 1 and all(_holds_points(row.values[1:]) for row in rows)
+    step = 3 if flagged else 2
+    points = list(zip(rest[::step], rest[1::step], strict=False))
+    inside = (abs(px - x) <= width / 2 and abs(py - y) <= height / 2 for px, py in points if (px, py) != (0, 0))
+    return bool(points) and all(inside)
 
 
-def _holds_points(values: Sequence[float]) -> bool:
-    x, y, width, height = values[:4]
-    step = 3 if len(values[4:]) % 3 == 0 and set(values[6::3]) <= {0, 1, 2} else 2
-    points = list(zip(values[4::step], values[5::step], strict=False))
-    return all(abs(px - x) <= width / 2 and abs(py - y) <= height / 2 for px, py in points if (px, py) != (0, 0))
+def _check_length(row: Row, settings: Path, keypoints: tuple[int, int] | None) -> None:
+    count = len(row.values)
+    if keypoints is not None:
+        wanted = BOX + keypoints[0] * keypoints[1]
+        if count not in (BOX, wanted):
+            raise DfmsdError(
+                f"{row.file}: line {row.line} has {count} numbers, but a box and the kpt_shape {list(keypoints)} of "
+                f"{settings.name} make {wanted}; correct one of them"
+            )
+    elif count < BOX or (count > BOX and count % 2 == 0):
+        raise DfmsdError(
+            f"{row.file}: line {row.line} has {count} numbers; a row is `class x y width height`, or `class` and the "
+            "x and y of at least 3 points"
+        )
+
+
+def _check_range(rows: Sequence[Row], settings: Path, keypoints: tuple[int, int] | None) -> None:
+    """Refuse numbers that are no fractions of the image."""
+
+    def fractions(row: Row) -> list[float]:
+        return row.values[1:BOX] if _has_box(row, keypoints) else row.values[1:]
+
+    beyond = [row for row in rows if max(fractions(row)) > LIMIT or min(fractions(row)) < 1 - LIMIT]
+    if beyond:
+        row = beyond[0]
+        pixels = 2 * len(beyond) > len(rows)
+        advice = "so they are probably pixels; divide them by the width and height of the image"
+        raise DfmsdError(
+            f"{row.file}: line {row.line} has a {'box' if _has_box(row, keypoints) else 'point'} outside 0..1, as have "
+            f"{len(beyond)} of {len(rows)} rows of {settings}{f', {advice}' if pixels else '; correct them'}"
+        )
+
+
+def _has_box(row: Row, keypoints: tuple[int, int] | None) -> bool:
+    """Return whether a row begins with a box; otherwise it is a polygon."""
+    return len(row.values) == BOX or keypoints is not None
 
 
 def _check_corners(rows: Sequence[Row], settings: Path) -> None:
@@ -139,11 +172,11 @@ def _check_corners(rows: Sequence[Row], settings: Path) -> None:
         )
 
 
-def _box(row: Row, *, keypoints: bool) -> list[float]:
+def _box(row: Row, keypoints: tuple[int, int] | None) -> list[float]:
     """Return ``[x, y, width, height]`` in pixels."""
     sides = np.array([row.image["width"], row.image["height"]], dtype=np.float64)
     values = np.array(row.values[1:], dtype=np.float64)
-    if len(row.values) == BOX or keypoints:
+    if _has_box(row, keypoints):
         size = values[2:4] * sides
         return [*(values[:2] * sides - size / 2).tolist(), *size.tolist()]
     points = values.reshape(-1, 2) * sides

@@ -1,7 +1,8 @@
-"""YAML files of YOLO data sets: their values as text, and the classes."""
+"""YAML files of YOLO data sets: their values as text, the classes, and the shape of key points."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,20 @@ def class_names(settings: Mapping[str, Any], file: Path) -> dict[int, str]:
     if count is not None and count not in (str(len(names)), str(max(names) + 1)):
         raise DfmsdError(f"{file}: nc is {count}, but there are {len(names)} names; correct one of them")
     return names
+
+
+def keypoint_shape(settings: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
+    """Return the number of key points that follow each box, and how many numbers each has; None if there are none.
+
+    Raises:
+        DfmsdError: ``kpt_shape`` is no such pair.
+    """
+    given = settings.get("kpt_shape")
+    if given is None:
+        return None
+    numbers = [int(text) if re.fullmatch(r"[1-9][0-9]{0,3}", str(text)) else 0 for text in given]
+    if not isinstance(given, list) or len(numbers) != 2 or not numbers[0] or numbers[1] not in (2, 3):
+        raise DfmsdError(
+            f"{file}: kpt_shape: expected a number of key points and 2 or 3, as in [17, 3], got {given!r}; correct it"
+        )
+    return numbers[0], numbers[1]
