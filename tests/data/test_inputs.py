@@ -22,6 +22,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["._b.png", ".ipynb_checkpoints/b.png", "deep/@eaDir/b.png", "__MACOSX/deep/b.png"])
+def test_hidden_files_and_folders_are_skipped(folder: Path, name: str) -> None:
+    before = find_images([folder])
+    (folder / name).parent.mkdir(exist_ok=True, parents=True)
+    Image.new("RGB", (8, 6)).save(folder / name)
+    assert find_images([folder]) == before
+
+
+def test_a_hidden_folder_that_is_given_is_searched(folder: Path) -> None:
+    hidden = folder.rename(folder.parent / ".hidden")
+    assert len(find_images([hidden])) == 4
+
+
 def test_no_path_at_all_is_refused() -> None:
     with pytest.raises(DfmsdError, match="no images: give image files"):
         find_images([])

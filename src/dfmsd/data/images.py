@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dfmsd.data.shards import find_member, image_source
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import is_hidden
 
 logger = logging.getLogger("dfmsd")
 
@@ -106,7 +107,9 @@ def image_suffixes() -> set[str]:
 
 
 def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path]:
-    """List the files in a folder and its subfolders that have the suffix of an image, sorted by name; hidden ones not.
+    """List the files in a folder and its subfolders that have the suffix of an image, sorted by name.
+
+    Hidden files, and all that is in hidden subfolders, are left out.
 
     Args:
         folder: Folder to search.
@@ -116,7 +119,9 @@ def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes
+        and not any(map(is_hidden, path.relative_to(folder).parts))
+        and path.is_file()
     ]
 
 

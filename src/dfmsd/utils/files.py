@@ -44,6 +44,15 @@ def check_path(name: str, path: str) -> None:
     raise DfmsdError(f"{name}: {shown!r} cannot be used as a path ({reason}); give another")
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or was left by another system: ``._a.jpg``, ``__MACOSX``, ``@eaDir``.
+
+    Args:
+        name: Its name, without the folders that it is in.
+    """
+    return name.startswith((".", "__MACOSX", "@eaDir"))
+
+
 def is_taken(folder: Path) -> bool:
     """Return whether a new folder cannot be created at a path: it is a file, or a folder that is not empty."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ def test_hidden_files_and_a_folder_around_do_not_matter(layout: str, tmp_path: P
     for path in list(root.rglob("*.*")):
         if path.is_file():
             (path.parent / f"._{path.name}").write_bytes(b"\0")
+            for folder in (".ipynb_checkpoints", "@eaDir"):
+                (path.parent / folder).mkdir(exist_ok=True)
+                shutil.copy(path, path.parent / folder / f"{path.stem}-checkpoint{path.suffix}")
     for split, wanted in SPLITS.items():
         assert close(read(root.parent, split), wanted)
 

@@ -82,6 +82,14 @@ def test_missing_files_are_counted_and_three_are_named(root: Path) -> None:
         find(root, *(f"{index}.png" for index in range(5)), "a.jpg")
 
 
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "@eaDir"])
+def test_images_in_hidden_folders_are_not_taken(root: Path, folder: str) -> None:
+    (root / "train" / folder).mkdir()
+    (root / "train" / folder / "d.jpg").touch()
+    with pytest.raises(DfmsdError, match="1 of the 1 images"):
+        find(root, "x/d.jpg")
+
+
 def test_images_of_another_split_are_not_taken(root: Path) -> None:
     with pytest.raises(DfmsdError, match="1 of the 1 images"):
         find_images(["A.jpg"], (root / "val", root), root, root / "x.json")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfmsd.data.formats import coco, voc, yolo
-from dfmsd.data.formats.layout import Content, Layout, Source, hidden
+from dfmsd.data.formats.layout import Content, Layout, Source
 from dfmsd.errors import DfmsdError
-from dfmsd.utils.files import check_path
+from dfmsd.utils.files import check_path, is_hidden
 
 __all__ = ["FORMATS", "Content", "Layout", "Source", "layout_of", "recognize"]
 
@@ -61,7 +61,9 @@ def layout_of(root: Path) -> Layout | None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path)] if root.is_dir() else []
+    return (
+        [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)] if root.is_dir() else []
+    )
 
 
 def _contents(root: Path) -> str:
@@ -79,6 +81,6 @@ def _unread(root: Path) -> str | None:
     """Name a file in a format that is not read, and say what to do with it."""
     for path in (root, *sorted(root.glob("*")), *sorted(root.glob("*/*"))):
         advice = CVAT if path.name == "annotations.xml" else UNREAD.get(path.suffix.lower())
-        if advice is not None and path.is_file() and not hidden(path):
+        if advice is not None and path.is_file() and not is_hidden(path.name):
             return f"{path.name} is {advice}"
     return None

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfmsd.data.formats.annotations import read_annotations
-from dfmsd.data.formats.layout import SPLITS, Content, Layout, hidden, plain_name
+from dfmsd.data.formats.layout import SPLITS, Content, Layout, plain_name
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import is_hidden
 
 EXPECTED = (
     "a data set in the COCO layout has annotations/instances_train.json and the images in train/; files with other "
@@ -88,7 +89,7 @@ def _plain(root: Path) -> dict[str, CocoSource]:
 def _split_of(file: Path) -> str | None:
     """Return the split of an annotation file, or None if it has no boxes, as ``captions_train2017.json``."""
     match = re.fullmatch(r"(instances_)?(.+)", file.stem)
-    if match is None or hidden(file):
+    if match is None or is_hidden(file.name):
         return None
     prefix, split = match.groups()
     return split if prefix or plain_name(split) in (*SPLITS, "default") else None
@@ -102,7 +103,7 @@ def _image_folders(root: Path, split: str) -> tuple[Path, ...]:
 
 def _roboflow(root: Path) -> dict[str, CocoSource]:
     """Find ``train/_annotations.coco.json`` and the like, or one split that is the folder itself."""
-    files = [file for file in sorted(root.glob(f"*/{ROBOFLOW}")) if not hidden(file.parent)]
+    files = [file for file in sorted(root.glob(f"*/{ROBOFLOW}")) if not is_hidden(file.parent.name)]
     if not files and (root / ROBOFLOW).is_file():
         return {"default": CocoSource(root / ROBOFLOW, (root,), root)}
     return {file.parent.name: CocoSource(file, (file.parent,), root) for file in files}

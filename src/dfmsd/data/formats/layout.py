@@ -100,8 +100,3 @@ def check_names(names: Mapping[int, str], file: Path) -> None:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise DfmsdError(f"{file}: class name {twice[0]!r} occurs more than once; make it unique")
-
-
-def hidden(path: Path) -> bool:
-    """Return whether a file or folder is hidden, as what archives of other systems leave: ``._a.jpg``, ``__MACOSX``."""
-    return path.name.startswith((".", "__MACOSX"))

@@ -11,9 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path, PurePath
 from urllib.parse import unquote
 
-from dfmsd.data.formats.layout import SPLITS, hidden, plain_name
+from dfmsd.data.formats.layout import SPLITS, plain_name
 from dfmsd.data.shards import list_members
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import is_hidden
 
 logger = logging.getLogger("dfmsd")
 NAMED = 3
@@ -124,10 +125,10 @@ def _files(folder: Path, root: Path) -> dict[Path, Path]:
     if not folder.resolve().is_relative_to(root):
         return found
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if plain_name(name) not in SPLITS]
+        folders[:] = [name for name in folders if plain_name(name) not in SPLITS and not is_hidden(name)]
         for path in (Path(place, name) for name in names):
             inside = not path.is_symlink() or path.resolve().is_relative_to(root)
-            if inside and not hidden(path):
+            if inside and not is_hidden(path.name):
                 found[path] = path.relative_to(folder)
     return found
 

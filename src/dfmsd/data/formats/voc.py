@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfmsd.data.formats.layout import SPLITS, Content, Layout, check_names, hidden, plain_name
+from dfmsd.data.formats.layout import SPLITS, Content, Layout, check_names, plain_name
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.vocxml import read_objects, to_boxes
@@ -18,6 +18,7 @@ from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import image_suffixes, list_images
 from dfmsd.data.truth import GroundTruth
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import is_hidden
 
 logger = logging.getLogger("dfmsd")
 EXPECTED = (
@@ -115,7 +116,7 @@ def recognize(root: Path) -> Layout | None:
             sources[folder.name] = VocSource((_part(folder),), root)
     if sources:
         return Layout("Pascal VOC, a folder per split,", root, sources)
-    beside = root.is_dir() and any(_has_image(file) for file in root.glob("*.xml") if not hidden(file))
+    beside = root.is_dir() and any(_has_image(file) for file in root.glob("*.xml") if not is_hidden(file.name))
     return Layout("Pascal VOC, in one folder,", root, {"default": VocSource((_part(root),), root)}) if beside else None
 
 
@@ -165,7 +166,7 @@ def _folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _has_xml(folder: Path) -> bool:
-    return any(not hidden(file) for file in _label_folder(folder).glob("*.xml"))
+    return any(not is_hidden(file.name) for file in _label_folder(folder).glob("*.xml"))
 
 
 def _has_image(label: Path) -> bool:
@@ -177,7 +178,7 @@ def _pairs(part: Part) -> Iterator[tuple[Path, Path | None]]:
     image_of: dict[str, Path] = {}
     for image in list_images(part.images):
         image_of.setdefault(image.stem, image)
-    label_of = {file.stem: file for file in part.labels.glob("*.xml") if not hidden(file)}
+    label_of = {file.stem: file for file in part.labels.glob("*.xml") if not is_hidden(file.name)}
     if part.list is None:
         missing = [stem for stem in label_of if stem not in image_of]
         if missing:

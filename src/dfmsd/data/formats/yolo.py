@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from dfmsd.data.formats.layout import Content, Layout, hidden
+from dfmsd.data.formats.layout import Content, Layout
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_orphans
@@ -19,6 +19,7 @@ from dfmsd.data.formats.yolosettings import class_names, keypoint_shape, read_se
 from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import list_images
 from dfmsd.errors import DfmsdError
+from dfmsd.utils.files import is_hidden
 
 logger = logging.getLogger("dfmsd")
 EXPECTED = (
@@ -122,7 +123,7 @@ def _settings_file(root: Path) -> Path | None:
     for name in ("data.yaml", "data.yml"):
         if (root / name).is_file():
             return root / name
-    files = [file for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if not hidden(file)]
+    files = [file for file in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]) if not is_hidden(file.name)]
     files = [file for file in files if file.is_file() and b"names:" in file.read_bytes()]
     if len(files) > 1:
         shown = ", ".join(file.name for file in files)

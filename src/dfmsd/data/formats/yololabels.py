@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from dfmsd.data.formats.layout import hidden
 from dfmsd.data.images import image_suffixes
+from dfmsd.utils.files import is_hidden
 
 logger = logging.getLogger("dfmsd")
 
@@ -47,7 +47,7 @@ def warn_of_orphans(images: Sequence[Path], names_in: Callable[[Path], Collectio
     for folder, label_folder in folders.items():
         stems = {Path(name).stem for name in names_in(folder) if Path(name).suffix.lower() in suffixes}
         files = [Path(name) for name in names_in(label_folder) if name.endswith(".txt") and name != "classes.txt"]
-        files = [file for file in files if not hidden(file)]
+        files = [file for file in files if not is_hidden(file.name)]
         if label_folder != folder:  # where other text files may be, too
             labels += len(files)
             orphans += [label_folder / file for file in files if file.stem not in stems]
