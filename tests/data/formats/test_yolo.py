@@ -214,6 +214,25 @@ def test_all_label_files_missing_are_refused(root: Path) -> None:
     assert "labels/train/a.txt; add them" in refusal(root)
 
 
+def test_images_without_a_label_file_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_split(root, "train")
+    assert (
+        "cells.yaml: train: 1 of 3 images have no label file and count as images without objects, the first is "
+        "b (1).png"
+    ) in caplog.text
+    caplog.clear()
+    open_split(root, "val")
+    assert not caplog.records
+
+
+def test_the_suffix_of_a_label_file_may_have_capitals(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "labels" / "train" / "a.txt").rename(root / "labels" / "train" / "a.TXT")
+    assert close(read(root, "train"), SPLITS["train"])
+    (root / "images" / "train" / "a.png").unlink()
+    open_split(root, "train")
+    assert f"1 of 2 label files have no image, the first is {root / 'labels' / 'train' / 'a.TXT'}" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dfmsd.data.formats.layout import Content, Layout
 from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.text import read_text
-from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_orphans
+from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_bare, warn_of_orphans
 from dfmsd.data.formats.yolorows import read_rows
 from dfmsd.data.formats.yolosettings import class_names, keypoint_shape, read_settings
 from dfmsd.data.imagecheck import read_sizes
@@ -62,6 +62,7 @@ class YoloSource:
                 f"{self.file}: {self.split}: none of its {len(paths)} images has a label file, such as "
                 f"{label_places(paths[0])[0]}; add them"
             )
+        warn_of_bare(paths, labels, f"{self.file}: {self.split}")
         warn_of_orphans(paths, names_in, f"{self.file}: {self.split}")
         sizes = read_sizes(paths)
         images = [
