@@ -86,13 +86,40 @@ def test_a_large_image_is_read(tmp_path: Path) -> None:
 def test_gray_of_fewer_bits_stored_in_16_keeps_its_brightness(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bits: int, kind: Any, suffix: str
 ) -> None:
-    monkeypatch.setattr(images, "_said_depths", set())
+    monkeypatch.setattr(images, "_first_of_depth", {})
     highest = 2**bits - 1
     for name in "ab":
         Image.fromarray(np.array([[0, highest // 2, highest]], dtype=kind)).save(tmp_path / f"{name}.{suffix}")
         assert read_image(tmp_path / f"{name}.{suffix}")[0].tolist() == [[0, 127, 255]]
     (message,) = caplog.messages
     assert f"a.{suffix}: none of its 16-bit gray values needs more than {bits} bits" in message
+
+
+@pytest.mark.parametrize("values", [(4000, 4096), (4096, 4000), (255, 4000)])
+def test_gray_of_different_depths_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, values: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(images, "_first_of_depth", {})
+    for name, value in zip("abcd", (*values, *values), strict=True):
+        Image.fromarray(np.array([[0, value]], dtype=np.uint16)).save(tmp_path / f"{name}.png")
+        read_image(tmp_path / f"{name}.png")
+    first, second = (next(bits for bits in (8, 12, 16) if value < 2**bits) for value in values)
+    mixed = [message for message in caplog.messages if "b.png" in message]
+    assert mixed == [
+        f"{tmp_path / 'b.png'}: its 16-bit gray values are read as {second} bits, those of {tmp_path / 'a.png'} as "
+        f"{first}, so the same value has another brightness in each; save all images with one depth, such as 8 bits"
+    ]
+    assert not [message for message in caplog.messages if "c.png" in message or "d.png" in message]
+
+
+def test_black_says_nothing_of_the_depth(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_first_of_depth", {})
+    for name, value in (("a", 0), ("b", 2**15)):
+        Image.fromarray(np.array([[0, value]], dtype=np.uint16)).save(tmp_path / f"{name}.png")
+        read_image(tmp_path / f"{name}.png")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("value", [-1, 2**16])

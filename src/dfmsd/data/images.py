@@ -24,7 +24,8 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 """Formats that files may have, whatever their suffix. PIL has more, but some (EPS) start external programs."""
 GRAY_BITS = (8, 12, 16)
 """Depths of gray values that are stored in 16 bits: an image has the smallest that holds its values."""
-_said_depths: set[int] = set()
+_first_of_depth: dict[int, str] = {}
+"""Depth -> the first image that this process read with it."""
 TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -33,7 +34,7 @@ def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 RGB, ``3 x H x W``, with its EXIF orientation applied.
 
     Only the upper 8 bits of 16-bit images and the first frame of animations are kept; transparency is dropped. Gray in
-    16 bits whose values all fit into 8 or 12 is read as that, which is logged once.
+    16 bits whose values all fit into 8 or 12 is read as that. This is logged once, and so is that images differ in it.
 
     Raises:
         DfmsdError: The file is missing, broken, suspiciously large (a decompression bomb) or not an image.
@@ -73,10 +74,22 @@ def _to_8_bits(gray: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
     if low < 0 or high >= 2**16:
         raise DfmsdError(f"{name}: gray values from {low} to {high} do not fit into 16 bits; save it with 8 or 16 bits")
     bits = next(bits for bits in GRAY_BITS if high < 2**bits)
-    if bits < 16 and high and bits not in _said_depths:
-        _said_depths.add(bits)
-        logger.warning("%s: none of its 16-bit gray values needs more than %d bits, so it is read as such", name, bits)
+    if high and bits not in _first_of_depth:
+        _warn_of_depth(bits, name)
+        _first_of_depth[bits] = name
     return (gray >> (bits - 8)).astype(np.uint8)
+
+
+def _warn_of_depth(bits: int, name: str) -> None:
+    if len(_first_of_depth) == 1:
+        ((other, first),) = _first_of_depth.items()
+        logger.warning(
+            "%s: its 16-bit gray values are read as %d bits, those of %s as %d, so the same value has another "
+            "brightness in each; save all images with one depth, such as 8 bits",
+            *(name, bits, first, other),
+        )
+    elif not _first_of_depth and bits < max(GRAY_BITS):
+        logger.warning("%s: none of its 16-bit gray values needs more than %d bits, so it is read as such", name, bits)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
