@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dfmsd.detectors import DetectorConfig
@@ -22,6 +21,7 @@ from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting import comparison_report
 from dfmsd.runfolder import RunFolder
 from dfmsd.starting.starter import start
+from dfmsd.utils.console import results_console
 from dfmsd.utils.device import available_cores
 from dfmsd.utils.durations import describe_duration
 from dfmsd.utils.files import check_writable, make_folder
@@ -73,7 +73,7 @@ def demo(out: Path) -> Path:
     Returns:
         Path of the report.
     """
-    began, console = time.perf_counter(), Console(markup=False)
+    began, console = time.perf_counter(), results_console()
     check_writable(out)
     make_folder(out)
     console.print("1/3 choosing the settings, as dfmsd init does, and creating the digits")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.helpers.command import Command
 from tests.helpers.exports import eagerly
+from tests.helpers.layouts import Picture, yolo
 
 from dfmsd.exporting import choice, exporter
 
@@ -161,6 +162,16 @@ def test_export_refuses_bad_input(
 ) -> None:
     given = [str(tiny_root / "val") if argument == "IMAGES" else argument for argument in arguments]
     assert message in dfmsd.refusal("export", "--model", model, *given)
+
+
+def test_data_prints_names_with_brackets(dfmsd: Command) -> None:
+    box = (4.0, 4.0, 20.0, 20.0)
+    picture = Picture(64, 48, [("[bold]car", box), ("bus[/x]", box), (":car: seat", box)])
+    yolo(dfmsd.folder / "data [v1]", {"train": {"a": picture}})
+    status, out, _ = dfmsd("data", "data [v1]")
+    assert status == 0
+    assert out.startswith("YOLO layout in data [v1]")
+    assert all(f" {name} " in out for name, _ in picture.boxes)
 
 
 def test_students_prints_a_table(dfmsd: Command) -> None:

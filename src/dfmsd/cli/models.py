@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from dfmsd.api import models as api
 from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.engine.configfile import command_parser
+from dfmsd.utils.console import results_console
 
 
 def evaluate_parser() -> ArgumentParser:
@@ -136,7 +136,7 @@ def students_command(values: Namespace) -> None:
         classes=values.classes,
         json=values.json,
     )
-    print_students(costs, values.image_size, Console())
+    print_students(costs, values.image_size, results_console())
 
 
 def visualize_parser() -> ArgumentParser:
@@ -215,7 +215,7 @@ def data_command(values: Namespace) -> None:
     from dfmsd.inspection.tables import print_facts
 
     facts = api.inspect_data(values.root, image_size=values.image_size, out=values.out)
-    print_facts(facts, Console())
+    print_facts(facts, results_console())
     if values.out is not None:
         print(values.out / PAGE)
     refuse_unreadable(facts)

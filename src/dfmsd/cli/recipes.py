@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from dfmsd.api import planning
@@ -13,6 +12,7 @@ from dfmsd.engine.configfile import command_parser
 from dfmsd.errors import DfmsdError
 from dfmsd.recipes.catalog import find_recipe, list_recipes
 from dfmsd.utils.cachedir import GIB
+from dfmsd.utils.console import results_console
 from dfmsd.utils.durations import HOUR, describe_duration
 
 DRY_RUN = "--dry-run"
@@ -45,8 +45,8 @@ def recipe_command(values: Namespace) -> None:
         print(recipe.text, end="")
         return
     trials = planning.try_recipe(recipe.name)
-    console = Console()
-    console.print("\n".join(recipe.header), highlight=False, markup=False)
+    console = results_console()
+    console.print("\n".join(recipe.header), highlight=False)
     gpus = next(iter(trials.values())).hours
     table = Table("method", "peak memory, 2 images", *gpus, title="memory, and time of a run on COCO with one GPU")
     for name, trial in trials.items():

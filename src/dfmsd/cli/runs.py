@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from dfmsd.api import planning, runs
 from dfmsd.cli.flags import parsed_config
@@ -17,6 +16,7 @@ from dfmsd.engine.configfile import command_parser, config_parser
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.tuning.config import TuneConfig
+from dfmsd.utils.console import results_console
 
 if TYPE_CHECKING:
     from dfmsd.engine.run import Result
@@ -135,7 +135,7 @@ def _rank(values: Namespace) -> None:
         values.stages = planning.stages_of(values.teacher)
     steps = {} if values.rank_steps is None else {"steps": values.rank_steps}
     config = parsed_config(DistillConfig, values)
-    print_ranking(planning.rank_teachers(config, check_images=values.check_images, **steps), Console())
+    print_ranking(planning.rank_teachers(config, check_images=values.check_images, **steps), results_console())
 
 
 def estimate_parser() -> ArgumentParser:
@@ -151,7 +151,7 @@ def estimate_command(values: Namespace) -> None:
     """Run ``dfmsd estimate``."""
     from dfmsd.estimation.tables import print_estimate
 
-    print_estimate(planning.estimate(parsed_config(DistillConfig, values), json=values.json), Console())
+    print_estimate(planning.estimate(parsed_config(DistillConfig, values), json=values.json), results_console())
 
 
 def compare_parser() -> ArgumentParser:

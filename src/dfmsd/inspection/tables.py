@@ -51,7 +51,7 @@ def print_facts(facts: DataFacts, console: Console) -> None:
         _print("objects by class", class_table(facts), console)
         _print(f"objects by size at {facts.image_size} pixels", size_table(facts), console)
     for finding in facts.findings:
-        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {finding}", highlight=False, soft_wrap=True)
     if not (facts.findings or facts.errors):
         console.print("nothing suspicious", highlight=False)
 

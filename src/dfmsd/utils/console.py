@@ -1,4 +1,4 @@
-"""Terminal output: the console of the command line, and silencing of noisy libraries."""
+"""Terminal output: the consoles of the command line, and silencing of noisy libraries."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def discard(stream: IO[str]) -> None:
 
 console = Console(file=cast("IO[str]", StandardError()), markup=False, emoji=False)  # names may contain brackets
 """Shared by all of dfmsd, so that what is printed while the dashboard runs appears above it."""
+
+
+def results_console() -> Console:
+    """Return a console for the results of a command, on standard output, in which brackets and colons stay."""
+    return Console(markup=False, emoji=False)
 
 
 @contextmanager
