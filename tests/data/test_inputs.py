@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_hidden_files_and_folders_are_skipped(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", (8, 6)).save(folder / name)
     assert find_images([folder]) == before
+
+
+def test_names_that_are_not_utf_8_are_refused(folder: Path) -> None:
+    os.rename(os.fsencode(folder / "b.png"), os.fsencode(folder / "deep") + b"/caf\xe9.png")
+    with pytest.raises(DfmsdError) as caught:
+        find_images([folder])
+    assert str(caught.value) == (
+        f"{folder}: the names of 1 of its 4 images are not UTF-8, the first is b'deep/caf\\xe9.png'; rename them"
+    )
 
 
 def test_a_hidden_folder_that_is_given_is_searched(folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ GRAY_BITS = (8, 12, 16)
 """Depths of gray values that are stored in 16 bits: an image has the smallest that holds its values."""
 _first_of_depth: dict[int, str] = {}
 """Depth -> the first image that this process read with it."""
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""In a file name, a byte that is not UTF-8."""
 TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -127,15 +131,24 @@ def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path
     Args:
         folder: Folder to search.
         extra_suffixes: Suffixes to include besides those of images, such as ``.mp4``.
+
+    Raises:
+        DfmsdError: The name of an image is not UTF-8, so it cannot be written to a file.
     """
     suffixes = image_suffixes() | set(extra_suffixes)
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes
-        and not any(map(is_hidden, path.relative_to(folder).parts))
-        and path.is_file()
-    ]
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+    names = [name for name in names if not any(map(is_hidden, name.parts)) and (folder / name).is_file()]
+    _check_encoding(names, folder)
+    return [folder / name for name in names]
+
+
+def _check_encoding(names: Sequence[Path], folder: Path) -> None:
+    other = [os.fsencode(name) for name in names if LONE_SURROGATE.search(str(name))]
+    if other:
+        raise DfmsdError(
+            f"{folder}: the names of {len(other)} of its {len(names)} images are not UTF-8, the first is {other[0]!r}; "
+            "rename them"
+        )
 
 
 @contextmanager

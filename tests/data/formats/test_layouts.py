@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.helpers.layouts import LAYOUTS, SPLITS, Picture, Splits, classes, clo
 
 from dfmsd.data import open_split
 from dfmsd.data.formats import recognize
+from dfmsd.errors import DfmsdError
 
 NAMES = {
     "coco": "COCO",
@@ -46,6 +48,15 @@ def test_hidden_files_and_a_folder_around_do_not_matter(layout: str, tmp_path: P
                 shutil.copy(path, path.parent / folder / f"{path.stem}-checkpoint{path.suffix}")
     for split, wanted in SPLITS.items():
         assert close(read(root.parent, split), wanted)
+
+
+@pytest.mark.parametrize("layout", ["yolo", "roboflow_yolo", "voc", "roboflow_voc"])  # others list the names in UTF-8
+def test_image_names_that_are_not_utf_8_are_refused(layout: str, tmp_path: Path) -> None:
+    root = LAYOUTS[layout](tmp_path / "data")
+    for path in list(root.rglob("a.*")):
+        os.rename(path, os.fsencode(path.parent) + b"/\xe9" + os.fsencode(path.suffix))
+    with pytest.raises(DfmsdError, match=r"names of 1 of its \d images are not UTF-8, .* b'\\xe9\.png'; rename them"):
+        open_split(root, "train")
 
 
 WORDS = (
