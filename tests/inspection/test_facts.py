@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests.helpers.annotations import edit
+from tests.helpers.layouts import voc
 
 import dfmsd
 from dfmsd.data import DataConfig, open_split
@@ -114,6 +116,23 @@ def test_images_in_both_splits_are_found(tiny_coco: Path) -> None:
     edit(tiny_coco, lambda raw: raw["images"][0].update(size), "val")
     findings = gather(DataConfig(str(tiny_coco))).findings
     assert any("1 of 4 evaluation images are also training images" in finding for finding in findings)
+
+
+def test_a_list_of_all_images_is_not_compared_with_its_parts(tmp_path: Path) -> None:
+    root = voc(tmp_path / "data", year=".")
+    (root / "ImageSets" / "Main" / "trainval.txt").write_text("a\nb (1)\nc.d\ne\n")
+    Image.new("RGB", (64, 48), "red").save(root / "JPEGImages" / "e.png")
+    facts = gather(DataConfig(str(root)))
+    assert {name: split.images for name, split in facts.facts.items()} == {"train": 3, "val": 1, "trainval": 4}
+    assert not [finding for finding in facts.findings if "also training" in finding or "trainval.txt" in finding]
+
+
+def test_a_val_split_is_not_trained_on_where_train_cannot_be_read(tiny_coco: Path) -> None:
+    (tiny_coco / "annotations" / "instances_train.json").write_text("{")
+    edit(tiny_coco, lambda raw: raw["categories"].append({"id": 9, "name": "cells"}), "val")
+    facts = gather(DataConfig(str(tiny_coco)))
+    assert list(facts.errors) == ["train"]
+    assert not any("train on" in finding or "does not have" in finding for finding in facts.findings)
 
 
 def test_rare_classes_are_named(tiny_coco: Path) -> None:

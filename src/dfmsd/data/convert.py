@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dfmsd.data.classes import unite_classes
-from dfmsd.data.formats.layout import plain_name
+from dfmsd.data.formats.layout import plain_name, without_unions
 from dfmsd.data.opening import find_layout
 from dfmsd.data.shardwriter import write_shards
 from dfmsd.data.split import DetectionSplit
@@ -63,9 +63,7 @@ def convert(source: str | Path, out: Path, to: Format = "coco", *, skip_broken: 
 
 def _read(source: str | Path, to: Format) -> dict[str, DetectionSplit]:
     layout = find_layout(source)
-    names = {name: plain_name(name) for name in layout.sources}
-    if {"train", "val"} <= set(names.values()):
-        names = {name: plain for name, plain in names.items() if plain != "trainval"}  # the two together
+    names = {name: plain_name(name) for name in without_unions(layout.sources)}
     if to in ("yolo", "voc"):  # which have no names for others
         names = {name: plain if plain in ("val", "test") else "train" for name, plain in names.items()}
     if len(set(names.values())) < len(names):

@@ -82,48 +82,46 @@ def annotated_classes(splits: Iterable[DetectionSplit]) -> list[str]:
 
 def warn_of_contents(train: DetectionSplit, val: DetectionSplit) -> None:
     """Log what is unlikely to be meant, see `describe_contents`."""
-    for finding in describe_contents([train, val]):
+    for finding in describe_contents(train, [val]):
         logger.warning("%s", finding)
 
 
-def describe_contents(splits: Sequence[DetectionSplit]) -> list[str]:
+def describe_contents(train: DetectionSplit | None, others: Sequence[DetectionSplit]) -> list[str]:
     """Say what is unlikely to be meant: splits and classes without objects, repeated boxes, and copies of images.
 
     Images are copies if their files have the same bytes. Files are read only as far as others of the same size force it
     to tell them apart.
 
     Args:
-        splits: Of one data set; the first one is trained on.
+        train: The split to train on; None if there is none.
+        others: Other splits of the same data set.
     """
-    train, others = splits[0], splits[1:]
-    known = annotated_classes([train])
-    unused = [name for name in train.class_names if name not in known]
+    splits = [*others] if train is None else [train, *others]
     findings = [
         f"{split.file}: no annotated object; {_why_no_object(split)}" for split in splits if not _has_objects(split)
     ]
-    if unused and known:
-        findings.append(
-            f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
-        )
-    findings += [*_like_names(splits), *_unlisted(train, others)]
+    if train is not None:
+        findings += [*_unused(train), *_unlisted(train, others)]
+    findings += _like_names(splits)
     paths = [split.records.paths for split in splits]
     contents = {path: path for of_split in paths for path in of_split}
     contents |= {copy: group[0] for group in find_copies([split.records for split in splits]) for copy in group}
     for split, of_split in zip(splits, paths, strict=True):
         findings += [*_repeats(split, of_split), *_copies(split.file, of_split, contents)]
-    trained = {contents[path]: path for path in reversed(paths[0])}
-    for split, of_split in zip(others, paths[1:], strict=True):
-        leaked = [path for path in of_split if contents[path] in trained]
-        if leaked:
-            findings.append(
-                f"{split.file}: {len(leaked)} of {len(split)} evaluation images are also training images, the first is "
-                f"{leaked[0]} as {trained[contents[leaked[0]]]}: AP on them says little, so remove them from one side"
-            )
+    if train is not None:
+        findings += _leaks(train, others, contents)
     return findings
 
 
 def _has_objects(split: DetectionSplit, limit: int | None = None) -> bool:
     return bool(split.records.columns.counts[:limit].any())
+
+
+def _unused(train: DetectionSplit) -> Iterator[str]:
+    known = annotated_classes([train])
+    unused = [name for name in train.class_names if name not in known]
+    if unused and known:
+        yield f"{train.file}: no annotation of {_listed(unused)} to train on; remove categories that are no classes"
 
 
 def _like_names(splits: Sequence[DetectionSplit]) -> Iterator[str]:
@@ -174,6 +172,17 @@ def _copies(file: Path, paths: Sequence[Path], contents: Mapping[Path, Path]) ->
             f"{file}: {len(copies)} images are copies of others under another name, the first is {copies[0].name} of "
             f"{first[contents[copies[0]]].name}: keep one of each"
         )
+
+
+def _leaks(train: DetectionSplit, others: Iterable[DetectionSplit], contents: Mapping[Path, Path]) -> Iterator[str]:
+    trained = {contents[path]: path for path in reversed(train.records.paths)}
+    for split in others:
+        leaked = [path for path in split.records.paths if contents[path] in trained]
+        if leaked:
+            yield (
+                f"{split.file}: {len(leaked)} of {len(split)} evaluation images are also training images, the first is "
+                f"{leaked[0]} as {trained[contents[leaked[0]]]}: AP on them says little, so remove them from one side"
+            )
 
 
 def find_copies(splits: Sequence[Records]) -> Copies:

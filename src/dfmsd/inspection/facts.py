@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dfmsd.data.config import DataConfig
-from dfmsd.data.formats.layout import Layout, plain_name
+from dfmsd.data.formats.layout import Layout, plain_name, without_unions
 from dfmsd.data.opening import find_layout, open_split
 from dfmsd.data.records import box_sizes
 from dfmsd.data.split import DetectionSplit
@@ -84,10 +84,11 @@ def gather(config: DataConfig) -> DataFacts:
                 splits[name] = open_split(config, name)
             except DfmsdError as error:
                 errors[name] = one_line(error)
-        if splits:
-            findings += describe_contents([*splits.values()])
+        compared = {name: splits[name] for name in without_unions(splits)}
+        train = _to_train_on(layout, compared)
+        findings += describe_contents(train, [split for split in compared.values() if split is not train])
     facts = {name: _facts(split, config.image_size) for name, split in splits.items()}
-    for name, split in splits.items():
+    for name, split in compared.items():
         findings += suspicious_boxes(split, facts[name].sizes, config.image_size)
         findings += rare_classes(split, name, facts[name].objects)
     levels = build_detector(DetectorConfig(), ("object",)).levels
@@ -102,6 +103,12 @@ def refuse_unreadable(facts: DataFacts) -> None:
     """
     for name, reason in facts.errors.items():
         raise DfmsdError(f"{name} cannot be read: {reason}")
+
+
+def _to_train_on(layout: Layout, splits: Mapping[str, DetectionSplit]) -> DetectionSplit | None:
+    """Return the split that a run would train on, or None if it cannot be read or there is none."""
+    name = min(layout.sources, key=lambda name: plain_name(name) != "train")
+    return None if plain_name(name) in ("val", "test") else splits.get(name)
 
 
 def _facts(split: DetectionSplit, image_size: int) -> SplitFacts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -81,6 +81,17 @@ def plain_name(split: str) -> str:
     """Return our name of a split: ``val2017`` and ``valid`` are ``val``."""
     name = re.sub(r"[-_]?\d{4}$", "", split.lower())
     return ALIASES.get(name, name)
+
+
+def without_unions(splits: Iterable[str]) -> list[str]:
+    """Leave out ``trainval`` where ``train`` and ``val``, of which it consists, are there, too.
+
+    Args:
+        splits: Names, as a data set has them.
+    """
+    splits = list(splits)
+    both = {"train", "val"} <= set(map(plain_name, splits))
+    return [split for split in splits if not (both and plain_name(split) == "trainval")]
 
 
 def check_names(names: Mapping[int, str], file: Path) -> None:
