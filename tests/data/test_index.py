@@ -61,7 +61,7 @@ def test_warnings_are_repeated(tiny_coco: Path, caplog: pytest.LogCaptureFixture
     caplog.clear()
     open_split(tiny_coco, "train")
     assert caplog.messages == first
-    assert " of 13 boxes without area or outside their image" in first[0]
+    assert " of 13 boxes have no area inside their image" in first[0]
 
 
 def test_changed_annotations_are_read_again(tiny_coco: Path, reads: list[Path]) -> None:

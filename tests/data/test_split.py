@@ -67,8 +67,8 @@ def test_boxes_are_clipped_and_empty_ones_dropped_with_a_warning_each(
     assert coco.records[0].boxes.tolist() == [[0, 0, 10, 20]]
     assert coco.records[0].labels.tolist() == [1]
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "3 of 4 boxes without area or outside their image are not used for training",
-        "1 of 4 boxes reach more than 2 pixels beyond their image and are cut off there",
+        "3 of 4 boxes have no area inside their image: training leaves them out, but AP counts them as annotated",
+        "1 of 4 boxes reach more than 2 pixels beyond their image: training cuts them off there, AP does not",
     ]
 
 

@@ -145,5 +145,5 @@ def test_warnings_of_the_readers_are_findings_instead_of_lines(
 ) -> None:
     edit(tiny_coco, lambda raw: raw["annotations"][0].update(bbox=[0, 0, 0, 5]))
     findings = gather(DataConfig(str(tiny_coco))).findings
-    assert any("1 of 13 boxes without area" in finding for finding in findings)
+    assert any("1 of 13 boxes have no area" in finding for finding in findings)
     assert not caplog.records

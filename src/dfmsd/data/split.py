@@ -148,12 +148,14 @@ def _to_records(content: Content, file: Path) -> Records:
     cut = int((keep & (abs(boxes - whole) > TOLERANCE).any(axis=1)).sum())
     if not keep.all():
         logger.warning(
-            "%s: %d of %d boxes without area or outside their image are not used for training",
+            "%s: %d of %d boxes have no area inside their image: training leaves them out, but AP counts "
+            "them as annotated",
             *(file, len(used) - keep.sum(), len(used)),
         )
     if cut:
         logger.warning(
-            "%s: %d of %d boxes reach more than %.0f pixels beyond their image and are cut off there",
+            "%s: %d of %d boxes reach more than %.0f pixels beyond their image: training cuts them off there, AP "
+            "does not",
             *(file, cut, len(used), TOLERANCE),
         )
     return Records(
