@@ -137,6 +137,18 @@ def test_places_of_another_machine_are_found(root: Path, place: str, caplog: pyt
     assert (f"train: {place} is not there: {root / 'images' / 'train'} is taken" in caplog.text) == moved
 
 
+@pytest.mark.parametrize("place", ["valid/images", "/nowhere/valid/images", "val"])
+def test_the_images_of_another_split_are_not_taken(tmp_path: Path, place: str) -> None:
+    root = yolo(tmp_path / "data", {"train": SPLITS["train"]})
+    settings(root, train="images/train", val=place)
+    assert f"cells.yaml: val: no folder or list {place} in" in refusal(root, "val")
+
+
+def test_both_splits_may_be_the_same_folder_of_another_machine(root: Path) -> None:
+    settings(root, train="/nowhere/images/train", val="/nowhere/images/train")
+    assert close(read(root, "val"), SPLITS["train"])
+
+
 @pytest.mark.parametrize("path", [None, "."])
 def test_a_data_set_beside_this_one_is_not_taken_for_it(tmp_path: Path, path: str | None) -> None:
     other = {"train": {"z": SPLITS["train"]["a"]}}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os.path
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from dfmsd.data.formats.layout import Content, Layout
 from dfmsd.data.formats.names import check_inside
-from dfmsd.data.formats.text import read_text
 from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_bare, warn_of_orphans
+from dfmsd.data.formats.yoloplaces import locate, read_list, search_folders
 from dfmsd.data.formats.yolorows import read_rows
 from dfmsd.data.formats.yolosettings import class_names, keypoint_shape, read_settings
 from dfmsd.data.imagecheck import read_sizes
@@ -74,10 +73,11 @@ class YoloSource:
         return Content(images, categories, objects)
 
     def _images(self, settings: Mapping[str, Any]) -> Iterator[Path]:
-        bases = _bases(self.root, settings.get("path"))
+        bases = search_folders(self.root, settings.get("path"))
+        others = [found.path for place in self._others(settings) if (found := locate(place, bases)) is not None]
         for place in self.places:
-            found = _locate(place, bases)
-            if found is None:
+            found = locate(place, bases)
+            if found is None or (not found.whole and any(other.is_relative_to(found.path) for other in others)):
                 raise DfmsdError(
                     f"{self.file}: {self.split}: no folder or list {place} in {bases[0]}; correct the path, or remove "
                     f"the key {self.split} if there is no such split"
@@ -87,9 +87,15 @@ class YoloSource:
             if found.path.is_dir():
                 paths, folders = list_images(found.path), [found.path]
             else:
-                paths, folders = _listed(found.path, bases), []
+                paths, folders = read_list(found.path, bases), []
             check_inside(paths, [self.root, *bases[:1], *folders], self.file)
             yield from paths
+
+    def _others(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what the other splits list, and this one does not."""
+        for key in _keys(settings).values():
+            if key != self.split:
+                yield from (place for place in _places(settings[key], key, self.file) if place not in self.places)
 
 
 def recognize(root: Path) -> Layout | None:
@@ -102,11 +108,10 @@ def recognize(root: Path) -> Layout | None:
     if file is None:
         return None
     settings = read_settings(file)
-    sources = {}
-    for split, keys in KEYS.items():
-        key = next((key for key in keys if settings.get(key)), None)
-        if key is not None:
-            sources[split] = YoloSource(file, key, _places(settings[key], key, file), file.parent)
+    sources = {
+        split: YoloSource(file, key, _places(settings[key], key, file), file.parent)
+        for split, key in _keys(settings).items()
+    }
     if not sources:
         raise DfmsdError(f"{file}: it has neither train nor val; give the folders of their images")
     return Layout("YOLO", file.parent, sources)
@@ -132,63 +137,14 @@ def _settings_file(root: Path) -> Path | None:
     return files[0] if files else None
 
 
+def _keys(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the key of each split that there is."""
+    found = {split: next((key for key in keys if settings.get(key)), None) for split, keys in KEYS.items()}
+    return {split: key for split, key in found.items() if key is not None}
+
+
 def _places(value: object, key: str, file: Path) -> tuple[str, ...]:
     places = value if isinstance(value, list) else [value]
     if not all(isinstance(place, str) and place for place in places):
         raise DfmsdError(f"{file}: {key}: expected a folder of images or a list of folders, got {value!r}; correct it")
     return tuple(places)
-
-
-def _bases(root: Path, path: object) -> list[Path]:
-    """Return the folders that paths may be relative to: ``path``, and the file's own."""
-    given = [root / path] if isinstance(path, str) and path else []
-    return [*given, root]
-
-
-class Place(NamedTuple):
-    """A folder or file that was found."""
-
-    path: Path
-    whole: bool
-    """Whether by its whole path, not by the last parts of it."""
-
-
-def _locate(place: str, bases: list[Path]) -> Place | None:
-    """Find a folder or file, also if it was written on another machine: by its last parts.
-
-    ``../x`` is looked for in a folder itself before it is looked for beside it: Roboflow writes it so, and beside it
-    may be another data set.
-    """
-    parts = PurePosixPath(place.replace("\\", "/")).parts
-    inner = [base / "-" for base in bases] if parts[:1] == ("..",) and parts[1:2] != ("..",) else []
-    for start in range(max(1, len(parts))):
-        for base in [*inner, *bases] if start == 0 else bases:
-            path = os.path.normpath(base.joinpath(*parts[start:]))
-            if _exists(path):
-                return Place(Path(path), start == 0)
-    return None
-
-
-def _exists(path: str | Path) -> bool:
-    try:
-        return os.path.exists(path)
-    except ValueError:  # a null character
-        return False
-
-
-def _listed(file: Path, bases: list[Path]) -> list[Path]:
-    """Return the images in a text file, one path a line."""
-    places = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        if line.strip():
-            place = _locate(line.strip(), [file.parent, *bases])
-            if place is None or not place.path.is_file():
-                raise DfmsdError(f"{file}: line {number}: no image {line.strip()}; add it or remove the line")
-            places.append(place)
-    moved = [place.path for place in places if not place.whole]
-    if moved:
-        logger.warning(
-            "%s: %d of %d images are found by the last parts of their path, such as %s",
-            *(file, len(moved), len(places), moved[0]),
-        )
-    return [place.path for place in places]
