@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from torch import Tensor
-from torchvision.ops import box_area
 
 from dfmsd.data.split import DetectionSplit
 
@@ -54,21 +54,16 @@ def rare_classes(split: DetectionSplit, name: str, objects: Mapping[str, int]) -
 
 
 def _unlikely(split: DetectionSplit) -> Iterator[str]:
-    whole = ("cover the whole image: a label of the image, perhaps", lambda box, area: box_area(box) > WHOLE * area)
-    thin = (f"are more than {RATIO:.0f} times as long as wide", lambda box, _: _ratio(box) > RATIO)
-    tiny = (f"are less than {TINY} pixels wide or high", lambda box, _: _sides(box).amin(dim=1) < TINY)
-    boxes = sum(len(record.boxes) for record in split.records)
-    for description, test in (whole, thin, tiny):
-        counts = [int(test(record.boxes, record.height * record.width).sum()) for record in split.records]
-        if any(counts):
-            first = next(record for record, count in zip(split.records, counts, strict=True) if count)
-            yield f"{split.file}: {sum(counts)} of {boxes} boxes {description}, the first in {first.path.name}"
-
-
-def _ratio(boxes: Tensor) -> Tensor:
-    sides = _sides(boxes)
-    return sides.amax(dim=1) / sides.amin(dim=1)
-
-
-def _sides(boxes: Tensor) -> Tensor:
-    return boxes[:, 2:] - boxes[:, :2]
+    columns, owners = split.records.columns, split.records.owners
+    sides = columns.boxes[:, 2:] - columns.boxes[:, :2]
+    areas = columns.sizes.astype(np.int64).prod(axis=1)[owners]
+    short, long = sides.min(axis=1), sides.max(axis=1)
+    tests = {
+        "cover the whole image: a label of the image, perhaps": sides.prod(axis=1) > WHOLE * areas,
+        f"are more than {RATIO:.0f} times as long as wide": long / short > RATIO,
+        f"are less than {TINY} pixels wide or high": short < TINY,
+    }
+    for description, found in tests.items():
+        if found.any():
+            first = split.records[owners[found.argmax()]].path.name
+            yield f"{split.file}: {found.sum()} of {len(sides)} boxes {description}, the first in {first}"
