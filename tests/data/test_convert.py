@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from PIL import Image
 from tests.helpers.annotations import change, edit
 from tests.helpers.layouts import LAYOUTS, SPLITS, Picture, close, coco, read, roboflow_voc, voc, yolo
 
@@ -61,6 +63,25 @@ def test_images_of_the_same_name_are_kept_apart(tmp_path: Path, to: Any) -> None
     convert(coco(tmp_path / "source", splits), tmp_path / "out", to)
     assert close(read(tmp_path / "out", "train"), {"a": pictures["a"], "a_2": pictures["deep/a"]})
     assert [*read(tmp_path / "out", "val").values()] == [splits["val"]["a"]]
+
+
+@pytest.mark.parametrize("to", TO)
+def test_images_without_a_suffix_get_that_of_their_format(tmp_path: Path, to: Any) -> None:
+    root = coco(tmp_path / "source")
+    for name in ("a", "c.d"):
+        (root / "train" / f"{name}.png").rename(root / "train" / name)
+    edit(root, lambda raw: [image.update(file_name=image["file_name"][:-4]) for image in raw["images"]])
+    (root / "train" / "b (1).png").unlink()
+    Image.new("RGB", (64, 48)).save(root / "train" / "b (1)", "JPEG")
+    convert(root, tmp_path / "out", to)
+    assert close(read(tmp_path / "out", "train"), SPLITS["train"])
+    names = {record.path.name for record in open_split(tmp_path / "out", "train").records}
+    assert names == {"a.png", "b (1).jpg", "c.d.png"}
+
+
+def test_the_yaml_file_says_nothing_of_its_folder(tmp_path: Path) -> None:
+    convert(coco(tmp_path / "source"), tmp_path / "out", "yolo")
+    assert list(yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())) == ["train", "val", "names"]
 
 
 @pytest.mark.parametrize("to", TO)

@@ -24,6 +24,8 @@ logger = logging.getLogger("dfmsd")
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that files may have, whatever their suffix. PIL has more, but some (EPS) start external programs."""
+USUAL_SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "MPO": ".jpg"}
+"""Format -> suffix, where that is not the name of the format."""
 GRAY_BITS = (8, 12, 16)
 """Depths of gray values that are stored in 16 bits: an image has the smallest that holds its values."""
 _first_of_depth: dict[int, str] = {}
@@ -121,6 +123,19 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def image_suffixes() -> set[str]:
     """Return the suffixes of image files, in lower case, such as ``.jpg``."""
     return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+
+
+def image_suffix(path: Path) -> str:
+    """Return the suffix of an image file, or that of its format where it has none of an image.
+
+    Raises:
+        DfmsdError: It has none, and is not an image.
+    """
+    if path.suffix.lower() in image_suffixes():
+        return path.suffix
+    with _open_image(path) as file:
+        name = str(file.format)
+        return USUAL_SUFFIXES.get(name, f".{name.lower()}")
 
 
 def list_images(folder: Path, extra_suffixes: Collection[str] = ()) -> list[Path]:

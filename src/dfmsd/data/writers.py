@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import yaml
 
+from dfmsd.data.images import image_suffix
 from dfmsd.data.records import ImageRecord
 from dfmsd.data.shards import read_bytes
 from dfmsd.data.split import DetectionSplit
@@ -53,7 +54,11 @@ def write_annotations(data: DetectionSplit, names: Sequence[str], out: Path, spl
 
 
 def write_yolo(splits: Splits, out: Path) -> Counts:
-    """Write ``data.yaml``, the images in ``images/{split}/`` and a label file for each in ``labels/{split}/``."""
+    """Write ``data.yaml``, the images in ``images/{split}/`` and a label file for each in ``labels/{split}/``.
+
+    Paths have no ``path`` before them: without it, the YAML file's folder is taken by Ultralytics, too, which looks for
+    a relative one in the working folder first.
+    """
     counts = {}
     for split, data in splits.items():
         names = _copy(data.records, out / "images" / split)
@@ -62,7 +67,7 @@ def write_yolo(splits: Splits, out: Path) -> Counts:
             write_text(out / "labels" / split / f"{Path(name).stem}.txt", _rows(record))
         counts[split] = (len(names), _count(data.records))
     class_names = list(next(iter(splits.values())).class_names)
-    settings = {"path": ".", **{split: f"images/{split}" for split in splits}, "names": dict(enumerate(class_names))}
+    settings = {**{split: f"images/{split}" for split in splits}, "names": dict(enumerate(class_names))}
     write_text(out / "data.yaml", yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
     return counts
 
@@ -82,7 +87,9 @@ def write_voc(splits: Splits, out: Path) -> Counts:
 
 
 def distinct_names(records: Iterable[ImageRecord], taken: set[str] | None = None) -> list[str]:
-    """Return a file name for each image; it gets a number where another image has the same one without suffix.
+    """Return a file name for each image, with the suffix of an image.
+
+    It gets a number where another image has the same one without suffix.
 
     Args:
         records: Images.
@@ -91,12 +98,14 @@ def distinct_names(records: Iterable[ImageRecord], taken: set[str] | None = None
     taken = set() if taken is None else taken
     names = []
     for record in records:
-        stem, number = record.path.stem, 1
+        suffix = image_suffix(record.path)
+        own = record.path.name.removesuffix(suffix)
+        stem, number = own, 1
         while stem.lower() in taken:
             number += 1
-            stem = f"{record.path.stem}_{number}"
+            stem = f"{own}_{number}"
         taken.add(stem.lower())
-        names.append(f"{stem}{record.path.suffix}")
+        names.append(f"{stem}{suffix}")
     return names
 
 
