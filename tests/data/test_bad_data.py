@@ -34,6 +34,14 @@ def without(key: str, name: str) -> Edit:
 
 
 IMAGE, BOX = "image id 1", "annotation id 7"
+
+
+def used_twice(raw: dict[str, Any]) -> None:
+    """Two categories of one name, both with annotations."""
+    raw["categories"][0]["name"] = "disc"
+    raw["annotations"].append({**raw["annotations"][0], "id": 8, "category_id": 1})
+
+
 TRUTHS: dict[str, tuple[Edit | bytes, tuple[str, ...]]] = {
     "no text": (b"\xff\xfe\x00", ("UTF-16", "save it as UTF-8")),
     "empty": (b"", ("the file is empty",)),
@@ -51,7 +59,7 @@ TRUTHS: dict[str, tuple[Edit | bytes, tuple[str, ...]]] = {
     "id twice": (entry("images", id=2), ("images id 2 occurs more than once", "make it unique")),
     "class of a number": (entry("categories", name=7), ("category id 1: name 7 is no text", "put it in quotes")),
     "class of null": (entry("categories", name=None), ("category id 1", "add it")),
-    "class twice": (entry("categories", name="disc"), ("category name 'disc'", "make it unique")),
+    "class twice": (used_twice, ("category name 'disc'", "make it unique")),
     "class with a line break": (entry("categories", name="a\nb"), ("category id 1", "control characters", "rename it")),
     "class of half a character": (entry("categories", name="\ud800"), ("category id 1", "control characters")),
     "no file name": (without("images", "file_name"), (IMAGE, "`file_name`", "add it")),

@@ -71,6 +71,24 @@ def test_a_file_without_a_json_object_is_refused(tiny_coco: Path, text: str, mes
         read(tiny_coco)
 
 
+def test_an_unused_category_of_the_name_of_another_is_left_out(
+    tiny_coco: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read(tiny_coco)
+    edit(tiny_coco, lambda raw: raw["categories"].insert(0, {"id": 0, "name": "disc"}))
+    content = read(tiny_coco)
+    assert content.categories == before.categories
+    assert content.truth.labels.tolist() == before.truth.labels.tolist()
+    assert (
+        "instances_train.json: category id 0 is left out: no annotation has it, and id 3 is 'disc', too" in caplog.text
+    )
+
+
+def test_the_first_of_unused_categories_of_one_name_is_kept(tiny_coco: Path) -> None:
+    edit(tiny_coco, lambda raw: raw["categories"].extend({"id": number, "name": "cells"} for number in (8, 7, 9)))
+    assert [category["id"] for category in read(tiny_coco).categories] == [1, 3, 7]
+
+
 def test_categories_are_sorted_by_id_and_other_keys_are_ignored(tiny_coco: Path) -> None:
     edit(tiny_coco, lambda raw: (raw["categories"].reverse(), raw.update(licenses=[], info=7)))
     content = read(tiny_coco)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +53,7 @@ def read_annotations(file: Path, folders: Sequence[Path], root: Path) -> Content
             raise DfmsdError(f"{file}: `{key}` is empty; list at least one, or point data.root at another folder")
     filled: Counter[str] = Counter()
     _check_categories(categories, file)
+    categories = _without_twins(categories, annotations, file)
     _check_images(images, file)
     places = {image.id: place for place, image in enumerate(images)}
     labels = {category.id: label for label, category in enumerate(categories)}
@@ -129,7 +130,26 @@ def _check_categories(categories: Sequence[Category], file: Path) -> None:
             raise DfmsdError(f"{file}: category id {category.id} has no `name`; add it")
         if CONTROL_CHARACTERS.search(name):
             raise DfmsdError(f"{file}: category id {category.id}: name {name!r} has control characters; rename it")
-    _check_unique((category.name for category in categories), "category name", file)
+
+
+def _without_twins(categories: Sequence[Category], annotations: Sequence[Annotation], file: Path) -> list[Category]:
+    """Leave out unused categories with the name of another: Roboflow adds one that is called like the project."""
+    named: dict[str, list[Category]] = defaultdict(list)
+    for category in categories:
+        named[category.name].append(category)
+    if len(named) == len(categories):
+        return list(categories)
+    used = {_integer(annotation.category_id) for annotation in annotations}
+    kept = [[one for one in same if one.id in used] or same[:1] for same in named.values()]
+    _check_unique((category.name for same in kept for category in same), "category name", file)
+    of_name = {category.name: category.id for (category,) in kept}
+    for category in categories:
+        if category.id != of_name[category.name]:
+            logger.warning(
+                "%s: category id %d is left out: no annotation has it, and id %d is %r, too",
+                *(file, category.id, of_name[category.name], category.name),
+            )
+    return [category for category in categories if category.id == of_name[category.name]]
 
 
 def _check_images(images: Sequence[Image], file: Path) -> None:
