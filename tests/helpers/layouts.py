@@ -181,6 +181,27 @@ def yolo_lists(root: Path, splits: Splits = SPLITS) -> Path:
     return root
 
 
+def cvat_yolo(root: Path, splits: Splits = SPLITS) -> Path:
+    """Names in a file of their own, images and labels side by side, and lists of paths that are not quite there."""
+    keys = {"val": "valid"}
+    _yolo(root, splits, lambda split: (f"obj_{split}_data", f"obj_{split}_data"))
+    for split, pictures in splits.items():
+        paths = "".join(f"data/obj_{split}_data/{name}.png\n" for name in pictures)
+        write(root / f"{keys.get(split, split)}.txt", paths)
+    lists = "".join(f"{keys.get(split, split)} = data/{keys.get(split, split)}.txt\n" for split in splits)
+    write(root / "obj.data", f"classes = {len(classes(splits))}\n{lists}names = data/obj.names\nbackup = backup/\n")
+    write(root / "obj.names", "".join(f"{name}\n" for name in classes(splits)))
+    return root
+
+
+def label_studio_yolo(root: Path, splits: Splits = SPLITS) -> Path:
+    """As Label Studio exports one split, with a folder for each."""
+    _yolo(root, splits, lambda split: (f"images/{split}", f"labels/{split}"))
+    write(root / "classes.txt", "\n".join(classes(splits)))
+    write(root / "notes.json", {})
+    return root
+
+
 def xml(one: Picture) -> str:
     """Write an XML file; corners are counted from 1 and inclusive."""
     objects = "".join(
@@ -212,5 +233,9 @@ def roboflow_voc(root: Path, splits: Splits = SPLITS) -> Path:
 
 LAYOUTS: dict[str, Callable[..., Path]] = {
     writer.__name__: writer
-    for writer in (coco, coco_2017, cvat, roboflow_coco, yolo, roboflow_yolo, yolo_lists, voc, roboflow_voc)
+    for writer in (
+        *(coco, coco_2017, cvat, roboflow_coco),
+        *(yolo, roboflow_yolo, yolo_lists, cvat_yolo, label_studio_yolo),
+        *(voc, roboflow_voc),
+    )
 }

@@ -23,6 +23,8 @@ NAMES = {
     "yolo": "YOLO",
     "roboflow_yolo": "YOLO",
     "yolo_lists": "YOLO",
+    "cvat_yolo": "YOLO",
+    "label_studio_yolo": "YOLO",
     "voc": "Pascal VOC",
     "roboflow_voc": "Pascal VOC, a folder per split,",
 }

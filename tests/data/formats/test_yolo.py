@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from tests.helpers.layouts import SPLITS, close, read, roboflow_yolo, yolo
+from tests.helpers.layouts import SPLITS, close, label_studio_yolo, read, roboflow_yolo, yolo
 
 from dfmsd.data import open_split
 from dfmsd.data.formats import recognize
@@ -107,6 +107,34 @@ def test_a_key_that_occurs_twice_is_refused(root: Path, text: str) -> None:
     with (root / "cells.yaml").open("a") as file:
         file.write(text)
     assert f"the key {text[:5] if text[0] == 'n' else 0} occurs twice), line" in refusal(root)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """An export of Label Studio."""
+    root = label_studio_yolo(tmp_path / "data", {"train": SPLITS["train"]})
+    for kind in ("images", "labels"):
+        (root / kind / "train").rename(root / "train")
+        (root / kind).rmdir()
+        (root / "train").rename(root / kind)
+    return root
+
+
+def test_the_images_of_one_folder_are_one_split(exported: Path) -> None:
+    assert list(recognize(exported).sources) == ["train"]
+    assert close(read(exported, "train"), SPLITS["train"])
+
+
+def test_a_list_of_classes_is_read_by_line(exported: Path) -> None:
+    (exported / "classes.txt").write_text("eel\n\nray\n\n")
+    assert "classes.txt: the name '' of class 1 is empty; rename it" in refusal(exported)
+    (exported / "classes.txt").write_text("eel\n")
+    assert "a.txt: line 1 has class 1, which has no name in classes.txt (it has 0 to 0)" in refusal(exported)
+
+
+def test_a_yaml_file_is_preferred_to_a_list_of_classes(exported: Path) -> None:
+    (exported / "data.yaml").write_text("train: images\nnames: [cod, hake]\n")
+    assert open_split(exported, "train").class_names == ("cod", "hake")
 
 
 # Places.

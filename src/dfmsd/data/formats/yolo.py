@@ -14,7 +14,7 @@ from dfmsd.data.formats.names import check_inside
 from dfmsd.data.formats.yololabels import file_names, label_file, label_places, warn_of_bare, warn_of_orphans
 from dfmsd.data.formats.yoloplaces import locate, read_list, search_folders
 from dfmsd.data.formats.yolorows import read_rows
-from dfmsd.data.formats.yolosettings import class_names, keypoint_shape, read_settings
+from dfmsd.data.formats.yolosettings import KEYS, class_names, find_class_list, keypoint_shape, read_settings
 from dfmsd.data.imagecheck import read_sizes
 from dfmsd.data.images import list_images
 from dfmsd.errors import DfmsdError
@@ -24,8 +24,6 @@ logger = logging.getLogger("dfmsd")
 EXPECTED = (
     "a data set in the YOLO layout has a data.yaml with `names` and the image folders `train` and `val`; write it there"
 )
-KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""Split -> keys that may name its images."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class YoloSource:
 
 
 def recognize(root: Path) -> Layout | None:
-    """Recognise the layout by ``data.yaml``, ``data.yml`` or the only YAML file with ``names``; None if there is none.
+    """Recognise the layout by ``data.yaml``, ``data.yml``, the only YAML file with ``names``, or a list of classes.
 
     Raises:
         DfmsdError: The file is not valid YAML, or several have ``names``.
@@ -134,7 +132,7 @@ def _settings_file(root: Path) -> Path | None:
     if len(files) > 1:
         shown = ", ".join(file.name for file in files)
         raise DfmsdError(f"data.root: {root} has several YAML files with names, {shown}; give one of them")
-    return files[0] if files else None
+    return files[0] if files else find_class_list(root)
 
 
 def _keys(settings: Mapping[str, Any]) -> dict[str, str]:

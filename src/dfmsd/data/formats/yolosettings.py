@@ -13,6 +13,11 @@ from dfmsd.data.formats.layout import check_names
 from dfmsd.data.formats.text import read_text
 from dfmsd.errors import DfmsdError, one_line
 
+KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Split -> keys that may name its images."""
+LABEL_STUDIO, CVAT = "classes.txt", "obj.names"
+"""Files of class names, one a line, in exports without a YAML file."""
+
 
 class TextLoader(yaml.SafeLoader):
     """A loader that leaves every value but null as it is written: ``yes``, ``1``, ``1e3``; keys have to differ."""
@@ -34,12 +39,14 @@ TextLoader.yaml_implicit_resolvers = {
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read a YAML file whose values stay text.
+    """Read a YAML file whose values stay text; for a file of class names, return what the YAML file would say.
 
     Raises:
         DfmsdError: It is not valid YAML, or no mapping.
     """
     text = read_text(file)
+    if file.name in (LABEL_STUDIO, CVAT):
+        return {"names": text.rstrip().splitlines(), **_exported_places(file.parent)}
     try:
         content = TextLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -51,6 +58,23 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DfmsdError(f"{file}: expected keys such as names, train and val; write them there")
     return content
+
+
+def find_class_list(root: Path) -> Path | None:
+    """Return the file of class names in an export of Label Studio or CVAT without a YAML file, or None."""
+    if (root / LABEL_STUDIO).is_file() and (root / "images").is_dir() and (root / "labels").is_dir():
+        return root / LABEL_STUDIO
+    return root / CVAT if (root / CVAT).is_file() and _lists(root) else None
+
+
+def _exported_places(root: Path) -> dict[str, str]:
+    """Return key -> list of images or folder of images; a single folder is that of ``train``."""
+    folders = {key: f"images/{key}" for keys in KEYS.values() for key in keys if (root / "images" / key).is_dir()}
+    return _lists(root) or folders or {"train": "images"}
+
+
+def _lists(root: Path) -> dict[str, str]:
+    return {key: f"{key}.txt" for keys in KEYS.values() for key in keys if (root / f"{key}.txt").is_file()}
 
 
 def class_names(settings: Mapping[str, Any], file: Path) -> dict[int, str]:
