@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_without_lists_all_images_are_one_split(root: Path) -> None:
 def test_an_image_without_an_xml_file_has_no_objects(root: Path) -> None:
     (root / YEAR / "Annotations" / "a.xml").unlink()
     assert read(root, "train")["a"].boxes == []
+
+
+@pytest.mark.parametrize("writer", [voc, roboflow_voc])
+def test_the_suffix_of_an_xml_file_may_have_capitals(
+    tmp_path: Path, writer: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = writer(tmp_path / "other")
+    for file in list(root.rglob("*.xml")):
+        file.rename(file.with_suffix(".XML"))
+    assert close(read(root, "train"), SPLITS["train"])
+    assert not caplog.records
 
 
 def test_images_without_an_xml_file_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:

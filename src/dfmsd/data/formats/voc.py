@@ -116,7 +116,7 @@ def recognize(root: Path) -> Layout | None:
             sources[folder.name] = VocSource((_part(folder),), root)
     if sources:
         return Layout("Pascal VOC, a folder per split,", root, sources)
-    beside = root.is_dir() and any(_has_image(file) for file in root.glob("*.xml") if not is_hidden(file.name))
+    beside = any(map(_has_image, _xml_files(root)))
     return Layout("Pascal VOC, in one folder,", root, {"default": VocSource((_part(root),), root)}) if beside else None
 
 
@@ -166,7 +166,13 @@ def _folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _has_xml(folder: Path) -> bool:
-    return any(not is_hidden(file.name) for file in _label_folder(folder).glob("*.xml"))
+    return any(_xml_files(_label_folder(folder)))
+
+
+def _xml_files(folder: Path) -> Iterator[Path]:
+    """Yield the XML files in a folder; their suffix may have capitals."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return (file for file in files if file.suffix.lower() == ".xml" and not is_hidden(file.name))
 
 
 def _has_image(label: Path) -> bool:
@@ -178,7 +184,7 @@ def _pairs(part: Part) -> Iterator[tuple[Path, Path | None]]:
     image_of: dict[str, Path] = {}
     for image in list_images(part.images):
         image_of.setdefault(image.stem, image)
-    label_of = {file.stem: file for file in part.labels.glob("*.xml") if not is_hidden(file.name)}
+    label_of = {file.stem: file for file in _xml_files(part.labels)}
     if part.list is None:
         missing = [stem for stem in label_of if stem not in image_of]
         if missing:
