@@ -28,7 +28,7 @@ from dfmsd.utils.cachedir import GIB, cache_root, make_room, open_folder
 from dfmsd.utils.files import write_tensors
 from dfmsd.utils.threads import map_in_threads
 
-VERSION = 1
+VERSION = 2
 """Of the content; a change of the readers raises it."""
 BUDGET = 4 * GIB
 """Of all indexes."""
