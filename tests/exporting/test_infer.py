@@ -158,6 +158,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "empty").mkdir()
+    (folder / "empty" / "._test.png").write_bytes(b"left by another system")
     Image.new("F", (8, 8)).save(folder / "float.tiff")
     monkeypatch.chdir(folder)
     assert status(folder, arguments, monkeypatch) == 2

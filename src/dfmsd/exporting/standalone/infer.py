@@ -259,10 +259,15 @@ def find_images(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = [path] if path.is_file() else sorted(file for file in path.iterdir() if is_image(file.name))
         if not files:
             raise UserError(f"{path}: no image in this folder; they end in {', '.join(SUFFIXES)}")
         yield from files
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file in a folder is an image; hidden files, such as macOS's ``._a.jpg``, are not."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def open_image(file: Path) -> Image.Image:
