@@ -35,6 +35,7 @@ from torch.testing import assert_close
 
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
+from dfmsd.distillation.balance import DEFAULT_BALANCE
 from dfmsd.distillation.stages import StageConfig, learning_rate_factor
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import callbacks
@@ -69,6 +70,13 @@ FILES = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def balanced(distill_config: MakeDistill, tiny_teachers: tuple[str, str], runs: Path) -> Result:
+    """A run of one epoch, whose loss is balanced as it is by default."""
+    stages = [StageConfig(epochs=1, teacher=tiny_teachers[0])]
+    return quietly(distill_config(runs / "balanced", stages=stages, balance=DEFAULT_BALANCE))
 
 
 def test_the_run_folder_is_complete_and_consistent(
@@ -137,6 +145,16 @@ def test_the_delivered_file_is_the_student_of_the_last_checkpoint(distilled: Res
         assert all(torch.equal(ours[key], theirs[key]) for key in ("boxes", "scores", "labels"))  # type: ignore[literal-required]
     data = CocoDataModule(DataConfig(str(tiny_root), image_size=64, batch_size=4))
     assert evaluate(loaded, data.val_dataloader()) == distilled.metrics
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_checkpoint_with_balanced_terms_is_the_student(balanced: Result, name: str) -> None:
+    loaded = load_detector(balanced.run / name)
+    images = [Image.new("RGB", (64, 48), "gray")]
+    (expected,), (found,) = (detector.predict(images, score=0.0) for detector in (balanced.student, loaded))
+    assert len(found.scores) > 0
+    assert_close(found.boxes, expected.boxes)
+    assert_close(found.scores, expected.scores)
 
 
 def test_no_checkpoint_holds_a_teacher(distilled: Result, tiny_teachers: tuple[str, str]) -> None:

@@ -21,6 +21,8 @@ WRAPPERS = ("module.", "model.")
 """Prefixes of all keys, of ``DistributedDataParallel`` and of Lightning modules."""
 NESTED = ("state_dict", "model", "model_state_dict")
 """Keys of the state dict in the checkpoint of a training."""
+EXTRA_STATE = "_extra_state"
+"""End of the keys under which modules save what is no tensor, which no detector has."""
 LISTED = 3
 """Keys that a message names."""
 
@@ -47,7 +49,7 @@ def read_state_dict(path: str | Path) -> StateDict:
             f"{path} is not a checkpoint that can be read safely ({reason}): pass a .safetensors file, or a state dict"
             " of tensors alone saved with torch.save"
         ) from error
-    found = next((value for value in _candidates(content) if _is_state_dict(value)), None)
+    found = next((state for state in map(_without_extra, _candidates(content)) if _is_state_dict(state)), None)
     if found is None:
         keys = shorten(list(map(str, content))) if isinstance(content, Mapping) else ""
         held = f"its keys are {keys}" if keys else f"it holds a {type(content).__name__}"
@@ -59,6 +61,12 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 def _candidates(content: Any) -> list[Any]:
     return [content, *(content.get(key) for key in NESTED)] if isinstance(content, Mapping) else []
+
+
+def _without_extra(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: entry for key, entry in value.items() if not str(key).endswith(EXTRA_STATE)}
 
 
 def _is_state_dict(value: Any) -> bool:
