@@ -230,12 +230,14 @@ def test_estimate_prints_tables_and_writes_only_the_json(
     monkeypatch.setattr(estimator, "estimate", partial(estimator.estimate, seconds=0))
     monkeypatch.setattr(estimator, "stage_flops", lambda *_: {"student": ImageFlops(1.0, 1.0)})
     before = sorted(dfmsd.folder.rglob("*"))
-    status, out, _ = dfmsd("estimate", "--config", config, "--stages.1.epochs", 3, "--json", "estimate.json")
+    status, out, _ = dfmsd("estimate", "--config", config, "--stages.1.epochs", 3, "--json", "new/estimate.json")
     assert status == 0
     for part in ("one step, counted", "parts, timed on this machine", "predicted run", "RTX 4090", "assumptions:"):
         assert part in " ".join(out.split())
-    assert sorted(dfmsd.folder.rglob("*")) == sorted([*before, dfmsd.folder / "estimate.json"])
-    written = json.loads((dfmsd.folder / "estimate.json").read_text())
+    assert sorted(dfmsd.folder.rglob("*")) == sorted(
+        [*before, dfmsd.folder / "new", dfmsd.folder / "new" / "estimate.json"]
+    )
+    written = json.loads((dfmsd.folder / "new" / "estimate.json").read_text())
     assert [stage["epochs"] for stage in written["prediction"]["stages"]] == [1, 3]
 
 

@@ -91,7 +91,7 @@ def test_refusals(names: list[str], options: dict[str, object], message: str) ->
 
 
 def test_function_writes_json(tmp_path: Path) -> None:
-    costs = dfmsd.measure_students([SSDLITE], image_size=64, classes=3, json=tmp_path / "students.json")
-    (written,) = json.loads((tmp_path / "students.json").read_text())
+    costs = dfmsd.measure_students([SSDLITE], image_size=64, classes=3, json=tmp_path / "new" / "students.json")
+    (written,) = json.loads((tmp_path / "new" / "students.json").read_text())
     assert written["student"] == SSDLITE
     assert written["flops"] == costs[0].flops

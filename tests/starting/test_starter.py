@@ -53,6 +53,11 @@ def test_without_a_teacher_one_is_trained_first(dfmsd: Command, tiny_root: Path)
     assert dfmsd("init", tiny_root, "--out", "my.yaml", "--overwrite")[0] == 0
 
 
+def test_the_folder_of_the_file_is_created(dfmsd: Command, tiny_root: Path, tiny_teachers: tuple[str, str]) -> None:
+    assert dfmsd("init", tiny_root, "--teacher", tiny_teachers[0], "--out", "new/my.yaml")[0] == 0
+    assert Path("new/my.yaml").is_file()
+
+
 def test_the_hours_limit_the_epochs(
     dfmsd: Command, tiny_root: Path, tiny_teachers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

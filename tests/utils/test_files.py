@@ -15,6 +15,7 @@ from dfmsd.utils.files import (
     new_folder,
     write_atomically,
     write_json,
+    write_output,
     write_tensors,
     write_text,
 )
@@ -85,6 +86,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -
     write_json(file, {"key": [1, None]})
     assert json.loads(file.read_text()) == {"key": [1, None]}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_folders_of_an_output_are_created(tmp_path: Path) -> None:
+    write_output(tmp_path / "a" / "b" / "file.txt", "text")
+    assert (tmp_path / "a" / "b" / "file.txt").read_text() == "text"
 
 
 def test_tensors_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:

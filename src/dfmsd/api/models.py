@@ -71,7 +71,7 @@ def evaluate(
     from dfmsd.data.loading import split_loader
     from dfmsd.evaluation import evaluate as evaluation
     from dfmsd.utils.device import read_device
-    from dfmsd.utils.files import check_output, make_folder, write_json
+    from dfmsd.utils.files import check_output, to_json, write_output
 
     if out is not None:  # before hours of work that would be lost
         check_output(Path(out))
@@ -91,8 +91,7 @@ def evaluate(
     device = read_device(device)
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
     if out is not None:
-        make_folder(Path(out).parent)
-        write_json(Path(out), metrics)
+        write_output(Path(out), to_json(metrics))
     return metrics
 
 
@@ -224,14 +223,14 @@ def measure_students(
         DfmsdError: an unknown name, an input that a student does not take, or a missing extra.
     """
     from dfmsd.exporting import students as room
-    from dfmsd.utils.files import check_output, write_json
+    from dfmsd.utils.files import check_output, to_json, write_output
 
     names = room.CANDIDATES if students is None else coerce(students, list[str], "students")
     if json is not None:
         check_output(Path(json), "`json`")
     costs = room.measure_students(names, image_size=image_size, runtime=runtime, classes=classes)
     if json is not None:
-        write_json(Path(json), [asdict(cost) for cost in costs])
+        write_output(Path(json), to_json([asdict(cost) for cost in costs]))
     return costs
 
 

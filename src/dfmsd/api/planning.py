@@ -216,14 +216,14 @@ def estimate(
         DfmsdError: the run would be refused.
     """
     from dfmsd.estimation import estimator
-    from dfmsd.utils.files import check_output, write_json
+    from dfmsd.utils.files import check_output, to_json, write_output
 
     check_names(settings, DistillConfig, estimate)
     if json is not None:
-        check_output(Path(json), "json")
+        check_output(Path(json), "`json`")
     found = estimator.estimate(resolve_config(DistillConfig, config, settings))
     if json is not None:
-        write_json(Path(json), found.as_json())
+        write_output(Path(json), to_json(found.as_json()))
     return found
 
 

@@ -17,7 +17,7 @@ from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import check_output, make_folder, write_json
+from dfmsd.utils.files import check_output, to_json, write_output
 
 
 def annotate(
@@ -67,8 +67,7 @@ def annotate(
             continue
         with noting(path, unreadable):  # the header alone was read before
             recorder.predict(read_image(path), path.absolute().relative_to(folder).as_posix())
-    make_folder(file.parent)
-    write_json(file, recorder.as_coco())
+    write_output(file, to_json(recorder.as_coco()))
     if unreadable:
         raise unreadable_error(unreadable, len(paths), file)
     return Speed(len(recorder.times), median(recorder.times or [0.0]), time.perf_counter() - start)

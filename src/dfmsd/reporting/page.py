@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from dfmsd.utils.files import write_text
+from dfmsd.utils.files import write_output
 
 BoxStyle = Literal["truth", "correct", "wrong"]
 
@@ -121,8 +121,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     page = environment.get_template("page.html").render(
         title=title, sections=sections, scripts=scripts, hashes=[_hash(script) for script in scripts]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    write_output(path, page)
     return path
 
 

@@ -19,7 +19,7 @@ from dfmsd.starting.numbers import FEW_STEPS, choose_epochs, count_steps, descri
 from dfmsd.starting.outputs import output_files
 from dfmsd.starting.plan import describe_facts, plan_data, plan_distillation, plan_training
 from dfmsd.utils.durations import HOUR, describe_duration
-from dfmsd.utils.files import write_text
+from dfmsd.utils.files import write_output, write_text
 
 RUNS = Path("runs")
 """Folder of the run folders."""
@@ -79,7 +79,7 @@ def start(
             length = shortened(int(epochs.value), int(fitting.value) / int(epochs.value))
             chosen = drafts(fitting, Choice(length, describe_steps(facts.train_images, batch_size, length)))
     for file, draft in chosen.items():
-        write_text(file, to_yaml(draft, _header(file, out, facts)))
+        write_output(file, to_yaml(draft, _header(file, out, facts)))
     return files
 
 

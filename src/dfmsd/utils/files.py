@@ -196,9 +196,23 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline=""))
 
 
+def to_json(content: Any) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, indent=2) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, to_json(content))
+
+
+def write_output(file: Path, text: str) -> None:
+    """Write a file that the user has named, atomically, and create the folders above it.
+
+    `check_output` tells before the work whether this will succeed.
+    """
+    make_folder(file.parent)
+    write_text(file, text)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
