@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from tests.helpers.command import STUDENT, Command
 from dfmsd.detectors import Detector, DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.engine import run as engine
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.configfile import read_config
 from dfmsd.engine.interrupt import StopOnInterrupt
 from dfmsd.errors import DfmsdError
+from dfmsd.tuning.config import TuneConfig
 
 
 def change(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -212,6 +215,19 @@ def test_check_prints_the_pre_flight_and_writes_nothing(
     assert "pre-flight" in err
     assert "p3 (/8, 16) <- p3 (/8, 32)" in " ".join(err.split())
     assert sorted(dfmsd.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("distill --resume", DistillConfig), ("check --rank", DistillConfig), ("tune --jobs 2", TuneConfig)],
+)
+def test_a_printed_config_is_a_config(dfmsd: Command, config: str, command: str, kind: type[DistillConfig]) -> None:
+    status, out, _ = dfmsd(*command.split(), "--config", config, "--stages.0.epochs", 3, "--out", "y", "--print-config")
+    assert status == 0
+    Path("printed.yaml").write_text(out)
+    printed, expected = (read_config(kind, Path(file)) for file in ("printed.yaml", config))
+    assert (printed.out, printed.stages[0].epochs) == ("y", 3)
+    assert replace(printed, out="run", stages=expected.stages) == expected
 
 
 @pytest.mark.parametrize("command", [["check"], ["check", "--rank"], ["estimate"]])

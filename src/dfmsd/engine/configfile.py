@@ -48,9 +48,24 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return text.removesuffix(" (default: %(default)s)") if silent else text
 
 
-def command_parser(description: str) -> jsonargparse.ArgumentParser:
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that prints the keys of its config without the other flags, so that the output is a config file."""
+
+    config: type[Any] | None = None
+
+    def dump(self, namespace: jsonargparse.Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return the YAML text of a namespace."""
+        namespace = namespace.clone()
+        keys = vars(namespace).keys() if self.config is None else {field.name for field in fields(self.config)}
+        for flag in vars(namespace).keys() - keys:
+            namespace.pop(flag)
+        text: str = super().dump(namespace, *args, **kwargs)
+        return text
+
+
+def command_parser(description: str) -> Parser:
     """Build an empty parser that raises instead of exiting, and refuses abbreviated flags: they may be typos."""
-    return jsonargparse.ArgumentParser(
+    return Parser(
         exit_on_error=False,
         allow_abbrev=False,
         description=description,
@@ -59,9 +74,10 @@ def command_parser(description: str) -> jsonargparse.ArgumentParser:
     )
 
 
-def config_parser(config: type[Any]) -> jsonargparse.ArgumentParser:
+def config_parser(config: type[Any]) -> Parser:
     """Build a parser whose flags are the keys of a config, plus ``--config FILE``."""
     parser = command_parser((config.__doc__ or "").splitlines()[0])
+    parser.config = config
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; flags override its values")
     parser._option_string_actions["--print-config"].help = "print the resulting config as YAML and exit"
     parser.add_class_arguments(config, nested_key=None, fail_untyped=False)
