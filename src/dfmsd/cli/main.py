@@ -26,7 +26,8 @@ from dfmsd.cli.flags import (
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.engine.allocator import keep_freed_memory
 from dfmsd.engine.config import DistillConfig, TrainConfig
-from dfmsd.engine.configfile import command_parser, explain
+from dfmsd.engine.configfile import command_parser
+from dfmsd.engine.explanation import explain
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import INTERRUPTED, DfmsdError, Stopped, one_line
 from dfmsd.tuning.config import TuneConfig

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
@@ -15,25 +13,15 @@ import jsonargparse
 import yaml
 
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
+from dfmsd.engine.explanation import explain
 from dfmsd.engine.near import expand
 from dfmsd.engine.yamlcheck import check_yaml
-from dfmsd.errors import DfmsdError, one_line
+from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C")
-PLAIN = {
-    r"Problem with given class_path '[\w.]+': ": "",
-    r'Parser key "([\w.]+)": ': r"\1: ",
-    r"Not a valid subclass of (\w+)\W.*Got value: (.*?) Subclass types expect.*": r"expected keys of \1, got \2",
-    r"Expected an? (.*?)\. Got value: ": r"expected \1, got ",
-    r"(?:typing\.)?Literal\[(.*?)\]": r"one of \1",
-    r"<class '(\w+)'>": r"\1",
-    r"Does not validate .* Subtypes: \[(\w+), NoneType\] Errors: .* Given value: ": r"expected \1, got ",
-}
-"""Patterns of jsonargparse's messages -> plain text, in the order in which they are replaced."""
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -193,57 +181,3 @@ def read_run_config(run: Path) -> DistillConfig:
     if "model" in folder.read_config():
         return read_config(TrainConfig, folder.config_file, saved_config).as_distillation()
     return expand(read_config(DistillConfig, folder.config_file, saved_config)).config
-
-
-def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentParser) -> str:
-    """Turn a parser's complaint into one line that names the nearest existing key, flag or choice."""
-    message = one_line(error).removesuffix(".")
-    for pattern, plain in PLAIN.items():
-        message = re.sub(pattern, plain, message)
-    if missing := re.search(r"the following arguments are required: (.*)", message):
-        flags = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-        missed = (name.rpartition(".")[2] for name in missing[1].split(", "))
-        return f"missing: {', '.join(flags.get(name, name) for name in missed)}"
-    if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-        return _hinted(message, choice[1], re.findall(r"[\w-]+", choice[2]), "")
-    if flag := re.search(r"unrecognized arguments: --([\w.-]+)", message):
-        return _hinted(message, flag[1], _option_names(parser), "--")
-    if file := re.search(r"unrecognized arguments: ([^-\s]\S*\.ya?ml)$", message):
-        return f"{message}; write --config {file[1]}" if "config" in _option_names(parser) else message
-    if key := re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([^']+)'", message):
-        name = ".".join(filter(None, key.groups()))
-        place = message.partition(": ")[0] + ": " if ": Option" in message else ""
-        return _hinted_key(f"{place}unknown key {name}", name, parser)
-    if unread := re.search(r"([\w.]+): Unable to load config '(.*?)'", message):
-        keys = [name for name in _option_names(parser) if name.startswith(f"{unread[1]}.")]
-        return f"{unread[1]}: {unread[2]!r} is not a YAML file with its keys, which are {', '.join(keys)}"
-    return message
-
-
-def _option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
-    actions = (action for action in parser._actions if action.help != argparse.SUPPRESS)
-    options = (option for action in actions for option in action.option_strings)
-    return [option.removeprefix("--") for option in options if not option.endswith("+")]
-
-
-def _hinted_key(message: str, name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Add to a message about an unknown key where it belongs, the nearest key, or all keys of its group."""
-    if ":" in name:
-        return f"{message}; a blank is missing after the colon"
-    names = _option_names(parser)
-    of_stage = [field.name for field in fields(StageConfig)] if "stages" in names else []
-    if name in of_stage:
-        return f"{message}; it belongs to an entry of stages"
-    group, _, last = name.rpartition(".")
-    keys = [other.removeprefix(f"{group}.") for other in names if group and other.startswith(f"{group}.")]
-    if keys and not get_close_matches(last, keys, n=1):
-        return f"{message}; {group} has {', '.join(keys)}"
-    elsewhere = [other for other in names if not group and other.endswith(f".{name}")]
-    if elsewhere:
-        return f"{message}; did you mean {' or '.join(elsewhere)}?"
-    return _hinted(message, name, [*names, *of_stage], "")
-
-
-def _hinted(message: str, name: str, names: list[str], prefix: str) -> str:
-    near = get_close_matches(name, names, n=1)
-    return f"{message}; did you mean {prefix}{near[0]}?" if near else message
