@@ -39,6 +39,11 @@ from dfmsd.errors import PREEMPTED, DfmsdError
         (["train", "--out", "run", "--overwrit"], r"did you mean --overwrite\?"),
         (["train", "--out", "run", "--modl.arch", "gfl"], r"did you mean --model\.arch\?"),
         (["predict", "--scor", "1", "x.jpg"], r"did you mean --score\?"),
+        (["distill", "--epochs", "3"], r"arguments: --epochs 3; did you mean --stages\.0\.epochs\?"),
+        (["distill", "--teacher", "runs/a"], r"arguments: --teacher runs/a; did you mean --stages\.0\.teacher\?"),
+        (["train", "--lr", "0.1"], r"arguments: --lr 0\.1; did you mean --optim\.lr\?"),
+        (["distill", "--device", "cpu"], r"--device cpu; the GPU is used if there is one; CUDA_VISIBLE_DEVICES="),
+        (["evaluate", "--model", "a", "--data", "b", "--device", "cpu"], "CUDA_VISIBLE_DEVICES="),
         (["convert", "folder"], "missing: --out"),
         (
             ["distill", "--logger", "wandb", "mlflow"],

@@ -83,7 +83,16 @@ def test_a_pairing_is_written_and_read_again(file: Path, tmp_path: Path, pairing
         ("out:", "epochs: 1\nout:", r"unknown key epochs; it belongs to an entry of stages"),
         ("out:", "lr: 1\nout:", r"unknown key lr; did you mean optim\.lr\?"),
         ("root: ", "root:/", r"unknown key data\.root:/somewhere; a blank is missing after the colon"),
+        ("out:", "device: cpu\nout:", r"unknown key device; .* GPU is used if there is one; CUDA_VISIBLE_DEVICES"),
         ("image_size: 96", "image_size: wide", r"data\.image_size"),
+        ("out:", "teacher_cache: disc\nout:", r"teacher_cache: expected one of 'ram', 'disk', null, got disc$"),
+        ("out:", "optim: {lr: fast}\nout:", r"optim\.lr: expected one of float, 'auto', got fast$"),
+        ("image_size: 96", "cache: foo", r"data\.cache: expected one of bool, 'ram', 'disk', 'off', got foo$"),
+        ("image_size: 96", "scale_jitter: 1", r"data\.scale_jitter: expected tuple\[float, float\], got 1$"),
+        ("image_size: 96", "pseudo: {score: x}", r"pseudo\.score: expected one of float, 'auto', null, got x$"),
+        ("out:", "teacher_classes: foo\nout:", r"teacher_classes: expected dict\[str, str\], got foo$"),
+        ("out:", "logger: foo\nout:", r"expected one of 'tensorboard', .*, list\['tensorboard', .*\], got foo$"),
+        ("{teacher: a, epochs: 1}", "runs/a", r"stages: .* keys such as {teacher: runs/a, epochs: 12}, got runs/a$"),
         ("image_size: 96", "pad: diagonal", r"data\.pad.*'square'"),
         ("{name: dfmsd, alpha: 0.5}", "dfmst", "loss.name: unknown loss 'dfmst'"),
         ("out: runs/x\n", "", "out"),
@@ -104,9 +113,29 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_config(TrainConfig, tmp_path / "none.yaml")
 
 
-def test_a_config_of_another_command_is_refused(file: Path) -> None:
-    with pytest.raises(DfmsdError, match=r"stages|student|loss"):
-        read_config(TrainConfig, file)
+@pytest.mark.parametrize(
+    ("text", "kind", "command", "key"),
+    [
+        (DISTILL, TrainConfig, "distill", "stages"),
+        (DISTILL, CompareConfig, "distill", "stages"),
+        ("out: x\nmodel: {arch: fcos}\n", DistillConfig, "train", "model"),
+        ("out: x\nmodel: {arch: fcos}\n", CompareConfig, "train", "model"),
+        ("out: x\nstudent: {arch: fcos}\npairs: {a: [b]}\n", DistillConfig, "compare", "pairs"),
+        ("out: x\nstudent: {arch: fcos}\npairs: {a: [b]}\n", TrainConfig, "compare", "pairs"),
+        (DISTILL + "tune: {space: {}}\n", DistillConfig, "tune", "tune"),
+    ],
+)
+def test_a_config_of_another_command_is_refused(file: Path, text: str, kind: type[Any], command: str, key: str) -> None:
+    file.write_text(text)
+    message = rf"distill\.yaml is a config of `dfmsd {command}`, as its key {key} tells; pass "
+    with pytest.raises(DfmsdError, match=message):
+        read_config(kind, file)
+
+
+def test_a_typo_does_not_make_a_config_of_another_command(file: Path) -> None:
+    file.write_text(DISTILL.replace("student:", "model:"))
+    with pytest.raises(DfmsdError, match=r"unknown key model\.backbone; did you mean student\.backbone\?"):
+        read_config(DistillConfig, file)
 
 
 @pytest.mark.parametrize("kind", [DistillConfig, CompareConfig])

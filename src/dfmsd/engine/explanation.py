@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
 
@@ -12,16 +13,27 @@ import jsonargparse
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import one_line
 
-PLAIN = {
+PLAIN: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"Problem with given class_path '[\w.]+': ": "",
     r'Parser key "([\w.]+)": ': r"\1: ",
     r"Not a valid subclass of (\w+)\W.*Got value: (.*?) Subclass types expect.*": r"expected keys of \1, got \2",
     r"Expected an? (.*?)\. Got value: ": r"expected \1, got ",
     r"(?:typing\.)?Literal\[(.*?)\]": r"one of \1",
     r"<class '(\w+)'>": r"\1",
-    r"Does not validate .* Subtypes: \[(\w+), NoneType\] Errors: .* Given value: ": r"expected \1, got ",
+    r"Does not validate .* Subtypes: \[(\w+(?:\[[\w, ]*\])?), NoneType\] Errors: .* Given value: ": (
+        r"expected \1, got "
+    ),
+    r"Does not validate .* Subtypes: \[(.*)\] Errors: .* Given value: ": lambda kinds: (
+        f"expected one of {kinds[1].replace('one of ', '').replace('NoneType', 'null')}, got "
+    ),
+    r"stages: Expected a dot import path string: (.*)": (
+        r"stages: each entry needs keys such as {teacher: \1, epochs: 12}, got \1"
+    ),
 }
 """Patterns of jsonargparse's messages -> plain text, in the order in which they are replaced."""
+
+DEVICE = "the GPU is used if there is one; CUDA_VISIBLE_DEVICES= before the command hides it"
+"""What chooses the device, for those who look for a key or flag."""
 
 
 def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentParser) -> str:
@@ -36,7 +48,7 @@ def explain(error: jsonargparse.ArgumentError, parser: jsonargparse.ArgumentPars
     if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
         return _hinted(message, choice[1], re.findall(r"[\w-]+", choice[2]), "")
     if flag := re.search(r"unrecognized arguments: --([\w.-]+)", message):
-        return _hinted(message, flag[1], _option_names(parser), "--")
+        return _hinted_flag(message, flag[1], parser)
     if file := re.search(r"unrecognized arguments: ([^-\s]\S*\.ya?ml)$", message):
         return f"{message}; write --config {file[1]}" if "config" in _option_names(parser) else message
     if key := re.search(r"(?:Group '(\w+)' does not accept o|accept o|O)ption '([^']+)'", message):
@@ -55,22 +67,44 @@ def _option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
     return [option.removeprefix("--") for option in options if not option.endswith("+")]
 
 
+def _hinted_flag(message: str, name: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Add to a message about an unknown flag the one that it may mean."""
+    names = _option_names(parser)
+    if name == "device":
+        return f"{message}; {DEVICE}"
+    elsewhere = [f"stages.0.{name}"] if name in _keys_of_stages(names) else _elsewhere(name, names)
+    if elsewhere:
+        return f"{message}; did you mean {' or '.join(f'--{other}' for other in elsewhere)}?"
+    return _hinted(message, name, names, "--")
+
+
 def _hinted_key(message: str, name: str, parser: jsonargparse.ArgumentParser) -> str:
     """Add to a message about an unknown key where it belongs, the nearest key, or all keys of its group."""
     if ":" in name:
         return f"{message}; a blank is missing after the colon"
     names = _option_names(parser)
-    of_stage = [field.name for field in fields(StageConfig)] if "stages" in names else []
+    of_stage = _keys_of_stages(names)
     if name in of_stage:
         return f"{message}; it belongs to an entry of stages"
+    if name == "device":
+        return f"{message}; {DEVICE}"
     group, _, last = name.rpartition(".")
     keys = [other.removeprefix(f"{group}.") for other in names if group and other.startswith(f"{group}.")]
     if keys and not get_close_matches(last, keys, n=1):
         return f"{message}; {group} has {', '.join(keys)}"
-    elsewhere = [other for other in names if not group and other.endswith(f".{name}")]
+    elsewhere = _elsewhere(name, names)
     if elsewhere:
         return f"{message}; did you mean {' or '.join(elsewhere)}?"
     return _hinted(message, name, [*names, *of_stage], "")
+
+
+def _keys_of_stages(names: list[str]) -> list[str]:
+    return [field.name for field in fields(StageConfig)] if "stages" in names else []
+
+
+def _elsewhere(name: str, names: list[str]) -> list[str]:
+    """Return the keys of groups that a key without a group may mean: ``optim.lr`` for ``lr``."""
+    return [other for other in names if "." not in name and other.endswith(f".{name}")]
 
 
 def _hinted(message: str, name: str, names: list[str], prefix: str) -> str:

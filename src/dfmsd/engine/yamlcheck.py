@@ -12,6 +12,8 @@ import yaml
 
 from dfmsd.errors import DfmsdError, one_line
 
+KINDS = {"tune": "tune", "pairs": "compare", "stages": "distill", "student": "distill", "model": "train"}
+"""Key -> command whose config has it; the first one that a file has tells its kind."""
 MAX_VALUES = 10_000
 """Values in a config file with every alias expanded: a few lines of nested aliases can stand for millions."""
 
@@ -24,8 +26,9 @@ def check_yaml(path: Path, config: type[Any] | None = None) -> None:
         config: class of the config.
 
     Raises:
-        DfmsdError: not text, not YAML, not a mapping, a duplicate key, a key that names code, far more values than the
-            file's size suggests, or a single value (which could be the path of another file) for a section.
+        DfmsdError: not text, not YAML, not a mapping, the config of another command, a duplicate key, a key that names
+            code, far more values than the file's size suggests, or a single value (which could be the path of another
+            file) for a section.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -47,7 +50,19 @@ def check_yaml(path: Path, config: type[Any] | None = None) -> None:
     if not isinstance(root, yaml.MappingNode):
         raise DfmsdError(f"{path}: expected keys and values such as `out: runs/student`; write them there")
     if config is not None:
+        _check_kind(root, config, path)
         _check_sections(root, config, path)
+
+
+def _check_kind(root: yaml.MappingNode, config: type[Any], path: Path) -> None:
+    keys = {key.value for key, _ in root.value}
+    key = next((key for key in KINDS if key in keys), None)
+    if key is not None and key not in get_type_hints(config):
+        needed = next(command for key, command in KINDS.items() if key in get_type_hints(config))
+        raise DfmsdError(
+            f"{path} is a config of `dfmsd {KINDS[key]}`, as its key {key} tells; pass it there, or one of `dfmsd"
+            f" {needed}` here"
+        )
 
 
 def _check_sections(root: yaml.MappingNode, config: type[Any], path: Path, prefix: str = "") -> None:
