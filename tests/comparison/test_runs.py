@@ -250,6 +250,8 @@ def test_finished_run_survives_changed_loss_defaults(
     [
         ({"methods": []}, "methods and seeds: pass at least one"),
         ({"seeds": []}, "methods and seeds: pass at least one"),
+        ({"seeds": [3, 0, 3]}, "seeds: list each once, got 3, 0, 3"),
+        ({"epochs": 0}, "^epochs must be at least 1, got 0$"),
         ({"pairs": {}}, "pairs: empty; define"),
         ({"pairs": {"a/b": ["t"]}}, "'a/b' cannot be used"),
         ({"pairs": {"none": ["t"]}}, "'none' cannot be used"),

@@ -18,7 +18,7 @@ from dfmsd.engine.runconfig import Deliver, Precision, RunConfig
 from dfmsd.errors import DfmsdError
 from dfmsd.launching.config import LauncherName, RayConfig, SlurmConfig
 from dfmsd.losses import LOSSES, check_options
-from dfmsd.utils.coerce import AUTO, expand_home
+from dfmsd.utils.coerce import AUTO, check_range, expand_home
 from dfmsd.utils.files import check_path
 
 
@@ -92,6 +92,9 @@ class CompareConfig:
             raise DfmsdError("methods and seeds: pass at least one of each, such as pkd and 0")
         if min(self.seeds) < 0:
             raise DfmsdError(f"seeds must be at least 0, got {min(self.seeds)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise DfmsdError(f"seeds: list each once, got {', '.join(map(str, self.seeds))}")
+        check_range(self, ("epochs",), minimum=1)
         if not self.pairs:
             raise DfmsdError("pairs: empty; define at least one, such as {strong: [configs/teacher.yaml]}")
         for name, teachers in self.pairs.items():
