@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from dfmsd.comparison.runner import compare
 from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
 from dfmsd.distillation.task import DistillationTask
+from dfmsd.engine.build import check_batches
 from dfmsd.engine.config import DistillConfig, TrainConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.preflight import preflight
 from dfmsd.engine.run import check, distill, train
 from dfmsd.errors import DfmsdError
@@ -37,21 +40,30 @@ def data(tiny_coco: Path) -> DataConfig:
 
 
 @pytest.fixture
-def commands(
-    data: DataConfig, distill_config: Make, train_config: Make, tiny_teachers: tuple[str, str], tmp_path: Path
-) -> dict[str, Callable[[], object]]:
-    config: DistillConfig = distill_config(tmp_path / "run", data=data)
-    alone: TrainConfig = train_config(tmp_path / "run", data=data)
-    pairs = CompareConfig(
-        data=data, student=STUDENT, pairs={"a": [tiny_teachers[0]]}, methods=["pkd"], out=str(tmp_path / "run")
-    )
-    return {
-        "train": lambda: train(alone),
-        "distill": lambda: distill(config),
-        "check": lambda: check(config),
-        "rank": lambda: rank(config, steps=0),
-        "compare": lambda: compare(pairs),
-    }
+def make_commands(distill_config: Make, train_config: Make, tiny_teachers: tuple[str, str], tmp_path: Path) -> Make:
+    """Return a function from data to what would run on them, by command."""
+
+    def make(data: DataConfig) -> dict[str, Callable[[], object]]:
+        config: DistillConfig = distill_config(tmp_path / "run", data=data)
+        alone: TrainConfig = train_config(tmp_path / "run", data=data)
+        pairs = CompareConfig(
+            data=data, student=STUDENT, pairs={"a": [tiny_teachers[0]]}, methods=["pkd"], out=str(tmp_path / "run")
+        )
+        return {
+            "train": lambda: train(alone),
+            "distill": lambda: distill(config),
+            "check": lambda: check(config),
+            "rank": lambda: rank(config, steps=0),
+            "compare": lambda: compare(pairs),
+        }
+
+    return make
+
+
+@pytest.fixture
+def commands(data: DataConfig, make_commands: Make) -> dict[str, Callable[[], object]]:
+    commands: dict[str, Callable[[], object]] = make_commands(data)
+    return commands
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "check", "rank", "compare"])
@@ -65,6 +77,29 @@ def test_data_without_objects_are_refused_before_any_work(
     with pytest.raises(DfmsdError, match=r"no annotation to train on; all \d+ are iscrowd"):
         commands[command]()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "check", "rank", "compare"])
+def test_a_batch_of_more_images_than_there_are_is_refused_before_any_work(
+    data: DataConfig, make_commands: Make, tmp_path: Path, command: str
+) -> None:
+    work = make_commands(replace(data, batch_size=9))[command]
+    with pytest.raises(
+        DfmsdError, match=r"^data\.batch_size is 9, but there are 8 training images; set it to 8 or fewer$"
+    ):
+        work()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_takes_no_more_images_than_there_are(data: DataConfig, train_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"^optim\.effective_batch is 12, but there are 8 training images"):
+        train(train_config(tmp_path / "run", data=data, optim=OptimConfig(effective_batch=12)))
+
+
+def test_images_held_out_of_the_training_ones_may_be_in_a_batch(data: DataConfig) -> None:
+    divided = CocoDataModule(replace(data, holdout=0.25, batch_size=8))
+    assert (divided.num_labeled, len(divided.val)) == (7, 1)
+    check_batches(divided, OptimConfig())
 
 
 def test_an_evaluation_without_objects_is_refused(

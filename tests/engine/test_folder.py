@@ -31,7 +31,7 @@ def test_a_run_that_is_being_written_is_left_alone(
 
 
 def test_a_teacher_that_another_run_is_making_is_waited_for(dfmsd: Command, tiny_root: Path) -> None:
-    data = {"root": str(tiny_root), "image_size": 64}
+    data = {"root": str(tiny_root), "image_size": 64, "batch_size": 4}
     dfmsd.write("teacher.yaml", {"data": data, "model": STUDENT, "out": "teacher", "epochs": 1})
     stages = [{"teacher": "teacher.yaml", "epochs": 1}]
     dfmsd.write("distill.yaml", {"data": data, "student": STUDENT, "stages": stages, "out": "run"})

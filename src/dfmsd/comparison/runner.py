@@ -14,7 +14,7 @@ from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.tables import print_table, write_tables
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
-from dfmsd.engine.build import check_contents
+from dfmsd.engine.build import check_batches, check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.launching.choice import opened
@@ -83,6 +83,7 @@ def _plan(config: CompareConfig) -> tuple[CocoDataModule, dict[str, PairPlan]]:
     digest = config.used_cache is not None
     data = CocoDataModule(config.data, digest=digest, teacher_size=config.teacher_size)
     check_contents(data)
+    check_batches(data, config.optim)
     plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
     print_plans(config, plans, console)
     return data, plans

@@ -18,6 +18,7 @@ from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_wi
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.rng import seed_everything
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.utils.coerce import AUTO
@@ -41,6 +42,7 @@ def read_data(config: DistillConfig) -> CocoDataModule:
         teacher_size=config.teacher_size,
     )
     check_contents(data)
+    check_batches(data, config.optim)
     return data
 
 
@@ -56,6 +58,20 @@ def check_contents(data: CocoDataModule) -> None:
     open_test_split(data.config)
     if is_first_process():
         warn_of_contents(train, val)
+
+
+def check_batches(data: CocoDataModule, optim: OptimConfig) -> None:
+    """Refuse batches of more images than there are: they would be smaller, with the learning rate of larger ones.
+
+    Held-out images count, too: what a search finds on the others is then trained with all of them.
+
+    Raises:
+        DfmsdError: says how large a batch may be.
+    """
+    images = data.num_labeled + (len(data.val) if data.config.holdout else 0)
+    for name, size in (("data.batch_size", data.config.batch_size), ("optim.effective_batch", optim.effective_batch)):
+        if size is not None and size > images:
+            raise DfmsdError(f"{name} is {size}, but there are {images} training images; set it to {images} or fewer")
 
 
 def build_student(config: DistillConfig, class_names: Sequence[str], student: Detector | None = None) -> Detector:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
-from dfmsd.engine.build import check_contents
+from dfmsd.engine.build import check_batches, check_contents
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import estimate
 from dfmsd.launching.choice import opened
@@ -90,6 +90,7 @@ def _pose(config: TuneConfig, folder: SearchFolder) -> tuple[Problem, CocoDataMo
     trial = config.as_trial()
     data = CocoDataModule(trial.data, digest=trial.teacher_cache is not None, teacher_size=trial.teacher_size)
     check_contents(data)
+    check_batches(data, trial.optim)
     return pose(config, data.class_names, folder), data
 
 
