@@ -86,6 +86,61 @@ def test_a_bad_argument_of_any_function_is_refused(name: str, tiny_teachers: tup
         call()
 
 
+def calls_with(given: Any) -> dict[str, Callable[[], object]]:
+    """Return calls with something in place of a path or reference, by the name of the parameter."""
+    return {
+        "model of evaluate": lambda: dfmsd.evaluate(given, "digits"),
+        "out of evaluate": lambda: dfmsd.evaluate("runs/a", "digits", out=given),
+        "out of predict": lambda: dfmsd.predict("runs/a", "photos", given),
+        "images of predict": lambda: dfmsd.predict("runs/a", given, "out"),
+        "images of visualize": lambda: dfmsd.visualize("runs/a", "runs/b", [given], "out"),
+        "model of export": lambda: dfmsd.export(given),
+        "bundle of export": lambda: dfmsd.export("runs/a", bundle=given),
+        "web of export": lambda: dfmsd.export("runs/a", web=given),
+        "json of measure_students": lambda: dfmsd.measure_students(json=given),
+        "model of visualize": lambda: dfmsd.visualize(given, "runs/b", "photos", "out"),
+        "teacher of visualize": lambda: dfmsd.visualize("runs/a", given, "photos", "out"),
+        "out of visualize": lambda: dfmsd.visualize("runs/a", "runs/b", "photos", given),
+        "run of report": lambda: dfmsd.report(given),
+        "baseline of report": lambda: dfmsd.report("runs/a", baseline=given),
+        "teacher of report": lambda: dfmsd.report("runs/a", teacher=[given]),
+        "run of share": lambda: dfmsd.share(given, "out"),
+        "out of share": lambda: dfmsd.share("runs/a", given),
+        "baseline of share": lambda: dfmsd.share("runs/a", "out", baseline=given),
+        "data of inspect_data": lambda: dfmsd.inspect_data(given),
+        "out of inspect_data": lambda: dfmsd.inspect_data("digits", out=given),
+        "source of convert": lambda: dfmsd.convert(given, "out"),
+        "out of convert": lambda: dfmsd.convert("digits", given),
+        "json of estimate": lambda: dfmsd.estimate("my.yaml", json=given),
+    }
+
+
+@pytest.mark.parametrize("name", calls_with(None))
+def test_what_is_neither_a_path_nor_a_reference_is_refused(tmp_path: Path, name: str) -> None:
+    parameter = name.partition(" ")[0]
+    with pytest.raises(
+        DfmsdError, match=rf"^{parameter}(: expected .*, got float| must be a string, got 0.5)$"
+    ) as caught:
+        calls_with(0.5)[name]()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_detector_is_no_reference(tiny_teachers: tuple[str, str]) -> None:
+    detector: Any = dfmsd.load_detector(tiny_teachers[0])
+    said = r"^model: expected a path or .*, got \w+Detector; save it with `save_detector` and pass its folder$"
+    for call in (lambda: dfmsd.export(detector), lambda: dfmsd.visualize(detector, "a", "photos", "out")):
+        with pytest.raises(DfmsdError, match=said):
+            call()
+
+
+def test_a_report_takes_the_path_of_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("dfmsd.reporting.report", lambda *arguments: seen.append(arguments))
+    dfmsd.report("run", teacher=Path("a"))
+    dfmsd.report("run", teacher=[Path("a"), "b"])
+    assert [teachers for _, _, teachers, _ in seen] == [["a"], ["a", "b"]]
+
+
 def test_a_device_has_a_type(tiny_teachers: tuple[str, str], tiny_root: Path) -> None:
     assert dfmsd.evaluate(tiny_teachers[0], tiny_root, image_size=64, limit=1, device=torch.device("cpu"))
 

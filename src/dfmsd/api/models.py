@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,7 +74,7 @@ def evaluate(
     from dfmsd.utils.files import check_output, to_json, write_output
 
     if out is not None:  # before hours of work that would be lost
-        check_output(Path(out))
+        check_output(_path(out, "out"))
     limit = coerce(limit, int | None, "limit")
     detector = _detector(model)
     images: Any = data
@@ -133,13 +133,14 @@ def predict(
 
     if (out is None) == (as_annotations is None):
         raise DfmsdError("pass either `out`, a folder for drawings, or `as_annotations`, a COCO file to create")
-    detector = model if isinstance(model, Detector) else str(model)
+    detector = _model(model)
     if as_annotations is not None:
         if track:
             raise DfmsdError("`track` follows objects through a video, but `as_annotations` is for images; use `out`")
-        return annotate.annotate(detector, _listed(images), Path(as_annotations), score, image_size, tiles, overlap)
-    assert out is not None
-    return prediction.predict(detector, _listed(images), Path(out), score, image_size, tiles, overlap, track)
+        return annotate.annotate(
+            detector, _listed(images), _path(as_annotations, "as_annotations"), score, image_size, tiles, overlap
+        )
+    return prediction.predict(detector, _listed(images), _path(out, "out"), score, image_size, tiles, overlap, track)
 
 
 @expands_home
@@ -187,6 +188,10 @@ def export(
     if runtime is not None and web is None:
         raise DfmsdError("`runtime`: only for `web`, whose page needs it")
     images = coerce(images, str | None, "images")
+    model = _reference(model, "model")
+    for name, path in (("out", out), ("bundle", bundle), ("web", web), ("runtime", runtime)):
+        if path is not None:
+            _reference(path, name)
     if web is not None:
         if int8:
             raise DfmsdError("`int8`: not for `web`, whose page runs the float32 file")
@@ -227,7 +232,7 @@ def measure_students(
 
     names = room.CANDIDATES if students is None else coerce(students, list[str], "students")
     if json is not None:
-        check_output(Path(json), "`json`")
+        check_output(_path(json, "json"), "`json`")
     costs = room.measure_students(names, image_size=image_size, runtime=runtime, classes=classes)
     if json is not None:
         write_output(Path(json), to_json([asdict(cost) for cost in costs]))
@@ -254,7 +259,8 @@ def visualize(
     """
     from dfmsd.visualization import visualize as draw
 
-    return draw(str(model), str(teacher), _listed(images), Path(out))
+    references = _reference(model, "model"), _reference(teacher, "teacher")
+    return draw(*references, _listed(images), _path(out, "out"))
 
 
 @expands_home
@@ -262,7 +268,7 @@ def report(
     run: str | Path,
     *,
     baseline: str | Path | None = None,
-    teacher: str | Sequence[str] = (),
+    teacher: str | Path | Sequence[str | Path] = (),
     images: int = 200,
 ) -> list[Path]:
     """Write the report of a run, of a folder of runs or of a comparison, with sample images and costs.
@@ -282,9 +288,10 @@ def report(
     from dfmsd import reporting
     from dfmsd.comparison.tables import rewrite_tables
 
-    teachers = [teacher] if isinstance(teacher, str) else list(teacher)
-    pages = [] if baseline or teachers else rewrite_tables(Path(run))
-    return pages or [reporting.report(run, baseline, teachers, images)]
+    folder, teachers = _path(run, "run"), _listed(teacher, "teacher")
+    other = None if baseline is None else _path(baseline, "baseline")
+    pages = [] if other or teachers else rewrite_tables(folder)
+    return pages or [reporting.report(folder, other, teachers, images)]
 
 
 @expands_home
@@ -317,6 +324,8 @@ def share(
     """
     from dfmsd import sharing
 
+    run, out = _path(run, "run"), _path(out, "out")
+    baseline = None if baseline is None else _path(baseline, "baseline")
     return sharing.share(run, out, name=name, dataset=dataset, license=license, baseline=baseline, push=push)
 
 
@@ -338,11 +347,11 @@ def inspect_data(
     from dfmsd.inspection.page import write_data_page
     from dfmsd.utils.files import check_writable
 
-    config = data if isinstance(data, DataConfig) else DataConfig(root=str(data))
+    config = data if isinstance(data, DataConfig) else DataConfig(root=_reference(data, "data"))
     if image_size is not None:
         config = replace(config, image_size=image_size)
     if out is not None:  # before the work that would be lost
-        check_writable(Path(out))
+        check_writable(_path(out, "out"))
     facts = gather(config)
     if out is not None:
         write_data_page(facts, Path(out))
@@ -373,18 +382,32 @@ def convert(
     """
     from dfmsd.data import convert as conversion
 
-    return conversion.convert(source, Path(out), to, skip_broken=skip_broken)
+    return conversion.convert(_reference(source, "source"), _path(out, "out"), to, skip_broken=skip_broken)
 
 
 def _detector(model: object) -> Detector:
     from dfmsd.detectors import load_detector
 
-    if isinstance(model, Detector):
-        return model
-    if isinstance(model, str | Path):
-        return load_detector(model)
-    raise DfmsdError(f"model: expected a Detector or a reference such as a run folder, got {type(model).__name__}")
+    model = _model(model)
+    return model if isinstance(model, Detector) else load_detector(model)
 
 
-def _listed(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [paths] if isinstance(paths, str | Path) else list(paths)
+def _model(value: object) -> Detector | str:
+    return value if isinstance(value, Detector) else _reference(value, "model", "a Detector or a reference")
+
+
+def _reference(value: object, name: str, expected: str = "a path or a reference") -> str:
+    """Return a path or reference as text; refuse a detector, since files are written for it or next to it."""
+    if isinstance(value, str | Path):
+        return str(value)
+    remedy = "; save it with `save_detector` and pass its folder" if isinstance(value, Detector) else ""
+    raise DfmsdError(f"{name}: expected {expected} such as a run folder, got {type(value).__name__}{remedy}")
+
+
+def _path(value: object, name: str) -> Path:
+    return Path(_reference(value, name))
+
+
+def _listed(paths: object, name: str = "images") -> list[str]:
+    several = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]
+    return [_reference(path, name) for path in several]

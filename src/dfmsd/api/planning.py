@@ -220,7 +220,7 @@ def estimate(
 
     check_names(settings, DistillConfig, estimate)
     if json is not None:
-        check_output(Path(json), "`json`")
+        check_output(Path(coerce(json, str, "json")), "`json`")
     found = estimator.estimate(resolve_config(DistillConfig, config, settings))
     if json is not None:
         write_output(Path(json), to_json(found.as_json()))
