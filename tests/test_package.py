@@ -10,11 +10,19 @@ import pytest
 
 import dfmsd
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_all_files_state_the_same_version() -> None:
-    root = Path(__file__).parents[1]
-    assert f'\nversion = "{dfmsd.__version__}"\n' in (root / "pyproject.toml").read_text()
-    assert f"\nversion: {dfmsd.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert f'\nversion = "{dfmsd.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {dfmsd.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_source_archive_holds_what_its_make_targets_read() -> None:
+    included = re.findall(r'^include = \[(".*")\]$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert {"src", "tests", "docs", "Makefile", "mkdocs.yml", "constraints.txt"} <= set(
+        re.findall(r'"(.*?)"', included[0])
+    )
 
 
 def test_every_public_name_exists() -> None:

@@ -119,11 +119,30 @@ def test_help_of_a_command_is_plain(dfmsd: Command, command: str) -> None:
     status, out, _ = dfmsd(command, "--help")
     assert status == 0
     assert out.startswith(f"usage: dfmsd {command} ")
-    for noise in ("type:", "<class", "default: null", "default: False", "``", "Show program"):
+    for noise in (
+        "type:",
+        "<class",
+        "default: null",
+        "default: False",
+        "default: [])",
+        "default: {})",
+        "``",
+        "Show program",
+    ):
         assert noise not in out
+    described = " ".join(out.split())
+    assert not re.search(r"\(default: \S+\) \(default|required, default|by default \((required|default)", described)
     flags = re.findall(r"^  (--[\w.-]+)", out, flags=re.MULTILINE)
     keys = [field.name for field in fields(config)] if (config := cli.COMMANDS[command].config) else []
     assert all("_" not in flag for flag in flags if flag[2:].partition(".")[0] not in keys)
+
+
+def test_help_tells_required_arguments_from_optional_ones(dfmsd: Command) -> None:
+    students, check, predict = (" ".join(dfmsd(name, "--help")[1].split()) for name in ("students", "check", "predict"))
+    assert "a dozen small ones by default options: -h" in students
+    assert "(default: 320) --runtime" in students
+    assert "--out OUT run folder. (default: runs/student)" in check
+    assert "image and video files, or folders of them (required)" in predict
 
 
 STARTUP = """

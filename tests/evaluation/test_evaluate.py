@@ -308,7 +308,7 @@ def test_metrics_equal_a_plain_coco_evaluation(tiny_coco: Path) -> None:
 def test_evaluation_has_no_side_effects(val: DetectionDataset, capsys: pytest.CaptureFixture[str]) -> None:
     answers, state = perfect(val), torch.get_rng_state()
     truth = json.dumps(val.coco.ground_truth)
-    first = evaluate(FakeDetector(val.coco.class_names, answers), val)
+    first = evaluate(FakeDetector(val.coco.class_names, answers), val, progress=True)
     assert capsys.readouterr().out == ""
     assert torch.equal(state, torch.get_rng_state())
     assert json.dumps(val.coco.ground_truth) == truth

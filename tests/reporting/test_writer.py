@@ -68,6 +68,11 @@ def test_masks_prefer_images_with_objects(monkeypatch):
     assert galleries.images_with_objects(samples) == [1, 3, 0]
 
 
+def test_progress_is_not_standard_output(runs, capsys):
+    report(runs / "distilled", None, (), 1)
+    assert capsys.readouterr().out == ""
+
+
 def test_analysis_agrees_with_evaluation(runs, tiny_teachers):
     run = runs / "distilled"
     config = run_config(read_run(run))

@@ -114,13 +114,13 @@ def students_parser() -> ArgumentParser:
     """Build the parser of ``dfmsd students``."""
     parser = command_parser("Measure the size and speed of possible students on this machine.")
     parser.add_argument("students", type=str, nargs="*", help="names arch/backbone; a dozen small ones by default")
-    parser.add_argument("--image-size", type=int, default=320, help="side of the square input in pixels (default: 320)")
+    parser.add_argument("--image-size", type=int, default=320, help="side of the square input in pixels")
     parser.add_argument(
         "--runtime",
         choices=["onnx", "openvino", "ncnn", "executorch"],
         help="run the exported students there as well; PyTorch alone by default",
     )
-    parser.add_argument("--classes", type=int, default=80, help="number of classes (default: 80)")
+    parser.add_argument("--classes", type=int, default=80, help="number of classes")
     parser.add_argument("--json", type=Path | None, default=None, help="file to write as well")
     return parser
 

@@ -25,14 +25,16 @@ C = TypeVar("C")
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help without Python types, and without the defaults None and False."""
+    """Help without Python types and empty defaults, where nothing is required that has a default or may be left out."""
 
     def _get_type_str(self, action: argparse.Action) -> None:
         return None
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = super()._get_help_string(action).replace("``", "`")
-        silent = action.default is None or action.default is False
+        text = super()._get_help_string(action).replace("``", "`").replace("(required, default: ", "(default: ")
+        if action.nargs == argparse.ZERO_OR_MORE:
+            text = text.removesuffix(" (required)")
+        silent = action.default is None or action.default is False or action.default in ([], {})
         return text.removesuffix(" (default: %(default)s)") if silent else text
 
 

@@ -26,6 +26,7 @@ from dfmsd.evaluation.precision import average, measure_precision
 from dfmsd.types import Batch, Detections
 from dfmsd.utils.boxes import drop_empty
 from dfmsd.utils.classes import common_classes
+from dfmsd.utils.console import console
 
 
 class CocoResult(TypedDict):
@@ -88,7 +89,8 @@ def evaluate(
     category_of = match_classes(detector.class_names, dataset.coco)
     if device is not None:
         detector.to(device)
-    batches = track(_first(loader, limit or len(dataset)), "evaluate", total=len(loader), disable=not progress)
+    images = _first(loader, limit or len(dataset))
+    batches = track(images, "evaluate", total=len(loader), console=console, disable=not progress)
     results: list[CocoResult] = []
     image_ids: list[int] = []
     with eval_mode(detector):

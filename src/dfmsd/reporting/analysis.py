@@ -22,6 +22,7 @@ from dfmsd.reporting.inference_cost import InferenceCost, inference_costs
 from dfmsd.reporting.page import Section
 from dfmsd.types import Detections, LevelSpec
 from dfmsd.utils.classes import common_classes
+from dfmsd.utils.console import console
 
 
 @dataclass
@@ -98,7 +99,8 @@ def _match_all(
     data_label = common_classes(detector.class_names, dataset.coco.class_names)
     matches: list[ImageMatches] = []
     results: list[CocoResult] = []
-    for index, sample in enumerate(track(samples, f"detect: {Path(name).name}", transient=True)):
+    progress = track(samples, f"detect: {Path(name).name}", console=console, transient=True)
+    for index, sample in enumerate(progress):
         seen = dataset[index]
         batch = collate([seen], dataset.image_size)
         (found,) = detections = detect(detector, batch)
