@@ -10,8 +10,10 @@ import functools
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from tests.helpers.documented import PAGES, ROOT, blocks, configs, shell_lines
 
 from dfmsd.cli import main as cli
@@ -64,6 +66,19 @@ def test_documented_make_targets_and_extras_exist() -> None:
     named = [name for line in lines if line[0] == "pip" for name in re.findall(r"\[(.*?)\]", " ".join(line))]
     assert len(named) >= 2
     assert {extra for names in named for extra in names.split(",")} <= set(extras)
+
+
+def pages_of(nav: list[Any]) -> set[str]:
+    """Return the pages of the menu of mkdocs.yml, whose sections are mappings to lists."""
+    sections = [pages for entry in nav if isinstance(entry, dict) for pages in entry.values()]
+    return {entry for entry in nav if isinstance(entry, str)}.union(*map(pages_of, sections))
+
+
+def test_the_first_page_links_every_other() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\((\S+?\.md)\)", (docs / "index.md").read_text(encoding="utf-8")))
+    assert linked | {"index.md"} == pages_of(nav) == {page.name for page in docs.glob("*.md")}
 
 
 def listed_modules() -> set[str]:
