@@ -59,13 +59,19 @@ def test_configs_parse(page: Path, tmp_path: Path) -> None:
 
 def test_documented_make_targets_and_extras_exist() -> None:
     extras = re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    lines = [line for page in PAGES for line in shell_lines(page)]
+    lines = [line for page in [*PAGES, ROOT / "CONTRIBUTING.md"] for line in shell_lines(page)]
     for line in lines:
         if line[0] == "make":
             subprocess.run([*line, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
     named = [name for line in lines if line[0] == "pip" for name in re.findall(r"\[(.*?)\]", " ".join(line))]
     assert len(named) >= 2
     assert {extra for names in named for extra in names.split(",")} <= set(extras)
+
+
+def test_links_of_the_front_pages_exist() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{name}: {target}"
 
 
 def pages_of(nav: list[Any]) -> set[str]:
