@@ -51,6 +51,11 @@ def test_default_space_leaves_out_what_the_config_does_not_have(tune_config: Mak
     assert list(space) == ["plan", "basis", "loss.pairing", "loss.weight", "inherit", "optim.lr"]
 
 
+def test_default_space_of_a_loss_on_predictions_has_nothing_of_features(tune_config: MakeTune, tmp_path: Path) -> None:
+    space = build_space(tune_config(tmp_path, loss={"name": "crosskd"}).as_trial(), {}, ["config", "T1"])
+    assert list(space) == ["plan", "loss.weight", "inherit", "optim.lr"]
+
+
 def test_given_parameters_restrict_and_extend_it(trial: DistillConfig) -> None:
     given = {
         "alpha": [0, 2.5],

@@ -17,7 +17,7 @@ from dfmsd.engine.configfile import read_recipe, read_run_config
 from dfmsd.errors import DfmsdError
 from dfmsd.losses.align import Align, LevelPair
 from dfmsd.losses.basis import BasisName
-from dfmsd.losses.config import loss_parts
+from dfmsd.losses.config import head_methods, loss_parts
 from dfmsd.reporting.records import RunRecord
 from dfmsd.runfolder import RunFolder
 from dfmsd.types import LevelSpec
@@ -156,7 +156,11 @@ def _alignment(pair: LevelPair, layer: nn.Module, *, rotated: bool) -> str:
 
 def _criteria(loss: losses.LossConfig) -> list[losses.Criterion]:
     """Build the criteria of a loss between any two pyramids, so without its pairing, which may name levels."""
-    parts = [{**options, "name": name, "pairing": "index"} for name, options in loss_parts(loss).items()]
+    on_predictions = head_methods(loss)
+    parts = [
+        {**options, "name": name} if name in on_predictions else {**options, "name": name, "pairing": "index"}
+        for name, options in loss_parts(loss).items()
+    ]
     with torch.device("meta"):
         criterion = losses.build(parts, _TWO_LEVELS, _TWO_LEVELS)
     return [criterion] if isinstance(criterion, losses.Criterion) else criterion.criteria

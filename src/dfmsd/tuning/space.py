@@ -20,6 +20,7 @@ from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import to_plain
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.losses.basis import BasisName
+from dfmsd.losses.config import head_methods, loss_parts
 from dfmsd.tuning.plans import CONFIG, plan_stages
 from dfmsd.utils.coerce import build
 
@@ -132,12 +133,15 @@ def first_values(space: Space, config: DistillConfig) -> dict[str, Any]:
 def _default_space(config: DistillConfig, plans: Sequence[str]) -> dict[str, Any]:
     values = to_plain(config)
     lr = values["optim"]["lr"]
-    space: dict[str, Any] = {PLAN: list(plans), BASIS: ["auto", "own"]}
-    if isinstance(values["loss"], dict):
+    space: dict[str, Any] = {PLAN: list(plans)}
+    on_predictions = len(head_methods(config.loss)) == len(loss_parts(config.loss))
+    if not on_predictions:
+        space[BASIS] = ["auto", "own"]
+    if isinstance(values["loss"], dict) and not on_predictions:
         space["loss.pairing"] = _with_own(values["loss"]["pairing"], ["auto", "stride"])
         if values["loss"]["name"] == "dfmsd":
             space["loss.alpha"] = _around(values["loss"]["alpha"], 0.0, 3.0)
-    if config.balance is not None:
+    if config.balance is not None and not on_predictions:  # which has no effect on them
         space["balance"] = {**_around(config.balance, 0.5, 8.0), "log": True}
     elif isinstance(values["loss"], dict):
         weight = values["loss"]["weight"]
