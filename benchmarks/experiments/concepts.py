@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md from detectors, a run and two teachers into docs/assets/.
 
-    python benchmarks/experiments/concepts.py --run runs/tables/digits/digits/dfmsd@T2/seed-0 \
+    python benchmarks/experiments/concepts.py --run runs/tables/digits/digits/dfmsd/seed-0 \
         --teacher runs/teachers/digits_faster_rcnn --reference runs/teachers/digits_fcos
 
 ``pairing.svg`` needs no files; ``weighting.svg`` is drawn from the ``log.csv`` of ``--run``, and ``basis.svg`` from the

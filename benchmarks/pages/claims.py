@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from scores import Scores, comparison
 
-TABLES = {"BCCD": "table-bccd"}
+TABLES = {"BCCD": "table-bccd", "Digits": "table-digits"}
 """Data set -> results/<name>.json. In each, T1 is an FCOS like the student, and T2 a Faster R-CNN."""
 
 QUESTIONS = [

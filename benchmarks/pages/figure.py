@@ -49,7 +49,7 @@ def draw_gains(axes: Axes) -> None:
     axes.set_xlabel("AP gained over training without a teacher")
     axes.plot([], [], "o", color=BLUE, markersize=10, label="DFMSD (small dots: its seeds)")
     axes.plot([], [], "|", color=GRAY, markersize=13, mew=2, linestyle="", label="the other methods of the table")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.35), ncols=2, frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2, frameon=False)
 
 
 def draw_differences(axes: Axes) -> None:
@@ -72,7 +72,7 @@ def draw_differences(axes: Axes) -> None:
 def draw(folder: Path = ASSETS) -> None:
     """Draw both pictures into SVG files of a folder."""
     plt.rcParams.update({"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "results"})
-    for name, height, content in [("gains", 2.4, draw_gains), ("differences", 4.4, draw_differences)]:
+    for name, height, content in [("gains", 3.2, draw_gains), ("differences", 6.5, draw_differences)]:
         figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
         content(axes)
         axes.axvline(0, color="#57606a", linewidth=1)
