@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from typing import Any, get_type_hints
 
 import torch
 
 from dfmsd.errors import DfmsdError, suggest
 from dfmsd.losses.align import Pairing, Resize, check_pairing
+from dfmsd.losses.criterion import Criterion
 from dfmsd.losses.criterion_sum import check_terms
 from dfmsd.losses.method import PredictionMethod
 from dfmsd.losses.registry import LOSSES
@@ -23,7 +25,9 @@ LossConfig = str | dict[str, Any] | list[dict[str, Any]]
 DEFAULT_LOSS = "dfmsd"
 CRITERION_OPTIONS: dict[str, Any] = {"pairing": Pairing, "weight": float, "project": bool, "resize": Resize}
 """Options that every loss has, those of `Criterion` -> type."""
-FEATURE_OPTIONS: dict[str, Any] = {"pairing": "auto", "project": False, "resize": "student"}
+FEATURE_OPTIONS: dict[str, Any] = {
+    name: signature(Criterion).parameters[name].default for name in ("pairing", "project", "resize")
+}
 """Those of them that concern features -> default."""
 FORMER_VALUES = {"enhancement": {"none": False, "error+object": True}}
 """Option -> value of earlier versions -> the one that it is now."""
