@@ -109,7 +109,7 @@ def describe_contents(train: DetectionSplit | None, others: Sequence[DetectionSp
     for split, of_split in zip(splits, paths, strict=True):
         findings += [*_repeats(split, of_split), *_copies(split.file, of_split, contents)]
     if train is not None:
-        findings += _leaks(train, others, contents)
+        findings += _leaks(paths[0], zip(others, paths[1:], strict=True), contents)
     return findings
 
 
@@ -174,10 +174,12 @@ def _copies(file: Path, paths: Sequence[Path], contents: Mapping[Path, Path]) ->
         )
 
 
-def _leaks(train: DetectionSplit, others: Iterable[DetectionSplit], contents: Mapping[Path, Path]) -> Iterator[str]:
-    trained = {contents[path]: path for path in reversed(train.records.paths)}
-    for split in others:
-        leaked = [path for path in split.records.paths if contents[path] in trained]
+def _leaks(
+    train: Sequence[Path], others: Iterable[tuple[DetectionSplit, Sequence[Path]]], contents: Mapping[Path, Path]
+) -> Iterator[str]:
+    trained = {contents[path]: path for path in reversed(train)}
+    for split, paths in others:
+        leaked = [path for path in paths if contents[path] in trained]
         if leaked:
             yield (
                 f"{split.file}: {len(leaked)} of {len(split)} evaluation images are also training images, the first is "
