@@ -19,10 +19,14 @@ def test_the_images_of_a_data_set_are_those_of_its_val_split(tmp_path: Path) -> 
 
 
 def test_a_file_in_a_run_folder_takes_the_images_of_the_run(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("data: {root: cells}", encoding="utf-8")
+    data = tmp_path / "cells"
+    (tmp_path / "config.yaml").write_text(f"data: {{root: {data}}}", encoding="utf-8")
     (tmp_path / "best.ckpt").touch()
+    with pytest.raises(DfmsdError, match=r"`images`: required because .*cells, the data set of the model's run"):
+        images_root(tmp_path, None)
+    data.mkdir()
     for model in (tmp_path, tmp_path / "best.ckpt"):
-        assert images_root(model, None) == Path("cells")
+        assert images_root(model, None) == data
     with pytest.raises(DfmsdError, match="`images`: required because hf:owner/model is not a run folder or a file in"):
         images_root(Path("hf:owner/model"), None)
 

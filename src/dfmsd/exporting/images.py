@@ -35,14 +35,21 @@ def images_root(model: Path, images: str | Path | None) -> Path:
         images: the user's choice, ``digits`` for the built-in data set; None takes the data of the model's run.
 
     Raises:
-        DfmsdError: neither is there.
+        DfmsdError: neither is there, or the run's data are not on this machine.
     """
     root = images or RunFolder(model.parent if model.is_file() else model).data_root()
     if root is None:
         raise DfmsdError(
             f"`images`: required because {model} is not a run folder or a file in one; pass a folder of images"
         )
-    return cached_digits() if str(root) == "digits" else local_root(root)
+    if str(root) == "digits":
+        return cached_digits()
+    folder = local_root(root)
+    if images is None and not folder.exists():
+        raise DfmsdError(
+            f"`images`: required because {folder}, the data set of the model's run, is not here; pass a folder"
+        )
+    return folder
 
 
 def images_in(root: Path) -> list[Path]:
