@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.documented import ROOT
 
 FOLDER = ROOT / "benchmarks" / "pages"
-NAMES = r"MobileNetV3-small \d\.\d|0\.63 M|`balance: 0\.5`|1\.16, 1\.19, 1\.03 and 1\.03"
+NAMES = r"MobileNetV3-small \d\.\d|\d\.\d+ M\b|`balance: 0\.5`|1\.16, 1\.19, 1\.03 and 1\.03"
 """Numbers of the templates' own: of models and settings, and of the sentence that names another source."""
 
 
@@ -132,6 +132,12 @@ def test_commands_of_a_page(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     lines = ["dfmsd compare --config a.yaml", "dfmsd compare --config b.yaml", "dfmsd compare --seeds 1"]
     block = [f"    {line}" for line in (*lines, "# benchmarks/results/a.json, b.json")]
     assert pages.command("a", "b").splitlines() == block
+
+
+def test_models_of_a_peer(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"AP": 0.4, "own_AP": 0.5}
+    monkeypatch.setattr(tables, "read", lambda name: {"nano, 64 px": {"0": run, "1": run | {"AP": 0.5}}})
+    assert tables.peer("peer-cells").seeds("nano, 64 px") == "40.0, 50.0"
 
 
 def test_a_lead_over_several_tables(tables: ModuleType) -> None:

@@ -126,6 +126,11 @@ def comparison(name: str) -> Scores:
     return Scores(runs, result["teachers"], result["costs"])
 
 
+def peer(name: str) -> Scores:
+    """Return the models of a file that ``experiments/peer.py`` writes, named after model, image size and epochs."""
+    return Scores({model: {int(seed): run["AP"] for seed, run in runs.items()} for model, runs in read(name).items()})
+
+
 class Lead(NamedTuple):
     """Rows against other rows with the same table and seed, over several tables."""
 

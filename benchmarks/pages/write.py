@@ -14,7 +14,7 @@ import figure
 import yaml
 from claims import answers
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scores import RESULTS, comparison, lead, read
+from scores import RESULTS, comparison, lead, peer, read
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
@@ -50,7 +50,7 @@ def render(page: str) -> str:
         lstrip_blocks=True,
         autoescape=False,  # markdown, from files of this repository
     )
-    functions = [answers, command, comparison, lead, missing, read]
+    functions = [answers, command, comparison, lead, missing, peer, read]
     environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template(f"{page}.jinja").render()
 
