@@ -306,7 +306,7 @@ ELSEWHERE = {
     "predict.md 3": "tests/test_fiftyone.py",
 }
 """Block -> the test that runs it."""
-HERE = {"add-a-detector.md 4", "predict.md 1", "predict.md 2", "share.md 1", "distributed.md 1"}
+HERE = {"predict.md 1", "predict.md 2", "share.md 1", "distributed.md 1"}
 
 
 def execute(name: str, **names: Any) -> dict[str, Any]:
@@ -316,23 +316,6 @@ def execute(name: str, **names: Any) -> dict[str, Any]:
 
 def test_every_block_of_python_runs_somewhere() -> None:
     assert PYTHON.keys() == {*ELSEWHERE, *HERE}
-
-
-def test_weights_of_torchvision_become_a_folder(place: Path) -> None:
-    import torch
-    from torchvision.models.detection import fcos_resnet50_fpn
-
-    import dfmsd
-
-    model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).eval()
-    torch.save(model.state_dict(), "fcos.pth")
-    execute("add-a-detector.md 4")
-    teacher = dfmsd.load_detector("runs/fcos")
-    assert teacher.class_names == ("cat", "dog")
-    images = torch.rand(1, 3, 64, 64)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    expected = model.backbone((images - mean) / std)
-    torch.testing.assert_close([*teacher.features(images).values()], [*expected.values()], rtol=1e-4, atol=1e-4)
 
 
 def test_supervision_reads_predictions(place: Path) -> None:

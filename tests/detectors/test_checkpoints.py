@@ -147,14 +147,6 @@ def test_a_folder_that_holds_other_detectors_says_so(tmp_path: Path, file: str, 
         load_detector(tmp_path)
 
 
-def test_weights_of_torchvision_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "fcos.pth").touch()
-    with pytest.raises(
-        DfmsdError, match=r"fcos\.pth is not a checkpoint .*torchvision model, see .*add-a-detector\.md"
-    ):
-        load_detector(tmp_path / "fcos.pth")
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -81,8 +81,9 @@ def distill(
             reference as for a teacher, whose weights the student starts with, or a `Detector`, trained in place.
         teachers: one teacher, or a list with an entry for each stage; an entry that is a list teaches at once, as in
             ``[first, [second, third]]``. A teacher is a reference (run folder, weights file, torchvision weight name,
-            ``hf:...``, ``mmdet:...``, ``ultralytics:...``, or the YAML file of a training or distillation), a
-            `TrainConfig`, a `DistillConfig`, or a `Detector`. Those described by a config are made on first use.
+            ``torchvision:...``, ``hf:...``, ``mmdet:...``, ``ultralytics:...``, or the YAML file of a training or
+            distillation), a `TrainConfig`, a `DistillConfig`, or a `Detector`. Those described by a config are made on
+            first use.
         data: data set folder, ``"digits"``, or a `DataConfig`.
         out: run folder.
         epochs: of each stage, or of all stages in total, shared evenly.

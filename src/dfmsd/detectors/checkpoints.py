@@ -15,11 +15,12 @@ from dfmsd.data.config import check_image_size
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import PYTHON, DetectorConfig, is_weights_name
 from dfmsd.detectors.description import describe, described_config, find_files, read_description
-from dfmsd.detectors.frameworks import FRAMEWORKS
+from dfmsd.detectors.frameworks import FRAMEWORKS, TORCHVISION
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
 from dfmsd.detectors.statedict import load_strictly, read_state_dict
 from dfmsd.detectors.timm_backbone import TIMM, load_timm
+from dfmsd.detectors.torchvision.files import USAGE, load_torchvision_file
 from dfmsd.detectors.torchvision.pretrained import load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
 from dfmsd.errors import DfmsdError, foreign_message
@@ -70,10 +71,11 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
     Args:
         reference: A run folder, a student file (``.safetensors`` or its ``.json``), ``best.ckpt`` or ``last.ckpt`` in
             a run folder for the student of that epoch, the name of torchvision weights such as
-            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``hf:`` and the folder or hub id of a detector of Hugging Face
-            transformers, ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a comma, or
-            ``ultralytics:`` and a checkpoint of its YOLO; as a teacher without a detection head, ``hf:`` and a vision
-            backbone, ``timm:<model>`` or ``timm:<model>?weights=<file>``.
+            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``torchvision:`` and builder, weights and class names of a detector
+            of your own, ``hf:`` and the folder or hub id of a detector of Hugging Face transformers, ``mmdet:`` and
+            config and checkpoint of a detector of MMDetection, separated by a comma, or ``ultralytics:`` and a
+            checkpoint of its YOLO; as a teacher without a detection head, ``hf:`` and a vision backbone,
+            ``timm:<model>`` or ``timm:<model>?weights=<file>``.
         trained: False builds models of torchvision, timm or transformers with random weights, so that none are
             downloaded; dfmsd's own files are read in any case.
 
@@ -87,6 +89,8 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
         return adapter.load(text, trained=trained)
     if text.startswith(TIMM):
         return load_timm(text, trained=trained)
+    if text.startswith(TORCHVISION):
+        return load_torchvision_file(text, trained=trained)
     check_path("model or teacher", text)
     if path.exists():
         return _load_files(path).eval()
@@ -106,11 +110,12 @@ def unknown_reference(text: str) -> DfmsdError:
     if prefix:
         return DfmsdError(
             f"unknown prefix {prefix[1] + ':'!r} in {text!r}: expected a path, a torchvision weight name, or"
-            f" {', '.join(FRAMEWORKS)} or {TIMM} and a model"
+            f" {', '.join(FRAMEWORKS)}, {TORCHVISION} or {TIMM} and a model"
         )
     return DfmsdError(
         f"no detector at {text!r}: expected a run folder, a student file, torchvision weights such as"
-        " FCOS_ResNet50_FPN_Weights.COCO_V1, hf:<folder or id> for a model of Hugging Face transformers,"
+        f" FCOS_ResNet50_FPN_Weights.COCO_V1, {USAGE} for weights of your own, hf:<folder or id> for a model of Hugging"
+        " Face transformers,"
         " mmdet:<config>,<checkpoint> for one of MMDetection, ultralytics:<best.pt> for a YOLO of Ultralytics, or"
         " timm:<name> for a backbone"
     )

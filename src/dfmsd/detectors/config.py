@@ -54,10 +54,11 @@ class DetectorConfig:
             loads the weights next to the model's config, with ``mmdet:`` and ``ultralytics:`` the checkpoint, including
             those of the head of classes with the same name.
         init: a trained detector of the same architecture whose weights the detector starts with: a run folder, a
-            student file, a checkpoint in a run folder, or the name of torchvision weights such as
-            ``FCOS_ResNet50_FPN_Weights.COCO_V1``. ``arch`` and its keys may then be left out. Its classes may be
-            others: of the layers that depend on them, the weights of classes with the same name are kept. ``hf:``,
-            ``mmdet:`` and ``ultralytics:`` references are short for that ``arch`` with ``pretrained: true``.
+            student file, a checkpoint in a run folder, the name of torchvision weights such as
+            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, or ``torchvision:BUILDER,WEIGHTS.pth,CLASSES.txt``. ``arch`` and
+            its keys may then be left out. Its classes may be others: of the layers that depend on them, the weights of
+            classes with the same name are kept. ``hf:``, ``mmdet:`` and ``ultralytics:`` references are short for that
+            ``arch`` with ``pretrained: true``.
         frozen_stride: layers of the backbone at this stride or a finer one keep their pretrained weights and
             statistics, which saves the most expensive part of the backward pass; 0 trains all layers, 4 is common.
         anchor_scale: side of a level's smallest square anchor, in strides, for RetinaNet, GFL and Faster R-CNN. With

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from dfmsd.detectors.base import Detector
 from dfmsd.detectors.config import DetectorConfig
-from dfmsd.detectors.frameworks import HUGGING_FACE, ULTRALYTICS
+from dfmsd.detectors.frameworks import HUGGING_FACE, TORCHVISION, ULTRALYTICS
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import WEIGHTS_NAME, RunFolder
 
 FORMAT_VERSION = 1
+FOREIGN = (".pth", ".ckpt", ".bin", ".tar")
+"""Suffixes of other programs' checkpoints."""
 SHOWN = 8
 """Detectors that a message about a folder lists."""
 
@@ -44,10 +46,9 @@ def find_files(path: Path) -> DetectorFiles:
     run = RunFolder(path.parent)
     of_training = path.suffix == ".ckpt" and run.exists
     if not of_training and path.suffix not in (".safetensors", ".json"):
-        hints = {
-            ".pt": f"; for a model of Ultralytics, write {ULTRALYTICS}{path}",
-            ".pth": '; for weights of a torchvision model, see "torchvision" in docs/add-a-detector.md',
-        }
+        of_ultralytics = f"for a model of Ultralytics, write {ULTRALYTICS}{path}"
+        of_torchvision = f"for one of torchvision, write {TORCHVISION}BUILDER,{path},CLASSES.txt"
+        hints = {".pt": f"; {of_ultralytics}; {of_torchvision}"} | dict.fromkeys(FOREIGN, f"; {of_torchvision}")
         raise DfmsdError(
             f"{path} is not a checkpoint of dfmsd: expected <name>.safetensors with <name>.json next to it, a run"
             f" folder, or best.ckpt or last.ckpt in one{hints.get(path.suffix, '')}"

@@ -7,6 +7,8 @@ from typing import NamedTuple
 HUGGING_FACE = "hf:"
 MMDET = "mmdet:"
 ULTRALYTICS = "ultralytics:"
+TORCHVISION = "torchvision:"
+"""Prefix of torchvision's detectors with weights of the user's own; their adapter is part of dfmsd."""
 
 
 class Framework(NamedTuple):

@@ -12,9 +12,10 @@ from dfmsd.detectors.checkpoints import load_detector, restore_detector, unknown
 from dfmsd.detectors.classnames import Names, with_names
 from dfmsd.detectors.config import OWN_ARCHS, PYTHON, DetectorConfig, is_weights_name, read_detector_config
 from dfmsd.detectors.description import describe, described_config, find_files, read_description
-from dfmsd.detectors.frameworks import FRAMEWORKS
+from dfmsd.detectors.frameworks import FRAMEWORKS, TORCHVISION
 from dfmsd.detectors.registry import build_new
 from dfmsd.detectors.timm_backbone import TIMM
+from dfmsd.detectors.torchvision.files import Reference
 from dfmsd.detectors.torchvision.pretrained import arch_of_weights
 from dfmsd.detectors.transfer import keep_weights
 from dfmsd.errors import DfmsdError
@@ -87,6 +88,8 @@ def _config_of(reference: str) -> DetectorConfig:
         return DetectorConfig(reference, pretrained=True)
     if is_weights_name(reference):
         return DetectorConfig(arch_of_weights(reference))
+    if reference.startswith(TORCHVISION):
+        return DetectorConfig(Reference.parse(reference).arch)
     if reference.startswith(TIMM):
         raise DfmsdError(f"{reference} has no detection head; name it as backbone, with pretrained: true")
     check_path("init", reference)

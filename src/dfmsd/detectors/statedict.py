@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def read_state_dict(path: str | Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's training script saves its arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # readers of damaged files raise any kind of exception
         reason = foreign_message(error).partition(". ")[0]  # PyTorch goes on to explain how to run the code in the file
         raise DfmsdError(
