@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,6 +26,10 @@ NESTED = ("state_dict", "model", "model_state_dict")
 """Keys of the state dict in the checkpoint of a training."""
 EXTRA_STATE = "_extra_state"
 """End of the keys under which modules save what is no tensor, which no detector has."""
+COUNTER = "num_batches_tracked"
+"""End of the keys of buffers that frozen batch normalization lacks."""
+HARMLESS: list[Any] = [Namespace, np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(kind)) for kind in "fdil")]
+"""Classes of what trainings save besides weights: arguments, as torchvision's script, and metrics as NumPy numbers."""
 LISTED = 3
 """Keys that a message names."""
 
@@ -43,10 +49,12 @@ def read_state_dict(path: str | Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([Namespace]):  # torchvision's training script saves its arguments
+        with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # readers of damaged files raise any kind of exception
-        reason = foreign_message(error).partition(". ")[0]  # PyTorch goes on to explain how to run the code in the file
+        code = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        # PyTorch goes on to explain how to run the code in the file
+        reason = f"it holds a {code[1]}" if code else foreign_message(error).partition(". ")[0]
         raise DfmsdError(
             f"{path} is not a checkpoint that can be read safely ({reason}): pass a .safetensors file, or a state dict"
             " of tensors alone saved with torch.save"
@@ -89,6 +97,34 @@ def without_wrappers(state: StateDict, is_known: Callable[[str], bool]) -> State
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def find_model(state: StateDict, keys: Collection[str], source: Path | str, kind: str) -> StateDict:
+    """Return a model's entries in the state dict of a training, in which it is one of several parts.
+
+    Args:
+        state: Parameters by name, all those of the model under one prefix, such as ``detector.``.
+        keys: Names in the model; counters of batches may be missing.
+        source: Source of the weights, for messages.
+        kind: What the model is, for messages.
+
+    Raises:
+        DfmsdError: The model is not there, or more than once.
+    """
+    state = {key.replace(COMPILED, ""): value for key, value in state.items()}
+    needed = [key for key in keys if not key.endswith(COUNTER)]
+    starts = {key.removesuffix(needed[0]) for key in state if key.endswith(needed[0])}
+    prefixes = sorted(start for start in starts if all(start + key in state for key in needed))
+    if not prefixes:
+        missing = next(key for key in needed if key not in state)
+        raise DfmsdError(f"{source} has no {missing}, a weight of {kind}; its keys are {shorten([*state])}")
+    if len(prefixes) > 1:
+        raise DfmsdError(
+            f"{source} holds the model {len(prefixes)} times, under {', '.join(map(repr, prefixes))}; save one of them"
+            " alone"
+        )
+    start = prefixes[0]
+    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
 
 
 def load_strictly(model: nn.Module, state: StateDict, source: Path | str) -> None:

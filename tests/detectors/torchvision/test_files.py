@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -54,7 +55,7 @@ def test_a_file_finds_what_its_model_finds(folder: Path) -> None:
     assert found["labels"].tolist() == [label - 1 for label in expected["labels"].tolist()]
 
 
-@pytest.mark.parametrize("first", ["__background__", "background"])
+@pytest.mark.parametrize("first", ["__background__", "background", "_Background_"])
 def test_the_background_may_be_listed(folder: Path, first: str) -> None:
     detector = load_detector(reference(folder, f"{first}\ncat\ndog"))
     assert (detector.class_names, detector.label_ids.tolist()) == (("cat", "dog"), [1, 2])
@@ -79,11 +80,22 @@ def test_checkpoints_of_trainings(folder: Path) -> None:
         "torchvision.pth": {"model": state, "args": Namespace(lr=0.02, data_path="coco"), "epoch": 1},  # its own script
         "lightning.ckpt": {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 1},
         "parallel.pt": {f"module.{key}": value for key, value in state.items()},
+        "average.pth": {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
+        "own.ckpt": {"state_dict": {"weights": torch.ones(2), **{f"net.rcnn.{key}": v for key, v in state.items()}}},
+        "metric.pth": {"model": state, "best": np.float64(0.5), "last": np.float32(0.4), "step": np.int64(3)},
     }
     for name, content in saved.items():
         torch.save(content, folder / name)
         detector = load_detector(reference(folder, "cat\ndog", name))
         torch.testing.assert_close(detector.model.state_dict(), state)
+
+
+def test_a_model_that_is_there_twice_is_not_guessed(folder: Path) -> None:
+    state = torch.load(folder / "rcnn.pth", weights_only=True)
+    both = {f"{part}.{key}": value for part in ("model", "ema.module") for key, value in state.items()}
+    torch.save(both, folder / "both.pth")
+    with pytest.raises(DfmsdError, match=r"holds the model 2 times, under 'ema\.module\.', 'model\.'; save one of"):
+        load_detector(reference(folder, "cat\ndog", "both.pth"))
 
 
 def test_a_student_starts_from_a_file(folder: Path) -> None:
@@ -120,16 +132,21 @@ def test_the_number_of_labels_is_read_off_the_weights(arch: str, outputs: int) -
         (f"torchvision:{RCNN},nowhere.pth", "there is no file 'nowhere.pth'"),
         (f"torchvision:{RCNN},{{weights}},nowhere.txt", "there is no file 'nowhere.txt'"),
         (f"torchvision:{RCNN},{{weights}}", "3 labels, the background and 2 classes, and do not name them; write "),
-        ("torchvision:fcos_resnet50_fpn,{weights},{one}", "has no weights of fcos_resnet50_fpn: head.classification_"),
-        ("torchvision:fasterrcnn_resnet50_fpn,{weights},{two}", "does not fit the model"),
+        (
+            "torchvision:fcos_resnet50_fpn,{weights},{one}",
+            "has no backbone.body.conv1.weight, a weight of fcos_resnet50_fpn; its keys are 330 ",
+        ),
+        ("torchvision:fasterrcnn_resnet50_fpn,{weights},{two}", "a weight of fasterrcnn_resnet50_fpn; its keys are"),
         (f"torchvision:{RCNN},{{weights}},{{one}}", "has 1 name.s., but .* the background and 2 classes"),
         (f"torchvision:{RCNN},{{weights}},{{twice}}", "cat occurs more than once"),
+        (f"torchvision:{RCNN},{{weights}},{{none}}", "names no class, only labels without objects"),
+        (f"torchvision:{RCNN},{{weights}},{{latin}}", "is not a text in UTF-8"),
     ],
 )
 def test_errors_say_what_to_write(folder: Path, text: str, message: str) -> None:
-    lists = {"one": "cat", "two": "cat\ndog", "twice": "cat\ncat"}
+    lists = {"one": "cat", "two": "cat\ndog", "twice": "cat\ncat", "none": "N/A\nN/A", "latin": "Plättchen\ndog"}
     for name, classes in lists.items():
-        (folder / f"{name}.txt").write_text(classes)
+        (folder / f"{name}.txt").write_text(classes, encoding="latin-1")
     paths = {"weights": folder / "rcnn.pth", **{name: folder / f"{name}.txt" for name in lists}}
     with pytest.raises(DfmsdError, match=message):
         load_detector(text.format(**paths))
@@ -144,5 +161,7 @@ def test_a_foreign_checkpoint_is_told_how_it_is_named(tmp_path: Path, name: str)
 
 def test_a_checkpoint_with_code_is_not_loaded(tmp_path: Path) -> None:
     torch.save(build(RCNN, 2), tmp_path / "whole.pth")
-    with pytest.raises(DfmsdError, match="is not a checkpoint that can be read safely"):
+    with pytest.raises(
+        DfmsdError, match=r"read safely \(it holds a torchvision\.models\.detection\.faster_rcnn\.Faster"
+    ):
         read_state_dict(tmp_path / "whole.pth")

@@ -12,15 +12,15 @@ from torch import nn
 from dfmsd.detectors.base import UNUSED_CLASSES
 from dfmsd.detectors.config import KEYPOINTS, torchvision_archs
 from dfmsd.detectors.frameworks import TORCHVISION
-from dfmsd.detectors.statedict import StateDict, load_strictly, read_state_dict, without_wrappers
+from dfmsd.detectors.statedict import StateDict, find_model, load_strictly, read_state_dict
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.models import WITHOUT_BACKGROUND
 from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_torchvision
 from dfmsd.errors import DfmsdError
 
 USAGE = f"{TORCHVISION}BUILDER,WEIGHTS.pth,CLASSES.txt"
-BACKGROUND = (*UNUSED_CLASSES, "background")
-"""Names that a list of classes may begin with where label 0 is the background."""
+BACKGROUND = "background"
+"""What a list of classes may begin with where label 0 is the background, in any case and between underscores."""
 
 
 class Reference(NamedTuple):
@@ -77,13 +77,28 @@ def load_torchvision_file(text: str, *, trained: bool = True) -> TorchvisionDete
             as many as its classes.
     """
     reference = Reference.parse(text)
-    state = read_state_dict(reference.weights)
+    state = read_weights(reference.arch, reference.weights)
     outputs = count_outputs(reference.arch, state, reference.weights)
     names, labels = _read_classes(reference, outputs)
     model = _build(reference.arch, outputs)
     if trained:
         load_strictly(model, state, reference.weights)
     return wrap_torchvision(model, names, labels).eval()
+
+
+def read_weights(arch: str, source: Path) -> StateDict:
+    """Read a model's weights from a file that may hold those of a whole training.
+
+    Args:
+        arch: Name of torchvision's builder.
+        source: The file.
+
+    Raises:
+        DfmsdError: The file cannot be read safely, or the model is not in it, or more than once.
+    """
+    with torch.device("meta"):
+        keys = _build(arch, 2).state_dict().keys()
+    return find_model(read_state_dict(source), keys, source, arch)
 
 
 def count_outputs(arch: str, state: StateDict, source: Path) -> int:
@@ -101,10 +116,9 @@ def count_outputs(arch: str, state: StateDict, source: Path) -> int:
         two, three = (_build(arch, outputs).state_dict() for outputs in (2, 3))
     # of the layer that predicts the classes, whose rows grow with their number
     key = next(key for key in two if two[key].shape != three[key].shape)
-    state = without_wrappers(state, two.__contains__)
     rows = len(three[key]) - len(two[key])
-    if key not in state or state[key].shape[1:] != two[key].shape[1:] or len(state[key]) % rows:
-        raise DfmsdError(f"{source} has no weights of {arch}: {key} is missing, or has another shape")
+    if state[key].shape[1:] != two[key].shape[1:] or len(state[key]) % rows:
+        raise DfmsdError(f"{source} has no weights of {arch}: the shape of {key} is {tuple(state[key].shape)}")
     return len(state[key]) // rows
 
 
@@ -116,29 +130,30 @@ def _build(arch: str, outputs: int) -> nn.Module:
 def _read_classes(reference: Reference, outputs: int) -> tuple[list[str], list[int]]:
     """Return the names of the classes and their labels."""
     classes = outputs - reference.has_background
-    expected = (
-        f"{outputs} labels, the background and {classes} classes"
-        if reference.has_background
-        else (f"{classes} classes")
-    )
+    expected = f"{outputs} labels, the background and " * reference.has_background + f"{classes} classes"
     if reference.classes is None:
         raise DfmsdError(
             f"{reference.text}: the weights tell apart {expected}, and do not name them; write "
             f"{reference.text},CLASSES.txt, with a name on each line in the order of the labels"
         )
-    lines = reference.classes.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = reference.classes.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DfmsdError(f"{reference.classes} is not a text in UTF-8: save it in this encoding") from error
     listed = [line.strip() for line in lines if line.strip()]
     if len(listed) == classes:
         names = dict(enumerate(listed, start=outputs - classes))
-    elif len(listed) == outputs and listed[0] in BACKGROUND:
+    elif len(listed) == outputs and listed[0].casefold().strip("_") == BACKGROUND:
         names = dict(enumerate(listed))
         del names[0]
     else:
         raise DfmsdError(
             f"{reference.classes} has {len(listed)} name(s), but {reference.weights} tells apart {expected}: list one "
-            "on each line, in the order of the labels"
+            f"on each line, in the order of the labels, where label 0 may be called {BACKGROUND}"
         )
     used = {label: name for label, name in names.items() if name not in UNUSED_CLASSES}
+    if not used:
+        raise DfmsdError(f"{reference.classes} names no class, only labels without objects")
     repeated = sorted({name for name in used.values() if list(used.values()).count(name) > 1})
     if repeated:
         raise DfmsdError(f"{reference.classes}: {', '.join(repeated)} occurs more than once")
