@@ -382,6 +382,22 @@ def test_the_best_epoch_is_delivered_on_request_and_the_last_one_stays_resumable
     assert evaluate(result.student, data.val_dataloader()) == result.metrics
 
 
+def test_a_run_that_was_moved_still_knows_its_best_epoch(
+    train_config: MakeTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = iter([0.5, 0.25])
+    monkeypatch.setattr(callbacks, "evaluate", lambda *args: {**evaluate(*args), "AP": next(aps)})
+    settings: Any = {"epochs": 2, "eval_every": 1, "deliver": "best"}
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", stopping(3, kill))
+    with pytest.raises(RuntimeError, match="power"):
+        train(train_config(tmp_path / "run", **settings))
+    monkeypatch.setattr("dfmsd.engine.fit.StopOnInterrupt", StopOnInterrupt)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    train(train_config(tmp_path / "moved", **settings), resume=True)
+    assert torch.load(tmp_path / "moved" / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_exploding_loss_ends_the_run(train_config: MakeTrain, tmp_path: Path) -> None:
     config = train_config(tmp_path / "run", epochs=2, optim=OptimConfig(lr=1e30, warmup=0, clip=0))
     before = process_state()

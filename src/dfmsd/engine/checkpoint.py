@@ -15,7 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 
@@ -118,6 +118,37 @@ def explain_full_disk(run: Path) -> Iterator[None]:
         remedy = f"`resume` continues from step {saved_step(saved)}" if saved else "start again with `overwrite`"
         reason = os.strerror(_error_code(error))
         raise DfmsdError(f"{run}: no space left to write ({reason}); free some, then {remedy}") from error
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Write ``best.ckpt`` after each evaluation that is better than all before, also in a run that was moved.
+
+    Lightning's own forgets the best score where the folder has another path than before.
+
+    Args:
+        run: run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        name = RunFolder(run).best_checkpoint.stem
+        super().__init__(
+            run, name, monitor="AP", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Key in checkpoints, that of Lightning's own."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state, with the files in today's folder."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else ""
+
+        moved = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class LastCheckpoint(Checkpoint):

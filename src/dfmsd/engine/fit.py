@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.loading import plain_loader
@@ -24,7 +23,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.average import WeightAverage
 from dfmsd.engine.basis import BasisFit
 from dfmsd.engine.callbacks import EpochEnd
-from dfmsd.engine.checkpoint import DurableIO, LastCheckpoint, saved_step
+from dfmsd.engine.checkpoint import BestCheckpoint, DurableIO, LastCheckpoint, saved_step
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.dashboard import Dashboard
 from dfmsd.engine.delivery import choose_weights
@@ -167,7 +166,6 @@ def _build_callbacks(
 ) -> list[Callback]:
     stop = StopOnInterrupt()
     last_stage = config.epochs - config.stages[-1].epochs
-    save: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     return [
         StepLog(run.path),
         FiniteCheck(run.path, config.skip_nonfinite),
@@ -178,7 +176,7 @@ def _build_callbacks(
         *([dashboard] if dashboard else []),
         BasisFit(run.path, _print),
         stop,
-        ModelCheckpoint(run.path, run.best_checkpoint.stem, monitor="AP", mode="max", **save),
+        BestCheckpoint(run.path),
         LastCheckpoint(run.path, stop, config.checkpoint_every),  # after the best one, whose state it saves
     ]
 
