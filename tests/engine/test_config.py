@@ -421,8 +421,7 @@ def test_a_run_from_before_a_key_existed_is_the_same_with_its_default(tmp_path: 
     assert same_run(config, tmp_path)
     assert not same_run(replace(config, teacher_cache="ram"), tmp_path)
     assert not same_run(replace(config, student=DetectorConfig(frozen_stride=4)), tmp_path)
-    assert not same_run(replace(config, data=DataConfig(cache="disk")), tmp_path)
-    assert not same_run(replace(config, data=DataConfig(cache=False)), tmp_path)
+    assert not same_run(replace(config, data=DataConfig(image_size=512)), tmp_path)
 
 
 @pytest.mark.parametrize(

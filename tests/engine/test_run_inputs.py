@@ -97,6 +97,15 @@ def test_what_can_be_refused_at_once_is(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_may_go_on_with_what_suits_another_machine(distill_config: MakeDistill, tmp_path: Path) -> None:
+    config = replace(distill_config(tmp_path), teacher_cache="ram")
+    write_config(config, tmp_path)
+    data = replace(config.data, workers=3, cache="off", cache_gib=1.0)
+    changed = replace(config, data=data, teacher_cache="disk", teacher_cache_gib=1.0)
+    assert differing_keys(changed, tmp_path) == []
+    assert differing_keys(replace(config, teacher_cache=None), tmp_path) == ["teacher_cache"]
+
+
 def test_the_keys_in_which_a_resumed_run_differs_are_named(distill_config: MakeDistill, tmp_path: Path) -> None:
     config = distill_config(tmp_path)
     write_config(config, tmp_path)
@@ -106,6 +115,7 @@ def test_the_keys_in_which_a_resumed_run_differs_are_named(distill_config: MakeD
     assert differing_keys(replace(config, stages=stages[:1]), tmp_path) == ["stages"]
     loss = {**config.loss, "alpha": 0.5}  # type: ignore[dict-item]
     assert differing_keys(replace(config, loss=loss), tmp_path) == ["loss.alpha"]
+    assert differing_keys(replace(config, teacher_cache="disk"), tmp_path) == ["teacher_cache"]
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("name: dfmsd", "name: gone"))
     assert differing_keys(config, tmp_path) == ["a key of another version"]

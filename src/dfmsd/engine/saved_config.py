@@ -34,6 +34,10 @@ FREE_ON_RESUME: dict[str, Any] = {
     "logger": "tensorboard",
 }
 """Keys whose values may change when a run is resumed."""
+WITHOUT_EFFECT = ("data.workers", "data.cache", "data.cache_gib", "teacher_cache_gib")
+"""Keys of the machine rather than the run: they may change too, since the result has the same bits."""
+CACHES = ("ram", "disk")
+"""Values of ``teacher_cache`` with the same result."""
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def write_config(config: RunConfig, run: Path) -> None:
 
 
 def same_run(config: RunConfig, run: Path) -> bool:
-    """Return whether the config saved in a run folder describes this run, `FREE_ON_RESUME` aside."""
+    """Return whether the config saved in a run folder describes this run, see `differing_keys`."""
     return not differing_keys(config, run)
 
 
@@ -75,10 +79,10 @@ def refuse_another(config: RunConfig, run: RunFolder, expected: str, remedy: str
 def differing_keys(config: RunConfig, run: Path) -> list[str]:
     """Return the keys, such as ``optim.lr``, in which a run differs from the config saved in a folder.
 
-    `FREE_ON_RESUME` aside. Both sides are compared with every key and loss option written out. The saved values count,
-    so a run stays the same when a default changes, and where it has chosen a near teacher itself. Keys that an older
-    file lacks are assumed to have today's defaults. The keys of a file that this version cannot read are unknown: it
-    differs in ``a key of another version``.
+    `FREE_ON_RESUME` and `WITHOUT_EFFECT` aside. Both sides are compared with every key and loss option written out. The
+    saved values count, so a run stays the same when a default changes, and where it has chosen a near teacher itself.
+    Keys that an older file lacks are assumed to have today's defaults. The keys of a file that this version cannot read
+    are unknown: it differs in ``a key of another version``.
     """
     saved = RunFolder(run).read_config()
     sections: dict[str, Any] = {name: type(value) for name, value in vars(config).items() if is_dataclass(value)}
@@ -93,7 +97,10 @@ def differing_keys(config: RunConfig, run: Path) -> list[str]:
         former = _with_loss_options({**defaults, **saved, **nested, **({"stages": stages} if stages else {})})
     except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
         return ["a key of another version"]
-    return list(_differences({**former, **FREE_ON_RESUME}, {**current, **FREE_ON_RESUME}))
+    former, current = ({**side, **FREE_ON_RESUME} for side in (former, current))
+    if former.get("teacher_cache") in CACHES and current.get("teacher_cache") in CACHES:
+        current["teacher_cache"] = former["teacher_cache"]
+    return [key for key in _differences(former, current) if key not in WITHOUT_EFFECT]
 
 
 def _differences(former: Any, current: Any, key: str = "") -> Iterator[str]:
