@@ -145,13 +145,35 @@ def test_videos_are_drawn_frame_by_frame(tmp_path: Path, ending: str) -> None:
     assert np.abs(frames[2][20:30, 16].mean(axis=0) - (50, 100, 200)).max() > 40
 
 
-def test_a_video_without_frames_has_no_detections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_videos_are_named_and_the_others_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    with sv.VideoSink(str(clips / "whole.mp4"), sv.VideoInfo(64, 64, 10, 20), codec="mp4v") as sink:
+        for _ in range(20):
+            sink.write_frame(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    (clips / "text.m4v").write_text("this is no video")
+    whole = (clips / "whole.mp4").read_bytes()
+    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4
+    for name, kept in [("empty.mp4", start), ("half.mp4", (start + end) // 2)]:  # their headers tell of 20 frames
+        (clips / name).write_bytes(whole[:kept] + bytes(end - kept) + whole[end:])
+    with pytest.raises(
+        DfmsdError, match=r"2 of 4 files cannot be read: .*empty\.mp4: .*has no picture.*; nor can .*text\.m4v;"
+    ):
+        run([clips], tmp_path / "out")
+    assert not (tmp_path / "out" / "empty.mp4").exists()
+    assert {"whole.mp4", "half.mp4"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "half.mp4: " in caplog.text
+    assert "of about 20 frames could be read" in caplog.text
+
+
+def test_a_video_whose_frames_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "clip.mp4"
     with sv.VideoSink(str(file), sv.VideoInfo(width=64, height=64, fps=10, total_frames=1)) as sink:
         sink.write_frame(np.zeros((64, 64, 3), dtype=np.uint8))
     monkeypatch.setattr(sv, "get_video_frames_generator", lambda _: iter(()))
-    assert run([file], tmp_path / "out").images == 0
-    assert content(tmp_path / "out")["annotations"] == []
+    with pytest.raises(DfmsdError, match=r"clip\.mp4: none of its frames can be decoded"):
+        run([file], tmp_path / "out")
+    assert not (tmp_path / "out" / "clip.mp4").exists()
 
 
 def test_the_summary_states_the_median(tmp_path: Path) -> None:
@@ -169,7 +191,7 @@ def test_files_are_not_overwritten(tmp_path: Path) -> None:
     assert file.read_bytes() == before
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a.avi").touch()
-    with pytest.raises(DfmsdError, match=r"would overwrite .*a\.mp4"):
+    with pytest.raises(DfmsdError, match=r"drawings of .*a\.mp4 and .*a\.avi would both be .*a\.mp4;"):
         run([tmp_path / "a.mp4", tmp_path / "a.avi"], tmp_path / "out")
 
 
@@ -237,7 +259,7 @@ def test_an_unreadable_file_among_others_is_named_and_the_others_are_done(tmp_pa
     files[0].write_bytes(b"no image")
     files[2].write_bytes(files[2].read_bytes()[:60])  # its header is whole
     message = (
-        r"2 of 4 files cannot be read: .*a\.png: cannot be decoded .*; so is .*c\.png; the others are done, see .*json"
+        r"2 of 4 files cannot be read: .*a\.png: cannot be decoded .*; nor can .*c\.png; the others are done, see .*json"
     )
     with pytest.raises(DfmsdError, match=message):
         run(files, tmp_path / "out")
@@ -250,7 +272,7 @@ def test_where_no_file_can_be_read_nothing_is_written(tmp_path: Path) -> None:
     for file in files:
         file.write_bytes(b"no image")
     with pytest.raises(
-        DfmsdError, match=r"5 of 5 files cannot be read: .*a\.png.*; so are \S+b\.png, \S+c\.png, \.\.\.$"
+        DfmsdError, match=r"5 of 5 files cannot be read: .*a\.png.*; nor can \S+b\.png, \S+c\.png, \.\.\.$"
     ):
         run(files, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -24,8 +25,11 @@ from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
 from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_json
 
+logger = logging.getLogger("dfmsd")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 PREDICTIONS = "predictions.json"
+COMPLETE = 0.9
+"""Share of the frames that a video's header announces, below which it counts as cut off."""
 KEPT_FORMATS = (".jpg", ".jpeg", ".png")
 """Suffixes that a drawn image keeps; others become PNG."""
 
@@ -85,7 +89,8 @@ def predict(
             target.parent.mkdir(parents=True, exist_ok=True)
             name = os.path.relpath(target.with_name(file.name), out)
             if _is_video(file):
-                _predict_video(recorder, file, name, target, track)
+                with noting(file, unreadable):
+                    _predict_video(recorder, file, name, target, track)
                 continue
             with noting(file, unreadable):  # the header alone was read before
                 image = read_image(file)
@@ -105,7 +110,7 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
         DfmsdError: A drawing would overwrite an input file or another drawing.
     """
     common = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    taken = {file.resolve() for file in files}
+    taken = {file.resolve(): file for file in files}
     targets: list[Path] = []
     for file in files:
         target = out / file.absolute().relative_to(common)
@@ -113,24 +118,36 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
             target = target.with_suffix(".mp4")
         elif file.suffix.lower() not in KEPT_FORMATS:
             target = target.with_name(f"{file.name}.png")
-        if target.resolve() in taken:
-            raise DfmsdError(
-                f"`out`: the drawing of {file} would overwrite {target}; choose another folder, or rename the file"
-            )
-        taken.add(target.resolve())
+        other = taken.get(target.resolve())
+        if other is not None:
+            drawings = f"the drawings of {other} and {file} would both be"
+            clash = f"the drawing of {file} would overwrite" if other.resolve() == target.resolve() else drawings
+            raise DfmsdError(f"`out`: {clash} {target}; choose another folder, or rename the file")
+        taken[target.resolve()] = file
         targets.append(target)
     return targets
 
 
 def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, track: bool) -> None:
-    """Detect in every frame; its number is recorded next to the file's name."""
+    """Detect in every frame; its number is recorded next to the file's name.
+
+    Raises:
+        DfmsdError: No frame can be decoded.
+    """
     sv = import_supervision("predict")
     info = sv.VideoInfo.from_video_path(str(file))
     tracker = Tracker(recorder.score, info.fps) if track else None
+    number = -1
     with sv.VideoSink(str(target), info) as sink:
         for number, frame in enumerate(sv.get_video_frames_generator(str(file))):
             drawn = recorder.predict(frame[:, :, ::-1], name, tracker, frame=number).plot()  # video frames are BGR
             sink.write_frame(np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1]))
+    if number < 0:
+        target.unlink(missing_ok=True)
+        raise DfmsdError(f"{file}: none of its frames can be decoded; replace or remove it")
+    announced = info.total_frames or 0  # an estimate in some formats
+    if number + 1 < COMPLETE * announced:
+        logger.warning("%s: %d of about %d frames could be read; the file may be cut off", file, number + 1, announced)
 
 
 def _check_readable(file: Path) -> None:
@@ -144,7 +161,9 @@ def _check_readable(file: Path) -> None:
         return
     try:
         with quiet():
-            import_supervision("predict").VideoInfo.from_video_path(str(file))
+            info = import_supervision("predict").VideoInfo.from_video_path(str(file))
+        if min(info.resolution_wh) < 1:
+            raise ValueError("it has no picture")
     except Exception as error:  # decoders of damaged files raise any kind of exception
         raise DfmsdError(f"{file}: cannot be decoded as a video ({error}); replace or remove it") from error
 

@@ -99,7 +99,6 @@ def unreadable_error(unreadable: Mapping[Path, str], files: int, written: Path) 
     first, *more = unreadable.values()
     if files == 1:
         return DfmsdError(first)
-    names = ", ".join(map(str, list(unreadable)[1:3]))
-    others = f"; so is {names}" if len(more) == 1 else f"; so are {names}{', ...' if len(more) > 2 else ''}"
+    others = f"; nor can {', '.join(map(str, list(unreadable)[1:3]))}{', ...' if len(more) > 2 else ''}"
     done = f"; the others are done, see {written}" if len(unreadable) < files else ""
     return DfmsdError(f"{len(unreadable)} of {files} files cannot be read: {first}{others if more else ''}{done}")
