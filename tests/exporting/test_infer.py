@@ -143,8 +143,13 @@ def test_the_check_tells_what_differs(folder: Path) -> None:
         (["test.png", "--score", "3"], "--score: expected a number from 0 to 1, got 3"),
         (["--check", "--model", "no.onnx"], "no.onnx: no such file; name a model file of this folder"),
         (["--check", "--model", "labels.txt"], "labels.txt: cannot be loaded"),
-        (["test.png", "--out", "."], "--out: two images would be written to one file, or over themselves"),
-        (["test.png", "empty/../test.png", "--out", "drawn"], "--out: two images would be written to one file"),
+        (["test.png", "--out", "."], "--out: test.png would be drawn over test.png; name another folder"),
+        (
+            ["test.png", "test.jpg", "--out", "drawn"],
+            "--out: test.png and test.jpg would both be drawn to drawn/test.png",
+        ),
+        (["--check", "test.png"], "--check takes no images, --out or --json"),
+        (["--check", "--json", "found.json"], "--check takes no images, --out or --json"),
         (["test.png", "--out", "labels.txt"], "labels.txt"),
         (["test.png", "--json", "nowhere/found.json"], "No such file or directory: 'nowhere/found.json'"),
         (["float.tiff"], "float.tiff: cannot be decoded as an image (pixels of more than 16 bits"),
@@ -160,6 +165,7 @@ def test_bad_input_is_one_line(
     (folder / "empty").mkdir()
     (folder / "empty" / "._test.png").write_bytes(b"left by another system")
     Image.new("F", (8, 8)).save(folder / "float.tiff")
+    Image.new("RGB", (8, 8)).save(folder / "test.jpg")
     monkeypatch.chdir(folder)
     assert status(folder, arguments, monkeypatch) == 2
     error = capsys.readouterr().err
@@ -182,12 +188,32 @@ def test_what_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert status(folder, ["--check"], monkeypatch) == 2
     assert capsys.readouterr().err.endswith("; run: pip install onnxruntime\n")
+    expected = (folder / "expected.json").read_text()
+    for damaged in (expected[:40], "{}", "[]"):
+        (folder / "expected.json").write_text(damaged)
+        monkeypatch.undo()
+        assert status(folder, ["--check"], monkeypatch) == 2
+        assert "no readable expected.json" in capsys.readouterr().err
+    preprocess = (folder / "preprocess.json").read_text()
+    for damaged in (preprocess[:40], "{}"):
+        (folder / "preprocess.json").write_text(damaged)
+        assert status(folder, ["--check"], monkeypatch) == 2
+        assert "no readable preprocess.json and labels.txt" in capsys.readouterr().err
+    (folder / "preprocess.json").write_text(preprocess)
     (folder / "labels.txt").write_text("cat\n")
     assert status(folder, ["--check"], monkeypatch) == 2
     assert capsys.readouterr().err.endswith("labels.txt: 1 names, but the model has 2 classes\n")
     (folder / "labels.txt").unlink()
     assert status(folder, ["--check"], monkeypatch) == 2
     assert "no readable preprocess.json and labels.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["outside"], indirect=True)
+def test_labels_that_a_console_cannot_show_are_escaped(folder: Path) -> None:
+    (folder / "labels.txt").write_text("cat\n红细胞\n", encoding="utf-8")
+    command = [sys.executable, str(folder / "infer.py"), str(folder / "test.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONIOENCODING": "cp1252"})
+    assert "\\u7ea2" in done.stdout
 
 
 @pytest.mark.parametrize("folder", ["outside"], indirect=True)

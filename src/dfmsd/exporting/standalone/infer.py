@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import io
 import json
 import sys
 import time
@@ -20,6 +21,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Images that are looked for in folders."""
+DAMAGED = (OSError, ValueError, LookupError, TypeError)
+"""Errors of reading a JSON file that is missing or damaged."""
 FAR = (np.inf, np.inf)
 """Difference of two objects of unlike classes."""
 
@@ -52,11 +55,11 @@ class Detector:
         try:
             self.config = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
             self.labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
+            classes = max(self.config["suppression"]["class_of"]) + 1
+        except DAMAGED as error:
             raise UserError(
-                f"{folder}: no readable preprocess.json and labels.txt ({error}); export it again"
+                f"{folder}: no readable preprocess.json and labels.txt ({error!r}); export it again"
             ) from error
-        classes = max(self.config["suppression"]["class_of"]) + 1
         if len(self.labels) != classes:
             raise UserError(f"{folder / 'labels.txt'}: {len(self.labels)} names, but the model has {classes} classes")
         file = folder / (model or self.config["model"])
@@ -241,12 +244,16 @@ def main() -> int:
     parser.add_argument("--model", metavar="FILE", help="another model file of this folder, such as an int8 one")
     parser.add_argument("--check", action="store_true", help="compare the boxes of the test image with expected.json")
     options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for labels that a console's encoding lacks
     try:
+        if options.check and (options.images or options.out or options.json):
+            raise UserError("--check takes no images, --out or --json: it runs on the test image of this folder")
         if not options.check and not options.images:
             raise UserError("name images, or folders of them; --help lists the options")
         if not 0 <= options.score <= 1:
             raise UserError(f"--score: expected a number from 0 to 1, got {options.score:g}")
-        files = list(find_images(options.images))
+        files = list({file.resolve(): file for file in find_images(options.images)}.values())
         detector = Detector(model=options.model)
         return check(detector, HERE) if options.check else detect(detector, files, options)
     except (OSError, UserError) as error:
@@ -279,13 +286,23 @@ def open_image(file: Path) -> Image.Image:
         raise UserError(f"{file}: cannot be decoded as an image ({error})") from error
 
 
+def refuse_clashes(files: list[Path], out: Path) -> None:
+    """Refuse to draw two images into one file, or over an input."""
+    taken = {file.resolve(): file for file in files}
+    for file in files:
+        drawn = out / f"{file.stem}.png"
+        other = taken.setdefault(drawn.resolve(), file)
+        if other.resolve() == drawn.resolve():
+            raise UserError(f"--out: {file} would be drawn over {other}; name another folder")
+        if other is not file:
+            raise UserError(f"--out: {other} and {file} would both be drawn to {drawn}; rename one")
+
+
 def detect(detector: Detector, files: list[Path], options: argparse.Namespace) -> int:
     """Print the objects of image files, draw them and write them as JSON."""
     if options.out:
+        refuse_clashes(files, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
-        drawn = [options.out / f"{file.stem}.png" for file in files]
-        if len(set(drawn)) < len(files) or {file.resolve() for file in files} & {file.resolve() for file in drawn}:
-            raise UserError("--out: two images would be written to one file, or over themselves; name other ones")
     if options.json:
         options.json.open("a").close()  # before the work that would be lost
     written, seconds, status = [], [], 0
@@ -345,8 +362,12 @@ def draw(image: Image.Image, objects: list[dict[str, Any]]) -> Image.Image:
 
 def check(detector: Detector, folder: Path) -> int:
     """Compare the objects in the test image with expected.json; return 0 if they agree, otherwise 1."""
-    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    found = describe(detector(open_image(folder / expected["image"]), 0.0), detector.labels)
+    try:
+        expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+        image, *_ = (expected[key] for key in ("image", "score", "tolerance", "objects"))
+    except DAMAGED as error:
+        raise UserError(f"{folder}: no readable expected.json ({error!r}); export it again") from error
+    found = describe(detector(open_image(folder / image), 0.0), detector.labels)
     missing, new, gaps = compare(expected, found)
     for what, objects in (("expected", missing), ("not expected", new)):
         for one in objects:
