@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfmsd.utils.device import available_cores, default_device, supports_bf16, synchronize, total_memory
+from dfmsd.errors import DfmsdError
+from dfmsd.utils.device import (
+    available_cores,
+    default_device,
+    read_device,
+    supports_bf16,
+    synchronize,
+    total_memory,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +53,13 @@ def test_there_is_at_least_one_core() -> None:
 def test_the_memory_is_that_of_the_machine() -> None:
     memory = total_memory()
     assert memory is None or memory > 2**28
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DfmsdError, match="device: cuda is not available on this machine; leave it out, or pass cpu"):
+        read_device("cuda")
+
+
+def test_a_device_that_is_there() -> None:
+    assert read_device("cpu") == torch.device("cpu")

@@ -13,14 +13,19 @@ def read_device(device: torch.device | str | None) -> torch.device:
     """Return a device by its name; None is `default_device`.
 
     Raises:
-        DfmsdError: There is no such kind of device.
+        DfmsdError: There is no such kind of device, or none on this machine.
     """
     if device is None:
         return default_device()
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise DfmsdError(f"device: unknown device {device!r}; expected cpu, cuda or the like") from error
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DfmsdError(f"device: {found} is not available on this machine; leave it out, or pass cpu") from error
+    return found
 
 
 def default_device() -> torch.device:
