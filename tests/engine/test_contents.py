@@ -96,6 +96,13 @@ def test_a_step_takes_no_more_images_than_there_are(data: DataConfig, train_conf
         train(train_config(tmp_path / "run", data=data, optim=OptimConfig(effective_batch=12)))
 
 
+def test_processes_divide_the_images(data: DataConfig) -> None:
+    module = CocoDataModule(replace(data, batch_size=4))
+    check_batches(module, OptimConfig(), 2)
+    with pytest.raises(DfmsdError, match="is 4 in each of 3 processes, but there are 8 training images; set it to 2"):
+        check_batches(module, OptimConfig(), 3)
+
+
 def test_images_held_out_of_the_training_ones_may_be_in_a_batch(data: DataConfig) -> None:
     divided = CocoDataModule(replace(data, holdout=0.25, batch_size=8))
     assert (divided.num_labeled, len(divided.val)) == (7, 1)

@@ -42,7 +42,7 @@ def read_data(config: DistillConfig) -> CocoDataModule:
         teacher_size=config.teacher_size,
     )
     check_contents(data)
-    check_batches(data, config.optim)
+    check_batches(data, config.optim, config.world_size)
     return data
 
 
@@ -60,18 +60,31 @@ def check_contents(data: CocoDataModule) -> None:
         warn_of_contents(train, val)
 
 
-def check_batches(data: CocoDataModule, optim: OptimConfig) -> None:
+def check_batches(data: CocoDataModule, optim: OptimConfig, processes: int = 1) -> None:
     """Refuse batches of more images than there are: they would be smaller, with the learning rate of larger ones.
 
     Held-out images count, too: what a search finds on the others is then trained with all of them.
+
+    Args:
+        data: Of the run.
+        optim: Its section.
+        processes: Among which the images are divided.
 
     Raises:
         DfmsdError: says how large a batch may be.
     """
     images = data.num_labeled + (len(data.val) if data.config.holdout else 0)
-    for name, size in (("data.batch_size", data.config.batch_size), ("optim.effective_batch", optim.effective_batch)):
-        if size is not None and size > images:
-            raise DfmsdError(f"{name} is {size}, but there are {images} training images; set it to {images} or fewer")
+    sizes = {
+        "data.batch_size": (data.config.batch_size, processes),
+        "optim.effective_batch": (optim.effective_batch, 1),
+    }
+    for name, (size, times) in sizes.items():
+        if size is not None and size * times > images:
+            where = f" in each of {times} processes" if times > 1 else ""
+            largest = max(1, images // times)
+            raise DfmsdError(
+                f"{name} is {size}{where}, but there are {images} training images; set it to {largest} or fewer"
+            )
 
 
 def build_student(config: DistillConfig, class_names: Sequence[str], student: Detector | None = None) -> Detector:
