@@ -98,6 +98,16 @@ def test_missing_information_is_not_stated(finished_run: MakeRun, tmp_path: Path
     assert "eacher" not in card.text
 
 
+def test_a_data_set_without_a_name_has_to_be_named(run: Path, tmp_path: Path) -> None:
+    unnamed = shutil.copytree(run, tmp_path / "unnamed")
+    content = yaml.safe_load((unnamed / "config.yaml").read_text())
+    content["data"]["root"] = "."
+    (unnamed / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(DfmsdError, match=r"`dataset`: required because the run's data.root, '\.', is no name of"):
+        share(unnamed, tmp_path / "out")
+    assert share(unnamed, tmp_path / "out", dataset="Shapes").is_file()
+
+
 def test_markup_in_class_names_is_escaped(run: Path, tmp_path: Path) -> None:
     strange = shutil.copytree(run, tmp_path / "run")
     for name, key in (("student.json", "class_names"), ("metrics.json", "per_class")):

@@ -125,7 +125,10 @@ def share(
     if baseline_record is not None and _classes(baseline_record) != _classes(record):
         raise DfmsdError(f"`baseline`: {baseline} was evaluated on other classes than {run}")
     name = name or (push or record.folder.resolve().name).rpartition("/")[2]
-    dataset = dataset or Path(RunFolder(run).data_root() or "").name
+    root = Path(RunFolder(run).data_root() or "")
+    dataset = dataset or root.name
+    if dataset in ("", ".."):
+        raise DfmsdError(f"`dataset`: required because the run's data.root, {str(root)!r}, is no name of a data set")
     card = _card(hub, record, detector, baseline_record, name=name, dataset=dataset, license=license)
     with new_folder(out) as folder:
         for file in FILES:

@@ -22,7 +22,9 @@ def test_a_file_in_a_run_folder_takes_the_images_of_the_run(tmp_path: Path) -> N
     data = tmp_path / "cells"
     (tmp_path / "config.yaml").write_text(f"data: {{root: {data}}}", encoding="utf-8")
     (tmp_path / "best.ckpt").touch()
-    with pytest.raises(DfmsdError, match=r"`images`: required because .*cells, the data set of the model's run"):
+    with pytest.raises(
+        DfmsdError, match=r"`images`: required because .*cells, the data set of the model's run, does not exist; pass a"
+    ):
         images_root(tmp_path, None)
     data.mkdir()
     for model in (tmp_path, tmp_path / "best.ckpt"):

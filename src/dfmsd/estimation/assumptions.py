@@ -18,8 +18,8 @@ def assumptions(config: DistillConfig) -> list[str]:
         "elements and left out of the GPU hours. Saved bytes are what the backward pass needs.",
         "Weights that would have to be trained or downloaded are random; the cost does not depend on them. An "
         "untrained student detects less than a trained one, so evaluation may take longer.",
-        "The step is the sum of its parts, timed separately in one process. Logging, checkpoints, the pre-flight and "
-        "COCO scoring are left out.",
+        "The step is the sum of its parts, timed separately in one process. Logging, checkpoints, the pre-flight, "
+        "COCO scoring, and the evaluation of a test split, are left out.",
         f"COCO: {COCO_IMAGES:,} images of {height} x {width} per epoch, stage lengths in the ratio of the config and "
         "its number of classes, no teacher cache, no evaluation.",
         f"FLOPs of a {height} x {width} image are extrapolated linearly in the number of pixels from "

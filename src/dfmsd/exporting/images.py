@@ -47,7 +47,8 @@ def images_root(model: Path, images: str | Path | None) -> Path:
     folder = local_root(root)
     if images is None and not folder.exists():
         raise DfmsdError(
-            f"`images`: required because {folder}, the data set of the model's run, is not here; pass a folder"
+            f"`images`: required because {folder.absolute()}, the data set of the model's run, does not exist; "
+            "pass a folder, or go where the run was started if its data.root is relative"
         )
     return folder
 
