@@ -195,6 +195,20 @@ def test_files_are_not_overwritten(tmp_path: Path) -> None:
         run([tmp_path / "a.mp4", tmp_path / "a.avi"], tmp_path / "out")
 
 
+def test_drawings_stay_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    save(here / "b.png", 64, 64)
+    save(tmp_path / "other" / "a.png", 64, 64)
+    monkeypatch.chdir(here)
+    run([Path("b.png"), Path("../other/a.png")], Path("out"))
+    assert sorted(path.relative_to(here).as_posix() for path in here.rglob("*.png")) == [
+        "b.png",
+        "out/here/b.png",
+        "out/other/a.png",
+    ]
+    assert [image["file_name"] for image in content(here / "out")["images"]] == ["here/b.png", "other/a.png"]
+
+
 def test_another_input_is_not_overwritten(tmp_path: Path) -> None:
     """The drawing of one input would land on another input, which lies in the output folder."""
     inputs = [save(tmp_path / "a.png", 64, 64), save(tmp_path / "out" / "a.png", 64, 64, (1, 2, 3))]

@@ -17,7 +17,7 @@ from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import check_output, to_json, write_output
+from dfmsd.utils.files import check_output, plain_path, to_json, write_output
 
 
 def annotate(
@@ -66,7 +66,7 @@ def annotate(
         if path in unreadable:
             continue
         with noting(path, unreadable):  # the header alone was read before
-            recorder.predict(read_image(path), path.absolute().relative_to(folder).as_posix())
+            recorder.predict(read_image(path), plain_path(path).relative_to(folder).as_posix())
     write_output(file, to_json(recorder.as_coco()))
     if unreadable:
         raise unreadable_error(unreadable, len(paths), file)
@@ -75,5 +75,5 @@ def annotate(
 
 def _common_folder(images: Sequence[str | Path], files: Sequence[Path]) -> Path:
     if len(images) == 1 and Path(images[0]).is_dir():
-        return Path(images[0]).absolute()
-    return Path(os.path.commonpath([file.absolute().parent for file in files]))
+        return plain_path(images[0])
+    return Path(os.path.commonpath([plain_path(file).parent for file in files]))

@@ -23,7 +23,7 @@ from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
 from dfmsd.evaluation.tracking import Tracker, check_tracking
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
-from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_json
+from dfmsd.utils.files import check_writable, make_folder, plain_path, refuse_others_files, write_json
 
 logger = logging.getLogger("dfmsd")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -109,11 +109,11 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         DfmsdError: A drawing would overwrite an input file or another drawing.
     """
-    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    common = Path(os.path.commonpath([plain_path(file).parent for file in files]))
     taken = {file.resolve(): file for file in files}
     targets: list[Path] = []
     for file in files:
-        target = out / file.absolute().relative_to(common)
+        target = out / plain_path(file).relative_to(common)
         if _is_video(file):
             target = target.with_suffix(".mp4")
         elif file.suffix.lower() not in KEPT_FORMATS:

@@ -21,6 +21,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system errors that mean that there is no room for a file."""
 
 
+def plain_path(path: str | Path) -> Path:
+    """Return an absolute path without ``..``; unlike ``resolve``, it does not follow links."""
+    return Path(os.path.abspath(path))
+
+
 def check_path(name: str, path: str) -> None:
     """Check that a string can be the path of a file or folder, which need not exist.
 
