@@ -88,7 +88,7 @@ def test_documented_custom_loss_works() -> None:
 
 def test_documented_custom_detectors_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (README.parent / "docs" / "add-a-detector.md").read_text(encoding="utf-8")
-    wrap, restore, backbone, _ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    wrap, restore, backbone = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
     class Output:
         def losses(self, targets: list[dfmsd.Target]) -> dict[str, torch.Tensor]:
