@@ -114,10 +114,9 @@ def unknown_reference(text: str) -> DfmsdError:
         )
     return DfmsdError(
         f"no detector at {text!r}: expected a run folder, a student file, torchvision weights such as"
-        f" FCOS_ResNet50_FPN_Weights.COCO_V1, {USAGE} for weights of your own, hf:<folder or id> for a model of Hugging"
-        " Face transformers,"
-        " mmdet:<config>,<checkpoint> for one of MMDetection, ultralytics:<best.pt> for a YOLO of Ultralytics, or"
-        " timm:<name> for a backbone"
+        f" FCOS_ResNet50_FPN_Weights.COCO_V1, {USAGE} for weights of your own,"
+        " hf:<folder or id> for a model of Hugging Face transformers, mmdet:<config>,<checkpoint> for one of"
+        " MMDetection, ultralytics:<best.pt> for a YOLO of Ultralytics, or timm:<name> for a backbone"
     )
 
 

@@ -138,9 +138,15 @@ def test_the_number_of_labels_is_read_off_the_weights(arch: str, outputs: int) -
         ),
         ("torchvision:fasterrcnn_resnet50_fpn,{weights},{two}", "a weight of fasterrcnn_resnet50_fpn; its keys are"),
         (f"torchvision:{RCNN},{{weights}},{{one}}", "has 1 name.s., but .* the background and 2 classes"),
-        (f"torchvision:{RCNN},{{weights}},{{twice}}", "cat occurs more than once"),
+        (
+            f"torchvision:{RCNN},{{weights}},{{twice}}",
+            "twice.txt: class name 'cat' occurs more than once; make it unique",
+        ),
         (f"torchvision:{RCNN},{{weights}},{{none}}", "names no class, only labels without objects"),
-        (f"torchvision:{RCNN},{{weights}},{{latin}}", "is not a text in UTF-8"),
+        (
+            f"torchvision:{RCNN},{{weights}},{{latin}}",
+            "latin.txt: line 1 is not UTF-8 but perhaps Latin-1 text; save it as UTF-8",
+        ),
     ],
 )
 def test_errors_say_what_to_write(folder: Path, text: str, message: str) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
-from torch import nn
 
+from dfmsd.data.formats.layout import check_names
+from dfmsd.data.formats.text import read_text
 from dfmsd.detectors.base import UNUSED_CLASSES
 from dfmsd.detectors.config import KEYPOINTS, torchvision_archs
 from dfmsd.detectors.frameworks import TORCHVISION
 from dfmsd.detectors.statedict import StateDict, find_model, load_strictly, read_state_dict
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
-from dfmsd.detectors.torchvision.models import WITHOUT_BACKGROUND
-from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_torchvision
+from dfmsd.detectors.torchvision.models import build_untrained, has_background
+from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_categories
 from dfmsd.errors import DfmsdError
 
 USAGE = f"{TORCHVISION}BUILDER,WEIGHTS.pth,CLASSES.txt"
@@ -55,11 +56,6 @@ class Reference(NamedTuple):
                 raise DfmsdError(f"{text}: there is no file {str(path)!r}")
         return reference
 
-    @property
-    def has_background(self) -> bool:
-        """Whether label 0 is the background."""
-        return not self.arch.startswith(WITHOUT_BACKGROUND)
-
 
 def load_torchvision_file(text: str, *, trained: bool = True) -> TorchvisionDetector:
     """Load a detector of torchvision with weights from a file, in eval mode.
@@ -79,11 +75,11 @@ def load_torchvision_file(text: str, *, trained: bool = True) -> TorchvisionDete
     reference = Reference.parse(text)
     state = read_weights(reference.arch, reference.weights)
     outputs = count_outputs(reference.arch, state, reference.weights)
-    names, labels = _read_classes(reference, outputs)
-    model = _build(reference.arch, outputs)
+    categories = _read_categories(reference, outputs)
+    model = build_untrained(reference.arch, outputs)
     if trained:
         load_strictly(model, state, reference.weights)
-    return wrap_torchvision(model, names, labels).eval()
+    return wrap_categories(model, categories).eval()
 
 
 def read_weights(arch: str, source: Path) -> StateDict:
@@ -96,9 +92,7 @@ def read_weights(arch: str, source: Path) -> StateDict:
     Raises:
         DfmsdError: The file cannot be read safely, or the model is not in it, or more than once.
     """
-    with torch.device("meta"):
-        keys = _build(arch, 2).state_dict().keys()
-    return find_model(read_state_dict(source), keys, source, arch)
+    return find_model(read_state_dict(source), _shapes(arch, 2), source, arch)
 
 
 def count_outputs(arch: str, state: StateDict, source: Path) -> int:
@@ -112,49 +106,42 @@ def count_outputs(arch: str, state: StateDict, source: Path) -> int:
     Raises:
         DfmsdError: The weights are of another model.
     """
-    with torch.device("meta"):
-        two, three = (_build(arch, outputs).state_dict() for outputs in (2, 3))
+    two, three = _shapes(arch, 2), _shapes(arch, 3)
     # of the layer that predicts the classes, whose rows grow with their number
-    key = next(key for key in two if two[key].shape != three[key].shape)
-    rows = len(three[key]) - len(two[key])
-    if state[key].shape[1:] != two[key].shape[1:] or len(state[key]) % rows:
+    key = next(key for key in two if two[key] != three[key])
+    rows = three[key][0] - two[key][0]
+    if state[key].shape[1:] != two[key][1:] or len(state[key]) % rows:
         raise DfmsdError(f"{source} has no weights of {arch}: the shape of {key} is {tuple(state[key].shape)}")
     return len(state[key]) // rows
 
 
-def _build(arch: str, outputs: int) -> nn.Module:
-    model: nn.Module = torchvision.models.get_model(arch, weights=None, weights_backbone=None, num_classes=outputs)
-    return model
+@cache
+def _shapes(arch: str, outputs: int) -> dict[str, torch.Size]:
+    """Return the shapes in the state dict of a model, which is not kept."""
+    with torch.device("meta"):
+        return {key: value.shape for key, value in build_untrained(arch, outputs).state_dict().items()}
 
 
-def _read_classes(reference: Reference, outputs: int) -> tuple[list[str], list[int]]:
-    """Return the names of the classes and their labels."""
-    classes = outputs - reference.has_background
-    expected = f"{outputs} labels, the background and " * reference.has_background + f"{classes} classes"
+def _read_categories(reference: Reference, outputs: int) -> list[str]:
+    """Return the name of each label, from 0 on."""
+    background = has_background(reference.arch)
+    classes = outputs - background
+    expected = f"{outputs} labels, the background and " * background + f"{classes} classes"
     if reference.classes is None:
         raise DfmsdError(
             f"{reference.text}: the weights tell apart {expected}, and do not name them; write "
             f"{reference.text},CLASSES.txt, with a name on each line in the order of the labels"
         )
-    try:
-        lines = reference.classes.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DfmsdError(f"{reference.classes} is not a text in UTF-8: save it in this encoding") from error
-    listed = [line.strip() for line in lines if line.strip()]
-    if len(listed) == classes:
-        names = dict(enumerate(listed, start=outputs - classes))
-    elif len(listed) == outputs and listed[0].casefold().strip("_") == BACKGROUND:
-        names = dict(enumerate(listed))
-        del names[0]
-    else:
+    listed = [line.strip() for line in read_text(reference.classes).splitlines() if line.strip()]
+    if len(listed) == outputs and background and listed[0].casefold().strip("_") == BACKGROUND:
+        del listed[0]
+    if len(listed) != classes:
         raise DfmsdError(
             f"{reference.classes} has {len(listed)} name(s), but {reference.weights} tells apart {expected}: list one "
             f"on each line, in the order of the labels, where label 0 may be called {BACKGROUND}"
         )
-    used = {label: name for label, name in names.items() if name not in UNUSED_CLASSES}
+    used = {number: name for number, name in enumerate(listed) if name not in UNUSED_CLASSES}
     if not used:
         raise DfmsdError(f"{reference.classes} names no class, only labels without objects")
-    repeated = sorted({name for name in used.values() if list(used.values()).count(name) > 1})
-    if repeated:
-        raise DfmsdError(f"{reference.classes}: {', '.join(repeated)} occurs more than once")
-    return list(used.values()), list(used)
+    check_names(used, reference.classes)
+    return [UNUSED_CLASSES[0]] * background + listed

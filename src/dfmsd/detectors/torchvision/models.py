@@ -38,13 +38,28 @@ def build_torchvision(config: DetectorConfig, num_classes: int) -> TorchvisionMo
     Raises:
         DfmsdError: The ImageNet weights are unavailable or do not fit.
     """
-    outputs = num_classes + (not config.arch.startswith(WITHOUT_BACKGROUND))
-    model: TorchvisionModel = torchvision.models.get_model(
-        config.arch, weights=None, weights_backbone=None, num_classes=outputs
-    )
+    model = build_untrained(config.arch, num_classes + has_background(config.arch))
     if config.pretrained is not False:
         _load_imagenet(model.backbone, config)
     return model
+
+
+def build_untrained(arch: str, outputs: int) -> TorchvisionModel:
+    """Build a torchvision detector with random weights.
+
+    Args:
+        arch: Name of its builder.
+        outputs: Number of labels that it tells apart, the background included where the family has one.
+    """
+    model: TorchvisionModel = torchvision.models.get_model(
+        arch, weights=None, weights_backbone=None, num_classes=outputs
+    )
+    return model
+
+
+def has_background(arch: str) -> bool:
+    """Return whether label 0 of a builder's detectors is the background."""
+    return not arch.startswith(WITHOUT_BACKGROUND)
 
 
 def _load_imagenet(backbone: nn.Module, config: DetectorConfig) -> None:

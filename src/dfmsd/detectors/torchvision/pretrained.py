@@ -7,10 +7,10 @@ from typing import Any
 import torchvision
 from torchvision.models.detection import KeypointRCNN
 
-from dfmsd.detectors.base import UNUSED_CLASSES
 from dfmsd.detectors.config import torchvision_archs
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
-from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_torchvision
+from dfmsd.detectors.torchvision.models import build_untrained
+from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_categories
 from dfmsd.detectors.weights import download_weights
 from dfmsd.errors import DfmsdError
 
@@ -36,15 +36,14 @@ def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
     """
     builder, weights = _find(name)
     categories = weights.meta["categories"]
-    label_ids = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
     if trained:
         # torchvision's builder unpickles the cached file without restrictions, so it is read safely first. The builder
         # is needed: it freezes the batch normalization and sets the epsilon that the weights were trained with.
         download_weights(weights)
         model = torchvision.models.get_model(builder, weights=weights)
     else:
-        model = torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=len(categories))
-    return wrap_torchvision(model, [categories[label] for label in label_ids], label_ids).eval()
+        model = build_untrained(builder, len(categories))
+    return wrap_categories(model, categories).eval()
 
 
 def _find(name: str) -> tuple[str, Any]:

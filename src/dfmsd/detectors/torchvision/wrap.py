@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from dfmsd.detectors.base import UNUSED_CLASSES
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.one_stage import OneStageDetector
@@ -15,7 +16,7 @@ from dfmsd.detectors.torchvision.ssd import SSDDetector
 from dfmsd.detectors.torchvision.two_stage import TwoStageDetector
 from dfmsd.errors import DfmsdError
 
-__all__ = ["TorchvisionDetector", "keypoints_refused", "wrap_torchvision"]
+__all__ = ["TorchvisionDetector", "keypoints_refused", "wrap_categories", "wrap_torchvision"]
 
 WITH_BACKGROUND = {
     FasterRCNN: TwoStageDetector,
@@ -55,6 +56,20 @@ def wrap_torchvision(
         f"{kind.__name__} is not supported: expected torchvision's FCOS, RetinaNet, FasterRCNN, MaskRCNN or SSD, or"
         " dfmsd's GFL"
     )
+
+
+def wrap_categories(model: nn.Module, categories: Sequence[str]) -> TorchvisionDetector:
+    """Adapt a torchvision detector by the names of all its labels, of which `UNUSED_CLASSES` stand for no object.
+
+    Args:
+        model: As in `wrap_torchvision`.
+        categories: Name of each label, from 0 on.
+
+    Raises:
+        DfmsdError: As in `wrap_torchvision`.
+    """
+    labels = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
+    return wrap_torchvision(model, [categories[label] for label in labels], labels)
 
 
 def keypoints_refused(name: str) -> DfmsdError:
