@@ -273,7 +273,8 @@ def test_an_unreadable_file_among_others_is_named_and_the_others_are_done(tmp_pa
     files[0].write_bytes(b"no image")
     files[2].write_bytes(files[2].read_bytes()[:60])  # its header is whole
     message = (
-        r"2 of 4 files cannot be read: .*a\.png: cannot be decoded .*; nor can .*c\.png; the others are done, .*json"
+        r"2 of 4 files cannot be read: .*a\.png: cannot be decoded .*; nor can .*c\.png; "
+        r"the others are done, see .*json"
     )
     with pytest.raises(DfmsdError, match=message):
         run(files, tmp_path / "out")

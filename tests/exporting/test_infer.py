@@ -209,6 +209,15 @@ def test_what_is_missing_is_named(
 
 
 @pytest.mark.parametrize("folder", ["outside"], indirect=True)
+def test_an_image_that_is_named_twice_is_drawn_once(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    done = run(folder, "test.png", "sub/../test.png", "--out", "drawn")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("test.png: 3 objects") == 1
+    assert [path.name for path in (folder / "drawn").iterdir()] == ["test.png"]
+
+
+@pytest.mark.parametrize("folder", ["outside"], indirect=True)
 def test_labels_that_a_console_cannot_show_are_escaped(folder: Path) -> None:
     (folder / "labels.txt").write_text("cat\n红细胞\n", encoding="utf-8")
     command = [sys.executable, str(folder / "infer.py"), str(folder / "test.png")]

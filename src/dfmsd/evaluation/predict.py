@@ -118,12 +118,14 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
             target = target.with_suffix(".mp4")
         elif file.suffix.lower() not in KEPT_FORMATS:
             target = target.with_name(f"{file.name}.png")
-        other = taken.get(target.resolve())
-        if other is not None:
-            drawings = f"the drawings of {other} and {file} would both be"
-            clash = f"the drawing of {file} would overwrite" if other.resolve() == target.resolve() else drawings
+        place = target.resolve()
+        if place in taken:
+            other = taken[place]
+            over_input = f"the drawing of {file} would overwrite"
+            twice = f"the drawings of {other} and {file} would both be"
+            clash = over_input if other.resolve() == place else twice
             raise DfmsdError(f"`out`: {clash} {target}; choose another folder, or rename the file")
-        taken[target.resolve()] = file
+        taken[place] = file
         targets.append(target)
     return targets
 
