@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from dfmsd.data import Augmentation, Sample
 from dfmsd.data.mixing import mixup, mosaic
+from dfmsd.data.targets import kept
 from dfmsd.types import Target
 
 SIDE = 64
@@ -55,6 +57,19 @@ def test_every_augmentation_follows_from_its_generator_and_leaves_the_global_one
         images.append(first.image)
     assert torch.equal(torch.get_rng_state(), state)
     assert any(image.shape != images[0].shape or not torch.equal(image, images[0]) for image in images[1:])
+
+
+def test_no_crop_is_searched_for_in_an_image_without_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(*_: Any) -> None:
+        raise AssertionError("searched for a crop")
+
+    monkeypatch.setattr(v2.RandomIoUCrop, "make_params", search)
+    sample = white_on_black(0)
+    empty = sample._replace(target=kept(sample.target, torch.zeros(len(sample.target["boxes"]), dtype=torch.bool)))
+    augment = Augmentation(SIDE, flip=0.0, iou_crop=1.0)
+    assert torch.equal(augment(empty, np.random.default_rng(0)).image, empty.image)
+    with pytest.raises(AssertionError, match="searched"):
+        augment(sample, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "+".join(switches))

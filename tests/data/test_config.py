@@ -126,12 +126,22 @@ def test_a_preset_sets_the_augmentations_and_keys_override_it() -> None:
 
 
 def test_images_come_back_in_few_versions_or_in_none() -> None:
-    assert DataConfig(flip=0).versions == 1
-    assert DataConfig().versions == 2
-    assert DataConfig(scale_jitter=(1, 1), mosaic=0).versions == 2
-    assert DataConfig(augment="strong").versions is None
+    assert DataConfig(flip=0).versions(42) == 1
+    assert DataConfig().versions(42) == 2
+    assert DataConfig(scale_jitter=(1, 1), mosaic=0).versions(42) == 2
+    assert DataConfig(augment="strong").versions(42) is None
     assert DataConfig(augment="strong").unrepeated == ["scale_jitter", "photometric", "mosaic"]
-    assert DataConfig(augment="strong", augment_pool=8).versions == 8
+
+
+@pytest.mark.parametrize(("pool", "versions"), [(1, 1), (2, 2), (8, 2)])
+def test_flips_alone_make_two_versions_of_a_larger_pool(pool: int, versions: int) -> None:
+    assert DataConfig(augment_pool=pool).versions(42) == versions
+
+
+@pytest.mark.parametrize(("epochs", "versions"), [(9, 8 + 1), (42, 8 + 5), (200, 8 + 8), (5, 4 + 1)])
+def test_a_pool_has_other_versions_once_nothing_is_mixed(epochs: int, versions: int) -> None:
+    assert DataConfig(augment="strong", augment_pool=8).versions(epochs) == versions
+    assert DataConfig(augment="strong", augment_pool=8, mosaic=0).versions(epochs) == min(8, epochs)
 
 
 def test_the_last_epochs_are_unmixed() -> None:

@@ -96,15 +96,28 @@ def test_returning_teacher_is_cached_on_disk_only(kind: str, step: float) -> Non
 
 
 def test_a_pool_is_new_until_each_version_has_been_seen() -> None:
-    assert [missing_share(0.5, epoch, pool=3) for epoch in range(5)] == [1, 1, 1, 0, 0]
+    data = DataConfig(augment="strong", augment_pool=3)
+    assert [missing_share(data, seen) for seen in range(5)] == [1, 1, 1, 0, 0]
 
 
+def test_the_first_unmixed_epoch_of_a_pool_is_new() -> None:
+    run = config(teacher_cache="disk")
+    run = replace(run, data=replace(run.data, augment="strong", flip=0.5, augment_pool=1, mosaic_off=1))
+    last = predict(run, MS, **SIZES).stages[1]
+    assert (last.first_step_ms, last.step_ms) == (137 + 60, 137 + 60)
+    kept = predict(replace(run, data=replace(run.data, mosaic_off=0)), MS, **SIZES).stages[1]
+    assert (kept.first_step_ms, kept.step_ms) == (137 + 60, 137 + 1)
+
+
+@pytest.mark.parametrize("pool", [None, 3])
 @pytest.mark.parametrize("flip", [0.0, 0.3, 0.5, 1.0])
-def test_missing_share_matches_random_flips(flip: float) -> None:
+def test_missing_share_matches_random_flips(flip: float, pool: int | None) -> None:
     flips = np.random.default_rng(0).random((4, 20_000)) < flip
+    if pool:
+        flips[pool:] = flips[: len(flips) - pool]
     for epoch in range(4):
         new = (flips[:epoch] != flips[epoch]).all(axis=0).mean()
-        assert missing_share(flip, epoch) == pytest.approx(new, abs=0.02)
+        assert missing_share(DataConfig(flip=flip, augment_pool=pool), epoch) == pytest.approx(new, abs=0.02)
 
 
 def test_loader_processes_run_in_parallel_to_the_step() -> None:

@@ -80,7 +80,8 @@ class Augmentation:
         """Apply the changes of scale and position to a single image."""
         if _happens(self.zoom_out, rng):
             sample = self._refit(_geometric(v2.RandomZoomOut(side_range=(1.0, 2.0), p=1.0), sample, rng))
-        if _happens(self.iou_crop, rng):
+        # without an object, no crop keeps one, and the search for it takes longer than everything else
+        if _happens(self.iou_crop, rng) and len(sample.target["boxes"]):
             sample = self._refit(_geometric(v2.RandomIoUCrop(), sample, rng))
         if self.scale_jitter is not None:
             sample = random_rescale(sample, rng.uniform(*self.scale_jitter), self.image_size, rng)

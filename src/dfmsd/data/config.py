@@ -54,7 +54,8 @@ class DataConfig:
             32 pixels; null keeps `image_size`.
         mosaic_off: Last epochs without `mosaic` and `mixup`; null is a tenth of them, rounded up.
         augment_pool: Number of augmented versions of each image, which the epochs take in turn, so that a teacher cache
-            can serve any augmentation; null makes new ones in every epoch.
+            can serve any augmentation; the epochs without mosaic and mixup have as many others. Null makes new ones in
+            every epoch.
         holdout: Share of the training images, 0..0.5, to set aside and evaluate on instead of the val split, so that
             settings can be chosen without using val. It depends on the file names only and is the same in every run.
         unlabeled: Folder of images without annotations, used by the distillation terms only, unless `pseudo` gives them
@@ -188,12 +189,17 @@ class DataConfig:
         """Mean number of pixels of a training batch, relative to one of `image_size`."""
         return sum(size**2 for size in self.batch_sizes) / len(self.batch_sizes) / self.image_size**2
 
-    @property
-    def versions(self) -> int | None:
-        """Number of versions in which an image appears during training; None if it looks new in every epoch."""
-        if self.augment_pool:
-            return self.augment_pool
-        return None if self.unrepeated else 1 if self.augmentation["flip"] in (0, 1) else 2
+    def versions(self, epochs: int) -> int | None:
+        """Return the number of versions, at most, in which an image appears in a run of this many epochs.
+
+        None if it looks new in every epoch. A pool has other versions in the last epochs, without mosaic and mixup.
+        """
+        flips = 1 if self.augmentation["flip"] in (0, 1) else 2
+        if not self.unrepeated:
+            return min(flips, self.augment_pool or flips)
+        if not self.augment_pool:
+            return None
+        return sum(min(self.augment_pool, phase) for phase in self.phases(epochs))
 
     @property
     def unrepeated(self) -> list[str]:
@@ -209,7 +215,7 @@ class DataConfig:
                 "data.multi_scale resizes whole batches at random, so no stored feature would ever be used again; "
                 "leave data.multi_scale out"
             )
-        if self.versions is None:
+        if self.unrepeated and not self.augment_pool:
             return (
                 f"data.{self.unrepeated[0]} changes the pixels in every epoch, so no stored feature would ever be used "
                 "again; set data.augment_pool"
@@ -224,6 +230,16 @@ class DataConfig:
     def unmixed_epochs(self, epochs: int) -> int:
         """Return the number of last epochs without mosaic and mixup, in a run of this many epochs."""
         return min(epochs, math.ceil(epochs / 10) if self.mosaic_off is None else self.mosaic_off)
+
+    def phases(self, epochs: int) -> tuple[int, int]:
+        """Return the number of epochs with the augmentations of the first one, and of those at the end without mixing.
+
+        The latter are none where nothing is ever mixed.
+        """
+        switches = self.augmentation
+        mixes = bool(switches.get("mosaic") or switches.get("mixup"))
+        unmixed = self.unmixed_epochs(epochs) if mixes else 0
+        return epochs - unmixed, unmixed
 
 
 def _check_split(name: str, value: str | dict[str, str] | None) -> None:

@@ -69,7 +69,7 @@ def plan_caches(task: DistillationTask, config: DistillConfig, images: int) -> C
         used_levels = set().union(*(used.get(teacher, set()) for used in stages))
         levels = tuple(level for level in teacher.detector.levels if level in used_levels)
         layouts[teacher] = Layout(levels, (side, side), config.teacher_dtype, config.teacher_cache_dtype)
-    versions = config.data.versions or 1
+    versions = config.data.versions(config.epochs) or 1
     sizes = {teacher: images * versions * layout.nbytes for teacher, layout in layouts.items()}
     need = sum(sizes.values())
     budget = room = int(config.teacher_cache_gib * GIB)

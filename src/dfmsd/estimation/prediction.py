@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
 
+from dfmsd.data import DataConfig
 from dfmsd.distillation.stages import stage_of_epoch
 from dfmsd.engine.accumulation import count_steps
 from dfmsd.engine.config import DistillConfig
@@ -105,17 +106,19 @@ def predict(
     )
 
 
-def missing_share(flip: float, epoch: int, pool: int | None = None) -> float:
+def missing_share(data: DataConfig, seen: int) -> float:
     """Return the share of images that appear in an epoch as they did not appear before.
 
     Args:
-        flip: probability of flipping, 0..1.
-        epoch: from 0, counted from the first use of the features.
-        pool: number of augmented versions, which the epochs take in turn; None flips at random.
+        data: with the augmentations.
+        seen: earlier epochs with the same augmentations whose features are kept.
     """
-    if pool:
-        return float(epoch < pool)
-    return flip * (1 - flip) ** epoch + (1 - flip) * flip**epoch
+    if data.augment_pool and seen >= data.augment_pool:
+        return 0.0
+    if data.unrepeated:
+        return 1.0
+    flip: float = data.augmentation["flip"]
+    return flip * (1 - flip) ** seen + (1 - flip) * flip**seen
 
 
 def _epoch_step(
@@ -134,15 +137,17 @@ def _epoch_step(
 def _teacher(config: DistillConfig, ms: Mapping[str, float], index: int, epoch: int, kept: float) -> float:
     if config.teacher_cache is None:
         return ms[f"{index + 1}/teacher"]
-    flip, pool = config.data.augmentation["flip"], config.data.augment_pool
-    shares = (missing_share(flip, _epochs_before(config, name, epoch), pool) for name in config.stages[index].teachers)
+    teachers = config.stages[index].teachers
+    shares = [missing_share(config.data, _epochs_before(config, name, epoch)) for name in teachers]
     missing = kept * fmean(shares) + 1 - kept
     return missing * ms[f"{index + 1}/stored"] + (1 - missing) * ms[f"{index + 1}/cached"]
 
 
 def _epochs_before(config: DistillConfig, teacher: str, epoch: int) -> int:
-    """Count the earlier epochs whose features of a teacher are still in the cache."""
-    stages = [config.stages[stage_of_epoch(config.stages, earlier)] for earlier in reversed(range(epoch))]
+    """Count the earlier epochs with the same augmentations whose features of a teacher are still in the cache."""
+    mixed, _ = config.data.phases(config.epochs)
+    first = mixed if epoch >= mixed else 0
+    stages = [config.stages[stage_of_epoch(config.stages, earlier)] for earlier in reversed(range(first, epoch))]
     taught = [teacher in stage.teachers for stage in stages]
     # a RAM cache is freed in a stage without the teacher
     return sum(takewhile(bool, taught) if config.teacher_cache == "ram" else taught)

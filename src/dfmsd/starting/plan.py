@@ -47,7 +47,7 @@ def plan_distillation(
         epochs: Of the stage.
         out: Run folder.
     """
-    versions = DataConfig(**plain(data)).versions
+    versions = DataConfig(**plain(data)).versions(int(epochs.value))
     assert versions is not None  # flips alone
     size, seen = int(data["image_size"].value), {}
     if teacher.image_size is not None and teacher.image_size > size:
