@@ -15,6 +15,7 @@ from dfmsd.detectors import Detector, DetectorConfig, load_detector
 from dfmsd.detectors.registry import build_model
 from dfmsd.detectors.torchvision.wrap import wrap_torchvision
 from dfmsd.errors import DfmsdError
+from dfmsd.exporting import to_onnx
 from dfmsd.exporting.graph import DetectionGraph, trace
 from dfmsd.exporting.verify import ExportedDetector, compare_detectors
 
@@ -42,6 +43,27 @@ def test_graph_detects_the_same_objects(arch: str) -> None:
 def test_ssdlite_at_different_sizes(side: int) -> None:
     detector = tiny("ssdlite")
     assert_same(detector, DetectionGraph(detector, side))
+
+
+def test_sure_proposals_are_suppressed_in_the_order_of_their_logits(tmp_path: Path) -> None:
+    detector = tiny("faster_rcnn")
+    head = detector.model.rpn.head.cls_logits
+    with torch.no_grad():
+        head.weight *= 30 / head(torch.rand(1, head.in_channels, 8, 8)).std()
+        head.bias.fill_(60.0)
+    graph = DetectionGraph(detector, 64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, _ = detector.model.rpn.head(list(graph.decoder.maps(images).values()))
+    sure = torch.cat([level.flatten() for level in logits]).sigmoid() == 1
+    assert sure.float().mean() > 0.5
+    to_onnx.write(graph, tmp_path / "model.onnx")
+    assert_same(detector, graph)
+    exported = ExportedDetector(to_onnx.read(tmp_path / "model.onnx"), detector.class_names)
+    found = compare_detectors(detector, exported, [images], 0.05, 100, 0.001)
+    assert found.detections >= 10
+    assert found.boxes < 1e-3
+    assert found.scores < 1e-5
 
 
 def test_thresholds_come_from_the_model() -> None:

@@ -45,7 +45,11 @@ class TwoStageDecoder(TorchvisionDecoder):
         return boxes.flatten(1, 2), scores, labels.expand_as(scores)
 
     def _proposals(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the best proposals, ``N x P x 4``, and their scores, ``N x P``, 0 for missing proposals."""
+        """Return the best proposals, ``N x P x 4``, and values that order them, ``N x P``, 0 for missing ones.
+
+        The values are differences of logits: probabilities of a sure detector are 1 for many, which a runtime may then
+        suppress in any order, while torchvision keeps that of the logits.
+        """
         rpn = self.model.rpn
         per_level, deltas = rpn.head(levels)
         objectness, deltas = concat_box_prediction_layers(per_level, deltas)
@@ -54,14 +58,15 @@ class TwoStageDecoder(TorchvisionDecoder):
         candidates, start = [], 0
         for level, values in enumerate(objectness.split(self.counts, dim=1)):
             best, index = values.topk(min(rpn.pre_nms_top_n(), values.shape[1]), dim=1)
-            candidates.append((best.sigmoid(), index + start, torch.full_like(index, level)))
+            candidates.append((best, index + start, torch.full_like(index, level)))
             start += values.shape[1]
-        scores, index, groups = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
+        logits, index, groups = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         anchors = self.anchors[index]
         boxes = rpn.box_coder.decode_single(gather_rows(deltas, index).flatten(0, 1), anchors.flatten(0, 1))
         boxes = boxes.view_as(anchors).clamp(0, self.side)
         large = ((boxes[..., 2:] - boxes[..., :2]) >= rpn.min_size).all(dim=2)
-        scores = torch.where(large & (scores >= rpn.score_thresh), scores, 0.0)
+        above_lowest = logits - logits.amin(dim=1, keepdim=True) + 1  # positive, so that 0 stands for none
+        scores = torch.where(large & (logits.sigmoid() >= rpn.score_thresh), above_lowest, 0.0)
         scores = nms_scores(boxes, scores, groups, rpn.nms_thresh, len(levels), float(self.side))
         best, index = scores.topk(min(rpn.post_nms_top_n(), scores.shape[1]), dim=1)
         return gather_rows(boxes, index), best
