@@ -70,6 +70,10 @@ def calls(run: str, root: str) -> dict[str, tuple[Callable[[], object], str]]:
             lambda: dfmsd.evaluate(run, root, limit=bad),
             "limit must be .*an integer",
         ),
+        "amp": (
+            lambda: dfmsd.evaluate(run, root, amp="bf16"),  # type: ignore[arg-type]
+            "amp must be a floating type, such as torch.bfloat16, or None, got 'bf16'",
+        ),
         "score": (lambda: dfmsd.predict(run, root, "out", score=bad), "`score` must be a number"),
         "images": (lambda: dfmsd.report(run, images=bad), "images must be an integer, got '7'"),
         "export": (lambda: dfmsd.export(run, "torch", images=7), "images must be a string"),  # type: ignore[arg-type]

@@ -21,6 +21,21 @@ def test_evaluate_takes_a_detector_or_a_reference(
     assert dfmsd.evaluate(detector, dfmsd.CocoDataModule(data).val, limit=2) == metrics
 
 
+def test_classes_that_a_detector_lacks_are_named(
+    tiny_root: Path, tiny_teachers: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="dfmsd")
+    detector = dfmsd.load_detector(tiny_teachers[0])
+    detector.image_size = 64
+    whole = dfmsd.evaluate(detector, tiny_root)["per_class"]
+    assert not caplog.records
+    detector.class_names = ("square", "other")
+    part = dfmsd.evaluate(detector, tiny_root)["per_class"]
+    (message,) = caplog.messages
+    assert message.endswith("the detector lacks 1 of 2 classes, whose objects count as missed: [disc]")
+    assert part == {**whole, "disc": 0.0}
+
+
 def test_evaluate_opens_only_the_split_that_it_needs(
     tiny_coco: Path, tiny_teachers: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,8 @@ def evaluate(
 ) -> Metrics:
     """Compute the COCO metrics of a detector on one split of a data set; the others are not opened.
 
-    The detector's classes are matched to those of the data set by name.
+    The detector's classes are matched to those of the data set by name. The objects of a class
+    that it lacks count as missed, and a warning names the class.
 
     Args:
         model: a detector, or a reference such as a run folder; see `load_detector`.
@@ -89,6 +90,7 @@ def evaluate(
             logger.warning("evaluating at %d pixels a model trained at %d", data.image_size, detector.image_size)
         images = split_loader(data, split)
     device = read_device(device)
+    evaluation.warn_of_lacking_classes(detector.class_names, images)
     metrics = evaluation.evaluate(detector, images, limit=limit, batch_size=batch_size, device=device, amp=amp)
     if out is not None:
         write_output(Path(out), to_json(metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -27,6 +28,8 @@ from dfmsd.types import Batch, Detections
 from dfmsd.utils.boxes import drop_empty
 from dfmsd.utils.classes import common_classes
 from dfmsd.utils.console import console
+
+logger = logging.getLogger("dfmsd")
 
 
 class CocoResult(TypedDict):
@@ -80,9 +83,12 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        DfmsdError: No class name in common, no annotated object, augmented data, or ``limit`` below 1.
+        DfmsdError: No class name in common, no annotated object, augmented data, ``limit`` below 1, or ``amp`` is no
+            type that a device can compute in.
     """
     loader, dataset = _loader(data, batch_size)
+    if amp is not None and not (isinstance(amp, torch.dtype) and amp.is_floating_point):
+        raise DfmsdError(f"amp must be a floating type, such as torch.bfloat16, or None, got {amp!r}")
     if limit is not None and limit < 1:
         raise DfmsdError(f"limit must be at least 1 image, got {limit}")
     check_measurable(dataset.coco, limit)
@@ -126,6 +132,27 @@ def match_classes(class_names: Sequence[str], coco: DetectionSplit) -> dict[int,
             f"{_brief(class_names)}; rename the categories or choose another model"
         )
     return matched
+
+
+def warn_of_lacking_classes(class_names: Sequence[str], data: DetectionDataset | DataLoader[Sample]) -> None:
+    """Log the classes of a data set that a detector lacks, if it has others of them.
+
+    Args:
+        class_names: Of the detector.
+        data: As in `evaluate`.
+    """
+    _, dataset = _loader(data, 1)
+    names = dataset.coco.class_names
+    found = common_classes(class_names, names).values()
+    lacking = [name for label, name in enumerate(names) if label not in found]
+    if found and lacking:
+        logger.warning(
+            "%s: the detector lacks %d of %d classes, whose objects count as missed: %s",
+            dataset.coco.file,
+            len(lacking),
+            len(names),
+            _brief(lacking),
+        )
 
 
 def coco_results(detections: Sequence[Detections], batch: Batch, category_of: Mapping[int, int]) -> list[CocoResult]:
