@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,34 +35,50 @@ def keep_weights(student: Detector, trained: Detector, name: str, new: Collectio
         DfmsdError: The weights do not fit, or it is not known which of them belong to which class.
     """
     target, source = student.model.state_dict(), trained.model.state_dict()
-    rows = _class_layers(student, trained, target, source, name, new)
+    rows = class_layers(student, trained, name, new)
     counters = {key: value for key, value in target.items() if key.endswith(COUNTER)}
     load_strictly(student.model, {**counters, **source, **rows.tensors}, name)
     _same_epsilon(student.model, trained.model)
-    return _line(student, trained, name, len(target) - len(counters), rows.new)
+    total = len(target) - len(counters)
+    if not rows.new:
+        return f"kept all {total} tensors of {name}"
+    kept = f"kept {total - len(rows.new)} of {total} tensors of {name}"
+    return f"{kept}; {describe_new(student, trained, rows.new)}"
 
 
-class _ClassLayers(NamedTuple):
+class ClassLayers(NamedTuple):
+    """Layers that depend on the classes, with the rows of common ones."""
+
     tensors: StateDict
-    """Those with rows of classes."""
+    """By their keys."""
     new: list[str]
-    """Names of those with a row that is new."""
+    """Keys of those with a row that is new."""
 
 
-def _class_layers(
-    student: Detector, trained: Detector, target: StateDict, source: StateDict, name: str, new: Collection[str]
-) -> _ClassLayers:
+def class_layers(student: Detector, trained: Detector, name: str, new: Collection[str] = ()) -> ClassLayers:
+    """Return the student's layers that depend on the classes, with a trained detector's rows of the common ones.
+
+    Args:
+        student: Not changed; the rows of its other classes are its own.
+        trained: Its layers differ from the student's only in their classes.
+        name: Source of the weights, for messages.
+        new: Keys that keep the student's values.
+
+    Raises:
+        DfmsdError: It is not known which rows belong to which class, and the classes or their order differ.
+    """
     own, given = student.class_rows(), trained.class_rows()
     if own is None or given is None:
         if student.class_names == trained.class_names:
-            return _ClassLayers({}, [])
+            return ClassLayers({}, [])
         raise DfmsdError(
             f"{name}: the layers of {type(trained).__name__} that depend on its classes are unknown, so it can only"
             " start a student with the same classes in the same order"
         )
+    target, source = student.model.state_dict(), trained.model.state_dict()
     common = common_classes(trained.class_names, student.class_names)
     same = {student.class_names[label]: trained.class_names[old] for old, label in common.items()} | {REST: REST}
-    copied = _ClassLayers({key: target[key] for key in new}, list(new))
+    copied = ClassLayers({key: target[key] for key in new}, list(new))
     for key, rows in own.items():
         if key in new:
             continue
@@ -76,6 +92,26 @@ def _class_layers(
     return copied
 
 
+def describe_new(student: Detector, trained: Detector, new: Sequence[str]) -> str:
+    """Say which classes' rows a student keeps from a trained detector, and which are new.
+
+    Args:
+        student: The student.
+        trained: The trained detector.
+        new: As in `ClassLayers`.
+    """
+    kept = set(common_classes(trained.class_names, student.class_names).values())
+    classes: dict[str, list[str]] = {"kept": [], "new": []}
+    for label, class_name in enumerate(student.class_names):
+        classes["kept" if label in kept else "new"].append(class_name)
+    layers = list(dict.fromkeys(key.rpartition(".")[0] for key in new))
+    rows = ", ".join(f"{what} {listed(names, LISTED)}" for what, names in classes.items() if names)
+    return (
+        f"classes differ ({len(trained.class_names)} -> {len(student.class_names)}), so in {listed(layers, LISTED)}:"
+        f" {rows}"
+    )
+
+
 @torch.no_grad()
 def _same_epsilon(student: nn.Module, trained: nn.Module) -> None:
     """Correct variances where the trained normalization adds another epsilon to them, as torchvision's frozen one."""
@@ -84,18 +120,3 @@ def _same_epsilon(student: nn.Module, trained: nn.Module) -> None:
         other = getattr(trained.get_submodule(path), "eps", None)
         if isinstance(variance, Tensor) and isinstance(own, float) and isinstance(other, float) and own != other:
             variance.add_(other - own).clamp_(min=0)
-
-
-def _line(student: Detector, trained: Detector, name: str, total: int, new: list[str]) -> str:
-    if not new:
-        return f"kept all {total} tensors of {name}"
-    kept = set(common_classes(trained.class_names, student.class_names).values())
-    classes: dict[str, list[str]] = {"kept": [], "new": []}
-    for label, class_name in enumerate(student.class_names):
-        classes["kept" if label in kept else "new"].append(class_name)
-    layers = list(dict.fromkeys(key.rpartition(".")[0] for key in new))
-    rows = ", ".join(f"{what} {listed(names, LISTED)}" for what, names in classes.items() if names)
-    return (
-        f"kept {total - len(new)} of {total} tensors of {name}; classes differ ({len(trained.class_names)} ->"
-        f" {len(student.class_names)}), so in {listed(layers, LISTED)}: {rows}"
-    )

@@ -14,7 +14,7 @@ from dfmsd.detectors.classnames import check_names, with_names
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.detectors.inference import device_of, eval_mode
 from dfmsd.detectors.statedict import check_finite
-from dfmsd.distillation.inherit import inherit, inherit_first_fitting, starts_with
+from dfmsd.distillation.inherit import inherit, inherit_first_fitting
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.config import DistillConfig
@@ -142,7 +142,7 @@ def inherit_weights(config: DistillConfig, student: Detector, teachers: Mapping[
         return inherit_first_fitting(student, {name: teachers[name] for name in config.stages[0].teachers})
     if config.ancestor is None:
         return None
-    return starts_with(inherit(student, teachers[config.ancestor], config.ancestor), config.ancestor)
+    return inherit(student, teachers[config.ancestor], config.ancestor).line
 
 
 def assemble_task(config: DistillConfig, student: Detector, teachers: Mapping[str, Detector]) -> DistillationTask:

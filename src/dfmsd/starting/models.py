@@ -10,6 +10,7 @@ from dfmsd.engine.nearchoice import parameters
 from dfmsd.errors import DfmsdError
 from dfmsd.starting.draft import Choice, plain
 from dfmsd.starting.facts import TeacherFacts
+from dfmsd.utils.classes import common_classes
 
 Keys = dict[str, Choice]
 """Keys of `DetectorConfig`."""
@@ -82,13 +83,13 @@ def choose_teacher(student: DetectorConfig) -> Keys:
 
 
 def fits_inheriting(keys: Keys, teacher: TeacherFacts, class_names: tuple[str, ...]) -> bool:
-    """Return whether the student can start with the teacher's neck outputs and head."""
-    own = plain(keys)
-    return (own["arch"], own.get("fpn_channels"), own.get("head_convs"), class_names) == (
+    """Return whether the student can start with the teacher's neck outputs and head, which know all its classes."""
+    own, common = plain(keys), common_classes(teacher.class_names, class_names)
+    return (own["arch"], own.get("fpn_channels"), own.get("head_convs"), len(common)) == (
         teacher.arch,
         teacher.channels,
         teacher.head_convs,
-        teacher.class_names,
+        len(class_names),
     )
 
 
