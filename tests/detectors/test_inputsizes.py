@@ -11,7 +11,7 @@ import torch
 from tests.helpers.one_box import CLASSES, OneBox, decode, loss
 
 from dfmsd.detectors import ModuleDetector
-from dfmsd.detectors.inputsizes import InputSizes
+from dfmsd.detectors.inputsizes import InputSizes, longer_side
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
@@ -51,6 +51,17 @@ def test_the_next_fitting_side_suits_the_data_module_too() -> None:
     assert PATCHES.fitting(225) == 448  # a multiple of 56 and of 32
     assert InputSizes(area=128 * 128).fitting(1) == 128
     assert InputSizes(area=128 * 128 + 1).fitting(1) == 160
+
+
+def test_the_nearest_side_may_be_smaller() -> None:
+    assert [InputSizes().nearest(side) for side in (300, 427.0, 640, 1066.7, 1e9)] == [288, 416, 640, 1056, 16384]
+    assert PATCHES.nearest(560) == 672
+    assert InputSizes(area=128 * 128).nearest(96) == 128
+
+
+def test_a_limit_on_the_longer_side_counts_for_usual_images() -> None:
+    assert longer_side(600, None) == longer_side(600, 1333) == 800
+    assert longer_side(600, 700) == 700
 
 
 def test_a_setting_is_refused_with_sizes_that_fit() -> None:

@@ -53,7 +53,7 @@ class Detector(nn.Module, ABC):
     config: DetectorConfig | None = None
     """Configuration that :func:`~dfmsd.detectors.build_detector` built it from; None for other detectors."""
     image_size: int | None = None
-    """Longer side of its training images in pixels; None if unknown."""
+    """Longer side of its training images in pixels, as a multiple of 32; None if unknown."""
     renamed = False
     """Whether `dfmsd.detectors.classnames.with_names` has given its classes the names of the data set."""
     input_sizes = InputSizes()

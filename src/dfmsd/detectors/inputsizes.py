@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dfmsd.data.config import STRIDE
+from dfmsd.data.config import MAX_IMAGE_SIZE, STRIDE
 from dfmsd.errors import DfmsdError
+
+ASPECT = 4 / 3
+"""Longer to shorter side of the usual photograph, as most of COCO's are."""
 
 
 class InputSizes(NamedTuple):
@@ -25,6 +28,12 @@ class InputSizes(NamedTuple):
         """Return the smallest side of a square from ``side`` on that the model can take and the data module makes."""
         step = math.lcm(self.step, STRIDE)
         return -(-max(side, math.isqrt(self.area - 1) + 1) // step) * step
+
+    def nearest(self, side: float) -> int:
+        """Return the side of a square that the model can take and the data module makes nearest to ``side``."""
+        step = math.lcm(self.step, STRIDE)
+        rounded = math.floor(min(side, MAX_IMAGE_SIZE) / step + 0.5) * step
+        return max(rounded, self.fitting(1))
 
     def check(self, images: Tensor) -> None:
         """Check the sides of images ``N x 3 x H x W``.
@@ -74,3 +83,13 @@ class InputSizes(NamedTuple):
         if pad == "batch" and (self.square or STRIDE % self.step):
             wanted = "squares" if self.square else f"sides that are multiples of {self.step}"
             raise DfmsdError(f"data.pad: {owner} takes {wanted} only, and batch makes others; set data.pad: square")
+
+
+def longer_side(shorter: float, longest: float | None) -> float:
+    """Return the longer side of a usual image that a library resizes by its shorter one.
+
+    Args:
+        shorter: Length that its shorter side gets, in pixels.
+        longest: What its longer side may be at most; None does not limit it.
+    """
+    return min(shorter * ASPECT, longest or math.inf)

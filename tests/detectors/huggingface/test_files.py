@@ -166,6 +166,22 @@ def test_a_config_made_for_one_size_takes_others(folder: Path) -> None:
     assert len(detector.detect(torch.rand(1, 3, 96, 128), [(96, 128)])) == 1
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"size": {"height": 512, "width": 640}}, 640),
+        ({"size": {"shortest_edge": 480, "longest_edge": 1333}}, 640),
+        ({"size": {"shortest_edge": 480, "longest_edge": 500}}, 512),
+        ({"size": 480}, 640),  # of older versions
+        ({"do_resize": False}, None),
+    ],
+)
+def test_the_processor_states_the_image_size(folder: Path, settings: dict[str, Any], size: int | None) -> None:
+    _edit(folder / "preprocessor_config.json", **settings)
+    assert load_detector(f"hf:{folder}", trained=False).image_size == size
+    assert student(folder).image_size is None  # it will be trained at that of a run
+
+
 def _state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -200,6 +216,8 @@ def _pickle(folder: Path) -> None:
         (lambda f: _without(f, "lateral_convs.0"), r"do not fit its config\.json: \d+ missing .*lateral_convs\.0"),
         (lambda f: _edit(f / "config.json", d_model=32), r"do not fit its config\.json"),
         (lambda f: (f / "preprocessor_config.json").unlink(), r"has no preprocessor_config\.json"),
+        (lambda f: _edit(f / "preprocessor_config.json", size="large"), r"size in its preprocessor_config\.json is"),
+        (lambda f: _edit(f / "preprocessor_config.json", size={"height": [1]}), r"size in its preprocessor_config"),
     ],
 )
 def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: Callable[[Path], object], message: str) -> None:

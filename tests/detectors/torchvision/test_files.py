@@ -45,6 +45,7 @@ def test_a_file_finds_what_its_model_finds(folder: Path) -> None:
     detector = load_detector(reference(folder, "cat\n dog\n\n"))
     assert detector.class_names == ("cat", "dog")
     assert not detector.training
+    assert detector.image_size == 416  # of 320 x 427 pixels, the builder's default
     image = torch.rand(1, 3, 128, 128)
     model.transform.min_size, model.transform.max_size = (128,), 128  # as the batch is, without resizing
     (found,) = detector.detect(image, [(128, 128)])

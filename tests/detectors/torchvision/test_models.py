@@ -112,6 +112,26 @@ def test_unknown_archs_are_refused_with_the_list() -> None:
         DetectorConfig("yolo")
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1", 416),  # 320 x 427 pixels
+        (SSDLITE, 320),
+        pytest.param("FCOS_ResNet50_FPN_Weights.COCO_V1", 1056, marks=pytest.mark.slow),  # 800 x 1067
+        pytest.param("SSD300_VGG16_Weights.COCO_V1", 288, marks=pytest.mark.slow),
+    ],
+)
+def test_published_weights_know_their_image_size(name: str, size: int) -> None:
+    assert load_detector(name, trained=False).choose_size() == size
+
+
+def test_detectors_that_dfmsd_builds_do_not_take_torchvisions_size(tmp_path: Path) -> None:
+    for arch in ("fcos", "fasterrcnn_mobilenet_v3_large_320_fpn"):
+        built = build_detector(DetectorConfig(arch), NAMES)
+        assert built.image_size is None
+        assert load_detector(save_detector(built, tmp_path)).image_size is None
+
+
 @pytest.mark.slow
 def test_published_weights_of_ssdlite_load_from_the_cache(cache: Path) -> None:
     saved = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)

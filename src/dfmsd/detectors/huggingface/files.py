@@ -19,6 +19,7 @@ from dfmsd.detectors.frameworks import HUGGING_FACE
 from dfmsd.detectors.huggingface.detector import TransformersDetector, processor_settings, refuse_student
 from dfmsd.detectors.huggingface.families import FAMILIES
 from dfmsd.detectors.inference import eval_mode
+from dfmsd.detectors.inputsizes import longer_side
 from dfmsd.detectors.levels import DRY_RUN_SIZE
 from dfmsd.detectors.statedict import check_finite
 from dfmsd.detectors.transfer import keep_weights
@@ -30,6 +31,10 @@ logger = logging.getLogger("dfmsd")
 T = TypeVar("T")
 FIXED_SIZES = ("anchor_image_size", "eval_size")
 """Keys of a config that fix anchors and positions to one image size; unset, these follow the batch."""
+SIZE_KEYS = ("do_resize", "size", "max_size")
+"""Keys in the image processor's file of the size that it resizes images to."""
+SHORTEST, LONGEST = "shortest_edge", "longest_edge"
+"""Keys of a size whose images keep their shape."""
 HUB_ID = r"\w[\w.-]*(/\w[\w.-]*)?"
 SAVED = "config.json, model.safetensors and preprocessor_config.json, as save_pretrained writes them"
 
@@ -47,7 +52,12 @@ def load_transformers(reference: str, config: Any, *, trained: bool = True) -> T
     """
     _check_family(config, reference)
     model = load_weights(reference, config) if trained else _from_config(config)
-    return TransformersDetector(model, _processor(config, read_processor_settings(reference, required=trained))).eval()
+    settings = read_processor_settings(reference, required=trained)
+    detector = TransformersDetector(model, _processor(config, settings)).eval()
+    side = _trained_side(detector.processor, settings, reference)
+    if side is not None:
+        detector.image_size = detector.input_sizes.nearest(side)
+    return detector
 
 
 def build_transformers(
@@ -206,6 +216,23 @@ def _processor(config: Any, settings: dict[str, Any]) -> Any:
     kind = getattr(_library(config.model_type), FAMILIES[config.model_type].processor)
     known = processor_settings(kind())
     return kind(**{key: value for key, value in settings.items() if key in known})
+
+
+def _trained_side(processor: Any, settings: dict[str, Any], reference: str) -> float | None:
+    """Return the longer side that an image processor's file resizes a usual image to; None if it does not resize."""
+    try:
+        sized = type(processor)(**{key: settings[key] for key in SIZE_KEYS if key in settings})
+        size = {key: float(value) for key, value in dict(sized.size).items()}
+    except Exception as error:  # the library's readers raise any kind of exception
+        raise DfmsdError(
+            f"{reference}: size in its preprocessor_config.json is not that of images ({foreign_message(error)});"
+            " use the file that belongs to the weights"
+        ) from error
+    if not sized.do_resize:
+        return None
+    if SHORTEST in size:
+        return longer_side(size[SHORTEST], size.get(LONGEST))
+    return max(size.values())
 
 
 def _freeze_idle(detector: TransformersDetector) -> None:

@@ -61,7 +61,7 @@ def load_torchvision_file(text: str, *, trained: bool = True) -> TorchvisionDete
     """Load a detector of torchvision with weights from a file, in eval mode.
 
     The file is a state dict, or the checkpoint of a training with one; no code in it is executed. It does not say how
-    the model was called: mean and standard deviation of the images are the builder's defaults.
+    the model was called: mean, standard deviation and size of the images are the builder's defaults.
 
     Args:
         text: ``torchvision:BUILDER,WEIGHTS.pth,CLASSES.txt``. The last is a text file with a class name on each line,

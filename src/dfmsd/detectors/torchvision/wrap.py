@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from dfmsd.detectors.base import UNUSED_CLASSES
+from dfmsd.detectors.inputsizes import longer_side
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.gfl import GFL
 from dfmsd.detectors.torchvision.one_stage import OneStageDetector
@@ -58,8 +60,11 @@ def wrap_torchvision(
     )
 
 
-def wrap_categories(model: nn.Module, categories: Sequence[str]) -> TorchvisionDetector:
-    """Adapt a torchvision detector by the names of all its labels, of which `UNUSED_CLASSES` stand for no object.
+def wrap_categories(model: Any, categories: Sequence[str]) -> TorchvisionDetector:
+    """Adapt a detector trained with torchvision by the names of all its labels.
+
+    `UNUSED_CLASSES` among them stand for no object. Since it was trained behind its ``transform``, which dfmsd skips in
+    its own trainings, that states the image size.
 
     Args:
         model: As in `wrap_torchvision`.
@@ -69,7 +74,11 @@ def wrap_categories(model: nn.Module, categories: Sequence[str]) -> TorchvisionD
         DfmsdError: As in `wrap_torchvision`.
     """
     labels = [label for label, category in enumerate(categories) if category not in UNUSED_CLASSES]
-    return wrap_torchvision(model, [categories[label] for label in labels], labels)
+    detector = wrap_torchvision(model, [categories[label] for label in labels], labels)
+    transform = model.transform
+    side = max(transform.fixed_size or [longer_side(transform.min_size[-1], transform.max_size)])
+    detector.image_size = detector.input_sizes.nearest(side)
+    return detector
 
 
 def keypoints_refused(name: str) -> DfmsdError:
