@@ -181,7 +181,10 @@ def test_a_copy_observes_its_own_modules() -> None:
         (("named.size",), r"is a int, not a map"),
         (("head",), r"'head' of Net ran more than once in one forward pass, expected once"),
         (("neck.1", "neck.0"), r"expected maps, finest first, got strides neck\.1 16, neck\.0 8"),
-        ((), r"expected maps, finest first, got strides of none"),
+        ((), r"features: no path; name the modules"),
+        ("neck.0", r"features: 'neck\.0' is a single text; pass a list of names, \['neck\.0'\]"),
+        ((0, 1), r"features: 0 is not a name"),
+        (("neck.0", "neck.0"), r"features: 'neck\.0' occurs 2 times"),
     ],
 )
 def test_wrong_paths_are_refused_with_the_nearest_names(features: Sequence[str], message: str) -> None:
@@ -223,6 +226,26 @@ def test_pixels_of_0_to_255_are_refused(pixels: dict[str, Any]) -> None:
         detector(Net(), **pixels)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"module": Net}, r"module: Net is a class, not a module; pass an instance of it, such as Net\(\)"),
+        ({"module": loss}, "module: loss is a function, not an nn.Module; pass the module, and functions as run"),
+        ({"module": {"neck": 1}}, "module: expected an nn.Module, got a dict of neck"),
+        ({"class_names": "car"}, r"class_names: 'car' is a single text; pass a list of names, \['car'\]"),
+        ({"class_names": ("a", "b", "a")}, "class_names: 'a' occurs 2 times; name each once"),
+        ({"class_names": {0: "a"}}, "class_names: 0 is not a name"),
+        ({"class_names": ("a", "")}, "class_names: '' is not a name"),
+        ({"class_names": 80}, "class_names: expected a list of names, got a int"),
+        ({"decode": "nms"}, "decode: expected a function, got a str"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_model_runs(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(DfmsdError, match=message) as error:
+        ModuleDetector(**{"module": Net(), "features": FINE, **PIXELS, **arguments})
+    assert "\n" not in str(error.value)
+
+
 def test_missing_functions_are_refused_only_when_needed() -> None:
     wrapped = detector(Net())
     wrapped.features(IMAGES)
@@ -257,8 +280,17 @@ def _found(**changes: Any) -> Callable[..., list[Any]]:
         ({"loss": lambda *_: {"box": torch.ones(2)}}, "box is a tensor 2, expected a scalar"),
         ({"loss": lambda *_: {"box": [torch.ones(())]}}, "box is a list of 0, expected a scalar"),
         ({"decode": lambda *_: []}, "expected detections of 2 images, got 0"),
+        ({"decode": lambda *_: None}, "expected a list with a dict of boxes, scores, labels for each image, got a No"),
+        ({"decode": lambda *_: _found()()[0]}, "expected a list with a dict of .* got a dict of boxes, scores, labels"),
+        ({"decode": lambda *_: [{"boxes": torch.zeros(0, 4)}] * 2}, "expected a dict of .* got a dict of boxes$"),
+        ({"decode": lambda *_: [torch.zeros(0, 6)] * 2}, "expected a dict of .*, got a tensor 0 x 6"),
+        ({"decode": _found(boxes=np.zeros((2, 4)))}, "expected tensors boxes K x 4, .*, got a ndarray, a tensor 2"),
+        ({"decode": _found(boxes=torch.zeros(4))}, "boxes K x 4, .*, got a tensor 4, "),
+        ({"decode": _found(scores=torch.tensor(0.5), labels=torch.tensor(0))}, "got a tensor 2 x 4, a tensor without"),
+        ({"decode": _found(scores=torch.rand(2, 1), labels=torch.zeros(2, 1))}, "a tensor 2 x 1, a tensor 2 x 1"),
+        ({"decode": _found(labels=torch.zeros(2))}, r"labels are torch\.float32, expected integers"),
         ({"decode": _found(labels=torch.tensor([1, 2]))}, r"labels 1\.\.2 for 2 class names; labels count from 0"),
-        ({"decode": _found(scores=torch.rand(3))}, "expected boxes K x 4, scores K, labels K, got a tensor 2 x 4"),
+        ({"decode": _found(scores=torch.rand(3))}, "boxes K x 4, scores K, labels K, got a tensor 2 x 4"),
     ],
 )
 def test_wrong_results_of_functions_are_refused(functions: dict[str, Any], message: str) -> None:

@@ -1,11 +1,13 @@
-"""Class names of trained detectors in the data set's spelling."""
+"""Class names: lists of them, and those of trained detectors in the data set's spelling."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dfmsd.detectors.featurepath import describe_value
 from dfmsd.errors import DfmsdError
 
 if TYPE_CHECKING:
@@ -14,6 +16,30 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="Detector")
 Names = Mapping[str, str]
 """Class name of a trained detector -> that of the data set; several may become one."""
+
+
+def read_names(values: Iterable[str], setting: str) -> tuple[str, ...]:
+    """Return class names, or those of something else, each of which may occur once.
+
+    Args:
+        values: The names.
+        setting: Name of the argument, for messages.
+
+    Raises:
+        DfmsdError: They are a single text, or one of them is no name or occurs twice.
+    """
+    if isinstance(values, str):
+        raise DfmsdError(f"{setting}: {values!r} is a single text; pass a list of names, [{values!r}]")
+    if not isinstance(values, Iterable):
+        raise DfmsdError(f"{setting}: expected a list of names, got {describe_value(values)}")
+    names = tuple(values)
+    wrong = [name for name in names if not isinstance(name, str) or not name]
+    if wrong:
+        raise DfmsdError(f"{setting}: {wrong[0]!r} is not a name; pass a list of names")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DfmsdError(f"{setting}: {twice[0]!r} occurs {names.count(twice[0])} times; name each once")
+    return names
 
 
 def with_names(detector: D, names: Names | None) -> D:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
 
 from dfmsd.detectors.base import Detector
+from dfmsd.detectors.classnames import read_names
 from dfmsd.detectors.config import PYTHON, DetectorConfig
 from dfmsd.detectors.featurepath import describe_value, find_feature, read_map, refused
 from dfmsd.detectors.hooks import Call, FeatureHooks, is_compiled, unwrap, unwrap_parallel
 from dfmsd.detectors.levels import DRY_RUN_SIZE, read_levels
+from dfmsd.detectors.modulechecks import check_detections, check_functions, check_losses, check_module
 from dfmsd.detectors.normalize import Normalize
 from dfmsd.detectors.sizes import SizeRange, stated_sizes
 from dfmsd.errors import DfmsdError
@@ -51,12 +52,14 @@ class ModuleDetector(Detector):
             scalars, whose sum is the loss; required for a student. Targets are labels, and boxes in pixels of the
             padded input.
         decode: Function of the model, the normalized images and the unpadded ``(height, width)`` of each image that
-            returns detections, with boxes in pixels of the padded input; required for evaluation.
+            returns a list with a dict for each image: ``boxes``, ``K x 4``, xyxy in pixels of the padded input;
+            ``scores``, ``K``; and ``labels``, ``K``, integers that count the classes from 0. Required for evaluation.
         side: Side of the dry run's square input, for a model that takes one size only.
         sizes: Object sizes that each map is responsible for, see `LevelSpec`; they serve ``loss.pairing: auto``.
 
     Raises:
-        DfmsdError: A path does not lead to a map, the maps are not a pyramid, or the sizes do not describe it.
+        DfmsdError: An argument has another type, a name occurs twice, a path does not lead to a map, the maps are not a
+            pyramid, or the sizes do not describe it.
     """
 
     def __init__(
@@ -75,19 +78,24 @@ class ModuleDetector(Detector):
         sizes: Sequence[SizeRange] | None = None,
     ) -> None:
         super().__init__()
+        check_module(module)
+        check_functions(run=run, loss=loss, decode=decode)
+        paths = read_names(features, "features")
+        if not paths:
+            raise DfmsdError("features: no path; name the modules whose outputs are the maps, finest first")
         self.model = module
-        self.class_names = tuple(class_names)
+        self.class_names = read_names(class_names, "class_names")
         self.normalize = Normalize(mean, std, bgr=bgr)
         self.run, self.loss, self.decode = run, loss, decode
         kind = type(unwrap(module))
         self.config = DetectorConfig(f"{PYTHON}{kind.__module__}.{kind.__qualname__}")
-        self.paths = tuple(find_feature(unwrap(module), path) for path in features)
+        self.paths = tuple(find_feature(unwrap(module), path) for path in paths)
         self.levels = read_levels(self, self._dry_run_maps, side=side)
-        if not self.levels or any(a.stride > b.stride for a, b in zip(self.levels, self.levels[1:], strict=False)):
+        if any(a.stride > b.stride for a, b in zip(self.levels, self.levels[1:], strict=False)):
             strides = ", ".join(
                 f"{path.path} {level.stride}" for path, level in zip(self.paths, self.levels, strict=True)
             )
-            raise DfmsdError(f"features: expected maps, finest first, got strides {strides or 'of none'}; reorder them")
+            raise DfmsdError(f"features: expected maps, finest first, got strides {strides}; reorder them")
         if sizes is not None:
             self.levels = stated_sizes(self.levels, sizes)
         self.permanent_hooks: FeatureHooks | None = None
@@ -116,7 +124,7 @@ class ModuleDetector(Detector):
                 "loss=function(model, pixels, targets))"
             )
         named, pyramid = self._run_with_hooks(partial(self.loss, self.model), images, targets)
-        return pyramid, self._scalars(named)
+        return pyramid, check_losses(named, self._name)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -133,9 +141,7 @@ class ModuleDetector(Detector):
         results = self.decode(unwrap_parallel(self.model), self.normalize(images), sizes)
         if self.permanent_hooks is not None:
             self.permanent_hooks.clear()
-        if len(results) != len(images):
-            raise DfmsdError(f"decode: expected detections of {len(images)} images, got {len(results)}")
-        return [self._check_detections(result, size) for result, size in zip(results, sizes, strict=True)]
+        return check_detections(results, sizes, len(self.class_names))
 
     def description(self) -> dict[str, Any]:
         """Return the arguments that wrap the module again."""
@@ -193,27 +199,3 @@ class ModuleDetector(Detector):
                 problem = f"is {describe_value(value)} for a side of {side}, not N x C x H x W with an integer stride"
                 raise refused(path, self.model, problem)
         return maps
-
-    def _scalars(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not isinstance(named, Mapping) or not named:
-            raise DfmsdError(
-                f"loss of {self._name}: expected named scalars, got {describe_value(named)}; return a dict of them"
-            )
-        for name, value in named.items():
-            if not isinstance(value, Tensor) or value.ndim:
-                raise DfmsdError(f"loss of {self._name}: {name} is {describe_value(value)}, expected a scalar; sum it")
-        return dict(named)
-
-    def _check_detections(self, result: Detections, size: tuple[int, int]) -> Detections:
-        boxes, scores, labels = result["boxes"], result["scores"], result["labels"]
-        if boxes.shape != (len(scores), 4) or labels.shape != scores.shape:
-            shapes = ", ".join(describe_value(value) for value in (boxes, scores, labels))
-            raise DfmsdError(f"decode: expected boxes K x 4, scores K, labels K, got {shapes}")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-            raise DfmsdError(
-                f"decode: labels {int(labels.min())}..{int(labels.max())} for {len(self.class_names)} class names; "
-                "labels count from 0, without a background"
-            )
-        order = scores.argsort(descending=True, stable=True)
-        clipped = clip_boxes_to_image(boxes[order], (int(size[0]), int(size[1])))
-        return {"boxes": clipped, "scores": scores[order], "labels": labels[order]}

@@ -343,6 +343,10 @@ def test_boxes_on_a_gpu_are_not_synchronized() -> None:
 def test_unsupported_models_and_wrong_labels_are_refused() -> None:
     model = build_model(_config("fcos"), 2)
     assert isinstance(model, FCOS)
+    with pytest.raises(DfmsdError, match=r"class_names: 'ab' is a single text; pass a list of names, \['ab'\]"):
+        wrap_torchvision(model, "ab")
+    with pytest.raises(DfmsdError, match="class_names: 'a' occurs 2 times"):
+        wrap_torchvision(model, ["a", "a"])
     with pytest.raises(DfmsdError, match="one label id per class"):
         wrap_torchvision(model, ["a", "b"], [1])
     with pytest.raises(DfmsdError, match=r"label ids must lie in 0\.\.1, got 0\.\.2"):

@@ -17,6 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from dfmsd.detectors.base import REST, ClassRows, Detector
+from dfmsd.detectors.classnames import read_names
 from dfmsd.detectors.levels import read_levels
 from dfmsd.detectors.sizes import SizeRange, with_sizes
 from dfmsd.errors import DfmsdError
@@ -49,9 +50,9 @@ class TorchvisionDetector(Detector):
 
     def __init__(self, model: Any, class_names: Sequence[str], label_ids: Sequence[int], num_outputs: int) -> None:
         super().__init__()
+        self.class_names = read_names(class_names, "class_names")
         _check_labels(class_names, label_ids, num_outputs)
         self.model = model
-        self.class_names = tuple(class_names)
         class_of = torch.full((num_outputs,), -1)
         class_of[list(label_ids)] = torch.arange(len(label_ids))
         # not persistent: checkpoints hold torchvision's state dict, and a model's description the rest
