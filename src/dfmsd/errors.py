@@ -33,9 +33,10 @@ def listed(names: Sequence[str], shown: int) -> str:
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return ``did you mean X?`` for the most similar known name; ``otherwise`` if none is similar."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """Return ``did you mean X?`` for the most similar known name, in any case; ``otherwise`` if none is similar."""
+    spelled = {each.casefold(): each for each in known}
+    near = get_close_matches(name.casefold(), list(spelled), n=1)
+    return f"did you mean {spelled[near[0]]}?" if near else otherwise
 
 
 class Stopped(KeyboardInterrupt):

@@ -177,7 +177,10 @@ def test_damaged_runs_are_refused_in_one_line(run: Path, damage: object, message
         ("mmdet:faster_rcnn", r"there is no file 'faster_rcnn'; expected mmdet:CONFIG\.py,CHECKPOINT\.pth"),
         ("python:teacher1", "'python:teacher1' stands for a detector passed from Python, which no file holds"),
         ("ftp:model", r"unknown prefix 'ftp:'"),
-        ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*FCOS_ResNet50_FPN_Weights\.COCO_V1"),
+        ("torchvison:fcos_resnet50_fpn,a.pth", r"unknown prefix 'torchvison:' in .*: did you mean torchvision:\?"),
+        ("FCOS_ResNet5_FPN_Weights.COCO_V1", r"unknown torchvision .*mean FCOS_ResNet50_FPN_Weights\.COCO_V1\?"),
+        ("Any_Weights.COCO", r"unknown torchvision detector weights 'Any_Weights\.COCO': expected one of FasterRCNN"),
+        ("fcos_resnet50_fpn_weight.coco_v1", r"no detector at .* did you mean FCOS_ResNet50_FPN_Weights\.COCO_V1\?"),
         ("KeypointRCNN_ResNet50_FPN_Weights.COCO_V1", r"COCO_V1 is not supported: Keypoint R-CNN detects persons"),
     ],
 )

@@ -14,7 +14,7 @@ from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.distillation.stages import StageConfig, taught_by
 from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
 from dfmsd.engine.configfile import read_recipe
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.utils.coerce import coerce
 
 Student = Detector | DetectorConfig | TrainConfig | str | Path
@@ -77,11 +77,12 @@ def _named_student(name: str) -> DetectorConfig:
 
     from dfmsd.detectors import adopt_architecture  # here, since torchvision and timm take seconds to import
 
+    architectures = f"an architecture is one of {', '.join(OWN_ARCHS)}, with a backbone as in fcos/resnet18"
     try:
         return adopt_architecture(DetectorConfig(init=name))
     except DfmsdError as error:
         raise DfmsdError(
-            f"student: {error}; an architecture is one of {', '.join(OWN_ARCHS)}, with a backbone as in fcos/resnet18"
+            f"student: {error}; {suggest(arch, [*OWN_ARCHS, *torchvision_archs()], architectures)}"
         ) from error
 
 

@@ -21,9 +21,9 @@ from dfmsd.detectors.registry import build_model, find_adapter
 from dfmsd.detectors.statedict import load_strictly, read_state_dict
 from dfmsd.detectors.timm_backbone import TIMM, load_timm
 from dfmsd.detectors.torchvision.files import USAGE, load_torchvision_file
-from dfmsd.detectors.torchvision.pretrained import load_torchvision
+from dfmsd.detectors.torchvision.pretrained import known_weights, load_torchvision
 from dfmsd.detectors.torchvision.wrap import TorchvisionDetector, wrap_torchvision
-from dfmsd.errors import DfmsdError, foreign_message
+from dfmsd.errors import DfmsdError, foreign_message, suggest
 from dfmsd.runfolder import RunFolder
 from dfmsd.utils.coerce import expand_home
 from dfmsd.utils.files import check_path, write_json, write_tensors
@@ -108,16 +108,17 @@ def unknown_reference(text: str) -> DfmsdError:
         )
     prefix = re.match(r"(\w+):", text)
     if prefix:
-        return DfmsdError(
-            f"unknown prefix {prefix[1] + ':'!r} in {text!r}: expected a path, a torchvision weight name, or"
-            f" {', '.join(FRAMEWORKS)}, {TORCHVISION} or {TIMM} and a model"
-        )
-    return DfmsdError(
-        f"no detector at {text!r}: expected a run folder, a student file, torchvision weights such as"
+        prefixes = f"{', '.join(FRAMEWORKS)}, {TORCHVISION} or {TIMM}"
+        expected = f"expected a path, a torchvision weight name, or {prefixes} and a model"
+        hint = suggest(prefix[0], [*FRAMEWORKS, TORCHVISION, TIMM], expected)
+        return DfmsdError(f"unknown prefix {prefix[0]!r} in {text!r}: {hint}")
+    expected = (
+        "expected a run folder, a student file, torchvision weights such as"
         f" FCOS_ResNet50_FPN_Weights.COCO_V1, {USAGE} for weights of your own,"
         " hf:<folder or id> for a model of Hugging Face transformers, mmdet:<config>,<checkpoint> for one of"
         " MMDetection, ultralytics:<best.pt> for a YOLO of Ultralytics, or timm:<name> for a backbone"
     )
+    return DfmsdError(f"no detector at {text!r}: {suggest(text, known_weights(), expected)}")
 
 
 def _load_files(path: Path) -> Detector:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dfmsd.detectors.frameworks import FRAMEWORKS
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.utils.coerce import expand_home
 
 Start = Literal["random", "backbone", "trained"]
@@ -135,10 +135,10 @@ class DetectorConfig:
             return
         if not self.arch.startswith((*FRAMEWORKS, PYTHON)) and self.arch not in torchvision_archs():
             usages = " or ".join(framework.usage for framework in FRAMEWORKS.values())
-            raise DfmsdError(
-                f"unknown arch {self.arch!r}: expected one of {', '.join(OWN_ARCHS)}, of torchvision's"
-                f" {', '.join(torchvision_archs())}, or {usages}"
-            )
+            theirs = torchvision_archs()
+            expected = f"expected one of {', '.join(OWN_ARCHS)}, of torchvision's {', '.join(theirs)}, or {usages}"
+            hint = suggest(self.arch, [*OWN_ARCHS, *theirs], expected)
+            raise DfmsdError(f"unknown arch {self.arch!r}: {hint}")
         others = [field for field in fields(self) if field.name not in ("arch", "pretrained", "init")]
         changed = [field.name for field in others if getattr(self, field.name) != field.default]
         if changed:

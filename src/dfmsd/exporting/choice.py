@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.to_coreml import COREML
 from dfmsd.exporting.to_executorch import EXECUTORCH
@@ -37,7 +37,8 @@ def choose_format(name: str, nms: str | None) -> Format:
         DfmsdError: there is no such format, or not with suppression there.
     """
     if name not in FORMATS:
-        raise DfmsdError(f"format: unknown format {name!r}; the formats are {', '.join(FORMATS)}")
+        hint = suggest(str(name), FORMATS, f"the formats are {', '.join(FORMATS)}")
+        raise DfmsdError(f"format: unknown format {name!r}; {hint}")
     if nms not in (None, "inside", "outside"):
         raise DfmsdError(f"`nms`: expected inside or outside, got {nms!r}")
     if nms == "inside" and not FORMATS[name].whole:

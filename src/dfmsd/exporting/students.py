@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from dfmsd.detectors import Detector, DetectorConfig, build_detector
 from dfmsd.detectors.config import DENSE_ARCHS, OWN_ARCHS
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 from dfmsd.estimation.flops import count
 from dfmsd.estimation.timing import time_in_turns
 from dfmsd.exporting.choice import FORMATS
@@ -152,10 +152,9 @@ def student_config(name: str) -> DetectorConfig:
     """
     arch, _, backbone = name.partition("/")
     if arch not in OWN_ARCHS or not backbone:
-        raise DfmsdError(
-            f"students: expected arch/backbone such as {CANDIDATES[0]}, got {name!r}; the architectures are "
-            f"{', '.join(OWN_ARCHS)}"
-        )
+        known = f"the architectures are {', '.join(OWN_ARCHS)}"
+        hint = known if arch in OWN_ARCHS else suggest(arch, OWN_ARCHS, known)
+        raise DfmsdError(f"students: expected arch/backbone such as {CANDIDATES[0]}, got {name!r}; {hint}")
     if arch in DENSE_ARCHS:
         return DetectorConfig(arch, backbone, head_convs=HEAD_CONVS)
     return DetectorConfig(arch, backbone)

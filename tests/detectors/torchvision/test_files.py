@@ -129,6 +129,7 @@ def test_the_number_of_labels_is_read_off_the_weights(arch: str, outputs: int) -
         ("torchvision:", "expected torchvision:BUILDER,WEIGHTS.pth,CLASSES.txt"),
         (f"torchvision:{RCNN}", "expected torchvision:BUILDER,WEIGHTS.pth,CLASSES.txt"),
         ("torchvision:resnet50,{weights}", "'resnet50' is not one of torchvision's builders, fasterrcnn_"),
+        ("torchvision:fcos_resnet50,{weights}", r"'fcos_resnet50' is not .*; did you mean fcos_resnet50_fpn\?"),
         ("torchvision:keypointrcnn_resnet50_fpn,{weights}", "keypointrcnn_resnet50_fpn is not supported"),
         (f"torchvision:{RCNN},nowhere.pth", "there is no file 'nowhere.pth'"),
         (f"torchvision:{RCNN},{{weights}},nowhere.txt", "there is no file 'nowhere.txt'"),

@@ -17,7 +17,7 @@ from dfmsd.detectors.statedict import StateDict, find_model, load_strictly, read
 from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.models import build_untrained, has_background
 from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_categories
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 
 USAGE = f"{TORCHVISION}BUILDER,WEIGHTS.pth,CLASSES.txt"
 BACKGROUND = "background"
@@ -49,7 +49,9 @@ class Reference(NamedTuple):
         if arch.startswith(KEYPOINTS):
             raise keypoints_refused(arch)
         if arch not in torchvision_archs():
-            raise DfmsdError(f"{text}: {arch!r} is not one of torchvision's builders, {', '.join(torchvision_archs())}")
+            builders = torchvision_archs()
+            hint = suggest(arch, builders, "choose one of them")
+            raise DfmsdError(f"{text}: {arch!r} is not one of torchvision's builders, {', '.join(builders)}; {hint}")
         reference = cls(text, arch, Path(weights).expanduser(), Path(classes).expanduser() if classes else None)
         for path in (reference.weights, reference.classes):
             if path is not None and not path.is_file():

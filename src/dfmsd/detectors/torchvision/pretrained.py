@@ -12,7 +12,7 @@ from dfmsd.detectors.torchvision.base import TorchvisionDetector
 from dfmsd.detectors.torchvision.models import build_untrained
 from dfmsd.detectors.torchvision.wrap import keypoints_refused, wrap_categories
 from dfmsd.detectors.weights import download_weights
-from dfmsd.errors import DfmsdError
+from dfmsd.errors import DfmsdError, suggest
 
 
 def arch_of_weights(name: str) -> str:
@@ -46,16 +46,22 @@ def load_torchvision(name: str, *, trained: bool = True) -> TorchvisionDetector:
     return wrap_categories(model, categories).eval()
 
 
-def _find(name: str) -> tuple[str, Any]:
-    """Return the builder's name and the weights."""
-    known = {
+def known_weights() -> dict[str, tuple[str, Any]]:
+    """Return the builder's name and the weights of all of torchvision's detectors, by the names of the weights."""
+    return {
         f"{enum.__name__}.{member}": (builder, weights)
         for builder in torchvision_archs()
         for enum in [torchvision.models.get_model_weights(builder)]
         for member, weights in enum.__members__.items()
     }
+
+
+def _find(name: str) -> tuple[str, Any]:
+    """Return the builder's name and the weights."""
+    known = known_weights()
     if name.startswith(KeypointRCNN.__name__):
         raise keypoints_refused(name)
     if name not in known:
-        raise DfmsdError(f"unknown torchvision detector weights {name!r}: expected one of {', '.join(known)}")
+        hint = suggest(name, known, f"expected one of {', '.join(known)}")
+        raise DfmsdError(f"unknown torchvision detector weights {name!r}: {hint}")
     return known[name]
