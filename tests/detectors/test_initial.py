@@ -71,6 +71,29 @@ def test_the_architecture_is_that_of_the_other_detector(run: Path) -> None:
         adopt_architecture(DetectorConfig("gfl", "resnet18", init=str(run)))
 
 
+@pytest.mark.parametrize(
+    ("stated", "differing"),
+    [
+        ({"arch": "fcos"}, "arch fcos"),
+        ({"backbone": "mobilenetv3_small_050"}, "backbone mobilenetv3_small_050"),
+    ],
+)
+def test_a_stated_default_is_not_replaced_by_the_other_detectors(
+    run: Path, stated: dict[str, str], differing: str
+) -> None:
+    with pytest.raises(DfmsdError, match=rf"the student {differing}; weights fit their own architecture only"):
+        adopt_architecture(DetectorConfig(**stated, init=str(run)))  # type: ignore[arg-type]
+    left_out = DetectorConfig(arch="auto", backbone="auto", init=str(run))
+    assert adopt_architecture(left_out) == adopt_architecture(DetectorConfig(init=str(run)))
+
+
+def test_without_another_detector_the_architecture_has_defaults() -> None:
+    assert (DetectorConfig().arch, DetectorConfig().backbone) == ("fcos", "mobilenetv3_small_050")
+    assert DetectorConfig("auto", "auto") == DetectorConfig()
+    assert DetectorConfig().changed() == []
+    assert DetectorConfig("gfl", frozen_stride=4).changed() == ["arch", "frozen_stride"]
+
+
 def test_of_other_libraries_the_reference_itself_is_the_architecture() -> None:
     assert adopt_architecture(DetectorConfig(init="hf:a/b")) == DetectorConfig("hf:a/b", pretrained=True)
     assert adopt_architecture(DetectorConfig(init="mmdet:a.py,b.pth")).arch == "mmdet:a.py,b.pth"

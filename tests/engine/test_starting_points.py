@@ -13,7 +13,7 @@ from tests.helpers.command import Command
 
 from dfmsd.detectors import DetectorConfig, load_detector
 from dfmsd.distillation.stages import NearConfig
-from dfmsd.engine.config import TrainConfig
+from dfmsd.engine.config import DistillConfig, TrainConfig
 from dfmsd.engine.configfile import parse_config, read_run_config
 from dfmsd.engine.near import near_model
 from dfmsd.engine.run import train
@@ -42,6 +42,18 @@ def test_a_run_starts_from_another_and_its_config_outlives_that(
     shutil.rmtree(first)
     assert read_run_config(tmp_path / "run").student == config.model
     assert load_detector(tmp_path / "run").config == config.model
+
+
+@pytest.mark.parametrize("stated", [{"arch": "fcos"}, {"backbone": "mobilenetv3_small_050"}])
+def test_a_stated_default_that_contradicts_it_is_refused(
+    stated: dict[str, str], tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    run = {"stages": [{"epochs": 1}], "out": str(tmp_path / "run")}
+    with pytest.raises(DfmsdError, match=r"student\.init: .* has .*, the student (arch fcos|backbone mobilenetv3)"):
+        parse_config(DistillConfig, {**run, "student": {"init": tiny_teachers[1], **stated}})
+    assert parse_config(DistillConfig, {**run, "student": {"init": tiny_teachers[1]}}).student.arch == "faster_rcnn"
+    frozen = parse_config(DistillConfig, {**run, "student": {"frozen_stride": 4, "pretrained": True}}).student
+    assert frozen == DetectorConfig(frozen_stride=4, pretrained=True)
 
 
 def test_a_near_teacher_of_such_a_student_starts_from_its_backbone() -> None:

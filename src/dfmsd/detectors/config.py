@@ -12,7 +12,7 @@ import numpy as np
 
 from dfmsd.detectors.frameworks import FRAMEWORKS
 from dfmsd.errors import DfmsdError, suggest
-from dfmsd.utils.coerce import expand_home
+from dfmsd.utils.coerce import AUTO, expand_home
 
 Start = Literal["random", "backbone", "trained"]
 """What of a detector is trained before the first step: nothing, the backbone, or all of it."""
@@ -20,6 +20,7 @@ OWN_ARCHS = ("fcos", "retinanet", "gfl", "faster_rcnn", "ssdlite")
 """Architectures that dfmsd builds on any backbone."""
 DENSE_ARCHS = ("fcos", "retinanet", "gfl")
 """Those of them with a head of `head_convs` convolutions on every level."""
+DEFAULT_ARCH, DEFAULT_BACKBONE = "fcos", "mobilenetv3_small_050"
 KEYPOINTS = "keypointrcnn"
 PYTHON = "python:"
 """Prefix of the class of a module that only its own program can build."""
@@ -45,8 +46,10 @@ class DetectorConfig:
             torchvision's detectors, see ``dfmsd list detectors``, or ``hf:`` and the folder or hub id of an RT-DETR,
             RT-DETRv2, D-FINE, DEIMv2, LW-DETR, RF-DETR or Deformable DETR of Hugging Face transformers, or ``mmdet:``
             and the config of a detector of MMDetection, after a comma its checkpoint, or ``ultralytics:`` and a
-            checkpoint or YAML file of its YOLO; for these four no other key but ``pretrained`` applies.
-        backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``.
+            checkpoint or YAML file of its YOLO; for these four no other key but ``pretrained`` applies. ``auto`` is
+            that of the detector that ``init`` names, else ``fcos``.
+        backbone: a timm name, or ``torchvision/<name>``; see ``dfmsd list backbones``. ``auto`` is that of the detector
+            that ``init`` names, else ``mobilenetv3_small_050``.
         fpn_channels: width of the feature pyramid and of the heads. SSDLite has no pyramid: there it is the width of
             the coarsest of its four extra levels, of which the others have twice and four times as many channels.
         head_convs: convolutions in each tower of an FCOS, RetinaNet or GFL head; the other two have no such towers.
@@ -68,8 +71,8 @@ class DetectorConfig:
             in an image of 320 pixels, with 4 a fifth of the side (torchvision's). FCOS has no anchors to choose.
     """
 
-    arch: str = "fcos"
-    backbone: str = "mobilenetv3_small_050"
+    arch: str = AUTO
+    backbone: str = AUTO
     fpn_channels: int = 64
     head_convs: int = 4
     pretrained: bool | str = False
@@ -89,6 +92,9 @@ class DetectorConfig:
                 setattr(self, field.name, value.item())
             else:
                 setattr(self, field.name, expand_home(value))
+        if self.init is None:
+            self.arch = DEFAULT_ARCH if self.arch == AUTO else self.arch
+            self.backbone = DEFAULT_BACKBONE if self.backbone == AUTO else self.backbone
         self._check_arch()
         ssdlite = self.arch == "ssdlite"
         narrowest, largest = (2, SSDLITE_SCALE_LIMIT) if ssdlite else (1, math.inf)
@@ -117,6 +123,12 @@ class DetectorConfig:
             return "trained"
         return "random" if self.pretrained is False else "backbone"
 
+    def changed(self) -> list[str]:
+        """Return the keys whose values are not the defaults."""
+        defaults = DetectorConfig()
+        unstated = {field.name: (field.default, getattr(defaults, field.name)) for field in fields(self)}
+        return [key for key, values in unstated.items() if getattr(self, key) not in values]
+
     def _check_weights(self) -> None:
         if self.init is not None and self.pretrained is not False:
             raise DfmsdError(
@@ -131,7 +143,7 @@ class DetectorConfig:
     def _check_arch(self) -> None:
         if not isinstance(self.arch, str):
             raise DfmsdError(f"arch must be the name of an architecture, got {self.arch!r}")
-        if self.arch in OWN_ARCHS:
+        if self.arch in (*OWN_ARCHS, AUTO):
             return
         if not self.arch.startswith((*FRAMEWORKS, PYTHON)) and self.arch not in torchvision_archs():
             usages = " or ".join(framework.usage for framework in FRAMEWORKS.values())
@@ -139,8 +151,7 @@ class DetectorConfig:
             expected = f"expected one of {', '.join(OWN_ARCHS)}, of torchvision's {', '.join(theirs)}, or {usages}"
             hint = suggest(self.arch, [*OWN_ARCHS, *theirs], expected)
             raise DfmsdError(f"unknown arch {self.arch!r}: {hint}")
-        others = [field for field in fields(self) if field.name not in ("arch", "pretrained", "init")]
-        changed = [field.name for field in others if getattr(self, field.name) != field.default]
+        changed = [key for key in self.changed() if key not in ("arch", "pretrained", "init")]
         if changed:
             raise DfmsdError(
                 f"{', '.join(changed)}: {self.arch} brings its own backbone and heads; leave out these keys"

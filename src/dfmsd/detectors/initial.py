@@ -56,7 +56,8 @@ def adopt_architecture(config: DetectorConfig) -> DetectorConfig:
     """Complete a config with the architecture of the detector that it starts from; its weights are not read.
 
     Args:
-        config: Values that are not the defaults must be those of the detector.
+        config: ``arch`` and ``backbone`` must be ``auto`` or those of the detector, and the other keys of the
+            architecture their defaults or those of the detector.
 
     Returns:
         The config, with ``pretrained`` in place of ``init`` for a detector of another library.
@@ -67,6 +68,7 @@ def adopt_architecture(config: DetectorConfig) -> DetectorConfig:
     if config.init is None:
         return config
     found = _config_of(config.init)
+    # `auto` where these are left out; the numbers have no such value, so their defaults count as left out
     defaults = {field.name: field.default for field in fields(config)}
     given = [key for key in ARCHITECTURE if getattr(config, key) != defaults[key]]
     differing = [key for key in given if getattr(config, key) != getattr(found, key)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dfmsd.detectors.config import OWN_ARCHS, PYTHON, DetectorConfig
 from dfmsd.distillation.stages import NearConfig, StageConfig
 from dfmsd.losses import LossConfig, head_methods
+from dfmsd.utils.coerce import AUTO
 
 
 class Obstacle(NamedTuple):
@@ -28,7 +29,7 @@ def obstacle(stage: StageConfig, student: DetectorConfig, loss: LossConfig) -> O
     if len(stage.teachers) != 1:
         count = len(stage.teachers) or "no"
         return Obstacle(f"the stage has {count} teachers", "give it exactly one, or leave near out")
-    if student.arch not in OWN_ARCHS:
+    if student.arch not in (*OWN_ARCHS, AUTO):
         return Obstacle(
             f"{student.arch} brings its own backbone, so no near teacher can be built on a bigger one",
             f"choose a student from {', '.join(OWN_ARCHS)}, or leave near out",

@@ -19,6 +19,7 @@ from dfmsd.engine.near import expand
 from dfmsd.engine.yamlcheck import check_yaml
 from dfmsd.errors import DfmsdError
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.removed import drop_removed
 
 C = TypeVar("C")
@@ -71,6 +72,9 @@ def config_parser(config: type[Any]) -> Parser:
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file; flags override its values")
     parser._option_string_actions["--print-config"].help = "print the resulting config as YAML and exit"
     parser.add_class_arguments(config, nested_key=None, fail_untyped=False)
+    detectors = [name for name, kind in get_type_hints(config).items() if kind is DetectorConfig]
+    # not those of a DetectorConfig without `init`, which has chosen them
+    parser.set_defaults({f"{name}.{key}": AUTO for name in detectors for key in ("arch", "backbone")})
     for key in getattr(config, "removed", {}):
         parser.add_argument(f"--{key}", type=Any, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser

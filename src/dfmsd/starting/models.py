@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from dfmsd.detectors.config import DENSE_ARCHS, OWN_ARCHS, DetectorConfig
 from dfmsd.detectors.weights import PIP_WEIGHTS, pip_weights
 from dfmsd.engine.nearchoice import parameters
@@ -94,11 +92,7 @@ def fits_inheriting(keys: Keys, teacher: TeacherFacts, class_names: tuple[str, .
 
 
 def _changed(config: DetectorConfig, besides: tuple[str, ...]) -> list[str]:
-    return [
-        field.name
-        for field in fields(config)
-        if field.name not in besides and getattr(config, field.name) != field.default
-    ]
+    return [key for key in config.changed() if key not in besides]
 
 
 def _choose_arch(teacher: TeacherFacts | None) -> Choice:
