@@ -36,6 +36,12 @@ def test_a_teacher_of_large_images_sees_large_ones(facts: MakeFacts, teacher: Ma
     assert (config.data.image_size, config.teacher_size) == (192, 640)
 
 
+def test_a_teacher_sees_images_enlarged_twice_at_most(facts: MakeFacts, teacher: MakeTeacher) -> None:
+    coco = teacher(image_size=1056)
+    config = distillation(facts(teacher=coco, side=120), coco)
+    assert (config.data.image_size, config.teacher_size) == (128, 256)
+
+
 @pytest.mark.parametrize(("root", "flip"), [("digits", 0.0), ("data", 0.5)])
 def test_digits_are_not_mirrored(facts: MakeFacts, root: str, flip: float) -> None:
     assert plan_data(facts(root=root))["flip"].value == flip

@@ -11,7 +11,7 @@ from dfmsd.data.config import DataConfig
 from dfmsd.distillation.cache import Layout
 from dfmsd.engine.config import DistillConfig
 from dfmsd.starting.draft import Choice
-from dfmsd.starting.facts import Facts
+from dfmsd.starting.facts import Facts, TeacherFacts
 from dfmsd.types import LevelSpec
 from dfmsd.utils.cachedir import GIB
 
@@ -23,6 +23,8 @@ STEP = 32
 SMALLEST = 192
 LARGEST = {"cpu": 512, "gpu": 1024}
 """Image sizes are multiples of `STEP` in this range, if the images are as large."""
+ENLARGED = 2
+"""A teacher sees images enlarged by this factor at most: beyond it, its time grows and what it sees does not."""
 BATCH = {"cpu": 8, "gpu": 16}
 FEWEST_STEPS, MOST_STEPS = 3_000, 10_000
 FEW_STEPS = 1_000
@@ -49,6 +51,17 @@ def choose_image_size(facts: Facts) -> Choice:
     if size < wanted:
         reason += ", and the images are no larger" if size == native else f", and {wanted} would take longer"
     return Choice(size, reason)
+
+
+def choose_teacher_size(facts: Facts, teacher: TeacherFacts) -> Choice | None:
+    """Choose the teacher's own size, or a smaller one where the images are far smaller; None if it is unknown."""
+    own = teacher.image_size
+    if own is None:
+        return None
+    most = STEP * math.ceil(ENLARGED * facts.side / STEP)
+    if own <= most:
+        return Choice(own, "its own; at the student's size it would miss small objects")
+    return Choice(most, f"{ENLARGED} times the images' size; its own is {own}, which would take longer")
 
 
 def choose_batch_size(facts: Facts) -> Choice:

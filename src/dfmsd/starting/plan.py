@@ -50,9 +50,10 @@ def plan_distillation(
     versions = DataConfig(**plain(data)).versions(int(epochs.value))
     assert versions is not None  # flips alone
     size, seen = int(data["image_size"].value), {}
-    if teacher.image_size is not None and teacher.image_size > size:
-        size = teacher.image_size
-        seen["teacher_size"] = Choice(size, "its own; at the student's size it would miss small objects")
+    larger = numbers.choose_teacher_size(facts, teacher)
+    if larger is not None and int(larger.value) > size:
+        size = int(larger.value)
+        seen["teacher_size"] = larger
     inherit = {}
     if fits_inheriting(student, teacher, facts.class_names):
         inherit["inherit"] = Choice(False, "true fits this pair: the teacher's head, +2.1 AP on digits")
