@@ -88,6 +88,16 @@ def test_card_lists_the_numbers_of_a_teacher_run(finished_run: MakeRun, tmp_path
     assert "The numbers of a teacher come from its own run" in card.text
 
 
+def test_the_numbers_of_a_teacher_on_other_images_are_not_listed(finished_run: MakeRun, tmp_path: Path) -> None:
+    teacher = finished_run("big", no_distill=True)
+    config = (teacher / "config.yaml").read_text()
+    (teacher / "config.yaml").write_text(config.replace("holdout: 0.0", "holdout: 0.25"))
+    (teacher / "metrics.json").write_text(json.dumps({"AP": 0.75, "AP50": 1.0, "AP75": 0.875}))
+    run = finished_run("small", stages=[StageConfig(epochs=1, teacher=str(teacher))])
+    (row,) = (row for row in tables(hub.ModelCard.load(share(run, tmp_path / "out"))) if row[0] == "teacher big")
+    assert row[1:4] == ["-", "-", "-"]
+
+
 def test_missing_information_is_not_stated(finished_run: MakeRun, tmp_path: Path) -> None:
     run = finished_run("alone", no_distill=True)
     card = hub.ModelCard.load(share(run, tmp_path / "out"))
@@ -201,6 +211,13 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
     return {"baseline": baseline}
 
 
+def _other_images(run: Path, out: Path) -> dict[str, Any]:
+    baseline = shutil.copytree(run, out.parent / "baseline")
+    config = (baseline / "config.yaml").read_text()
+    (baseline / "config.yaml").write_text(config.replace("image_size: 64", "image_size: 96"))
+    return {"baseline": baseline}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,6 +225,7 @@ def _other_classes(run: Path, out: Path) -> dict[str, Any]:
         (_without("student.safetensors"), "contains no student.safetensors; pass the folder of a finished run"),
         (_full, "already exists; choose a new folder"),
         (_other_classes, "was evaluated on other classes than"),
+        (_other_images, "was evaluated on other images than"),
         (lambda *_: {"push": "no name"}, "`push`: 'no name' is not <user>/<name>"),
         (lambda *_: {"push": "shapes"}, "`push`: 'shapes' is not <user>/<name>; include both"),
         (lambda *_: {"baseline": Path("nowhere")}, "`baseline`: no run folder at nowhere"),

@@ -16,7 +16,7 @@ from dfmsd.detectors import Detector, load_detector
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.reporting.records import RunRecord, read_run
-from dfmsd.reporting.runconfig import run_config, teacher_folder, teacher_references
+from dfmsd.reporting.runconfig import run_config, same_images, teacher_folder, teacher_references
 from dfmsd.runfolder import RunFolder, check_run
 from dfmsd.utils.extras import import_extra
 from dfmsd.utils.files import check_writable, is_taken, new_folder, write_text
@@ -105,7 +105,8 @@ def share(
         Path of the model card.
 
     Raises:
-        DfmsdError: the run is not finished, the folder exists, the baseline has other classes, or the upload failed.
+        DfmsdError: the run is not finished, the folder exists, the baseline was evaluated on other classes or
+            images, or the upload failed.
     """
     hub = import_extra("share", "huggingface_hub", "hub")
     run, out = Path(run), Path(out)
@@ -122,8 +123,8 @@ def share(
         if not (run / file).is_file():
             raise DfmsdError(f"{run} contains no {file}; pass the folder of a finished run")
     detector = load_detector(run)
-    if baseline_record is not None and _classes(baseline_record) != _classes(record):
-        raise DfmsdError(f"`baseline`: {baseline} was evaluated on other classes than {run}")
+    if baseline_record is not None:
+        _check_comparable(baseline_record, record)
     name = name or (push or record.folder.resolve().name).rpartition("/")[2]
     root = Path(RunFolder(run).data_root() or "")
     dataset = dataset or root.name
@@ -139,6 +140,16 @@ def share(
     return out / CARD
 
 
+def _check_comparable(baseline: RunRecord, record: RunRecord) -> None:
+    """Refuse a baseline that was evaluated on other classes or images than a run."""
+    if _classes(baseline) != _classes(record):
+        raise DfmsdError(f"`baseline`: {baseline.folder} was evaluated on other classes than {record.folder}")
+    if not same_images(run_config(baseline), run_config(record)):
+        raise DfmsdError(
+            f"`baseline`: {baseline.folder} was evaluated on other images than {record.folder}, or at another size"
+        )
+
+
 def _card(
     hub: ModuleType,
     record: RunRecord,
@@ -151,7 +162,8 @@ def _card(
 ) -> str:
     metrics, config = record.metrics or {}, detector.config
     assert config is not None
-    teachers = teacher_references(run_config(record))
+    own_config = run_config(record)
+    teachers = teacher_references(own_config)
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     tested = record.test_metrics or {}
     rows = [_row(name, metrics, parameters)]
@@ -162,8 +174,9 @@ def _card(
     for teacher in teachers:
         folder = teacher_folder(teacher)
         its_run = read_run(folder) if folder else None
-        label = f"teacher {_short_name(teacher)}"
-        rows.append(_row(label, (its_run and its_run.metrics) or {}, its_run.parameters if its_run else None))
+        comparable = its_run and same_images(run_config(its_run), own_config, teaches=True)
+        its_metrics = (its_run and comparable and its_run.metrics) or {}
+        rows.append(_row(f"teacher {_short_name(teacher)}", its_metrics, its_run.parameters if its_run else None))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     content = environment.from_string(TEMPLATE).render(
         metadata=_metadata(hub, name, dataset, license, metrics, tested, distilled=bool(teachers)),

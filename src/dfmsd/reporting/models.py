@@ -11,7 +11,7 @@ from dfmsd.reporting.analysis import Analysis
 from dfmsd.reporting.page import Section, Table
 from dfmsd.reporting.records import RunRecord, read_run
 from dfmsd.reporting.results import ModelRow, format_percent, model_row, percent
-from dfmsd.reporting.runconfig import paired_levels, run_config, teacher_folder
+from dfmsd.reporting.runconfig import paired_levels, run_config, same_images, teacher_folder
 from dfmsd.types import LevelSpec
 
 ONE_SEED = (
@@ -36,11 +36,7 @@ def teacher_row(
     record = read_run(folder) if folder else None
     row = model_row(name, record) if record else ModelRow(name)
     teacher_config = run_config(record) if record else None
-    comparable = (
-        config is not None
-        and teacher_config is not None
-        and _images_key(config, config.teacher_size) == _images_key(teacher_config)
-    )
+    comparable = same_images(teacher_config, config, teaches=True)
     row = replace(row, metrics=row.metrics if comparable else None)
     levels = analysis.levels.get(name, ()) if analysis else record.levels if record else ()
     return add_measurements(row, name, analysis), levels
@@ -127,7 +123,3 @@ def run_name(run: Path) -> str:
     """Return the name of a run; runs of a comparison include the method."""
     run = run.resolve()
     return f"{run.parent.name}/{run.name}" if run.name.startswith("seed-") else run.name
-
-
-def _images_key(config: DistillConfig, size: int | None = None) -> tuple[object, ...]:
-    return config.data.root, str(config.data.val), size or config.data.image_size, config.data.holdout

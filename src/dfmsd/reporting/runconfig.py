@@ -51,6 +51,21 @@ def teacher_folder(reference: str) -> Path | None:
     return folder if RunFolder(folder).exists else None
 
 
+def same_images(first: DistillConfig | None, second: DistillConfig | None, *, teaches: bool = False) -> bool:
+    """Return whether two runs, whose configs are known, were evaluated on the same images of the same size.
+
+    Args:
+        first: of a run.
+        second: of a run.
+        teaches: whether the first run's detector is a teacher of the second one, and may see larger images than it.
+    """
+    if first is None or second is None:
+        return False
+    size = (second.teacher_size if teaches else None) or second.data.image_size
+    sources = [(config.data.root, str(config.data.val), config.data.holdout) for config in (first, second)]
+    return first.data.image_size == size and sources[0] == sources[1]
+
+
 class TermWeight(NamedTuple):
     """What a logged term was multiplied by in a stage."""
 
