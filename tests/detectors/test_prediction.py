@@ -155,6 +155,7 @@ def test_pil_images_of_other_modes_are_converted() -> None:
         ),
         (Image.new("F", (8, 8)), "image: floating-point pixels have no known range"),
         ("missing.png", r"missing\.png: cannot be decoded as an image"),
+        ("https://a.org/b.jpg", r"https://a\.org/b\.jpg: a URL, which is not read; download"),
         (7, "image must be a path, a PIL image, a NumPy array or a tensor, got int"),
     ],
 )

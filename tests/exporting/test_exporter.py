@@ -23,7 +23,7 @@ from dfmsd.engine.config import TrainConfig
 from dfmsd.engine.saved_config import write_config
 from dfmsd.errors import DfmsdError
 from dfmsd.exporting import to_ncnn
-from dfmsd.exporting.choice import FORMATS
+from dfmsd.exporting.choice import FORMATS, OUTSIDE
 from dfmsd.exporting.exporter import export
 from dfmsd.exporting.formats import Format
 from dfmsd.exporting.graph import DetectionGraph
@@ -90,6 +90,26 @@ def test_defaults_come_from_the_run(trained: Path) -> None:
     assert described["class_names"] == ["square", "disc"]
     assert described["input"] == {"images": ["N", 3, 64, 64]}
     assert described["checked"]["detections"] == found.difference.detections
+
+
+@pytest.mark.usefixtures("_eager")
+def test_files_with_and_without_suppression_have_different_names(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OUTSIDE["onnx"].infix == ".dense"
+    monkeypatch.setitem(OUTSIDE, "torch", FORMATS["torch"]._replace(infix=".dense"))
+    assert export(trained, "torch", nms="outside").file == trained / "student.dense.pt2"
+
+
+@pytest.mark.usefixtures("_eager")
+def test_a_quantized_file_of_an_earlier_export_is_named(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export(trained, "torch", out=trained / "model.pt2")
+    assert not caplog.messages
+    (trained / "model.int8.pt2").touch()
+    export(trained, "torch", out=trained / "model.pt2")
+    assert caplog.messages == [
+        f"{trained / 'model.int8.pt2'} is of an earlier export; remove it, or export with int8, too"
+    ]
 
 
 @pytest.mark.parametrize("shift", [0.002, float("nan")])

@@ -170,6 +170,14 @@ def test_one_picture_per_image_and_a_contact_sheet(run, tiny_root, tiny_teachers
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
 
 
+def test_an_image_that_cannot_be_read_does_not_end_the_call(run, tiny_root, tiny_teachers, tmp_path):
+    (tmp_path / "broken.png").write_text("no image")
+    images = [tmp_path / "broken.png", *sorted((tiny_root / "val").iterdir())[:1]]
+    with pytest.raises(DfmsdError, match=r"1 of 2 files cannot be read: .*broken\.png.*; the others are done"):
+        visualize(str(run), tiny_teachers[0], images, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CONTACT_SHEET, f"{images[1].stem}.png"]
+
+
 def test_a_picture_of_something_else_is_not_replaced(run, tiny_root, tiny_teachers, tmp_path):
     image = sorted((tiny_root / "val").iterdir())[0]
     (tmp_path / f"{image.stem}.png").write_text("mine")

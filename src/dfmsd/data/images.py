@@ -36,6 +36,16 @@ TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
 
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Refuse the URL of an image.
+
+    Raises:
+        DfmsdError: It is one.
+    """
+    if "://" in str(path):
+        raise DfmsdError(f"{path}: a URL, which is not read; download the image, and give the file")
+
+
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to uint8 RGB, ``3 x H x W``, with its EXIF orientation applied.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfmsd.data.batching import collate
-from dfmsd.data.images import list_images
+from dfmsd.data.images import list_images, refuse_url
 from dfmsd.data.transforms import fit
 from dfmsd.errors import DfmsdError
 from dfmsd.types import Batch, Target
@@ -26,13 +26,12 @@ def find_images(
         exclude: Folder to skip if it lies inside one of the others.
 
     Raises:
-        DfmsdError: There is no path, a path does not exist, or a folder contains no image.
+        DfmsdError: There is no path, a path is a URL or does not exist, or a folder contains no image.
     """
     found: dict[Path, None] = {}
     for given in paths:
+        refuse_url(given)
         path = Path(given)
-        if "://" in str(given):
-            raise DfmsdError(f"{given}: a URL, which is not read; download the image, and give the file")
         if not path.exists():
             raise DfmsdError(f"{path}: no such file or folder; give images or folders of images")
         files = [path] if path.is_file() else _search(path, extra_suffixes, exclude)

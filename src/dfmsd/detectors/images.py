@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfmsd.data.images import read_image, rgb_tensor
+from dfmsd.data.images import read_image, refuse_url, rgb_tensor
 from dfmsd.errors import DfmsdError
 
 ImageLike: TypeAlias = str | Path | Image.Image | npt.NDArray[Any] | Tensor
@@ -28,6 +28,7 @@ def to_rgb(image: ImageLike) -> Tensor:
         DfmsdError: The file cannot be decoded, or the image has another type, shape or dtype.
     """
     if isinstance(image, str | os.PathLike):
+        refuse_url(image)
         return read_image(image)
     if isinstance(image, Image.Image):
         pixels = rgb_tensor(image, "image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.utils.extras import check_extra
 from dfmsd.utils.files import check_output, check_writable, write_json
 from dfmsd.utils.shapes import frame_of
+
+logger = logging.getLogger("dfmsd")
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a score, and of a box coordinate as a fraction of the input side."""
@@ -88,7 +91,7 @@ def export(
             detectors: dict[str, Detector] = {PYTORCH: detector, format: exported}
             quantized: Quantized | None = None
             if root and int8:
-                small = draft.with_name(f"{file.stem}.int8{file.suffix}")
+                small = _int8_file(draft)
                 load, judge = partial(read_exported, form=form, graph=graph), Judge(exported, batches, val)
                 found = write_int8(draft, small, load, judge, calibration_files(root), side)
                 quantized, detectors["int8"] = found._replace(file=file.with_name(small.name)), load(small)
@@ -96,6 +99,9 @@ def export(
             result = Exported(file, len(batches), side, difference, latency, detector, quantized)
         for path in sorted(Path(folder).iterdir()):
             _move(path, file.parent / path.name)
+    former = _int8_file(file)
+    if former.exists() and not int8:
+        logger.warning("%s is of an earlier export; remove it, or export with int8, too", former)
     write_json(file.with_name(f"{file.name}.json"), describe(format, form, graph, result))
     return result
 
@@ -143,13 +149,17 @@ def _move(path: Path, target: Path) -> None:
     os.replace(path, target)
 
 
+def _int8_file(file: Path) -> Path:
+    return file.with_name(f"{file.stem}.int8{file.suffix}")
+
+
 def _output_file(model: Path, form: Format, out: Path | None) -> Path:
     if out is not None:
         if not out.name.endswith(form.suffix) or (out.is_dir() and not form.manifest):
             raise DfmsdError(f"`out`: expected a file ending in {form.suffix}, got {out}")
         return out
     if model.is_dir():
-        return RunFolder(model).weights_file.with_suffix(form.suffix)
+        return RunFolder(model).weights_file.with_suffix(form.infix + form.suffix)
     if model.is_file():
-        return model.with_suffix(form.suffix)
+        return model.with_suffix(form.infix + form.suffix)
     raise DfmsdError(f"`out`: required because {model} is not a file or folder; pass a file ending in {form.suffix}")

@@ -32,6 +32,8 @@ class Format(NamedTuple):
     whole: bool = True
     """Whether the file includes the suppression."""
     outputs: tuple[str, ...] = OUTPUTS
+    infix: str = ""
+    """Before the suffix of files that the user does not name."""
     manifest: str = ""
     """Where the file is a folder, as packages of macOS are: name of a file in it."""
     inspect: Callable[[Path, DetectionGraph], str] | None = None

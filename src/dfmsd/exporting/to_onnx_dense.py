@@ -34,5 +34,13 @@ def read(file: Path, graph: DetectionGraph) -> Run:
 
 
 ONNX_DENSE = Format(
-    ".onnx", to_onnx.ONNX.packages, "onnx", write, read, dynamic=False, whole=False, outputs=DENSE_OUTPUTS
+    ".onnx",
+    to_onnx.ONNX.packages,
+    "onnx",
+    write,
+    read,
+    dynamic=False,
+    whole=False,
+    outputs=DENSE_OUTPUTS,
+    infix=".dense",
 )

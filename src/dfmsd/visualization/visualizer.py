@@ -16,6 +16,7 @@ from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
+from dfmsd.evaluation.recording import noting, unreadable_error
 from dfmsd.types import Batch
 from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_atomically
 from dfmsd.visualization.criteria import stage_criteria
@@ -38,8 +39,8 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
         The files written, the contact sheet last.
 
     Raises:
-        DfmsdError: a detector or image does not exist, the detectors do not fit each other, or a picture would replace
-            a file that no earlier call has written.
+        DfmsdError: a detector or image does not exist, the detectors do not fit each other, a picture would replace a
+            file that no earlier call has written, or images cannot be read; if others can, these are done first.
     """
     model, teacher, out = str(model), str(teacher), Path(out)
     files = find_images(images, exclude=out)
@@ -56,9 +57,13 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     size = student.choose_size()
     make_folder(out)
     scenes, written = [], []
+    unreadable: dict[Path, str] = {}
     try:
         for file, name in zip(files, names, strict=True):
-            pixels = read_image(file)
+            with noting(file, unreadable):
+                pixels = read_image(file)
+            if file in unreadable:
+                continue
             batch, seen_at = to_batch(pixels, size), stages[0].teacher_size
             larger = None if seen_at is None else to_batch(pixels, seen_at).images
             boxes, source = _teacher_boxes(detector, batch)
@@ -67,6 +72,8 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     finally:  # also of what was drawn before Ctrl-C, so that the same call can be repeated
         if scenes:
             written.append(_write(out / CONTACT_SHEET, render_png(draw_contact_sheet(scenes))))
+    if unreadable:
+        raise unreadable_error(unreadable, len(files), out / CONTACT_SHEET)
     return written
 
 
