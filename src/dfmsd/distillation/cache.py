@@ -58,9 +58,14 @@ class Layout(NamedTuple):
 
 def namespace(teacher: nn.Module, layout: Layout) -> str:
     """Hash everything that an entry depends on except the image: weights, buffers, architecture and layout."""
-    content = hashlib.blake2b(f"{VERSION} {type(teacher).__qualname__} {teacher} {layout}".encode(), digest_size=16)
+    return hash_weights(teacher, f"{VERSION} {type(teacher).__qualname__} {teacher} {layout}")
+
+
+def hash_weights(module: nn.Module, text: str = "") -> str:
+    """Hash the weights and buffers of a module, and a text."""
+    content = hashlib.blake2b(text.encode(), digest_size=16)
     # not the state dict, which lacks non-persistent buffers such as the pixels' mean and standard deviation
-    for kind in (teacher.named_parameters(), teacher.named_buffers()):
+    for kind in (module.named_parameters(), module.named_buffers()):
         for name, value in kind:
             content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -11,6 +11,7 @@ from dfmsd.distillation.checks import ownership
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.checkpoint import saved_step, tidy
 from dfmsd.engine.environment import describe_environment
+from dfmsd.engine.fingerprints import KEY, Inputs
 from dfmsd.engine.runconfig import RunConfig
 from dfmsd.engine.saved_config import SHOWN_KEYS, differing_keys, to_yaml
 from dfmsd.errors import DfmsdError, listed
@@ -98,6 +99,7 @@ def open_folder(
     config: RunConfig,
     task: DistillationTask,
     checkpoint: Path | None,
+    inputs: Inputs,
     *,
     overwrite: bool,
     labels: Any = None,
@@ -109,11 +111,12 @@ def open_folder(
         config: saved there.
         task: its parameters are counted.
         checkpoint: where a resumed run continues.
+        inputs: what the run depends on besides its config.
         overwrite: delete an existing run first.
         labels: the teacher's labels of unlabeled images, saved there if given.
     """
     described = to_yaml(config)
-    environment = {**describe_environment(), "parameters": ownership(task)}
+    environment = {**describe_environment(), "parameters": ownership(task), KEY: inputs}
     if overwrite and run.exists:
         empty(run.path, last=run.config_file.name)
     # a finished run may continue, with more patience or time

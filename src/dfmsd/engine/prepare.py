@@ -13,6 +13,7 @@ from dfmsd.detectors.classnames import with_names
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import read_data
 from dfmsd.engine.config import DistillConfig, Recipe
+from dfmsd.engine.fingerprints import PROCESSES, Inputs, fingerprint_data, fingerprint_teachers
 from dfmsd.engine.near import expand
 from dfmsd.engine.nearchoice import Settled, describe
 from dfmsd.engine.preflight import Preflight, preflight, refuse_weak_teachers
@@ -49,6 +50,8 @@ class Prepared(NamedTuple):
     """Those that were passed, and the labeler if it was loaded."""
     found: FoundTeachers
     """The labeler, loaded or still to be made."""
+    inputs: Inputs
+    """What the run depends on besides its config; known to the first process alone."""
 
     def labeler(self, make: Callable[..., object]) -> Detector:
         """Return the detector that labels images, making it if need be."""
@@ -74,6 +77,7 @@ def prepare(
     teacher_check: TeacherCheck,
     *,
     early: bool,
+    check_inputs: Callable[[Inputs], object] = lambda inputs: None,
 ) -> Prepared:
     """Read the data of a run, print what it makes first, and build its task.
 
@@ -84,25 +88,38 @@ def prepare(
         recipes: configs of teachers to make first, by the run folders that the stages refer to.
         teacher_check: how teachers are checked.
         early: refuse weak teachers before missing ones are made.
+        check_inputs: called in the first process with what the run depends on, before missing teachers are made and
+            again with them.
 
     Raises:
         DfmsdError: data, student, teachers and losses do not fit together.
     """
     config, near = expand(settled.config)
     data = read_data(config)
+    inputs: dict[str, str | int] = {}
+    if is_first_process():
+        inputs |= {**fingerprint_data(data), PROCESSES: config.world_size}
+        check_inputs(inputs)
     recipes = {**(recipes or {}), **near}
     found = find_labeler(config, data, teachers, recipes)
     _print_plan(settled, near, data, found)
     teachers = {**(teachers or {}), **found.loaded}
     refuse = partial(refuse_weak_teachers, data=data, images=teacher_check.images, device=default_device())
+
+    def note(detectors: Mapping[str, Detector]) -> None:
+        if is_first_process():
+            inputs.update(fingerprint_teachers(detectors))
+            check_inputs(inputs)
+
     task = build(
         config,
         data.class_names,
         teachers=teachers,
         recipes=recipes,
         before_making=refuse if early and not teacher_check.weak_allowed else None,
+        when_loaded=note,
     )
-    return Prepared(config, data, task, teachers, found)
+    return Prepared(config, data, task, teachers, found, inputs)
 
 
 def measure(prepared: Prepared, teacher_check: TeacherCheck, cache: CachePlan | None) -> Preflight:

@@ -13,6 +13,7 @@ from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine.build import assemble_task, build_student, preserved_modes, teacher_names
 from dfmsd.engine.checkpoint import explain_full_disk, find_checkpoint
 from dfmsd.engine.config import DistillConfig, Recipe, TrainConfig
+from dfmsd.engine.fingerprints import fingerprint_teachers, read_inputs, refuse_changed
 from dfmsd.engine.fit import Result, fit
 from dfmsd.engine.folder import open_folder, reserved
 from dfmsd.engine.loggers import check_loggers
@@ -104,19 +105,24 @@ def distill(
             check_frozen(config.student)
         settled = settle(with_precision(as_started(config, run.path) if resume else config), teachers, recipes)
         saved_as = replace(saved_as, precision=settled.config.precision) if saved_as else settled.config
-        prepared = prepare(settled, build, teachers, recipes, teacher_check, early=first)
+        former = read_inputs(run) if resume else {}
+        check_inputs = partial(refuse_changed, run, former)
+        prepared = prepare(settled, build, teachers, recipes, teacher_check, early=first, check_inputs=check_inputs)
         config, data, task = prepared.config, prepared.data, prepared.task
+        inputs = {**former, **prepared.inputs}
         checkpoint = find_checkpoint(run.path) if resume else None
         labels = None
         if config.labeler is not None:
             labeler = None if checkpoint else prepared.labeler(make)
+            if labeler is not None:
+                inputs |= fingerprint_teachers({config.labeler: labeler})
             labels = label_images(config, run, data, labeler)
         cache = plan_caches(task, config, len(data.train))
         if first and any(task.teachers) and checkpoint is None:
             print_preflight(measure(prepared, teacher_check, cache), console)
         if cache is not None:
             open_caches(cache)
-        opening = partial(open_folder, run, saved_as, task, checkpoint, overwrite=overwrite, labels=labels)
+        opening = partial(open_folder, run, saved_as, task, checkpoint, inputs, overwrite=overwrite, labels=labels)
         with explain_full_disk(run.path):
             result = fit(config, run, data, task, checkpoint, opening if first else None)
     if first and cache is not None:
@@ -191,6 +197,7 @@ def build_task(
     allow_weak_teacher: bool = False,
     check_images: int | None = None,
     before_making: Callable[[DistillationTask, Collection[str]], None] | None = None,
+    when_loaded: Callable[[Mapping[str, Detector]], None] | None = None,
 ) -> DistillationTask:
     """Build the student, teachers and losses of a run; the weights depend on the seed alone.
 
@@ -204,6 +211,7 @@ def build_task(
         check_images: see `distill`; of teachers that are themselves distilled first.
         before_making: called before a teacher is made, with the task, whose missing teachers have random weights, and
             the names of the other teachers.
+        when_loaded: called with the detectors that `teacher_names` names, before the task is built of them.
 
     Raises:
         DfmsdError: student, teachers and data do not fit together.
@@ -220,7 +228,10 @@ def build_task(
             if before_making:
                 before_making(task, known.keys())
         make = partial(make_teacher, allow_weak_teacher=allow_weak_teacher, check_images=check_images)
-        return assemble_task(config, student, {**found.make(make), **given})
+        detectors = {**found.make(make), **given}
+        if when_loaded:
+            when_loaded({name: detectors[name] for name in teacher_names(config)})
+        return assemble_task(config, student, detectors)
 
 
 def _check_start(config: DistillConfig, check_images: int | None) -> None:
