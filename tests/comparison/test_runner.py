@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.changes import edit, move_box, shift_weights
 
 from dfmsd.comparison import preparation, runner
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.runner import compare
 from dfmsd.comparison.runs import PlannedRun
 from dfmsd.comparison.step_cost import StepCost
-from dfmsd.data import CocoDataModule
+from dfmsd.data import CocoDataModule, DataConfig
 from dfmsd.detectors import load_detector
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.run import distill
@@ -165,6 +167,40 @@ def test_two_comparisons_cannot_share_a_folder(compare_config: MakeCompare, tmp_
         compare(compare_config(tmp_path))
     with pytest.raises(DfmsdError, match="jobs must be at least 1, got 0"):
         compare(compare_config(tmp_path), jobs=0)
+
+
+def test_runs_of_other_data_or_of_another_teacher_are_not_reused(
+    compare_config: MakeCompare,
+    here: InProcess,
+    tiny_root: Path,
+    tiny_teachers: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here.train = train
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_root, "data")
+    shutil.copytree(tiny_teachers[0], "teacher")
+    data = DataConfig("data", image_size=64, batch_size=4)
+    config = compare_config(Path("out"), data=data, pairs={"both": ["teacher"]}, epochs=1)
+    for expected in (2, 0):  # unchanged ones are
+        before = len(here.made)
+        compare(config, allow_weak_teacher=True)
+        assert len(here.made) == before + expected
+
+    annotations = Path("data/annotations/instances_val.json")
+    original = annotations.read_text()
+    edit(annotations, move_box)
+    message = r"^out/none/seed-0 and 1 more: made with another version of data\.val; remove what is outdated, or choose"
+    with pytest.raises(DfmsdError, match=message):
+        compare(config, allow_weak_teacher=True)
+    annotations.write_text(original)
+    shift_weights(Path("teacher"))
+    with pytest.raises(DfmsdError, match=r"^out/both/pkd/seed-0: made with another version of teacher teacher; remove"):
+        compare(config, allow_weak_teacher=True)
+    shutil.rmtree("out/both/pkd")
+    compare(config, allow_weak_teacher=True)
+    assert here.made[2:] == ["both: pkd, seed 0"]
 
 
 @pytest.mark.slow

@@ -290,9 +290,12 @@ def test_teachers_with_other_class_names_are_measured_and_compared_by_those_of_t
     assert skipped == []
     data, console = CocoDataModule(config.data), Console(quiet=True)
     measure = partial(measure_teachers, [foreign], data, tmp_path, console, allow_weak=True)
-    assert measure(teacher_classes=config.teacher_classes)[foreign] is not None
-    assert measure(teacher_classes={"box": "disc"}).keys() == {foreign}
+    assert measure(teacher_classes=config.teacher_classes).aps[foreign] is not None
+    assert measure(teacher_classes={"box": "disc"}).aps.keys() == {foreign}
     assert len(json.loads((tmp_path / "teachers.json").read_text())) == 2  # measured again
+    others = CocoDataModule(replace(config.data, holdout=0.5))
+    measure_teachers([foreign], others, tmp_path, console, allow_weak=True)
+    assert len(json.loads((tmp_path / "teachers.json").read_text())) == 3  # on other images
     alone = [run for run in runs if not run.method.losses]
     assert build_tasks(config, alone, CLASSES)[0].keys() == {"none"}
     typo = replace(config, teacher_classes={"bux": "disc"})

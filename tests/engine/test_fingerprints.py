@@ -6,14 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from tests.helpers.changes import drop_image, edit, make_crowd, move_box, shift_weights, swap_classes
 from tests.helpers.runs import quietly
 
 from dfmsd.data import CocoDataModule, DataConfig
-from dfmsd.detectors import load_detector, save_detector
+from dfmsd.detectors import load_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.fingerprints import PROCESSES, changed_inputs, fingerprint_data, fingerprint_teachers
@@ -21,38 +20,6 @@ from dfmsd.engine.run import distill
 from dfmsd.errors import DfmsdError
 
 MakeDistill = Callable[..., DistillConfig]
-Content = dict[str, Any]
-
-
-def edit(file: Path, change: Callable[[Content], object]) -> None:
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
-def swap_classes(content: Content) -> None:
-    first, second = content["categories"]
-    first["name"], second["name"] = second["name"], first["name"]
-
-
-def move_box(content: Content) -> None:
-    content["annotations"][0]["bbox"][0] += 1
-
-
-def make_crowd(content: Content) -> None:
-    content["annotations"][0]["iscrowd"] = 1
-
-
-def drop_image(content: Content) -> None:
-    dropped = content["images"].pop(0)["id"]
-    content["annotations"] = [box for box in content["annotations"] if box["image_id"] != dropped]
-
-
-def shift_weights(teacher: Path) -> None:
-    detector = load_detector(teacher)
-    with torch.no_grad():
-        next(iter(detector.parameters())).add_(1)
-    save_detector(detector, teacher)
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,29 @@ def test_near_teacher_is_made_once_before_the_trials(tune_config: MakeTune, fake
     assert [each.near for each in result.best.stages] == [near]  # of its own, on all images
 
 
+@pytest.mark.parametrize(
+    ("run", "former"),
+    [
+        ("trials/0000", "data.train"),
+        ("repeats/config-seed-1", "data.val"),
+        ("repeats/config-seed-1", "teacher {}"),
+        ("final/config", "data.val"),
+    ],
+)
+def test_search_is_not_continued_on_other_data_or_with_another_teacher(
+    tune_config: MakeTune, fake: FakeRuns, tmp_path: Path, run: str, former: str
+) -> None:
+    config = tune_config(tmp_path / "out")
+    former = former.format(config.stages[0].teacher)
+    searched(config, 1)
+    folder = RunFolder(tmp_path / "out" / run)
+    folder.environment_file.write_text(json.dumps({"inputs": {former: "0"}}))
+    begun = len(fake.begun)
+    with pytest.raises(DfmsdError, match=f"^{folder}: made with another version of {former}; restore it, or choose"):
+        searched(config)
+    assert len(fake.begun) == begun
+
+
 def test_storage_is_opened_by_one_process_at_a_time(
     tune_config: MakeTune, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from dfmsd.comparison.results import known_rows
 from dfmsd.comparison.runs import PlannedRun, SkippedMethod, build_tasks, plan_run, plan_runs
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.config import DistillConfig
+from dfmsd.engine.fingerprints import Inputs, refuse_outdated
 from dfmsd.engine.saved_config import same_run
 from dfmsd.errors import DfmsdError
 
@@ -54,6 +55,20 @@ def plan_pair(config: CompareConfig, pair: str, class_names: Sequence[str]) -> P
     known = [row for row in known_rows(Path(config.out, pair)) if row not in requested]
     former = [run for name, seed in known if (run := _former_run(config, pair, name, seed))]
     return PairPlan(runs, former, [*skipped, *refused])
+
+
+def refuse_outdated_runs(plans: Mapping[str, PairPlan], inputs: Inputs) -> None:
+    """Refuse to compare new runs with those of other data or teachers.
+
+    Args:
+        plans: of all pairs.
+        inputs: fingerprints of the data or the teachers.
+
+    Raises:
+        DfmsdError: names the first such run.
+    """
+    runs = dict.fromkeys(run.folder for plan in plans.values() for run in [*plan.runs, *plan.former])
+    refuse_outdated(runs, inputs, "remove what is outdated")
 
 
 def _former_run(config: CompareConfig, pair: str, name: str, seed: int) -> PlannedRun | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
 from dfmsd.comparison.methods import BASELINE
-from dfmsd.comparison.plan import PairPlan, plan_pair
+from dfmsd.comparison.plan import PairPlan, plan_pair, refuse_outdated_runs
 from dfmsd.comparison.results import PairResults
 from dfmsd.comparison.runs import build_tasks
 from dfmsd.comparison.step_cost import limited_threads, measure_step_costs
@@ -46,9 +46,9 @@ def prepare(
         The results of each pair, without its runs.
 
     Raises:
-        DfmsdError: a teacher cannot be made or is too weak.
+        DfmsdError: a teacher cannot be made or is too weak, or has changed since it taught in a run.
     """
-    aps = measure_teachers(
+    aps, inputs = measure_teachers(
         _teachers(config),
         data,
         Path(config.out),
@@ -56,6 +56,7 @@ def prepare(
         allow_weak=allow_weak,
         teacher_classes=config.teacher_classes,
     )
+    refuse_outdated_runs(plans, inputs)
     if config.data.labels_images:
         data.assume_pseudo_labels()
     results = {}
@@ -70,7 +71,7 @@ def prepare(
 
 
 def is_prepared(config: CompareConfig, plans: Mapping[str, PairPlan]) -> bool:
-    """Return whether all of it has been measured before, unless a teacher has changed since."""
+    """Return whether all of it has been measured before; `prepare` measures again what has changed since."""
     return were_measured(_teachers(config), Path(config.out)) and all(
         {run.method.name for run in plan.runs} <= _read_costs(PairFolder(Path(config.out, pair))).keys()
         for pair, plan in plans.items()

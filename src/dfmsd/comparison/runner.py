@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dfmsd.comparison.config import CompareConfig
 from dfmsd.comparison.folder import PairFolder
-from dfmsd.comparison.plan import PairPlan, plan_pair, print_plans
+from dfmsd.comparison.plan import PairPlan, plan_pair, print_plans, refuse_outdated_runs
 from dfmsd.comparison.preparation import is_prepared, prepare, prepare_elsewhere
 from dfmsd.comparison.results import PairResults, read_row, write_results
 from dfmsd.comparison.runs import PlannedRun
@@ -15,6 +15,7 @@ from dfmsd.comparison.tables import print_table, write_tables
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_batches, check_contents
+from dfmsd.engine.fingerprints import fingerprint_data
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.launching.choice import opened
@@ -44,8 +45,8 @@ def compare(
         One entry per pair, with failed runs in ``failed``; empty for a dry run.
 
     Raises:
-        DfmsdError: invalid input, or a folder that contains different runs. Methods that do not apply to a pair are
-            skipped without an error.
+        DfmsdError: invalid input, or a folder that contains different runs, or runs of other data or teachers. Methods
+            that do not apply to a pair are skipped without an error.
         Stopped: SIGTERM, SIGUSR1 or SIGHUP ended the comparison; the runs are saved, and the next call resumes them.
     """
     if coerce(jobs, int, "jobs") < 1:
@@ -85,6 +86,7 @@ def _plan(config: CompareConfig) -> tuple[CocoDataModule, dict[str, PairPlan]]:
     check_contents(data)
     check_batches(data, config.optim)
     plans = {pair: plan_pair(config, pair, data.class_names) for pair in config.pairs}
+    refuse_outdated_runs(plans, fingerprint_data(data))
     print_plans(config, plans, console)
     return data, plans
 

@@ -1,4 +1,4 @@
-"""AP of the teachers of a comparison."""
+"""AP and fingerprints of the teachers of a comparison."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -13,8 +14,8 @@ from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.detectors import Detector
 from dfmsd.detectors.classnames import check_names, with_names
-from dfmsd.distillation.cache import Layout, namespace
 from dfmsd.distillation.checks import check_classes, check_teacher_ap
+from dfmsd.engine.fingerprints import VAL, Inputs, fingerprint_data, fingerprint_teachers, teacher_key
 from dfmsd.engine.run import make_teacher
 from dfmsd.engine.teachers import load_teachers
 from dfmsd.evaluation.evaluate import evaluate, percent
@@ -26,6 +27,15 @@ TEACHERS = "teachers.json"
 """File of the teachers' AP in the folder of a comparison."""
 
 
+class MeasuredTeachers(NamedTuple):
+    """What is known of the teachers of a comparison."""
+
+    aps: dict[str, float | None]
+    """Reference -> AP, 0..1; None for a teacher that has none of the data's classes."""
+    inputs: Inputs
+    """Their fingerprints, as in the runs that they have taught."""
+
+
 def measure_teachers(
     references: Sequence[str],
     data: CocoDataModule,
@@ -34,8 +44,10 @@ def measure_teachers(
     *,
     allow_weak: bool,
     teacher_classes: Mapping[str, str] | None = None,
-) -> dict[str, float | None]:
-    """Load or train the teachers and evaluate them; the AP of unchanged teachers is read from ``teachers.json``.
+) -> MeasuredTeachers:
+    """Load or train the teachers and evaluate them.
+
+    The AP of an unchanged teacher on unchanged data is read from ``teachers.json``.
 
     Args:
         references: each once, see `StageConfig`.
@@ -45,9 +57,6 @@ def measure_teachers(
         allow_weak: accept teachers that know none of the classes or have an AP of about 0.
         teacher_classes: class name of a teacher -> that of the data, as in `DistillConfig`.
 
-    Returns:
-        Reference -> AP, 0..1; None for a teacher that has none of the data's classes.
-
     Raises:
         DfmsdError: a teacher cannot be loaded or is too weak.
     """
@@ -55,14 +64,15 @@ def measure_teachers(
     known = _read(path)
     size = data.teacher_size or data.config.image_size
     required = annotated_classes([data.train.coco, data.val.coco])
-    aps = {}
+    aps: dict[str, float | None] = {}
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
     loaded = load_teachers(references, data.class_names, out, train=make)
     check_names(teacher_classes, data.class_names, [each.class_names for each in loaded.values()])
     renamed = f" {json.dumps(teacher_classes, sort_keys=True)}" if teacher_classes else ""
+    inputs, val = fingerprint_teachers(loaded), fingerprint_data(data)[VAL]
     for name, teacher in loaded.items():
         detector = with_names(teacher, teacher_classes)
-        key = f"{name} {namespace(detector, Layout(detector.levels, (size, size)))}{renamed}"
+        key = f"{name} {inputs[teacher_key(name)]} {val} {size}{renamed}"
         checked = bool(detector.class_names) and not allow_weak
         if checked and (line := check_classes(name, detector.class_names, required)):
             console.print(line, highlight=False)
@@ -74,11 +84,11 @@ def measure_teachers(
         console.print(f"teacher {name}: AP {ap}", highlight=False)
         if checked:
             check_teacher_ap(name, aps[name], None)
-    return aps
+    return MeasuredTeachers(aps, inputs)
 
 
 def were_measured(references: Sequence[str], out: Path) -> bool:
-    """Return whether `measure_teachers` has measured all of them before, unless one has changed since."""
+    """Return whether `measure_teachers` has measured all of them before, in whatever version and on whatever data."""
     known = _read(out / TEACHERS)
     return all(any(key.startswith(f"{name} ") for key in known) for name in references)
 

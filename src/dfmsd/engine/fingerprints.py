@@ -6,7 +6,7 @@ They are in the run's ``environment.json``, under ``inputs``. Images are known b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dfmsd.data.datamodule import CocoDataModule
@@ -23,7 +23,7 @@ Inputs = Mapping[str, str | int]
 KEY = "inputs"
 """Of the inputs in ``environment.json``."""
 PROCESSES = "number of processes"
-TEST = "data.test"
+VAL, TEST = "data.val", "data.test"
 SHOWN_INPUTS = 3
 """Inputs that a message names."""
 
@@ -34,7 +34,7 @@ def fingerprint_data(data: CocoDataModule) -> dict[str, str]:
     Args:
         data: without pseudo-labels.
     """
-    splits = {"data.train": data.labeled, "data.val": data.val.coco, TEST: open_test_split(data.config)}
+    splits = {"data.train": data.labeled, VAL: data.val.coco, TEST: open_test_split(data.config)}
     if data.config.unlabeled is not None:
         splits["data.unlabeled"] = data.unlabeled
     return {name: _fingerprint(split) for name, split in splits.items() if split is not None}
@@ -84,6 +84,26 @@ def refuse_changed(run: RunFolder, former: Inputs, inputs: Inputs) -> None:
         raise DfmsdError(
             f"{listed(changed, SHOWN_INPUTS)} changed since {run} began; restore what it began with, or choose another "
             "`out`"
+        )
+
+
+def refuse_outdated(runs: Iterable[RunFolder], inputs: Inputs, remedy: str) -> None:
+    """Refuse to reuse runs of other data or teachers.
+
+    Args:
+        runs: their folders, whether they have begun or not.
+        inputs: those of today; what a run does not depend on is passed over.
+        remedy: what to do, unless the new runs get a folder of their own.
+
+    Raises:
+        DfmsdError: names the first such run, how many others there are, and what has changed.
+    """
+    changed = {str(run): names for run in runs if (names := changed_inputs(read_inputs(run), inputs))}
+    if changed:
+        names = list(dict.fromkeys(name for each in changed.values() for name in each))
+        raise DfmsdError(
+            f"{listed(list(changed), 1)}: made with another version of {listed(names, SHOWN_INPUTS)}; {remedy}, or "
+            "choose another `out`"
         )
 
 

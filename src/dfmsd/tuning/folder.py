@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfmsd.runfolder import RunFolder
+
 
 @dataclass(frozen=True)
 class SearchFolder:
@@ -58,6 +60,15 @@ class SearchFolder:
     def final(self, name: str) -> Path:
         """Run folder of a configuration that is trained on all training images."""
         return self.path / "final" / name.replace(" ", "-")
+
+    def runs(self, *kinds: str) -> list[RunFolder]:
+        """Return the folders of runs that exist.
+
+        Args:
+            kinds: ``trials``, ``repeats``, ``teachers``, ``final``, or ``*`` for all of them.
+        """
+        found = (RunFolder(path) for kind in kinds for path in sorted(self.path.glob(f"{kind}/*")))
+        return [run for run in found if run.exists]
 
     @property
     def identity_file(self) -> Path:

@@ -12,6 +12,7 @@ from dfmsd.comparison.teachers import TEACHERS, measure_teachers, were_measured
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.engine.config import Recipe
 from dfmsd.engine.configfile import read_config
+from dfmsd.engine.fingerprints import refuse_outdated
 from dfmsd.engine.run import make_teacher
 from dfmsd.engine.teachers import find_teachers
 from dfmsd.launching import preparation
@@ -36,18 +37,19 @@ def make_teachers(problem: Problem, data: CocoDataModule, *, allow_weak: bool) -
         allow_weak: accept teachers that know none of the classes or have an AP of about 0.
 
     Raises:
-        DfmsdError: a teacher cannot be made or is too weak.
+        DfmsdError: a teacher cannot be made or is too weak, or has changed since it taught in a run.
     """
     path = problem.folder.path
     names = problem.config.teacher_classes
-    measure_teachers(_teachers(problem), data, path, console, allow_weak=allow_weak, teacher_classes=names)
+    measured = measure_teachers(_teachers(problem), data, path, console, allow_weak=allow_weak, teacher_classes=names)
+    refuse_outdated(problem.folder.runs("*"), measured.inputs, "restore it")
     recipes = _recipes(problem)
     make = partial(make_teacher, allow_weak_teacher=allow_weak)
     find_teachers(list(recipes), data.class_names, path / "student", recipes=recipes).make(make)
 
 
 def is_prepared(problem: Problem) -> bool:
-    """Return whether all teachers have been made and measured before, unless one has changed since."""
+    """Return whether all teachers have been made and measured before, in whatever version and on whatever data."""
     measured = were_measured(_teachers(problem), problem.folder.path)
     return measured and all(RunFolder(Path(name)).finished for name in _recipes(problem))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_batches, check_contents
+from dfmsd.engine.fingerprints import fingerprint_data, refuse_outdated
 from dfmsd.errors import DfmsdError
 from dfmsd.estimation.estimator import estimate
 from dfmsd.launching.choice import opened
@@ -64,8 +65,8 @@ def tune(
         The outcome; None for a dry run.
 
     Raises:
-        DfmsdError: invalid input, a storage that cannot be reached or whose study searches something else, or a config
-            that does not work.
+        DfmsdError: invalid input, a storage that cannot be reached or whose study searches something else, data or
+            teachers that have changed since the search began, or a config that does not work.
         Stopped: SIGTERM, SIGUSR1 or SIGHUP ended the search; the runs are saved, and the next call continues them.
     """
     budget = _check_budget(trials, hours, jobs)
@@ -100,6 +101,7 @@ def _tune(
     problem, data = _pose(config, folder)
     with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
         study = _open_study(url, problem, budget)
+        _refuse_other_data(problem, data)
         print_problem(problem)
         with study.joined(), _saying_how_to_go_on():
             with _in_turn(folder, "teachers", "makes the teachers"):
@@ -109,6 +111,18 @@ def _tune(
             search(study, budget, launcher)
             with _in_turn(folder, "finishing", "runs what follows the search"):
                 return finish(problem, study, launcher, budget.jobs)
+
+
+def _refuse_other_data(problem: Problem, data: CocoDataModule) -> None:
+    """Refuse to continue a search whose runs had other data, apart from the search space."""
+
+    def check(runs: Sequence[RunFolder], data: CocoDataModule) -> None:
+        fixed = {name: value for name, value in fingerprint_data(data).items() if name not in problem.space}
+        refuse_outdated(runs, fixed, "restore it")
+
+    check(problem.folder.runs("trials", "repeats", "teachers"), data)
+    if final := problem.folder.runs("final"):
+        check(final, CocoDataModule(problem.original.data))
 
 
 def print_problem(problem: Problem) -> None:
