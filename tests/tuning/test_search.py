@@ -29,6 +29,16 @@ def test_hours_hold_what_follows_the_search() -> None:
     assert budget.seconds_left(2) == pytest.approx(2.0 * HOUR - now[0])
 
 
+def test_hours_hold_what_follows_the_search_from_its_first_trial_on() -> None:
+    """A search that is continued knows how long its trials have taken."""
+    budget = Budget(None, 2.0, 1, clock=lambda: 0.0)
+    budget.recall([0.05 * HOUR, 0.21 * HOUR])
+    assert budget.is_over()  # ten whole runs are 2.1 hours
+    budget = Budget(None, 2.0, 1, clock=lambda: 0.0)
+    budget.recall([0.05 * HOUR, 0.19 * HOUR])
+    assert not budget.is_over()
+
+
 def test_the_time_left_follows_from_the_trials_so_far() -> None:
     budget = Budget(10, None, 1, clock=lambda: 0.0)
     budget.note(1.0 * HOUR, whole=True)

@@ -48,7 +48,20 @@ def test_default_space_leaves_out_what_the_config_does_not_have(tune_config: Mak
     space = build_space(tune_config(tmp_path, loss=losses, balance=None).as_trial(), {}, ["config", "T1"])
     assert list(space) == ["plan", "basis", "inherit", "optim.lr"]
     space = build_space(tune_config(tmp_path, loss="pkd", balance=None).as_trial(), {}, ["config"])
-    assert list(space) == ["plan", "basis", "loss.pairing", "loss.weight", "inherit", "optim.lr"]
+    assert list(space) == ["plan", "loss.pairing", "loss.weight", "inherit", "optim.lr"]
+
+
+def test_basis_is_a_parameter_only_where_a_plan_has_it(trial: DistillConfig) -> None:
+    """The plans of the config and with a near teacher have a basis of their own."""
+    for plans, given in (
+        (["config", "near+T1"], {}),
+        (["config", "T1"], {"plan": ["config", "near+T2"]}),
+        (["config", "T1"], {"plan": None}),
+    ):
+        assert "basis" not in build_space(trial, given, plans)
+        with pytest.raises(DfmsdError, match=r"tune\.space\.basis: no plan takes it but those such as T1; list one in"):
+            build_space(trial, {**given, "basis": ["auto", "own"]}, plans)
+    assert "basis" in build_space(trial, {"plan": ["config", "T1&T2"]}, ["config"])
 
 
 def test_default_space_of_a_loss_on_predictions_has_nothing_of_features(tune_config: MakeTune, tmp_path: Path) -> None:
@@ -87,6 +100,24 @@ def test_values_are_set_without_changing_the_config(trial: DistillConfig) -> Non
     assert (changed.loss["alpha"], changed.balance, changed.data.scale_jitter) == (0.9, 4.0, (0.5, 1.5))
     assert with_values(trial, {}) != changed
     assert trial.data.scale_jitter is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        ({"data.batch_size": 8}, 2.0),  # the square root of four times the images
+        ({"optim.effective_batch": 18}, 3.0),
+        ({"optim.name": "sgd"}, 0.01 * 2 / 16 / 0.01),
+        ({"optim.lr": 0.5, "data.batch_size": 8}, 50.0),
+    ],
+)
+def test_automatic_learning_rate_follows_the_values_of_a_trial(
+    tune_config: MakeTune, tmp_path: Path, changes: dict[str, Any], factor: float
+) -> None:
+    automatic = tune_config(tmp_path, optim=OptimConfig(name="lamb")).as_trial()  # 0.01 with a batch of 2
+    stated = tune_config(tmp_path, optim=OptimConfig(name="lamb", lr=0.02)).as_trial()
+    assert with_values(automatic, changes).optim.lr == pytest.approx(factor * 0.01)
+    assert with_values(stated, changes).optim.lr == changes.get("optim.lr", 0.02)
 
 
 @pytest.mark.parametrize(

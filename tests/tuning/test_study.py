@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -46,6 +47,19 @@ def carried_out(problem: Problem, trials: int = TRIALS) -> SharedStudy:
 
 def told(study: SharedStudy) -> list[Any]:
     return [(t.number, t.state, t.params, t.values, t.intermediate_values) for t in study.frozen()]
+
+
+def test_continued_search_leaves_time_for_the_runs_after_it(
+    make_problem: MakeProblem, fake: FakeRuns, tmp_path: Path
+) -> None:
+    study = opened(make_problem(tmp_path / "out"), 1)
+    ticks = count(0, 720)
+    with study.joined():
+        search(study, Budget(1, None, clock=lambda: next(ticks)), LocalLauncher())
+        budget = Budget(None, 1.0, clock=lambda: 0.0)  # ten runs as long as the first one take two hours
+        study.trials, study.is_over = 3, budget.is_over
+        search(study, budget, LocalLauncher())
+    assert len(study.frozen()) == 1
 
 
 def test_search_begins_with_the_config_and_ends_the_worse_half_early(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -322,6 +323,24 @@ def test_plain_distillation_is_a_config_of_a_search(
 def test_config_without_teacher_is_refused(tune_config: MakeTune, tmp_path: Path) -> None:
     with pytest.raises(DfmsdError, match="stages: none has a teacher, so there is no distillation to tune"):
         tune_config(tmp_path, stages=[StageConfig(2)])
+
+
+def test_data_that_the_last_runs_would_find_bad_are_refused_before_the_first_trial(
+    tune_config: MakeTune, fake: FakeRuns, tmp_path: Path, tiny_coco: Path
+) -> None:
+    config = tune_config(tmp_path / "out", data=DataConfig(str(tiny_coco), image_size=64, batch_size=2, holdout=0.3))
+    file = tiny_coco / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(DfmsdError, match="so no AP can be measured"):
+        searched(config)
+    file.unlink()
+    shutil.rmtree(tiny_coco / "val")
+    with pytest.raises(
+        DfmsdError, match=r"^data\.val: what a search finds is measured on val, which .* does not have;"
+    ):
+        searched(config)
+    assert fake.begun == []
 
 
 def test_one_image_cannot_be_held_out(tune_config: MakeTune, tmp_path: Path, tiny_coco: Path) -> None:

@@ -61,6 +61,11 @@ def default_plans(config: DistillConfig) -> list[str]:
     return [CONFIG, *(name for name in [*numbers, *several, *near] if tuple(plan_stages(config, name)) != own)]
 
 
+def has_own_basis(name: str) -> bool:
+    """Return whether a plan's stages state their basis, so that the parameter ``basis`` has no effect on it."""
+    return name.startswith((CONFIG, NEAR))
+
+
 def plan_stages(config: DistillConfig, name: str) -> list[StageConfig]:
     """Return the stages that a plan stands for.
 

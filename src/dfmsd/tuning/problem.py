@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.saved_config import to_plain
 from dfmsd.errors import DfmsdError
 from dfmsd.tuning.config import TuneConfig
 from dfmsd.tuning.folder import SearchFolder
 from dfmsd.tuning.plans import CONFIG, Plan, build_plan, default_plans, refused_plans
-from dfmsd.tuning.space import BASIS, PLAN, Space, build_space, first_values, with_values
+from dfmsd.tuning.space import BASIS, PLAN, Space, build_space, first_values, plan_choices, with_values
 from dfmsd.utils.console import console
 
 
@@ -82,7 +80,7 @@ def pose(config: TuneConfig, class_names: Sequence[str], folder: SearchFolder) -
     stated = given.get(PLAN) is not None
     names = [] if PLAN in given else default_plans(trial)
     space = build_space(trial, given, names or [CONFIG])
-    plans = {name: build_plan(trial, name, folder.teachers) for name in dict.fromkeys([*_choices(space), CONFIG])}
+    plans = {name: build_plan(trial, name, folder.teachers) for name in dict.fromkeys([*plan_choices(space), CONFIG])}
     for name, reason in refused_plans(trial, plans, class_names).items():
         if name == CONFIG or stated:
             raise DfmsdError(reason if name == CONFIG else f"tune.space.plan: {name} does not apply: {reason}")
@@ -104,11 +102,3 @@ def differing(former: Any, current: Any, key: str = "") -> list[str]:
             for found in differing(former.get(name), current.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if former == current else [key]
-
-
-def _choices(space: Space) -> list[str]:
-    if PLAN not in space:
-        return []
-    distribution = space[PLAN].distribution
-    assert isinstance(distribution, CategoricalDistribution)
-    return [str(choice) for choice in distribution.choices]

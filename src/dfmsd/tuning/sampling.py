@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 
-from dfmsd.tuning.plans import CONFIG, NEAR
+from dfmsd.tuning.plans import CONFIG, has_own_basis
 from dfmsd.tuning.problem import Problem
 from dfmsd.tuning.space import BASIS, PLAN, Parameter
 
@@ -25,8 +25,8 @@ def draw(problem: Problem, study: optuna.Study, trial: Trial) -> dict[str, Any]:
     """
     drawn: dict[str, Any] = {}
     for index, (key, parameter) in enumerate(problem.space.items(), 1):
-        if key == BASIS and str(drawn.get(PLAN, CONFIG)).startswith((CONFIG, NEAR)):
-            continue  # these plans have a basis of their own
+        if key == BASIS and has_own_basis(str(drawn.get(PLAN, CONFIG))):
+            continue
         study.sampler = seeded_sampler(problem.config.seed, trial.number, index)
         drawn[key] = suggest(trial, key, parameter)
     return drawn

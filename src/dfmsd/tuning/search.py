@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dfmsd.evaluation.evaluate import percent
 from dfmsd.launching.jobs import run_all
 from dfmsd.launching.launcher import Launcher
-from dfmsd.tuning.study import SharedStudy, TrialRun
+from dfmsd.tuning.study import SECONDS, SharedStudy, TrialRun
 from dfmsd.tuning.table import describe, write_table
 from dfmsd.utils.console import console
 from dfmsd.utils.durations import HOUR, describe_duration
@@ -56,6 +56,10 @@ class Budget:
         if whole:
             self.longest = max(self.longest, seconds)
 
+    def recall(self, seconds: Iterable[float]) -> None:
+        """Note how long the whole runs of earlier calls have taken."""
+        self.longest = max([self.longest, *seconds])
+
     def is_over(self) -> bool:
         """Return whether another trial, and what follows the search, would exceed the hours."""
         if self.hours is None:
@@ -96,13 +100,15 @@ def search(study: SharedStudy, budget: Budget, launcher: Launcher) -> None:
         return run
 
     def on_end(run: TrialRun, failure: str | None) -> None:
-        study.end(run, failure)
+        seconds = budget.clock() - begun[run.trial.number]
+        study.end(run, failure, seconds)
         trials = study.frozen()
         write_table(study.problem, trials)
         ended = trials[run.trial.number]
-        budget.note(budget.clock() - begun[ended.number], whole=ended.state == TrialState.COMPLETE)
+        budget.note(seconds, whole=ended.state == TrialState.COMPLETE)
         console.print(_progress(run, ended, trials, budget), highlight=False)
 
+    budget.recall(trial.user_attrs[SECONDS] for trial in study.frozen() if SECONDS in trial.user_attrs)
     while True:
         done = sum(trial.state.is_finished() for trial in study.frozen())
         total = None if budget.trials is None else max(0, budget.trials - done)

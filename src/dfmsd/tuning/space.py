@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from optuna.distributions import (
@@ -21,8 +21,8 @@ from dfmsd.engine.saved_config import to_plain
 from dfmsd.errors import DfmsdError, foreign_message
 from dfmsd.losses.basis import BasisName
 from dfmsd.losses.config import head_methods, loss_parts
-from dfmsd.tuning.plans import CONFIG, plan_stages
-from dfmsd.utils.coerce import build
+from dfmsd.tuning.plans import CONFIG, has_own_basis, plan_stages
+from dfmsd.utils.coerce import AUTO, build
 
 PLAN, BASIS = "plan", "basis"
 """Parameters that are no keys of the config."""
@@ -69,6 +69,8 @@ Space = Mapping[str, Parameter]
 def with_values(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:
     """Return a config with other values, after the checks of a YAML file.
 
+    A learning rate that ``auto`` stands for follows them.
+
     Args:
         config: left as it is.
         changes: key such as ``loss.alpha`` -> value.
@@ -77,11 +79,18 @@ def with_values(config: DistillConfig, changes: Mapping[str, Any]) -> DistillCon
         DfmsdError: a value has the wrong type, is out of range, or does not go with the others.
     """
     values = to_plain(config)
+    if _has_automatic_rate(config):
+        values["optim"]["lr"] = AUTO
     for key, value in changes.items():
         section, dot, name = key.partition(".")
         (values[section] if dot else values)[name or section] = deepcopy(value)
     built: DistillConfig = build(DistillConfig, values, "config")
     return built
+
+
+def _has_automatic_rate(config: DistillConfig) -> bool:
+    """Return whether the learning rate is what ``auto`` gives, since a config keeps the number alone."""
+    return config.optim == replace(config.optim, lr=AUTO).resolved(config.images_at_once, config.student)
 
 
 def build_space(config: DistillConfig, given: Mapping[str, Any], plans: Sequence[str]) -> dict[str, Parameter]:
@@ -106,9 +115,22 @@ def build_space(config: DistillConfig, given: Mapping[str, Any], plans: Sequence
         stated[key] = values
     merged = {**_default_space(config, plans), **stated}
     space = {key: _parameter(config, key, values) for key, values in merged.items() if values is not None}
+    if BASIS in space and all(map(has_own_basis, plan_choices(space) or [CONFIG])):
+        if BASIS in stated:
+            raise DfmsdError(f"tune.space.{BASIS}: no plan takes it but those such as T1; list one in tune.space.plan")
+        del space[BASIS]
     if not any(not parameter.distribution.single() for parameter in space.values()):
         raise DfmsdError("tune.space: every parameter has a single value, so there is nothing to search; widen one")
     return space
+
+
+def plan_choices(space: Space) -> list[str]:
+    """Return the plans of a space, if it has the parameter."""
+    if PLAN not in space:
+        return []
+    distribution = space[PLAN].distribution
+    assert isinstance(distribution, CategoricalDistribution)
+    return [str(choice) for choice in distribution.choices]
 
 
 def first_values(space: Space, config: DistillConfig) -> dict[str, Any]:
@@ -121,9 +143,7 @@ def first_values(space: Space, config: DistillConfig) -> dict[str, Any]:
     values = {key: _value(to_plain(config), key) for key in space if key not in (PLAN, BASIS)}
     if PLAN in space:
         own = config.stages
-        distribution = space[PLAN].distribution
-        assert isinstance(distribution, CategoricalDistribution)
-        equal = (str(name) for name in distribution.choices if plan_stages(config, str(name)) == own)
+        equal = (name for name in plan_choices(space) if plan_stages(config, name) == own)
         values[PLAN] = next(equal, CONFIG)
     if BASIS in space:
         values[BASIS] = "auto"

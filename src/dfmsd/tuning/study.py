@@ -27,8 +27,8 @@ from dfmsd.tuning.space import PLAN
 from dfmsd.utils.files import write_text
 from dfmsd.utils.lock import is_locked, locked, waiting
 
-PROCESS, FOLDER, REASON, EPOCHS = "process", "folder", "reason", "epochs"
-"""Attributes of a trial: who runs it, its run folder, why it failed, and how many epochs it took."""
+PROCESS, FOLDER, REASON, EPOCHS, SECONDS = "process", "folder", "reason", "epochs", "seconds"
+"""Attributes of a trial: who runs it, its run folder, why it failed, and how many epochs and seconds it took."""
 IDENTITY, SEARCH = "identity", "search"
 """Attributes of a study: its folder's identity, and what is searched."""
 
@@ -133,12 +133,13 @@ class SharedStudy:
                     return True
         return False
 
-    def end(self, run: TrialRun, failure: str | None) -> None:
+    def end(self, run: TrialRun, failure: str | None, seconds: float | None = None) -> None:
         """Tell the study how a run has ended.
 
         Args:
             run: asked for by this process.
             failure: why it failed; None if it finished.
+            seconds: how long it took, without the time between two calls; None if that is not known.
 
         Raises:
             DfmsdError: the first trial has failed, so that the config itself does not work.
@@ -146,18 +147,20 @@ class SharedStudy:
         if self.should_end(run):  # a trial that has run past the evaluation that ends it
             return
         if failure is None:
-            self._finish(run)
+            self._finish(run, seconds)
             return
         if run.trial.number == 0:
             raise DfmsdError(f"the first trial, that of the config itself, has failed: {failure}")
         self._give_up(run.trial, failure, TrialState.FAIL if failure.startswith("ended by") else TrialState.PRUNED)
 
-    def _finish(self, run: TrialRun) -> None:
+    def _finish(self, run: TrialRun, seconds: float | None) -> None:
         ap = run.ap
         if ap is None:
             self._give_up(run.trial, "no AP could be measured", TrialState.PRUNED)
             return
         run.trial.set_user_attr(EPOCHS, run.config.epochs)
+        if seconds is not None:
+            run.trial.set_user_attr(SECONDS, seconds)
         self.load().tell(run.trial, ap)
         remove_checkpoints(run.folder)
 

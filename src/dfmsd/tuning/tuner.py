@@ -6,10 +6,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 
 from dfmsd.data.datamodule import CocoDataModule
+from dfmsd.data.opening import has_split
 from dfmsd.detectors import check_frozen
 from dfmsd.engine.build import check_batches, check_contents
 from dfmsd.engine.fingerprints import fingerprint_data, refuse_outdated
@@ -75,7 +77,7 @@ def tune(
     if RunFolder(folder.path).exists:
         raise DfmsdError(f"out: {folder.path} holds a run; choose another folder for the search")
     if dry_run:
-        problem, _ = _pose(config, folder)
+        problem = _pose(config, folder).problem
         print_problem(problem)
         _print_estimate(problem, budget)
         return None
@@ -85,23 +87,41 @@ def tune(
         return _tune(config, folder, budget, url, launcher, allow_weak=allow_weak_teacher)
 
 
-def _pose(config: TuneConfig, folder: SearchFolder) -> tuple[Problem, CocoDataModule]:
-    """Open the data, and work out what is searched on them."""
+class Posed(NamedTuple):
+    """A search before its first trial."""
+
+    problem: Problem
+    data: CocoDataModule
+    """Of the trials."""
+    whole: CocoDataModule
+    """Of the runs on all training images."""
+
+
+def _pose(config: TuneConfig, folder: SearchFolder) -> Posed:
+    """Open the data, and work out what is searched on them; refuse data that only the last runs would find bad."""
     check_frozen(config.student)
+    if not has_split(config.data, "val"):
+        raise DfmsdError(
+            f"data.val: what a search finds is measured on val, which {config.data.root} does not have; divide its "
+            "images into train and val, or name another split in data.val"
+        )
     trial = config.as_trial()
     data = CocoDataModule(trial.data, digest=trial.teacher_cache is not None, teacher_size=trial.teacher_size)
     check_contents(data)
     check_batches(data, trial.optim)
-    return pose(config, data.class_names, folder), data
+    whole = CocoDataModule(config.as_written().data)
+    check_contents(whole)
+    return Posed(pose(config, data.class_names, folder), data, whole)
 
 
 def _tune(
     config: TuneConfig, folder: SearchFolder, budget: Budget, url: str, launcher: Launcher, *, allow_weak: bool
 ) -> TuneResult:
-    problem, data = _pose(config, folder)
+    problem, data, whole = _pose(config, folder)
     with explain_lost(url), quieted(logging.getLogger("optuna"), logging.WARNING), preemptible():
         study = _open_study(url, problem, budget)
-        _refuse_other_data(problem, data)
+        _refuse_other_data(problem, ("trials", "repeats", "teachers"), data)
+        _refuse_other_data(problem, ("final",), whole)
         print_problem(problem)
         with study.joined(), _saying_how_to_go_on():
             with _in_turn(folder, "teachers", "makes the teachers"):
@@ -113,16 +133,10 @@ def _tune(
                 return finish(problem, study, launcher, budget.jobs)
 
 
-def _refuse_other_data(problem: Problem, data: CocoDataModule) -> None:
+def _refuse_other_data(problem: Problem, kinds: Sequence[str], data: CocoDataModule) -> None:
     """Refuse to continue a search whose runs had other data, apart from the search space."""
-
-    def check(runs: Sequence[RunFolder], data: CocoDataModule) -> None:
-        fixed = {name: value for name, value in fingerprint_data(data).items() if name not in problem.space}
-        refuse_outdated(runs, fixed, "restore it")
-
-    check(problem.folder.runs("trials", "repeats", "teachers"), data)
-    if final := problem.folder.runs("final"):
-        check(final, CocoDataModule(problem.original.data))
+    fixed = {name: value for name, value in fingerprint_data(data).items() if name not in problem.space}
+    refuse_outdated(problem.folder.runs(*kinds), fixed, "restore it")
 
 
 def print_problem(problem: Problem) -> None:
