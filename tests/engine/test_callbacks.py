@@ -40,6 +40,7 @@ def trainer_at(step: int = 0, epoch: int = 0, max_epochs: int = 3, lr: float = 0
         is_global_zero=True,
         optimizers=[optimizer],
         strategy=strategy,
+        loggers=[],
     )
 
 

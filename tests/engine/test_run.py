@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import warnings
@@ -20,6 +21,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.helpers.fixtures import TINY_BACKBONE
 from tests.helpers.runs import (
     delivered,
@@ -316,14 +318,19 @@ def test_a_killed_run_is_resumed_in_a_stage_with_a_restarted_schedule(
     assert rates[3] < 0.001
 
 
-@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGHUP, 1)])
+@pytest.mark.parametrize(
+    ("number", "at", "quality"),
+    [(signal.SIGTERM, 1, "not evaluated"), (signal.SIGUSR1, 2, r"AP \d\.\d"), (signal.SIGHUP, 1, "not evaluated")],
+)
 def test_a_preempted_run_is_saved_and_can_be_resumed(
     train_config: MakeTrain,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
     number: int,
     at: int,
+    quality: str,
 ) -> None:
     """In the middle of an epoch, and at its last step, which is evaluated and saved before the run ends."""
     former = signal.signal(number, signal.SIG_DFL)  # nohup, under which the tests may run, ignores SIGHUP
@@ -333,11 +340,16 @@ def test_a_preempted_run_is_saved_and_can_be_resumed(
     with pytest.raises(Stopped) as stopped:
         train(config)
     assert stopped.value.status == PREEMPTED
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(f"is the student so far, {quality}; resume it to continue from step {at}", said)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == at
     monkeypatch.undo()
     train(config, resume=True)
     assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["0", "1", "2", "3"]
     assert [row["epoch"] for row in rows(tmp_path / "run" / "epochs.csv")] == ["0", "1"]
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in curves.Scalars("epoch")] == [(1, 0), (3, 1)]
+    assert [event.step for event in curves.Scalars("AP")] == [1, 3]
 
 
 def test_an_ignored_sighup_stays_ignored(

@@ -79,20 +79,30 @@ class EpochEnd(StatefulCallback):
         self.metrics = trainer.strategy.broadcast(self.metrics)
         assert self.metrics is not None
         self.evaluated = epoch + 1
-        scalars = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         # in every process, so that all agree on the checkpoint of the best epoch
-        pl_module.log_dict(scalars, sync_dist=True)
+        pl_module.log_dict(_measured(self.metrics), logger=False, sync_dist=True)
 
     def is_due(self, trainer: pl.Trainer, epoch: int) -> bool:
         """Return whether the student is evaluated after an epoch, counted from 0."""
         due = (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs
         return trainer.should_stop or (due and epoch not in self.skipped)
 
+    def is_current(self, trainer: pl.Trainer) -> bool:
+        """Return whether the metrics are those of the epoch that has just ended, while its hooks are called."""
+        return self.evaluated == trainer.current_epoch + 1
+
     def _log(self, trainer: pl.Trainer, module: DistillationModule, metrics: Metrics) -> None:
         scalars = {name: value for name, value in metrics.items() if name != "per_class"}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "stage": module.task.stage + 1}
         self.table.append([{**row, **scalars}])
+        for logger in trainer.loggers:  # at once: Lightning does so after the checkpoint, where a signal ends the run
+            logger.log_metrics({**_measured(metrics), "epoch": trainer.current_epoch}, trainer.global_step - 1)
+            logger.save()
         self.print_line(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  stage {module.task.stage + 1}"
             f"  AP {percent(metrics['AP'])}  AP50 {percent(metrics['AP50'])}"
         )
+
+
+def _measured(metrics: Metrics) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}

@@ -131,7 +131,7 @@ def fit(
     if evaluated:
         evaluated.apply(task.student)
     if status is not None:
-        _deliver_unfinished(run, task)
+        _deliver_unfinished(run, task, epoch_end.metrics if epoch_end.is_current(trainer) else None)
         # torchrun would end the first process, which is still writing, if another one exited with a status first
         raise Stopped(status if is_first_process() else 0)
     metrics = epoch_end.metrics
@@ -206,13 +206,15 @@ def _build_trainer(
     )
 
 
-def _deliver_unfinished(run: RunFolder, task: DistillationTask) -> None:
+def _deliver_unfinished(run: RunFolder, task: DistillationTask, metrics: Metrics | None) -> None:
     student = task.student.cpu().eval()
     if is_first_process():
         save_detector(student, run.path)
         step = saved_step(run.last_checkpoint)
-        remedy = f"resume it to continue from step {step}"
-        _print(f"interrupted: {run.weights_file} is the student so far, not evaluated; {remedy}")
+        quality = f"AP {percent(metrics['AP'])}" if metrics else "not evaluated"
+        _print(
+            f"interrupted: {run.weights_file} is the student so far, {quality}; resume it to continue from step {step}"
+        )
 
 
 def _print(line: str) -> None:
