@@ -148,6 +148,10 @@ def test_a_run_delivers_and_measures_the_average(tiny_coco: Path, tmp_path: Path
         assert torch.equal(value, state["tensors"][name])
         assert torch.equal(last[name], own[name])  # training itself is the same
     assert any(not torch.equal(value, own[name]) for name, value in delivered.items())
+    # a checkpoint is loaded as what was measured
+    assert all(torch.equal(value, delivered[name]) for name, value in weights(averaged.run / "last.ckpt").items())
+    at_best = torch.load(averaged.run / "best.ckpt", weights_only=True)["callbacks"]["WeightAverage"]["tensors"]
+    assert all(torch.equal(value, at_best[name]) for name, value in weights(averaged.run / "best.ckpt").items())
 
 
 def measuring(aps: list[float | None], patch: pytest.MonkeyPatch) -> None:
@@ -194,6 +198,7 @@ def test_the_better_of_last_and_average_is_delivered(
     delivered = weights(result.run)
     assert all(torch.equal(value, chosen[name]) for name, value in delivered.items())
     assert any(not torch.equal(value, other[name]) for name, value in delivered.items())
+    assert all(torch.equal(value, own[name]) for name, value in weights(run.last_checkpoint).items())
 
     run.metrics_file.unlink()  # killed between its last checkpoint and the delivery
     run.weights_file.unlink()

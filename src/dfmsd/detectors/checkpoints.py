@@ -18,7 +18,7 @@ from dfmsd.detectors.description import describe, described_config, find_files, 
 from dfmsd.detectors.frameworks import FRAMEWORKS, TORCHVISION
 from dfmsd.detectors.hooks import unwrap
 from dfmsd.detectors.registry import build_model, find_adapter
-from dfmsd.detectors.statedict import load_strictly, read_state_dict
+from dfmsd.detectors.statedict import StateDict, load_strictly, read_state_dict
 from dfmsd.detectors.timm_backbone import TIMM, load_timm
 from dfmsd.detectors.torchvision.files import USAGE, load_torchvision_file
 from dfmsd.detectors.torchvision.pretrained import known_weights, load_torchvision
@@ -28,8 +28,8 @@ from dfmsd.runfolder import RunFolder
 from dfmsd.utils.coerce import expand_home
 from dfmsd.utils.files import check_path, write_json, write_tensors
 
-STUDENT = "task.trainable.student.model."
-"""Start of the student's keys in the checkpoints of a run."""
+STUDENT, AVERAGE = "task.trainable.student.model.", "model."
+"""Start of the student's keys in the checkpoints of a run, and of those in the moving average there."""
 
 
 def save_detector(detector: Detector, path: str | Path) -> Path:
@@ -70,11 +70,11 @@ def load_detector(reference: str | Path, *, trained: bool = True) -> Detector:
 
     Args:
         reference: A run folder, a student file (``.safetensors`` or its ``.json``), ``best.ckpt`` or ``last.ckpt`` in
-            a run folder for the student of that epoch, the name of torchvision weights such as
-            ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``torchvision:`` and builder, weights and class names of a detector
-            of your own, ``hf:`` and the folder or hub id of a detector of Hugging Face transformers, ``mmdet:`` and
-            config and checkpoint of a detector of MMDetection, separated by a comma, or ``ultralytics:`` and a
-            checkpoint of its YOLO; as a teacher without a detection head, ``hf:`` and a vision backbone,
+            a run folder for the student of that epoch (its average with ``deliver: ema``), the name of torchvision
+            weights such as ``FCOS_ResNet50_FPN_Weights.COCO_V1``, ``torchvision:`` and builder, weights and class names
+            of a detector of your own, ``hf:`` and the folder or hub id of a detector of Hugging Face transformers,
+            ``mmdet:`` and config and checkpoint of a detector of MMDetection, separated by a comma, or ``ultralytics:``
+            and a checkpoint of its YOLO; as a teacher without a detection head, ``hf:`` and a vision backbone,
             ``timm:<model>`` or ``timm:<model>?weights=<file>``.
         trained: False builds models of torchvision, timm or transformers with random weights, so that none are
             downloaded; dfmsd's own files are read in any case.
@@ -146,9 +146,7 @@ def _load_files(path: Path) -> Detector:
             f"{description_file} does not describe a detector of dfmsd ({type(error).__name__}:"
             f" {foreign_message(error)}): use the file that was written next to the weights"
         ) from error
-    state = read_state_dict(weights)
-    if files.of_training:  # it holds the layers of the losses too
-        state = {key.removeprefix(STUDENT): value for key, value in state.items() if key.startswith(STUDENT)}
+    state = _read_student(weights) if files.of_training else read_state_dict(weights)
     load_strictly(detector.model, state, weights)
     detector.image_size = image_size
     run = RunFolder(path if path.is_dir() else path.parent)
@@ -158,6 +156,16 @@ def _load_files(path: Path) -> Detector:
     if levels != built:
         raise DfmsdError(f"{description_file} lists levels {levels}, but this version of its library builds {built}")
     return detector
+
+
+def _read_student(checkpoint: Path) -> StateDict:
+    """Return the student's weights in a checkpoint of a run, those that were measured: the average of ``ema``."""
+    state, prefix = read_state_dict(checkpoint), STUDENT
+    if RunFolder(checkpoint.parent).read_config().get("deliver") == "ema":
+        content = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+        average = content.get("callbacks", {}).get("WeightAverage", {})
+        state, prefix = average.get("tensors", {}), AVERAGE
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def restore_detector(config: DetectorConfig, description: Mapping[str, Any]) -> Detector:
