@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dfmsd.distillation.balance import GradientBalance, gradient_norm, is_balance, term_groups
+from dfmsd.distillation.balance import GradientBalance, balance_share, gradient_norm, is_balance, term_groups
 from dfmsd.distillation.task import DistillationTask
 
 BOTH = ("mask", "sfa")
@@ -125,6 +125,21 @@ def test_before_the_first_batch_and_without_gradient_the_factor_is_one() -> None
     assert balance.factor == 1
     measure(balance, task=2.0, mask=0.0, sfa=0.0)
     assert balance.factor == 1
+
+
+def test_the_share_falls_along_half_a_cosine() -> None:
+    shares = [balance_share(progress, "cosine") for progress in (0, 1 / 3, 1 / 2, 2 / 3, 1)]
+    assert shares == pytest.approx([1, 3 / 4, 1 / 2, 1 / 4, 0])
+    assert {balance_share(progress, "constant") for progress in (0, 1 / 2, 1)} == {1.0}
+
+
+def test_the_share_scales_the_terms_and_not_the_measurement() -> None:
+    balance = GradientBalance(BOTH, ratio=0.5)
+    balance.share = 0.25
+    terms = measure(balance, task=6.0, mask=2.0, sfa=1.0)
+    assert balance.factor == pytest.approx(0.25 * 0.5 * 6 / 3)
+    assert_close(terms["sfa/p3"], torch.tensor(0.25 * 25 / 2))
+    assert balance.norms.tolist() == pytest.approx([6 * 5, 3 * 5])
 
 
 def test_the_measurement_survives_a_checkpoint() -> None:

@@ -319,6 +319,22 @@ def test_the_baseline_keeps_everything_but_the_teachers() -> None:
     assert replace(baseline, data=UNLABELED, stages=config.stages, balance=0.5) == config
 
 
+@pytest.mark.parametrize(
+    ("student", "schedule"),
+    [
+        (DetectorConfig(), "constant"),
+        (DetectorConfig(pretrained=True), "cosine"),
+        (DetectorConfig(init="runs/trained"), "cosine"),
+    ],
+)
+def test_the_balance_of_a_student_from_trained_weights_falls(student: DetectorConfig, schedule: str) -> None:
+    config = DistillConfig(out="x", stages=STAGES, student=student)
+    assert config.balance_schedule == schedule
+    stated: Any = {"constant": "cosine", "cosine": "constant"}[schedule]
+    assert replace(config, balance_schedule=stated).balance_schedule == stated
+    assert config.without_teachers().balance_schedule == "constant"
+
+
 def test_training_is_a_distillation_without_a_teacher() -> None:
     model = DetectorConfig(backbone="resnet18")
     config = TrainConfig(out="x", model=model, epochs=7, seed=3, deliver="best", optim=OptimConfig(lr=0.1))

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -79,6 +80,23 @@ def balanced(distill_config: MakeDistill, tiny_teachers: tuple[str, str], runs: 
     """A run of one epoch, whose loss is balanced as it is by default."""
     stages = [StageConfig(epochs=1, teacher=tiny_teachers[0])]
     return quietly(distill_config(runs / "balanced", stages=stages, balance=DEFAULT_BALANCE))
+
+
+def test_the_balance_falls_along_half_a_cosine_over_all_stages(
+    distill_config: MakeDistill, tiny_teachers: tuple[str, str], tmp_path: Path
+) -> None:
+    stages = [StageConfig(epochs=1, teacher=teacher) for teacher in tiny_teachers]
+    optim = OptimConfig("adamw", 1e-12)  # so that both runs measure the same gradients
+    factors = {}
+    for schedule in ("constant", "cosine"):
+        result = quietly(
+            distill_config(tmp_path / schedule, stages=stages, balance=2.0, balance_schedule=schedule, optim=optim)
+        )
+        factors[schedule] = np.array([float(row["balance"]) for row in rows(result.run / "log.csv")])
+    steps = len(factors["constant"])
+    assert steps >= 4
+    shares = (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+    assert_allclose(factors["cosine"] / factors["constant"], shares, rtol=1e-4)
 
 
 def test_the_run_folder_is_complete_and_consistent(

@@ -106,6 +106,17 @@ def test_a_run_may_go_on_with_what_suits_another_machine(distill_config: MakeDis
     assert differing_keys(replace(config, teacher_cache=None), tmp_path) == ["teacher_cache"]
 
 
+def test_a_run_from_before_the_balance_had_a_schedule_kept_it_constant(
+    distill_config: MakeDistill, tmp_path: Path
+) -> None:
+    config = distill_config(tmp_path, balance_schedule="cosine")
+    write_config(config, tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("balance_schedule: cosine\n", ""))
+    assert differing_keys(config, tmp_path) == ["balance_schedule"]
+    assert differing_keys(replace(config, balance_schedule="constant"), tmp_path) == []
+
+
 def test_the_keys_in_which_a_resumed_run_differs_are_named(distill_config: MakeDistill, tmp_path: Path) -> None:
     config = distill_config(tmp_path)
     write_config(config, tmp_path)

@@ -12,6 +12,7 @@ import numpy as np
 
 from dfmsd.data.config import DataConfig
 from dfmsd.detectors.config import DetectorConfig
+from dfmsd.distillation.balance import BalanceSchedule
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.engine.configfile import parse_config, read_config
@@ -47,6 +48,7 @@ class DistillSettings(RunSettings, total=False):
     """Settings of a distillation; see `DistillConfig`."""
 
     balance: float | None
+    balance_schedule: Literal["auto", BalanceSchedule]
     sync_statistics: bool
     inherit: bool | str
     teacher_precision: Precision | None

@@ -11,7 +11,7 @@ from dfmsd.comparison.methods import BASELINE, Method, parse_method
 from dfmsd.data import DataConfig
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.classnames import check_plain
-from dfmsd.distillation.balance import DEFAULT_BALANCE
+from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceSchedule
 from dfmsd.engine.config import DEFAULT_INHERIT
 from dfmsd.engine.optim import OptimConfig
 from dfmsd.engine.runconfig import Deliver, Precision, RunConfig
@@ -38,6 +38,7 @@ class CompareConfig:
         loss_options: loss -> options that override its defaults, such as ``{mgd: {weight: 2}}``.
         balance: gradient norm of each method's loss relative to the detector's own; null keeps the loss weights.
         balances: losses of a method, such as ``cwd`` or ``pkd+crosskd`` -> its ``balance``.
+        balance_schedule: of every method, as in `DistillConfig`.
         inherit: number of the teacher whose neck outputs and head initialize every student except the baseline's;
             ``auto`` for the first of a method's own first stage that fits, if any; null for none. The control
             ``inherit`` uses T1 unless a number is given.
@@ -67,6 +68,7 @@ class CompareConfig:
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     balance: float | None = DEFAULT_BALANCE
     balances: dict[str, float] = field(default_factory=dict)
+    balance_schedule: Literal["auto", BalanceSchedule] = AUTO
     inherit: int | Literal["auto"] | None = "auto" if DEFAULT_INHERIT == AUTO else None
     teacher_cache: Literal["auto", "ram", "disk"] | None = "auto"
     teacher_classes: dict[str, str] | None = None

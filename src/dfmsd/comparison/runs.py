@@ -81,6 +81,7 @@ def plan_run(config: CompareConfig, pair: str, method: Method, seed: int) -> Pla
         stages=method.stages(teachers, config.epochs),
         loss=method.loss(config.loss_options) if method.losses else {},
         balance=config.balances.get(method.family, config.balance),
+        balance_schedule=config.balance_schedule,
         teacher_cache=config.used_cache if method.losses else None,
         teacher_classes=config.teacher_classes,
         teacher_size=config.teacher_size if method.losses else None,

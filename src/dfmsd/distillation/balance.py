@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ BALANCE = "balance"
 """Name of the factor among the diagnostics of a task."""
 DEFAULT_BALANCE = 2.0
 """Default norm of a teacher's gradient relative to that of the task loss."""
+BalanceSchedule = Literal["cosine", "constant"]
 FIRST_STEPS = 20
 """Steps at the start of a stage that are all measured."""
 INTERVAL = 10
@@ -35,6 +38,22 @@ def term_groups(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return groups
 
 
+def balance_share(progress: float, schedule: BalanceSchedule) -> float:
+    r"""Return the share of the target ratio that a teacher has left: $(1 + \cos \pi p) / 2$, or always 1.
+
+    A constant ratio makes the teacher's gradient as large at the end as it was at the start, so that its features hold
+    back a student that has become good itself.
+
+    Args:
+        progress: $p$, the part of the run that is over, 0..1.
+        schedule: ``cosine`` or ``constant``.
+
+    Source: reconstruction. Compare Jafari et al., "Annealing Knowledge Distillation" (2021), with a linear fall, and
+    Cho and Hariharan, "On the Efficacy of Knowledge Distillation" (2019), who stop it early.
+    """
+    return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1.0
+
+
 def is_balance(name: str) -> bool:
     """Return whether a logged value is a factor: ``balance``, ``T2.balance``."""
     return name.rpartition(".")[2] == BALANCE
@@ -52,13 +71,13 @@ def gradient_norm(value: Tensor, pyramid: FeaturePyramid) -> Tensor:
 class GradientBalance(nn.Module):
     r"""Scale the distillation terms of a teacher by their gradient on the student's pyramid.
 
-    The factor is $r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L \rVert$, where $L_{task}$ is the detector's
-    own loss and $L$ the sum of the terms, whose ratios stay the same. Both norms change during training: an untrained
-    head passes little gradient on, and the gradient of the terms shrinks as the student comes closer to its teacher. So
-    they are measured in each of the first calls and at regular intervals afterwards, and averaged: over all
-    measurements at first, exponentially later. They are saved with the run. With several processes the gradients of all
-    their batches are measured. No call waits for the device: calls are counted on the host, and norms stay on the
-    device.
+    The factor is $s r \cdot \lVert \nabla L_{task} \rVert / \lVert \nabla L \rVert$, where $L_{task}$ is the detector's
+    own loss, $L$ the sum of the terms, whose ratios stay the same, and $s$ the share that the schedule leaves. Both
+    norms change during training: an untrained head passes little gradient on, and the gradient of the terms shrinks as
+    the student comes closer to its teacher. So they are measured in each of the first calls and at regular intervals
+    afterwards, and averaged: over all measurements at first, exponentially later. They are saved with the run. With
+    several processes the gradients of all their batches are measured. No call waits for the device: calls are counted
+    on the host, and norms stay on the device.
 
     Args:
         terms: names of the terms that are scaled, without level, such as ``mask``; at least one.
@@ -68,6 +87,7 @@ class GradientBalance(nn.Module):
 
     Attributes:
         calls: number of calls so far.
+        share: $s$, see `balance_share`; 1 unless it is set before a call.
 
     Compare the adaptive weight of VQGAN (arXiv 2012.09841), which has no target ratio and does not average.
     """
@@ -81,13 +101,14 @@ class GradientBalance(nn.Module):
         self.first = first
         self.interval = interval
         self.calls = 0
+        self.share = 1.0
         self.register_buffer("norms", torch.zeros(2))  # of the task and of the terms
 
     @property
     def factor(self) -> Tensor:
-        """The current factor, a scalar; 1 before the first call and without a gradient."""
+        """The current factor, a scalar; the share alone before the first call and without a gradient."""
         task, distillation = self.norms.unbind()
-        return torch.where(distillation > 0, self.ratio * task / distillation, 1.0)
+        return self.share * torch.where(distillation > 0, self.ratio * task / distillation, 1.0)
 
     @property
     def measures(self) -> bool:

@@ -133,6 +133,12 @@ class DistillationTask(nn.Module):
         if begins and reuses_layers(self.stages, self._lessons, index):
             reuse_layers(self.lessons_of(index - 1), self.lessons)
 
+    def share_balance(self, share: float) -> None:
+        """Set the share of the target ratio that the teachers of the current stage have left, see `balance_share`."""
+        for lesson in self.lessons:
+            if lesson.balance is not None:
+                lesson.balance.share = share
+
     def fit_bases(self, batches: Sequence[Batch]) -> dict[str, dict[str, Correlation]]:
         """Fit the bases of the current stage.
 

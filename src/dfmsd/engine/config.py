@@ -12,7 +12,7 @@ import torch
 from dfmsd.detectors import DetectorConfig
 from dfmsd.detectors.classnames import check_plain
 from dfmsd.detectors.config import read_detector_config
-from dfmsd.distillation.balance import DEFAULT_BALANCE
+from dfmsd.distillation.balance import DEFAULT_BALANCE, BalanceSchedule
 from dfmsd.distillation.cache import StorageType
 from dfmsd.distillation.stages import StageConfig, check_stages, epochs_without_labels
 from dfmsd.engine.conflicts import check_stage, check_teacher_cache, check_unlabeled, with_labeler
@@ -101,6 +101,8 @@ class DistillConfig(RunConfig):
         loss: name of the loss, or a mapping with its ``name`` and options, or a list of such mappings for a sum.
         balance: target norm of each teacher's gradient on the student's pyramid relative to the detector's own loss,
             measured throughout the run, see `GradientBalance`; null keeps the given weights.
+        balance_schedule: ``cosine`` lets `balance` fall to 0 over the run, ``constant`` keeps it; ``auto`` is
+            ``cosine`` for a student that starts from trained weights, at least in its backbone.
         sync_statistics: with several processes, compute means and deviations of the losses over the batches of all of
             them, so that the run equals one of a single process with all batches; false uses each process's own.
         inherit: start from the neck outputs and the head of the first stage's (first) teacher (true), or of the
@@ -126,6 +128,7 @@ class DistillConfig(RunConfig):
     stages: list[StageConfig] = field(default_factory=list)
     loss: LossConfig = field(default_factory=lambda: {"name": DEFAULT_LOSS})
     balance: float | None = DEFAULT_BALANCE
+    balance_schedule: Literal["auto", BalanceSchedule] = AUTO
     sync_statistics: bool = True
     inherit: bool | str = DEFAULT_INHERIT
     teacher_precision: Precision | None = None
@@ -144,6 +147,8 @@ class DistillConfig(RunConfig):
         self.student = read_detector_config(self.student) if isinstance(self.student, str) else self.student
         super().__post_init__()
         self.optim = self.optim.resolved(self.images_at_once, self.student)
+        if self.balance_schedule == AUTO:
+            self.balance_schedule = "constant" if self.student.start == "random" else "cosine"
         check_stages(self.stages)
         self.check_best(self.epochs - len(self.epochs_without_labels))
         if isinstance(self.loss, str):
@@ -216,7 +221,8 @@ class DistillConfig(RunConfig):
         pseudo-labels only.
         """
         stages = [StageConfig(epochs) for stage in self.stages if stage.labels for epochs in stage.lengths]
-        undistilled: dict[str, Any] = {"balance": None, "teacher_cache": None, "teacher_size": None}
+        undistilled: dict[str, Any] = {"balance": None, "balance_schedule": "constant"}
+        undistilled |= {"teacher_cache": None, "teacher_size": None}
         data = self.data if self.data.labels_images else self.data.labeled_only()
         return replace(self, data=data, stages=stages, inherit=False, **undistilled)
 

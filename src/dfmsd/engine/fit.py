@@ -37,6 +37,7 @@ from dfmsd.engine.stopping import Patience, TimeLimit
 from dfmsd.errors import Stopped
 from dfmsd.evaluation.evaluate import Metrics, evaluate, percent
 from dfmsd.runfolder import RunFolder
+from dfmsd.utils.coerce import AUTO
 from dfmsd.utils.console import console, quieted
 from dfmsd.utils.device import default_device
 from dfmsd.utils.distributed import explain_lost_process, is_first_process
@@ -99,6 +100,7 @@ def fit(
     if checkpoint is None and opening is not None:
         opening()
     started, size = time.perf_counter(), config.data.image_size
+    assert config.balance_schedule != AUTO  # which the config has replaced
     module = DistillationModule(
         task,
         config.optim,
@@ -107,6 +109,7 @@ def fit(
         sync_statistics=config.sync_statistics,
         per_step=config.per_step,
         multi_scale=MultiScale(size, config.data.batch_sizes, config.seed) if config.data.multi_scale else None,
+        balance_schedule=config.balance_schedule,
     )
     module.to(memory_format=torch.channels_last)
     if config.compile:

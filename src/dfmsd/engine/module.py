@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfmsd.data.multiscale import MultiScale
+from dfmsd.distillation.balance import BalanceSchedule, balance_share
 from dfmsd.distillation.checks import check_optimizer
 from dfmsd.distillation.rollback import StepState, restore_step, step_state
 from dfmsd.distillation.stages import learning_rate_factor, stage_of_epoch, starts_stage
@@ -40,6 +41,7 @@ class DistillationModule(pl.LightningModule):
             `dfmsd.utils.distributed`.
         per_step: batches per optimizer step, at least 1; the trainer's ``accumulate_grad_batches``.
         multi_scale: resizes the batches.
+        balance_schedule: how the target ratio of the teachers' balances changes during the run.
 
     Attributes:
         ends_step: whether an optimizer step follows the current batch.
@@ -58,6 +60,7 @@ class DistillationModule(pl.LightningModule):
         sync_statistics: bool = True,
         per_step: int = 1,
         multi_scale: MultiScale | None = None,
+        balance_schedule: BalanceSchedule = "constant",
     ) -> None:
         super().__init__()
         self.task = task
@@ -67,9 +70,11 @@ class DistillationModule(pl.LightningModule):
         self.sync_statistics = sync_statistics
         self.per_step = per_step
         self.multi_scale = multi_scale
+        self.balance_schedule = balance_schedule
         self.gradient_norm: Tensor | None = None
         self.ends_step = True
         self.skipped = False
+        self._steps = 1
         self._values: list[dict[str, Tensor]] = []
         self._before_step: StepState | None = None
 
@@ -82,6 +87,7 @@ class DistillationModule(pl.LightningModule):
         # not trainer.estimated_stepping_batches, which would set up the loader before its state is restored
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps_per_epoch = count_steps(batches, self.per_step)
+        self._steps = sum(epochs) * steps_per_epoch
 
         def factor(step: int) -> float:
             return learning_rate_factor(
@@ -122,6 +128,7 @@ class DistillationModule(pl.LightningModule):
         if self.multi_scale is not None:
             batch = self.multi_scale(batch, self.current_epoch, batch_idx)
         batch = batch.channels_last()
+        self.task.share_balance(balance_share(self.global_step / self._steps, self.balance_schedule))
         with shared_step(statistics=self.sync_statistics):
             named = self.task(batch.images, batch.targets, batch.keys, batch.larger)
         loss = torch.stack(list(named.values())).sum()

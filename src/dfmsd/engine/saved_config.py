@@ -36,6 +36,8 @@ FREE_ON_RESUME: dict[str, Any] = {
 """Keys whose values may change when a run is resumed."""
 WITHOUT_EFFECT = ("data.workers", "data.cache", "data.cache_gib", "teacher_cache_gib")
 """Keys of the machine rather than the run: they may change too, since the result has the same bits."""
+BEFORE: dict[str, Any] = {"balance_schedule": "constant"}
+"""What runs did before these keys existed, where that is not today's default."""
 CACHES = ("ram", "disk")
 """Values of ``teacher_cache`` with the same result."""
 
@@ -81,20 +83,21 @@ def differing_keys(config: RunConfig, run: Path) -> list[str]:
 
     `FREE_ON_RESUME` and `WITHOUT_EFFECT` aside. Both sides are compared with every key and loss option written out. The
     saved values count, so a run stays the same when a default changes, and where it has chosen a near teacher itself.
-    Keys that an older file lacks are assumed to have today's defaults. The keys of a file that this version cannot read
-    are unknown: it differs in ``a key of another version``.
+    Keys that an older file lacks are assumed to have today's defaults, but for those of `BEFORE`. The keys of a file
+    that this version cannot read are unknown: it differs in ``a key of another version``.
     """
     saved = RunFolder(run).read_config()
     sections: dict[str, Any] = {name: type(value) for name, value in vars(config).items() if is_dataclass(value)}
     try:
         saved = drop_removed(saved, getattr(config, "removed", {}))
         defaults = {f.name: f.default for f in fields(config) if f.name not in saved and f.default is not MISSING}
+        before = {name: value for name, value in BEFORE.items() if name in defaults}
         current: dict[str, Any] = yaml.safe_load(to_yaml(as_started(config, run)))
         nested = {name: {**asdict(section()), **saved.get(name, {})} for name, section in sections.items()}
         nested["data"] = _with_augmentation(nested["data"])
         current["data"] = _with_augmentation(current["data"])
         stages = [{**asdict(StageConfig(epochs=1)), **stage} for stage in saved.get("stages", [])]
-        former = _with_loss_options({**defaults, **saved, **nested, **({"stages": stages} if stages else {})})
+        former = _with_loss_options({**defaults, **before, **saved, **nested, **({"stages": stages} if stages else {})})
     except (DfmsdError, TypeError, KeyError, AttributeError):  # a loss or option that no longer exists, or no config
         return ["a key of another version"]
     former, current = ({**side, **FREE_ON_RESUME} for side in (former, current))
