@@ -144,6 +144,9 @@ class Poisoned(nn.Module):
     def diagnostics(self) -> dict[str, torch.Tensor]:
         return {}
 
+    def share_balance(self, share: float) -> None:
+        assert share == 1  # nothing falls in these tests
+
 
 def step(module: DistillationModule, optimizer: torch.optim.Optimizer, *batches: torch.Tensor) -> None:
     """What the trainer does in a step."""
