@@ -102,7 +102,8 @@ def test_a_model_that_is_there_twice_is_not_guessed(folder: Path) -> None:
 def test_a_student_starts_from_a_file(folder: Path) -> None:
     text = reference(folder, "cat\ndog")
     trained, student = load_detector(text), build_detector(DetectorConfig(init=text), ["dog", "bird"])
-    assert student.config is not None and (student.config.arch, student.config.init) == (RCNN, text)
+    assert student.config is not None
+    assert (student.config.arch, student.config.init) == (RCNN, text)
     weights: Any = [one.model.roi_heads.box_predictor.cls_score.weight for one in (trained, student)]
     torch.testing.assert_close(weights[1][:2], weights[0][[0, 2]])  # background and dog
     assert not torch.equal(weights[1][2], weights[0][1])
