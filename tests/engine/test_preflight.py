@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 from dfmsd import losses
 from dfmsd.data import CocoDataModule
 from dfmsd.detectors import Detector, ModuleDetector, build_detector, save_detector
-from dfmsd.distillation.checks import undisturbed
+from dfmsd.distillation.checks import check_augmented_ap, undisturbed
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.engine import preflight as module
 from dfmsd.engine.config import DistillConfig
@@ -236,3 +237,27 @@ def test_a_teacher_without_a_head_is_measured_by_its_correlation(
             correlations.append(pearson(*align(pyramid[pair.student.name], taught[pair.teacher.name])))
     assert found.pearson[name] == pytest.approx(float(torch.stack(correlations).mean()), abs=1e-5)
     assert f"no head; pearson {found.pearson[name]:.3f}" in printed(found)
+
+
+def test_teachers_are_measured_on_images_augmented_as_in_training(
+    task: DistillationTask, config: DistillConfig, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(0.0, 0.5, 0.25)
+    first, second = (teacher.name for teacher in task.every_teacher)
+    assert preflight(task, CocoDataModule(config.data)).augmented == {}
+    detectors = {id(teacher.detector): ap for teacher, ap in zip(task.every_teacher, (0.3, 0.2), strict=True)}
+    monkeypatch.setattr(module, "augmented_ap", lambda detector, *_: detectors[id(detector)])
+    found = preflight(task, CocoDataModule(replace(config.data, augment="strong")))
+    assert found.augmented == {first: 0.3, second: 0.2}
+    lines = [note for note in found.notes if "augmented" in note]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"teacher {first} has an AP of 50.0 in plain images, but 30.0 in")
+    assert "AP, augmented" in printed(found)
+    assert "30.0" in printed(found)
+
+
+@pytest.mark.parametrize(("plain", "augmented"), [(0.5, 0.4), (0.5, 0.6), (None, 0.1), (0.5, None)])
+def test_teachers_that_see_augmented_images_well_are_not_remarked_upon(
+    plain: float | None, augmented: float | None
+) -> None:
+    assert check_augmented_ap("a", plain, augmented) == []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from dfmsd.data.augmentation import Augmentation
 from dfmsd.data.classes import match_classes
@@ -182,6 +182,16 @@ class CocoDataModule(pl.LightningDataModule):
     def teacher_val_dataloader(self) -> DataLoader[Sample]:
         """Return the loader of `val_dataloader` with images as the teachers see them."""
         return self.val_dataloader() if self.teacher_size is None else self.loader_of(self.val.coco, self.teacher_size)
+
+    def augmented_val_dataloader(self, images: int | None = None) -> DataLoader[Sample]:
+        """Return a loader of validation images, augmented as those of training are, as the teachers see them.
+
+        Args:
+            images: How many of them; None for all.
+        """
+        count = len(self.val) if images is None else min(images, len(self.val))
+        augmented = self._augmented(self.val.coco, self.teacher_size or self.config.image_size)
+        return DataLoader(Subset(augmented, range(count)), self.config.batch_size, **self._options)
 
     def loader_of(self, split: DetectionSplit, image_size: int) -> DataLoader[Sample]:
         """Return a loader of images of the data set, without augmentation.

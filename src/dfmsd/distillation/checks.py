@@ -18,6 +18,8 @@ from dfmsd.types import Batch
 from dfmsd.utils.classes import common_classes, listed
 
 MIN_TEACHER_AP = 0.01
+AUGMENTED_SHARE = 0.75
+"""A teacher with a smaller share of its AP left in augmented images is remarked upon."""
 USUAL_CAUSES = "its pixels (mean and std, RGB or BGR, 0..1 or 0..255), class names, image size and checkpoint"
 """Why a good teacher may have a low AP, the most likely first."""
 
@@ -76,6 +78,23 @@ def check_teacher_ap(teacher: str, teacher_ap: float | None, student_ap: float |
         f"teacher {teacher} measures AP {100 * teacher_ap:.1f} in this pipeline, {problem}; "
         f"check {USUAL_CAUSES}, use a better teacher or pass `allow_weak_teacher`"
     )
+
+
+def check_augmented_ap(teacher: str, plain: float | None, augmented: float | None) -> list[str]:
+    """Return a line on a teacher that sees far less in augmented images; no line on one that does not.
+
+    Args:
+        teacher: its name.
+        plain: its AP on the validation images, 0..1; None if unknown.
+        augmented: the same on these images augmented as in training.
+    """
+    if plain is None or augmented is None or augmented >= AUGMENTED_SHARE * plain:
+        return []
+    return [
+        f"teacher {teacher} has an AP of {100 * plain:.1f} in plain images, but {100 * augmented:.1f} in images "
+        "augmented as in training, where it has to teach: train it with the same augmentation, or set data.augment to "
+        "light"
+    ]
 
 
 def ownership(task: DistillationTask) -> dict[str, int]:

@@ -12,11 +12,19 @@ from rich.table import Column, Table
 from dfmsd.data.datamodule import CocoDataModule
 from dfmsd.data.splitcheck import annotated_classes
 from dfmsd.detectors.inference import device_of
-from dfmsd.distillation.checks import TermScale, check_classes, check_teacher_ap, ownership, term_scales
+from dfmsd.distillation.checks import (
+    TermScale,
+    check_augmented_ap,
+    check_classes,
+    check_teacher_ap,
+    ownership,
+    term_scales,
+)
 from dfmsd.distillation.task import DistillationTask
 from dfmsd.distillation.teacher import FrozenTeacher
 from dfmsd.engine.pairing import PairedLevels, format_level, note_single_pair, paired_levels, pairing_tables
 from dfmsd.engine.teachercache import CachePlan, try_out
+from dfmsd.evaluation.augmented import augmented_ap
 from dfmsd.evaluation.evaluate import evaluate, percent
 from dfmsd.losses.align import format_levels
 from dfmsd.utils.classes import common_classes
@@ -32,6 +40,8 @@ class Preflight:
         pairing: one row per pair of levels, with their object sizes.
         ap: AP before training of ``student`` and of each teacher by name, 0..1; None for a teacher that has none of
             the data's classes.
+        augmented: AP of the teachers on the same images augmented as in training, 0..1, where that changes more than
+            their direction.
         pearson: for teachers without any classes, in place of the AP: correlation of their features with the
             student's, aligned but untrained, on one batch, averaged over the paired levels; -1..1.
         parameters: counts by owner.
@@ -44,6 +54,7 @@ class Preflight:
     pairs: dict[str, str] = field(default_factory=dict)
     pairing: list[PairedLevels] = field(default_factory=list)
     ap: dict[str, float | None] = field(default_factory=dict)
+    augmented: dict[str, float | None] = field(default_factory=dict)
     pearson: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     terms: list[TermScale] = field(default_factory=list)
@@ -82,16 +93,7 @@ def preflight(
     teachers = {teacher.name: teacher for teacher in task.every_teacher}
     for name, teacher in teachers.items():
         findings.levels[name] = format_levels(teacher.detector.levels)
-    box_sizes = data.train_box_sizes()
-    for index in range(len(task.stages)):
-        for lesson in task.lessons_of(index):
-            label = f"{lesson.label}, " if lesson.label else ""
-            stage = f"stage {index + 1}: {label}{lesson.teacher.name}"
-            pairs = list(dict.fromkeys(lesson.criterion.pairs))  # several methods of a sum share pairs
-            pairing = (f"{format_level(pair.student)} <- {format_level(pair.teacher)}" for pair in pairs)
-            findings.pairs[stage] = ", ".join(pairing) or "queries"
-            findings.notes += note_single_pair(stage, pairs)
-            findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
+    _list_pairs(findings, task, data)
     headed = _headed(teachers.values())
     if not allow_weak_teacher:
         findings.notes += _check_classes(headed, data)
@@ -100,6 +102,8 @@ def preflight(
     if not allow_weak_teacher:
         for name in headed:
             check_teacher_ap(name, findings.ap[name], findings.ap["student"])
+    if data.config.unrepeated:
+        _measure_augmented(findings, headed, data, images)
     if teachers:
         batch = next(iter(data.train_dataloader())).to(device)
         findings.terms = term_scales(task, batch)
@@ -110,6 +114,28 @@ def preflight(
             try_out(cache, batch.for_teachers)
             findings.cache = str(cache)
     return findings
+
+
+def _list_pairs(findings: Preflight, task: DistillationTask, data: CocoDataModule) -> None:
+    box_sizes = data.train_box_sizes()
+    for index in range(len(task.stages)):
+        for lesson in task.lessons_of(index):
+            label = f"{lesson.label}, " if lesson.label else ""
+            stage = f"stage {index + 1}: {label}{lesson.teacher.name}"
+            pairs = list(dict.fromkeys(lesson.criterion.pairs))  # several methods of a sum share pairs
+            pairing = (f"{format_level(pair.student)} <- {format_level(pair.teacher)}" for pair in pairs)
+            findings.pairs[stage] = ", ".join(pairing) or "queries"
+            findings.notes += note_single_pair(stage, pairs)
+            findings.pairing += paired_levels(stage, lesson.criterion, box_sizes)
+
+
+def _measure_augmented(
+    findings: Preflight, teachers: Mapping[str, FrozenTeacher], data: CocoDataModule, images: int | None
+) -> None:
+    for name, teacher in teachers.items():
+        batches = data.augmented_val_dataloader(images)
+        findings.augmented[name] = augmented_ap(teacher.detector, batches, data.class_names)
+        findings.notes += check_augmented_ap(name, findings.ap[name], findings.augmented[name])
 
 
 def refuse_weak_teachers(
@@ -190,8 +216,11 @@ def print_preflight(findings: Preflight, console: Console) -> None:
     table = Table(
         Column("detector", overflow="fold"), "levels: name /stride xchannels", "AP before", title="pre-flight"
     )
+    if findings.augmented:
+        table.add_column("AP, augmented")
     for name, levels in findings.levels.items():
-        table.add_row(name, levels, _quality(findings, name))
+        augmented = [percent(findings.augmented.get(name))] if findings.augmented else []
+        table.add_row(name, levels, _quality(findings, name), *augmented)
     console.print(table)
     for table in pairing_tables(findings.pairing):
         console.print(table)

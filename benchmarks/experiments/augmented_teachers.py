@@ -1,0 +1,61 @@
+"""How well do teachers see images that are augmented as in training? AP on val by augmentation.
+
+    python benchmarks/experiments/augmented_teachers.py ../shared/data/bccd TEACHER ... --image-size 192
+
+Writes the AP of each teacher, with new random numbers for each seed, to
+``benchmarks/results/augmented-teachers-<data>.json``; ``dfmsd check`` prints it for the augmentation of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from _runs import RESULTS
+
+from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.detectors import Detector, load_detector
+from dfmsd.evaluation.augmented import augmented_ap
+from dfmsd.utils.files import write_json
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {"augment": "none"},
+    "photometric": {"augment": "light", "photometric": 0.5},
+    "scale_jitter": {"augment": "light", "scale_jitter": (0.6, 1.4)},
+    "mosaic": {"augment": "light", "mosaic": 0.5},
+    "strong": {"augment": "strong"},
+}
+"""Name -> the data's settings: each part of ``strong`` by itself, and all together."""
+
+
+def measure(detector: Detector, config: DataConfig, seeds: list[int]) -> list[float | None]:
+    """Return the AP by seed."""
+    found = []
+    for seed in seeds:
+        data = CocoDataModule(config, seed)
+        found.append(augmented_ap(detector, data.augmented_val_dataloader(), data.class_names))
+    return found
+
+
+def main() -> None:
+    """Measure every teacher and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("teachers", nargs="+")
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    content = {}
+    for reference in options.teachers:
+        teacher = load_detector(reference)
+        content[Path(reference).name] = {
+            name: measure(teacher, DataConfig(options.data, image_size=options.image_size, **changes), options.seeds)
+            for name, changes in AUGMENTATIONS.items()
+        }
+        print(Path(reference).name, content[Path(reference).name])
+    write_json(RESULTS / f"augmented-teachers-{Path(options.data).name}.json", content)
+
+
+if __name__ == "__main__":
+    main()
