@@ -36,13 +36,13 @@ STAGES = (2, 4)
 def demo_configs(out: Path) -> dict[str, TrainConfig | DistillConfig]:
     """Return the configs of the four runs, teachers first.
 
-    They are what ``dfmsd init digits --student fcos/mobilenetv3_small_050`` chooses, with three changes: far fewer
-    epochs, a smaller teacher, and a GFL as the teacher of a stage before that of the chosen one.
+    They are what ``dfmsd init digits --student fcos/mobilenetv3_small_050 --epochs 6`` chooses, with three changes: a
+    smaller teacher, fewer epochs for it, and a GFL as the teacher of a stage before that of the chosen one.
 
     Args:
         out: existing folder, for the runs and for the files that `start` writes.
     """
-    files = start("digits", out / "distilled.yaml", student=STUDENT)
+    files = start("digits", out / "distilled.yaml", student=STUDENT, epochs=sum(STAGES))
     chosen, teacher = read_config(DistillConfig, files[0]), read_config(TrainConfig, files[1])
     model = replace(teacher.model, backbone=TEACHER_BACKBONE)
     teacher = replace(teacher, epochs=TEACHER_EPOCHS, eval_every=TEACHER_EPOCHS, model=model)

@@ -33,7 +33,7 @@ def test_the_config_passes_the_check(dfmsd: Command, tiny_root: Path, tiny_teach
     assert (config.data.image_size, config.data.batch_size) == (96, 8)  # the images' own size, all images
     assert (config.student.arch, config.student.fpn_channels, config.student.head_convs) == ("fcos", 32, 1)
     assert (config.epochs, config.eval_every, config.out) == (300, 30, "runs/my")
-    assert config.teacher_cache == "ram"
+    assert (config.data.augment, config.teacher_cache) == ("strong", None)
     text = Path("my.yaml").read_text()
     assert "8 images to train on and 4 to evaluate on" in text
     assert all("#" in line for line in text.splitlines() if "image_size" in line or "epochs" in line)
@@ -47,7 +47,7 @@ def test_without_a_teacher_one_is_trained_first(dfmsd: Command, tiny_root: Path)
     assert config.stages[0].teachers == ("my-teacher.yaml",)
     assert (training.out, training.model.arch, training.model.pretrained) == ("runs/my-teacher", "fcos", True)
     assert training.model.backbone == "tf_efficientnet_lite2"
-    assert training.data.scale_jitter == (0.75, 1.35)
+    assert training.data.augment == config.data.augment == "strong"
     Path("my.yaml").unlink()
     assert "my-teacher.yaml exists" in dfmsd.refusal("init", tiny_root, "--out", "my.yaml")
     assert dfmsd("init", tiny_root, "--out", "my.yaml", "--overwrite")[0] == 0
@@ -70,6 +70,15 @@ def test_the_hours_limit_the_epochs(
     assert "2 hours allow it" in text
     assert "teacher's training" not in text  # it exists
     assert "fewer than 1,000 are few" in text
+
+
+def test_epochs_can_be_named(dfmsd: Command, tiny_root: Path) -> None:
+    assert dfmsd("init", tiny_root, "--out", "my.yaml", "--epochs", "7")[0] == 0
+    config = read_config(DistillConfig, Path("my.yaml"))
+    training = read_config(TrainConfig, Path("my-teacher.yaml"))
+    assert (config.epochs, config.data.augment, training.epochs) == (7, "light", 7)
+    assert training.data.scale_jitter == (0.75, 1.35)
+    assert "as given" in Path("my.yaml").read_text()
 
 
 def test_what_the_data_are_is_said_once(
@@ -122,6 +131,8 @@ def test_python_writes_the_same_file(
         (["DATA", "--out", "new.yaml", "--student", "fcos/resnet19"], "unknown backbone 'resnet19'"),
         (["DATA", "--out", "new.yaml", "--hours", "0"], "hours must be above 0, got 0"),
         (["DATA", "--out", "new.yaml", "--hours", "nan"], "hours"),
+        (["DATA", "--out", "new.yaml", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["DATA", "--out", "new.yaml", "--epochs", "1.5"], "epochs"),
         (["DATA", "--out", "new.yaml", "--teacher", "TEACHER", "--hours", "1e-9"], "hours: a single epoch takes"),
     ],
 )

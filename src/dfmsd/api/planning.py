@@ -48,6 +48,7 @@ def init(
     *,
     teacher: str | Path | None = None,
     student: Student | None = None,
+    epochs: int | None = None,
     hours: float | None = None,
     overwrite: bool = False,
     allow_weak_teacher: bool = False,
@@ -60,7 +61,8 @@ def init(
         teacher: a reference, as in `distill`; None writes the YAML file of a teacher's training too, next to ``out``,
             and names it as the teacher, which is then trained on first use.
         student: what to train, as in `distill`, but no `Detector`; None chooses.
-        hours: time limit of the whole run, with the training of its teacher, by which the epochs are chosen.
+        epochs: of the student, and of a teacher that is trained first; None chooses.
+        hours: time limit of the whole run, with the training of its teacher, which shortens it if necessary.
         overwrite: replace existing files.
         allow_weak_teacher: accept a teacher that knows none of the classes of the data.
 
@@ -71,6 +73,8 @@ def init(
         DfmsdError: bad input; nothing has been written.
     """
     check_switches(overwrite=overwrite, allow_weak_teacher=allow_weak_teacher)
+    if epochs is not None and coerce(epochs, int, "epochs") < 1:
+        raise DfmsdError(f"epochs must be at least 1, got {epochs}")
     if hours is not None and not 0 < coerce(hours, float, "hours") < math.inf:
         raise DfmsdError(f"hours must be above 0, got {hours}")
     given, detector = (None, None) if student is None else resolve_student(student)
@@ -87,6 +91,7 @@ def init(
         file,
         teacher=name,
         student=given,
+        epochs=epochs,
         hours=hours,
         allow_weak_teacher=allow_weak_teacher,
     )

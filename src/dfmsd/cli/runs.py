@@ -43,6 +43,7 @@ def init_parser() -> ArgumentParser:
     parser.add_argument("--teacher", type=str | None, default=None, help="a reference; without, one is trained first")
     parser.add_argument("--out", type=Path, required=True, help="YAML file to write, such as my.yaml")
     parser.add_argument("--student", type=str | None, default=None, help="such as fcos/resnet18; chosen by default")
+    parser.add_argument("--epochs", type=int | None, default=None, help="of the student, and of its teacher's training")
     parser.add_argument("--hours", type=float | None, default=None, help="time limit, with the teacher's training")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--allow-weak-teacher", action="store_true", help="accept a teacher of other classes")
@@ -56,6 +57,7 @@ def init_command(values: Namespace) -> None:
         values.out,
         teacher=values.teacher,
         student=values.student,
+        epochs=values.epochs,
         hours=values.hours,
         overwrite=values.overwrite,
         allow_weak_teacher=values.allow_weak_teacher,

@@ -31,6 +31,8 @@ FEW_STEPS = 1_000
 """Fewer, where a budget asks for them, are remarked upon."""
 USUAL_EPOCHS = 12
 """COCO's usual schedule, where it stays within the range of steps."""
+MANY_EPOCHS = 30
+"""From as many on, strong augmentation pays: each image has been seen too often as it is."""
 MOST_EPOCHS = 300
 """Of a data set so small that even they do not reach `FEWEST_STEPS`."""
 EVALUATIONS = 10
@@ -64,6 +66,13 @@ def choose_teacher_size(facts: Facts, teacher: TeacherFacts) -> Choice | None:
     return Choice(most, f"{ENLARGED} times the images' size; its own is {own}, which would take longer")
 
 
+def choose_augment(epochs: int) -> Choice:
+    """Choose strong augmentation for a run of many epochs."""
+    if epochs < MANY_EPOCHS:
+        return Choice("light", f"flips; from {MANY_EPOCHS} epochs on, strong is better")
+    return Choice("strong", "flips, scales, colors and mosaics; the teacher should be used to them, see dfmsd check")
+
+
 def choose_batch_size(facts: Facts) -> Choice:
     """Choose the measured one for the machine, if there are as many images."""
     size = BATCH[machine(facts)]
@@ -72,13 +81,16 @@ def choose_batch_size(facts: Facts) -> Choice:
     return Choice(size, "as in the measured runs on CPUs" if size == BATCH["cpu"] else "a GPU is slow with fewer")
 
 
-def choose_epochs(images: int, batch_size: int) -> Choice:
+def choose_epochs(images: int, batch_size: int, given: int | None = None) -> Choice:
     """Choose as many epochs as take a sensible number of steps.
 
     Args:
         images: To train on.
         batch_size: Of the run.
+        given: What the user names, in place of them.
     """
+    if given is not None:
+        return Choice(given, f"{describe_steps(images, batch_size, given)}; as given")
     per_epoch = count_steps(images, batch_size)
     steps = min(max(USUAL_EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
     epochs = min(math.ceil(steps / per_epoch), MOST_EPOCHS)
@@ -108,15 +120,17 @@ def choose_image_cache(facts: Facts, image_size: int) -> Choice:
     return Choice("off", f"the resized images may take {need:.0f} GiB, so processes load them in every epoch")
 
 
-def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: int, versions: int) -> Choice:
+def choose_teacher_cache(facts: Facts, levels: Sequence[LevelSpec], image_size: int, versions: int | None) -> Choice:
     """Cache the teacher's features in RAM on a CPU, if they fit.
 
     Args:
         facts: Of data and machine.
         levels: The teacher's pyramid.
         image_size: That the teacher sees.
-        versions: Of each image, 2 with flips.
+        versions: Of each image, 2 with flips; None if it is new in every epoch.
     """
+    if versions is None:
+        return Choice(None, "the augmentation changes the pixels in every epoch")
     if facts.gpu:
         return Choice(None, "its gain has been measured on CPUs only")
     need = Layout(tuple(levels), (image_size, image_size)).nbytes * versions * facts.train_images / GIB

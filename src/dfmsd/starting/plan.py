@@ -16,8 +16,8 @@ TEACHER_JITTER = [0.75, 1.35]
 """Scale jitter of every teacher in docs/results-adamw.md."""
 
 
-def plan_data(facts: Facts) -> dict[str, Choice]:
-    """Choose the data section of a run."""
+def plan_data(facts: Facts, epochs: int) -> dict[str, Choice]:
+    """Choose the data section of a run of this many epochs."""
     image_size = numbers.choose_image_size(facts)
     section = {"root": Choice(facts.root)}
     if facts.holdout:
@@ -25,7 +25,7 @@ def plan_data(facts: Facts) -> dict[str, Choice]:
     section |= {
         "image_size": image_size,
         "batch_size": numbers.choose_batch_size(facts),
-        "augment": Choice("light", "flips; strong has mosaics, colors and scales too, but no teacher cache"),
+        "augment": numbers.choose_augment(epochs),
     }
     if facts.root == "digits":
         section["flip"] = Choice(0.0, "a mirrored digit is not a digit")
@@ -48,7 +48,6 @@ def plan_distillation(
         out: Run folder.
     """
     versions = DataConfig(**plain(data)).versions(int(epochs.value))
-    assert versions is not None  # flips alone
     size, seen = int(data["image_size"].value), {}
     larger = numbers.choose_teacher_size(facts, teacher)
     if larger is not None and int(larger.value) > size:
@@ -80,12 +79,11 @@ def plan_training(data: dict[str, Choice], model: Keys, epochs: Choice, out: str
         epochs: Of the training.
         out: Run folder.
     """
-    changes = {
-        "augment": Choice("light", "flips, and the scales below"),
-        "scale_jitter": Choice(TEACHER_JITTER, "as for every measured teacher"),
-    }
+    if data["augment"].value == "light":
+        jitter = Choice(TEACHER_JITTER, "as for the teachers of the earlier results")
+        data = data | {"augment": Choice("light", "flips, and the scales below"), "scale_jitter": jitter}
     return {
-        "data": data | changes,
+        "data": data,
         "model": model,
         "epochs": epochs,
         "eval_every": _evaluations(int(epochs.value)),

@@ -11,11 +11,18 @@ from dfmsd.detectors import DetectorConfig, build_detector
 from dfmsd.engine.config import DistillConfig
 from dfmsd.engine.configfile import parse_config
 from dfmsd.estimation.estimator import Estimate, estimate, untrained_task
-from dfmsd.starting.budget import epochs_within, hours_of, shortened
+from dfmsd.starting.budget import epochs_within, hours_of
 from dfmsd.starting.draft import Choice, Draft, plain, to_yaml
 from dfmsd.starting.facts import Facts, TeacherFacts, describe_teacher, gather
 from dfmsd.starting.models import Keys, choose_student, choose_teacher
-from dfmsd.starting.numbers import FEW_STEPS, choose_epochs, count_steps, describe_steps
+from dfmsd.starting.numbers import (
+    FEW_STEPS,
+    choose_batch_size,
+    choose_epochs,
+    choose_image_size,
+    count_steps,
+    describe_steps,
+)
 from dfmsd.starting.outputs import output_files
 from dfmsd.starting.plan import describe_facts, plan_data, plan_distillation, plan_training
 from dfmsd.utils.durations import HOUR, describe_duration
@@ -31,6 +38,7 @@ def start(
     *,
     teacher: str | None = None,
     student: DetectorConfig | None = None,
+    epochs: int | None = None,
     hours: float | None = None,
     allow_weak_teacher: bool = False,
 ) -> list[Path]:
@@ -43,6 +51,7 @@ def start(
         out: YAML file to write, whose place `check_files` has checked.
         teacher: Reference, as in `StageConfig`; None trains one first.
         student: What to train; None chooses.
+        epochs: Of the student, and of a teacher that is trained first; None chooses.
         hours: Budget of the whole run, with the training of its teacher.
         allow_weak_teacher: Accept a teacher that knows none of the classes of the data.
 
@@ -55,28 +64,27 @@ def start(
     files = output_files(out, teacher)
     teacher_file = files[-1]
     facts = gather(root, teacher, allow_weak_teacher=allow_weak_teacher)
-    data = plan_data(facts)
+    batch_size = int(choose_batch_size(facts).value)
+    wanted = choose_epochs(facts.train_images, batch_size, epochs)
     keys = choose_student(facts.teacher, student)
     folder = first_free(RUNS / out.stem)
-    batch_size = int(data["batch_size"].value)
     model = choose_teacher(DetectorConfig(**plain(keys))) if teacher is None else None
-    taught_by = facts.teacher or _untrained(model or {}, facts, str(teacher_file), int(data["image_size"].value))
+    taught_by = facts.teacher or _untrained(model or {}, facts, str(teacher_file), int(choose_image_size(facts).value))
 
     def drafts(epochs: Choice, teacher_epochs: Choice) -> dict[Path, Draft]:
+        data = plan_data(facts, int(epochs.value))
         found = {out: plan_distillation(facts, taught_by, data, keys, epochs, str(folder))}
         if model is not None:
             training = first_free(RUNS / teacher_file.stem)
             found[teacher_file] = plan_training(data, model, teacher_epochs, str(training))
         return found
 
-    epochs = choose_epochs(facts.train_images, batch_size)
-    chosen = drafts(epochs, epochs)
+    chosen = drafts(wanted, wanted)
     with TemporaryDirectory() as place:
         config = _checked(chosen, Path(place), facts)
         if hours is not None:
-            found = estimate(config)
-            fitting = _within(hours, found, facts, batch_size)
-            length = shortened(int(epochs.value), int(fitting.value) / int(epochs.value))
+            fitting = _within(hours, estimate(config), facts, batch_size)
+            length = int(fitting.value)
             chosen = drafts(fitting, Choice(length, describe_steps(facts.train_images, batch_size, length)))
     for file, draft in chosen.items():
         write_output(file, to_yaml(draft, _header(file, out, facts)))
