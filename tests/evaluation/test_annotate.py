@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers.finder import Finder, draw_images
@@ -10,6 +11,13 @@ import dfmsd
 from dfmsd.data import open_split
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.annotate import annotate
+
+
+class Broken(Finder):
+    """Refuses every image, in the way of a detector whose outputs are wrong."""
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise DfmsdError("detector: expected three outputs")
 
 
 @pytest.fixture
@@ -43,6 +51,11 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_done(folder: P
     ):
         annotate(Finder(), [folder], tmp_path / "labels.json", image_size=64)
     assert len(json.loads((tmp_path / "labels.json").read_text())["images"]) == 3
+
+
+def test_an_error_of_the_detector_is_not_one_of_the_image(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DfmsdError, match=r"^detector: expected three outputs$"):
+        annotate(Broken(), [folder], tmp_path / "labels.json", image_size=64)
 
 
 def test_a_file_that_exists_is_not_overwritten(folder: Path, tmp_path: Path) -> None:

@@ -176,6 +176,27 @@ def test_a_video_whose_frames_cannot_be_decoded_is_named(tmp_path: Path, monkeyp
     assert not (tmp_path / "out" / "clip.mp4").exists()
 
 
+@pytest.mark.parametrize("names", [("a.mp4", "b.mp4"), ("a.png", "b.png")])
+def test_an_error_of_the_detector_is_not_one_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    files = [tmp_path / name for name in names]
+    for file in files:
+        if file.suffix == ".png":
+            save(file, 64, 64)
+            continue
+        with sv.VideoSink(str(file), sv.VideoInfo(width=64, height=64, fps=10, total_frames=1)) as sink:
+            sink.write_frame(np.zeros((64, 64, 3), dtype=np.uint8))
+
+    def fail(*_: object, **__: object) -> None:
+        raise DfmsdError("detector: expected three outputs")
+
+    monkeypatch.setattr(ExportedDetector, "predict", fail)
+    with pytest.raises(DfmsdError, match=r"^detector: expected three outputs$"):
+        run(files, tmp_path / "out")
+    assert content(tmp_path / "out")["images"] == []
+
+
 def test_the_summary_states_the_median(tmp_path: Path) -> None:
     speed = run([save(tmp_path / f"{name}.png", 64, 64) for name in "abc"], tmp_path / "out")
     assert str(module.Speed(3, 12.34, 0.5)) == "3 images, 6.0 images/s in total, 12.3 ms per image to detect (median)"

@@ -66,7 +66,9 @@ def annotate(
         if path in unreadable:
             continue
         with noting(path, unreadable):  # the header alone was read before
-            recorder.predict(read_image(path), plain_path(path).relative_to(folder).as_posix())
+            image = read_image(path)
+        if path not in unreadable:
+            recorder.predict(image, plain_path(path).relative_to(folder).as_posix())
     write_output(file, to_json(recorder.as_coco()))
     if unreadable:
         raise unreadable_error(unreadable, len(paths), file)

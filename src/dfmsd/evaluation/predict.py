@@ -89,8 +89,9 @@ def predict(
             target.parent.mkdir(parents=True, exist_ok=True)
             name = os.path.relpath(target.with_name(file.name), out)
             if _is_video(file):
+                frames = _predict_video(recorder, file, name, target, track)
                 with noting(file, unreadable):
-                    _predict_video(recorder, file, name, target, track)
+                    _check_frames(file, frames)
                 continue
             with noting(file, unreadable):  # the header alone was read before
                 image = read_image(file)
@@ -130,26 +131,27 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
     return targets
 
 
-def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, track: bool) -> None:
-    """Detect in every frame; its number is recorded next to the file's name.
-
-    Raises:
-        DfmsdError: No frame can be decoded.
-    """
+def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, track: bool) -> int:
+    """Detect in every frame, whose number is recorded next to the file's name; return how many could be decoded."""
     sv = import_supervision("predict")
     info = sv.VideoInfo.from_video_path(str(file))
     tracker = Tracker(recorder.score, info.fps) if track else None
-    number = -1
+    frames = 0
     with sv.VideoSink(str(target), info) as sink:
-        for number, frame in enumerate(sv.get_video_frames_generator(str(file))):
-            drawn = recorder.predict(frame[:, :, ::-1], name, tracker, frame=number).plot()  # video frames are BGR
+        for frames, frame in enumerate(sv.get_video_frames_generator(str(file)), start=1):
+            drawn = recorder.predict(frame[:, :, ::-1], name, tracker, frame=frames - 1).plot()  # video frames are BGR
             sink.write_frame(np.ascontiguousarray(np.asarray(drawn)[:, :, ::-1]))
-    if number < 0:
-        target.unlink(missing_ok=True)
-        raise DfmsdError(f"{file}: none of its frames can be decoded; replace or remove it")
     announced = info.total_frames or 0  # an estimate in some formats
-    if number + 1 < COMPLETE * announced:
-        logger.warning("%s: %d of about %d frames could be read; the file may be cut off", file, number + 1, announced)
+    if not frames:
+        target.unlink(missing_ok=True)
+    elif frames < COMPLETE * announced:
+        logger.warning("%s: %d of about %d frames could be read; the file may be cut off", file, frames, announced)
+    return frames
+
+
+def _check_frames(file: Path, frames: int) -> None:
+    if frames == 0:
+        raise DfmsdError(f"{file}: none of its frames can be decoded; replace or remove it")
 
 
 def _check_readable(file: Path) -> None:
