@@ -218,6 +218,47 @@ def test_an_image_that_is_named_twice_is_drawn_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["outside"], indirect=True)
+def test_the_same_call_can_be_repeated(folder: Path) -> None:
+    (folder / "begun.json").touch()  # by a call that was killed
+    for name in ("begun.json", "found.json", "found.json"):
+        done = run(folder, "test.png", "--out", "drawn", "--json", name)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((folder / "begun.json").read_text()) == json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("folder", ["outside"], indirect=True)
+@pytest.mark.parametrize(
+    ("option", "place", "file"),
+    [
+        ("--json", "preprocess.json", "preprocess.json"),
+        ("--json", "labels.txt", "labels.txt"),
+        ("--json", "mine.json", "mine.json"),
+        ("--json", "none.json", "none.json"),
+        ("--json", "photo.png", "photo.png"),
+        ("--out", "mine", "mine/test.png"),
+    ],
+)
+def test_no_file_of_others_is_replaced(
+    folder: Path,
+    option: str,
+    place: str,
+    file: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine.json").write_text("[1, 2]")
+    (folder / "none.json").write_text("{}")
+    for name in ("photo.png", "mine/test.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    before = (folder / file).read_bytes()
+    monkeypatch.chdir(folder)
+    assert status(folder, ["test.png", option, place], monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"infer.py: error: {option}: {file} exists, and infer.py has not")
+    assert (folder / file).read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["outside"], indirect=True)
 def test_labels_that_a_console_cannot_show_are_escaped(folder: Path) -> None:
     (folder / "labels.txt").write_text("cat\n红细胞\n", encoding="utf-8")
     command = [sys.executable, str(folder / "infer.py"), str(folder / "test.png")]

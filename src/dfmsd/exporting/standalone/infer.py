@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 HERE = Path(__file__).resolve().parent
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Images that are looked for in folders."""
 DAMAGED = (OSError, ValueError, LookupError, TypeError)
 """Errors of reading a JSON file that is missing or damaged."""
+DRAWN_BY = "infer.py"
+"""Mark in a drawing, which may be drawn again."""
 FAR = (np.inf, np.inf)
 """Difference of two objects of unlike classes."""
 
@@ -287,7 +290,7 @@ def open_image(file: Path) -> Image.Image:
 
 
 def refuse_clashes(files: list[Path], out: Path) -> None:
-    """Refuse to draw two images into one file, or over an input."""
+    """Refuse to draw two images into one file, over an input, or over a file that this script has not drawn."""
     taken = {file.resolve(): file for file in files}
     for file in files:
         drawn = out / f"{file.stem}.png"
@@ -296,6 +299,26 @@ def refuse_clashes(files: list[Path], out: Path) -> None:
             raise UserError(f"--out: {file} would be drawn over {other}; name another folder")
         if other is not file:
             raise UserError(f"--out: {other} and {file} would both be drawn to {drawn}; rename one")
+        if drawn.exists() and not is_drawing(drawn):
+            raise UserError(f"--out: {drawn} exists, and infer.py has not drawn it; name another folder")
+
+
+def is_drawing(file: Path) -> bool:
+    """Return whether this script has drawn a file."""
+    try:
+        with Image.open(file) as image:
+            return bool(image.info.get("Software") == DRAWN_BY)
+    except Exception:  # as in open_image
+        return False
+
+
+def is_result(file: Path) -> bool:
+    """Return whether this script has written a JSON file, or was about to."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8") or "[]")
+        return isinstance(content, list) and all(one.keys() == {"image", "objects"} for one in content)
+    except (*DAMAGED, AttributeError):
+        return False
 
 
 def detect(detector: Detector, files: list[Path], options: argparse.Namespace) -> int:
@@ -304,6 +327,8 @@ def detect(detector: Detector, files: list[Path], options: argparse.Namespace) -
         refuse_clashes(files, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
     if options.json:
+        if options.json.exists() and not is_result(options.json):
+            raise UserError(f"--json: {options.json} exists, and infer.py has not written it; name another file")
         options.json.open("a").close()  # before the work that would be lost
     written, seconds, status = [], [], 0
     for file in files:
@@ -320,7 +345,9 @@ def detect(detector: Detector, files: list[Path], options: argparse.Namespace) -
         print(f"{file}: {len(objects)} object{'' if len(objects) == 1 else 's'}")
         print(*(f"  {line(one)}\n" for one in objects), sep="", end="")
         if options.out:
-            draw(image, objects).save(options.out / f"{file.stem}.png")
+            mark = PngInfo()
+            mark.add_text("Software", DRAWN_BY)
+            draw(image, objects).save(options.out / f"{file.stem}.png", pnginfo=mark)
         written.append({"image": str(file), "objects": objects})
     if seconds:
         print(f"{1000 * sorted(seconds)[len(seconds) // 2]:.1f} ms for an image (median), from its pixels to its boxes")
