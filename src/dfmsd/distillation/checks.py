@@ -92,8 +92,7 @@ def check_augmented_ap(teacher: str, plain: float | None, augmented: float | Non
         return []
     return [
         f"teacher {teacher} has an AP of {100 * plain:.1f} in plain images, but {100 * augmented:.1f} in images "
-        "augmented as in training, where it has to teach: train it with the same augmentation, or set data.augment to "
-        "light"
+        "augmented as in training, where it has to teach; one trained with the same augmentation would teach more"
     ]
 
 
