@@ -2,13 +2,15 @@
 
     python benchmarks/experiments/augmented_teachers.py ../shared/data/bccd TEACHER ... --image-size 192
 
-Writes the AP of each teacher, with new random numbers for each seed, to
-``benchmarks/results/augmented-teachers-<data>.json``; ``dfmsd check`` prints it for the augmentation of a run.
+Writes the AP of each teacher, with other random numbers for each seed, to
+``benchmarks/results/augmented-teachers-<data>.json``, beside those that are there. ``dfmsd check`` prints it for the
+augmentation of a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    content = {}
+    path = RESULTS / f"augmented-teachers-{Path(options.data).name}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
     for reference in options.teachers:
         teacher = load_detector(reference)
         content[Path(reference).name] = {
@@ -54,7 +57,7 @@ def main() -> None:
             for name, changes in AUGMENTATIONS.items()
         }
         print(Path(reference).name, content[Path(reference).name])
-    write_json(RESULTS / f"augmented-teachers-{Path(options.data).name}.json", content)
+        write_json(path, content)
 
 
 if __name__ == "__main__":
