@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -226,6 +227,20 @@ def test_the_same_call_can_be_repeated(folder: Path) -> None:
     assert json.loads((folder / "begun.json").read_text()) == json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("folder", ["outside"], indirect=True)
+def test_boxes_can_be_written_to_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        command = [sys.executable, str(folder / "infer.py"), "test.png", "--json", "pipe"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [one["image"] for one in json.loads(os.read(reader, 65536))] == ["test.png"]
+    finally:
+        os.close(reader)
+
+
 @pytest.mark.parametrize("folder", ["outside"], indirect=True)
 @pytest.mark.parametrize(
     ("option", "place", "file"),
@@ -234,6 +249,7 @@ def test_the_same_call_can_be_repeated(folder: Path) -> None:
         ("--json", "labels.txt", "labels.txt"),
         ("--json", "mine.json", "mine.json"),
         ("--json", "none.json", "none.json"),
+        ("--json", "deep.json", "deep.json"),
         ("--json", "photo.png", "photo.png"),
         ("--out", "mine", "mine/test.png"),
     ],
@@ -249,6 +265,7 @@ def test_no_file_of_others_is_replaced(
     (folder / "mine").mkdir()
     (folder / "mine.json").write_text("[1, 2]")
     (folder / "none.json").write_text("{}")
+    (folder / "deep.json").write_text("[" * 200_000)
     for name in ("photo.png", "mine/test.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
     before = (folder / file).read_bytes()

@@ -313,11 +313,13 @@ def is_drawing(file: Path) -> bool:
 
 
 def is_result(file: Path) -> bool:
-    """Return whether this script has written a JSON file, or was about to."""
+    """Return whether this script has written a JSON file, or was about to; a pipe holds nothing to lose."""
+    if file.is_fifo() or file.is_char_device():
+        return True  # to read it would wait for ever
     try:
         content = json.loads(file.read_text(encoding="utf-8") or "[]")
         return isinstance(content, list) and all(one.keys() == {"image", "objects"} for one in content)
-    except (*DAMAGED, AttributeError):
+    except (*DAMAGED, AttributeError, RecursionError):
         return False
 
 
