@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tests.helpers.bad_input import unfinished_run
@@ -79,6 +80,11 @@ def test_epochs_can_be_named(dfmsd: Command, tiny_root: Path) -> None:
     assert (config.epochs, config.data.augment, training.epochs) == (7, "light", 7)
     assert training.data.scale_jitter == (0.75, 1.35)
     assert "as given" in Path("my.yaml").read_text()
+
+
+def test_epochs_are_written_as_a_plain_number(tiny_root: Path, tmp_path: Path) -> None:
+    file, _ = package.init(tiny_root, tmp_path / "my.yaml", epochs=np.int64(7))  # type: ignore[arg-type]
+    assert read_config(DistillConfig, file).epochs == 7
 
 
 def test_what_the_data_are_is_said_once(

@@ -73,7 +73,8 @@ def init(
         DfmsdError: bad input; nothing has been written.
     """
     check_switches(overwrite=overwrite, allow_weak_teacher=allow_weak_teacher)
-    if epochs is not None and coerce(epochs, int, "epochs") < 1:
+    epochs = coerce(epochs, int | None, "epochs")
+    if epochs is not None and epochs < 1:
         raise DfmsdError(f"epochs must be at least 1, got {epochs}")
     if hours is not None and not 0 < coerce(hours, float, "hours") < math.inf:
         raise DfmsdError(f"hours must be above 0, got {hours}")
