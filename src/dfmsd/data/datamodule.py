@@ -189,9 +189,8 @@ class CocoDataModule(pl.LightningDataModule):
         Args:
             images: How many of them; None for all.
         """
-        count = len(self.val) if images is None else min(images, len(self.val))
         augmented = self._augmented(self.val.coco, self.teacher_size or self.config.image_size)
-        return DataLoader(Subset(augmented, range(count)), self.config.batch_size, **self._options)
+        return DataLoader(Subset(augmented, range(len(augmented))[:images]), self.config.batch_size, **self._options)
 
     def loader_of(self, split: DetectionSplit, image_size: int) -> DataLoader[Sample]:
         """Return a loader of images of the data set, without augmentation.

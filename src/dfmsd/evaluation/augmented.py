@@ -10,8 +10,10 @@ from hotcoco import COCO
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from dfmsd.data.targets import scores_of
 from dfmsd.detectors.base import Detector
 from dfmsd.evaluation.evaluate import detect
+from dfmsd.evaluation.matching import to_data_labels
 from dfmsd.evaluation.precision import average, measure_precision
 from dfmsd.types import Batch
 from dfmsd.utils.classes import common_classes
@@ -29,26 +31,25 @@ def augmented_ap(detector: Detector, batches: Iterable[Batch], class_names: Sequ
         class_names: Names of the targets' labels.
     """
     label_of = common_classes(detector.class_names, class_names)
-    sizes: list[tuple[int, int]] = []
+    images: list[dict[str, int]] = []
     truth, found = [], []
     for batch in batches:
-        for target, result in zip(batch.targets, detect(detector, batch), strict=True):
-            image = len(sizes) + 1
-            sizes.append((batch.images.shape[-2], batch.images.shape[-1]))
-            known = [row for row, label in enumerate(result["labels"].tolist()) if label in label_of]
-            labels = torch.tensor([label_of[int(result["labels"][row])] for row in known])
-            truth.append(_rows(image, target["boxes"], target["labels"]))
-            found.append(_rows(image, result["boxes"][known], labels, result["scores"][known]))
-    objects, detections = np.concatenate(truth), np.concatenate(found)
-    images = [{"id": row + 1, "height": height, "width": width} for row, (height, width) in enumerate(sizes)]
+        height, width = batch.images.shape[-2:]
+        for target, detections in zip(batch.targets, detect(detector, batch), strict=True):
+            image = len(images) + 1
+            images.append({"id": image, "height": height, "width": width})
+            known = to_data_labels(detections, label_of)
+            truth.append(_rows(image, target["boxes"], target["labels"], scores_of(target)))
+            found.append(_rows(image, known["boxes"], known["labels"], known["scores"]))
+    objects = np.concatenate(truth)
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names)]
     image_ids, category_ids = objects[:, [0, 6]].T.astype(np.int64)
     coco = COCO.from_arrays(images, categories, image_ids, category_ids, objects[:, 1:5])
-    return average(measure_precision(coco, detections).values[..., 0])
+    return average(measure_precision(coco, np.concatenate(found)).values[..., 0])
 
 
-def _rows(image: int, boxes: Tensor, labels: Tensor, scores: Tensor | None = None) -> np.ndarray:
+def _rows(image: int, boxes: Tensor, labels: Tensor, scores: Tensor) -> np.ndarray:
     """Return boxes as COCO's rows: image, x, y, width, height, score and category."""
-    columns = [labels.new_full((len(boxes), 1), image), box_convert(boxes, "xyxy", "xywh")]
-    columns += [boxes.new_ones(len(boxes), 1) if scores is None else scores[:, None], labels[:, None]]
+    images = torch.full_like(labels, image)
+    columns = [images[:, None], box_convert(boxes, "xyxy", "xywh"), scores[:, None], labels[:, None]]
     return torch.cat([column.detach().cpu().double() for column in columns], 1).numpy()
