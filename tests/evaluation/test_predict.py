@@ -13,6 +13,7 @@ from PIL import Image
 from dfmsd.detectors.base import Detector
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation import predict as module
+from dfmsd.evaluation import recording
 from dfmsd.evaluation.predict import output_paths, predict
 from dfmsd.exporting.verify import ExportedDetector
 
@@ -262,7 +263,7 @@ def test_an_interrupted_call_keeps_what_it_has_done_and_can_be_repeated(
         return np.zeros((64, 64, 3), dtype=np.uint8)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_image", read)
+        patch.setattr(recording, "read_image", read)
         with pytest.raises(KeyboardInterrupt):
             run(files, tmp_path / "out")
     assert [image["file_name"] for image in content(tmp_path / "out")["images"]] == ["a.png"]

@@ -15,6 +15,7 @@ from dfmsd.data.images import read_image
 from dfmsd.detectors import DetectorConfig, build_detector, load_detector, save_detector
 from dfmsd.distillation.stages import StageConfig
 from dfmsd.errors import DfmsdError
+from dfmsd.evaluation import recording
 from dfmsd.losses import functional
 from dfmsd.losses.dfmsd import level_share
 from dfmsd.visualization import CONTACT_SHEET, visualize, visualizer
@@ -195,7 +196,7 @@ def test_an_interrupted_call_can_be_repeated(run, tiny_root, tiny_teachers, tmp_
         return read_image(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(visualizer, "read_image", read)
+        patch.setattr(recording, "read_image", read)
         with pytest.raises(KeyboardInterrupt):
             visualize(str(run), tiny_teachers[0], images, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONTACT_SHEET, f"{images[0].stem}.png"]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from dfmsd.data.images import read_image, read_size
+from dfmsd.data.images import read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.detectors.prediction import check_score
 from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
-from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
+from dfmsd.evaluation.recording import Recorder, Speed, noting, read_noted, unreadable_error
 from dfmsd.utils.device import default_device
 from dfmsd.utils.files import check_output, plain_path, to_json, write_output
 
@@ -63,11 +63,8 @@ def annotate(
     recorder = Recorder(detector.to(default_device()), score, size, tiling)
     start = time.perf_counter()
     for path in paths:
-        if path in unreadable:
-            continue
-        with noting(path, unreadable):  # the header alone was read before
-            image = read_image(path)
-        if path not in unreadable:
+        image = read_noted(path, unreadable)  # the header alone was read before
+        if image is not None:
             recorder.predict(image, plain_path(path).relative_to(folder).as_posix())
     write_output(file, to_json(recorder.as_coco()))
     if unreadable:

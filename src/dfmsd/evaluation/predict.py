@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from dfmsd.data.images import read_image, read_size
+from dfmsd.data.images import read_size
 from dfmsd.data.inputs import find_images
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.base import SHOWN_SCORE
@@ -19,7 +19,7 @@ from dfmsd.detectors.drawing import import_supervision
 from dfmsd.detectors.prediction import check_score
 from dfmsd.detectors.tiling import read_tiling
 from dfmsd.errors import DfmsdError
-from dfmsd.evaluation.recording import Recorder, Speed, noting, unreadable_error
+from dfmsd.evaluation.recording import Recorder, Speed, noting, read_noted, unreadable_error
 from dfmsd.evaluation.tracking import Tracker, check_tracking
 from dfmsd.utils.console import quiet
 from dfmsd.utils.device import default_device
@@ -89,13 +89,10 @@ def predict(
             target.parent.mkdir(parents=True, exist_ok=True)
             name = os.path.relpath(target.with_name(file.name), out)
             if _is_video(file):
-                frames = _predict_video(recorder, file, name, target, track)
-                with noting(file, unreadable):
-                    _check_frames(file, frames)
+                _predict_video(recorder, file, name, target, track, unreadable)
                 continue
-            with noting(file, unreadable):  # the header alone was read before
-                image = read_image(file)
-            if file not in unreadable:
+            image = read_noted(file, unreadable)  # the header alone was read before
+            if image is not None:
                 recorder.predict(image, name).plot().save(target)
     finally:  # also what was done before Ctrl-C, so that the same call can be repeated
         write_json(out / PREDICTIONS, recorder.as_coco())
@@ -131,8 +128,10 @@ def output_paths(files: Sequence[Path], out: Path) -> list[Path]:
     return targets
 
 
-def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, track: bool) -> int:
-    """Detect in every frame, whose number is recorded next to the file's name; return how many could be decoded."""
+def _predict_video(
+    recorder: Recorder, file: Path, name: str, target: Path, track: bool, unreadable: dict[Path, str]
+) -> None:
+    """Detect in every frame, whose number is recorded next to the file's name; note a video without any."""
     sv = import_supervision("predict")
     info = sv.VideoInfo.from_video_path(str(file))
     tracker = Tracker(recorder.score, info.fps) if track else None
@@ -144,14 +143,9 @@ def _predict_video(recorder: Recorder, file: Path, name: str, target: Path, trac
     announced = info.total_frames or 0  # an estimate in some formats
     if not frames:
         target.unlink(missing_ok=True)
+        unreadable[file] = f"{file}: none of its frames can be decoded; replace or remove it"
     elif frames < COMPLETE * announced:
         logger.warning("%s: %d of about %d frames could be read; the file may be cut off", file, frames, announced)
-    return frames
-
-
-def _check_frames(file: Path, frames: int) -> None:
-    if frames == 0:
-        raise DfmsdError(f"{file}: none of its frames can be decoded; replace or remove it")
 
 
 def _check_readable(file: Path) -> None:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torchvision.ops import box_convert
 
+from dfmsd.data.images import read_image
 from dfmsd.detectors import Detector
 from dfmsd.detectors.images import ImageLike
 from dfmsd.detectors.prediction import NO_TRACK, Prediction
@@ -86,6 +88,14 @@ def noting(file: Path, unreadable: dict[Path, str]) -> Iterator[None]:
         yield
     except DfmsdError as error:
         unreadable[file] = str(error)
+
+
+def read_noted(file: Path, unreadable: dict[Path, str]) -> Tensor | None:
+    """Return an image as `read_image` does; None if it cannot be read, which is noted now or was before."""
+    if file not in unreadable:
+        with noting(file, unreadable):
+            return read_image(file)
+    return None
 
 
 def unreadable_error(unreadable: Mapping[Path, str], files: int, written: Path) -> DfmsdError:

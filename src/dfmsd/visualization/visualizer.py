@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfmsd.data.images import read_image
 from dfmsd.data.inputs import find_images, to_batch
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.detectors.base import SHOWN_SCORE
 from dfmsd.errors import DfmsdError
 from dfmsd.evaluation.evaluate import detect
-from dfmsd.evaluation.recording import noting, unreadable_error
+from dfmsd.evaluation.recording import read_noted, unreadable_error
 from dfmsd.types import Batch
 from dfmsd.utils.files import check_writable, make_folder, refuse_others_files, write_atomically
 from dfmsd.visualization.criteria import stage_criteria
@@ -60,9 +59,8 @@ def visualize(model: str | Path, teacher: str | Path, images: Sequence[str | Pat
     unreadable: dict[Path, str] = {}
     try:
         for file, name in zip(files, names, strict=True):
-            with noting(file, unreadable):
-                pixels = read_image(file)
-            if file in unreadable:
+            pixels = read_noted(file, unreadable)
+            if pixels is None:
                 continue
             batch, seen_at = to_batch(pixels, size), stages[0].teacher_size
             larger = None if seen_at is None else to_batch(pixels, seen_at).images
