@@ -17,15 +17,14 @@ from typing import Any
 from _runs import RESULTS
 
 from dfmsd.data import CocoDataModule, DataConfig
+from dfmsd.data.config import PRESETS
 from dfmsd.detectors import Detector, load_detector
 from dfmsd.evaluation.augmented import augmented_ap
 from dfmsd.utils.files import write_json
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"augment": "none"},
-    "photometric": {"augment": "light", "photometric": 0.5},
-    "scale_jitter": {"augment": "light", "scale_jitter": (0.6, 1.4)},
-    "mosaic": {"augment": "light", "mosaic": 0.5},
+    **{name: {"augment": "light", name: value} for name, value in PRESETS["strong"].items() if name != "flip"},
     "strong": {"augment": "strong"},
 }
 """Name -> the data's settings: each part of ``strong`` by itself, and all together."""
